@@ -1,0 +1,86 @@
+/* Options: one table per program drives parsing, --help, the --config file, the man page and completion.
+ *
+ *     typedef struct { const char *cache; int64_t batch; double lr; int dry_run; kd_strings students; } cfg_t;
+ *     static const kd_option table[] = {
+ *         KD_OPTION_STRING(cfg_t, cache, "cache", "FILE", NULL, KD_OPT_REQUIRED, "cache to read"),
+ *         KD_OPTION_INT(cfg_t, batch, "batch-size", "N", "64", 1, 65536, "images per step"),
+ *         ...
+ *         KD_OPTION_END };
+ *     static const kd_program prog = {.name = "kd-train", .summary = "...", .options = table, .examples = "..."};
+ *     status = kd_options_parse(&prog, &cfg, argc, argv, arena, err);   // KD_DONE: help or version was printed
+ *
+ * Names are long (--batch-size 32 or --batch-size=32); -h, --help, --version, -v, -q, --json, --config are common to all
+ * programs. A flag on the command line wins over the config file, which wins over the default. Unknown names are an error
+ * that suggests the nearest one. Strings live in the arena. */
+#ifndef KD_COMMON_BASE_OPTIONS_H
+#define KD_COMMON_BASE_OPTIONS_H
+
+#include <stdint.h>
+#include <stdio.h>
+
+#include "common/base/json.h"
+#include "common/base/mem.h"
+
+typedef enum kd_option_kind {
+    KD_OPT_FLAG,   /* int: 0 or 1; takes no value on the command line (--x, --no-x), true/false in a config file */
+    KD_OPT_STRING, /* const char *; NULL when absent */
+    KD_OPT_INT,    /* int64_t within [min, max] */
+    KD_OPT_REAL,   /* double within [min, max], finite */
+    KD_OPT_SIZE,   /* uint64_t bytes, "32GB" */
+    KD_OPT_CHOICE, /* const char *, one of the '|' separated choices in `metavar` */
+    KD_OPT_STRINGS /* kd_strings: may be given several times */
+} kd_option_kind;
+
+enum { KD_OPT_REQUIRED = 1, KD_OPT_POSITIONAL = 2, KD_OPT_COMMON_JSON = 4 };
+
+typedef struct kd_strings {
+    const char **item;
+    size_t count;
+} kd_strings;
+
+typedef struct kd_option {
+    const char *name;    /* without "--"; for a positional its name in the usage line, e.g. "FILE" */
+    kd_option_kind kind;
+    size_t offset;       /* of the field in the program's config struct */
+    const char *metavar; /* "FILE", "N", or "a|b|c" for choices */
+    const char *dflt;    /* text of the default, parsed like a value; NULL: zero / absent */
+    double min, max;     /* for INT and REAL */
+    unsigned flags;
+    const char *help;    /* one or two sentences */
+} kd_option;
+
+#define KD_OPTION_FLAG(T, f, n, h) {n, KD_OPT_FLAG, offsetof(T, f), "", NULL, 0, 0, 0, h}
+#define KD_OPTION_STRING(T, f, n, m, d, fl, h) {n, KD_OPT_STRING, offsetof(T, f), m, d, 0, 0, fl, h}
+#define KD_OPTION_INT(T, f, n, m, d, lo, hi, h) {n, KD_OPT_INT, offsetof(T, f), m, d, lo, hi, 0, h}
+#define KD_OPTION_REAL(T, f, n, m, d, lo, hi, h) {n, KD_OPT_REAL, offsetof(T, f), m, d, lo, hi, 0, h}
+#define KD_OPTION_SIZE(T, f, n, d, h) {n, KD_OPT_SIZE, offsetof(T, f), "SIZE", d, 0, 0, 0, h}
+#define KD_OPTION_CHOICE(T, f, n, choices, d, h) {n, KD_OPT_CHOICE, offsetof(T, f), choices, d, 0, 0, 0, h}
+#define KD_OPTION_STRINGS(T, f, n, m, fl, h) {n, KD_OPT_STRINGS, offsetof(T, f), m, NULL, 0, 0, fl, h}
+#define KD_OPTION_END {NULL, KD_OPT_FLAG, 0, NULL, NULL, 0, 0, 0, NULL}
+
+typedef struct kd_program {
+    const char *name;     /* "kd-train" or "kd-cache list" */
+    const char *summary;  /* one sentence */
+    const char *examples; /* shown first in --help; lines "  $ command" */
+    const char *epilog;   /* exit codes, files; may be NULL */
+    const kd_option *options;
+} kd_program;
+
+/* Fills *config (of the table's struct, zeroed by the caller). KD_DONE after --help or --version; KD_EUSAGE otherwise.
+ * *json (may be NULL) receives whether --json was given: set as soon as it is seen, so errors can be reported in kind. */
+kd_status kd_options_parse(const kd_program *prog, void *config, int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
+
+void kd_options_help(const kd_program *prog, FILE *out);
+void kd_options_man(const kd_program *prog, FILE *out);        /* roff, section 1 */
+void kd_options_completion(const kd_program *prog, FILE *out); /* bash */
+
+/* Every option with its resolved value: as a JSON object (new reference), and as a YAML file that --config accepts. */
+json_t *kd_options_json(const kd_program *prog, const void *config);
+kd_status kd_options_write_yaml(const kd_program *prog, const void *config, const char *path, kd_err *err);
+
+/* Nearest of n names to `name` by edit distance, or NULL when none is near (distance above 1 + length / 3). */
+const char *kd_nearest_name(const char *name, const char *const *names, size_t n);
+
+extern const char kd_version[]; /* "0.1.0" */
+
+#endif
