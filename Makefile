@@ -1,0 +1,337 @@
+# kdcache. `make` builds everything it can and says what it found; `make help` lists the targets.
+#
+# Useful variables: BUILD (object folder, default build), PREFIX and DESTDIR (install), CUDA_HOME, CUDNN_HOME, CONDA_PREFIX,
+# CC, CFLAGS, LDFLAGS, V=1 (print the commands).
+
+VERSION := 0.1.0
+BUILD ?= build
+PREFIX ?= /usr/local
+DESTDIR ?=
+ifeq ($(origin CC),default)
+CC := $(shell command -v gcc >/dev/null 2>&1 && echo gcc || echo cc)
+endif
+SAN ?=
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := all
+
+ifeq ($(V),1)
+Q :=
+else
+Q := @
+endif
+
+# ---- what is on this machine ------------------------------------------------------------------------------------------
+# name | pkg-config module or header | Debian/Ubuntu package | what it is for
+LIBRARIES := lmdb:lmdb:liblmdb-dev zstd:libzstd:libzstd-dev jpeg:libjpeg:libjpeg-dev png:libpng:libpng-dev \
+             xxhash:libxxhash:libxxhash-dev jansson:jansson:libjansson-dev yaml:yaml-0.1:libyaml-dev zip:libzip:libzip-dev \
+             crypto:libcrypto:libssl-dev
+TEST_LIBRARIES := cmocka:cmocka:libcmocka-dev
+
+ifneq ($(CONDA_PREFIX),)
+export PKG_CONFIG_PATH := $(CONDA_PREFIX)/lib/pkgconfig:$(CONDA_PREFIX)/share/pkgconfig:$(PKG_CONFIG_PATH)
+SEARCH_CFLAGS := -isystem $(CONDA_PREFIX)/include
+SEARCH_LDFLAGS := -L$(CONDA_PREFIX)/lib -Wl,-rpath,$(CONDA_PREFIX)/lib
+endif
+
+# Lines of the form found:NAME or missing:NAME:PACKAGE. A library counts as found when its module is known to pkg-config.
+probe = $(shell for l in $(1); do IFS=:; set -- $$l; unset IFS; \
+    if pkg-config --exists $$2 2>/dev/null; then echo found:$$1:$$2; else echo missing:$$1:$$3; fi; done)
+# oneDNN has no pkg-config file on Debian, so its header and library are tried with the compiler.
+probe_cc = $(shell printf '\043include <$(1)>\nint main(void){return 0;}\n' | $(CC) $(SEARCH_CFLAGS) -x c - $(SEARCH_LDFLAGS) $(2) -o /dev/null 2>/dev/null && echo yes)
+
+PROBED := $(call probe,$(LIBRARIES))
+PROBED_TEST := $(call probe,$(TEST_LIBRARIES))
+HAVE_CC := $(shell command -v $(firstword $(CC)) 2>/dev/null)
+HAVE_PKG_CONFIG := $(shell command -v pkg-config 2>/dev/null)
+HAVE_DNNL := $(if $(HAVE_CC),$(call probe_cc,dnnl.h,-ldnnl))
+module = $(word 3,$(subst :, ,$(filter found:$(1):%,$(PROBED) $(PROBED_TEST))))
+libs = $(shell pkg-config --libs $(foreach n,$(1),$(call module,$(n))) 2>/dev/null)
+
+# CUDA: CUDA_HOME, then nvcc on the PATH, then the usual folder, then a conda environment.
+NVCC := $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null) \
+        $(wildcard /usr/local/cuda/bin/nvcc $(CONDA_PREFIX)/bin/nvcc))
+CUDA_ROOT := $(if $(NVCC),$(patsubst %/bin/,%,$(dir $(shell readlink -f $(NVCC)))))
+# cuDNN: CUDNN_HOME, beside CUDA, the system's folder, conda, or the wheel of a Python environment.
+CUDNN_HEADER := $(if $(NVCC),$(firstword $(wildcard $(CUDNN_HOME)/include/cudnn.h $(CUDA_ROOT)/include/cudnn.h /usr/include/cudnn.h \
+        /usr/include/x86_64-linux-gnu/cudnn.h $(CONDA_PREFIX)/include/cudnn.h) \
+        $(shell python3 -c 'import os, nvidia.cudnn as m; print(os.path.join(list(m.__path__)[0], "include", "cudnn.h"))' 2>/dev/null)))
+CUDA_SOURCES := $(wildcard kernels/cuda/*.cu kernels/cuda/*.c)
+HAVE_CUDA := $(and $(NVCC),$(CUDNN_HEADER))
+
+MISSING_PACKAGES := $(if $(HAVE_CC),,gcc libc6-dev) $(if $(HAVE_PKG_CONFIG),,pkg-config) \
+    $(foreach m,$(filter missing:%,$(PROBED)),$(word 3,$(subst :, ,$(m)))) $(if $(HAVE_DNNL),,libdnnl-dev)
+MISSING_TEST_PACKAGES := $(foreach m,$(filter missing:%,$(PROBED_TEST)),$(word 3,$(subst :, ,$(m))))
+
+# ---- flags ------------------------------------------------------------------------------------------------------------
+# _GNU_SOURCE: the affinity mask, free space of a file system and process-wide advice are not in POSIX.
+# No fast-math and no contraction anywhere: the bits of images and hashes are promised, and NaN must stay visible.
+WARNINGS := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla
+CFLAGS ?= -g
+BASE_CFLAGS := -std=c11 -D_GNU_SOURCE -O2 $(WARNINGS) -ffp-contract=off -fPIC -pthread -I. -DKD_VERSION='"$(VERSION)"' $(SEARCH_CFLAGS)
+SAN_FLAGS_ :=
+SAN_FLAGS_address := -fsanitize=address -fno-omit-frame-pointer
+SAN_FLAGS_undefined := -fsanitize=undefined -fno-sanitize-recover=undefined
+SAN_FLAGS_thread := -fsanitize=thread
+SAN_FLAGS := $(SAN_FLAGS_$(SAN))
+ALL_CFLAGS = $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS)
+ALL_LDFLAGS = -pthread $(SAN_FLAGS) $(SEARCH_LDFLAGS) -Wl,--as-needed $(LDFLAGS)
+KERNEL_CFLAGS := -O3 -fno-math-errno
+CONFIG := $(if $(SAN),$(SAN),release)-$(shell echo '$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(LDFLAGS)' | cksum | cut -d' ' -f1)
+OBJ := $(BUILD)/obj/$(CONFIG)
+# The plain build fills bin/ and lib/; any other object folder or sanitizer keeps its programs to itself.
+ROOT := $(if $(SAN),$(OBJ)/,$(if $(filter build,$(BUILD)),,$(BUILD)/))
+BIN := $(ROOT)bin
+LIB := $(ROOT)lib
+
+# ---- sources ----------------------------------------------------------------------------------------------------------
+MAINS := precompute/kd_precompute.c train/kd_train.c train/kd_eval.c train/kd_export.c cache/kd_cache.c
+COMMON_SRC := $(sort $(wildcard common/*/*.c))
+KERNELS_SRC := $(sort $(wildcard kernels/*.c kernels/ref/*.c kernels/nn/*.c))
+CACHE_SRC := $(sort $(filter-out $(MAINS),$(wildcard cache/*.c)))
+PRECOMPUTE_SRC := $(sort $(filter-out $(MAINS),$(wildcard precompute/*.c)))
+TRAIN_SRC := $(sort $(filter-out $(MAINS),$(wildcard train/*.c)))
+CPU_SRC := $(sort $(wildcard kernels/cpu/*.c))
+LAYERS := $(if $(TRAIN_SRC),train) $(if $(PRECOMPUTE_SRC),precompute) $(if $(CACHE_SRC),cache) $(if $(KERNELS_SRC),kernels) common
+archives = $(foreach l,$(filter $(LAYERS),$(1)),$(OBJ)/libkd_$(l).a)
+objects = $(patsubst %.c,$(OBJ)/%.o,$(1))
+
+HAVE_MAINS := $(wildcard $(MAINS))
+PROGRAMS := $(foreach m,$(HAVE_MAINS),$(BIN)/$(subst _,-,$(basename $(notdir $(m)))))
+MODULES := $(if $(and $(CPU_SRC),$(HAVE_DNNL)),$(LIB)/libkd_cpu.so) $(if $(and $(CUDA_SOURCES),$(HAVE_CUDA)),$(LIB)/libkd_cuda.so)
+
+TEST_DIRS := unit ops golden cli fault e2e
+TEST_SRC := $(sort $(foreach d,$(TEST_DIRS),$(wildcard tests/$(d)/test_*.c)))
+TEST_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(TEST_SRC))
+BENCH_SRC := $(sort $(wildcard tests/bench/bench_*.c))
+BENCH_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(BENCH_SRC))
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
+FUZZ_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(FUZZ_SRC))
+# Other C files beside the tests are shared by all tests of their folder.
+test_helpers = $(call objects,$(filter-out tests/$(1)/test_%.c tests/$(1)/bench_%.c tests/$(1)/fuzz_%.c,$(wildcard tests/$(1)/*.c)))
+
+COMMON_LIBS = $(call libs,jansson yaml crypto jpeg png zip) -lm -ldl
+CACHE_LIBS = $(call libs,lmdb zstd)
+
+# ---- main targets -----------------------------------------------------------------------------------------------------
+.PHONY: all build report required programs modules test-programs test unit bench demo deps check headers layers exits asan ubsan tsan \
+        install uninstall bundle clean help format run-tests run-demo
+
+## all: report what was found, then build the programs (bin/) and backend modules (lib/)
+all: report
+	$(Q)$(MAKE) --no-print-directory build
+
+# Without the report. The inner make starts only when nothing is missing.
+build: required
+	$(Q)$(MAKE) --no-print-directory programs modules $(if $(KD_WITH_TESTS),test-programs)
+
+programs: $(PROGRAMS)
+	@:
+modules: $(MODULES)
+	@:
+
+report:
+	@printf '%-12s %-9s %s\n' compiler '$(if $(HAVE_CC),found,MISSING)' '$(if $(HAVE_CC),$(HAVE_CC),apt install gcc libc6-dev)'
+	@printf '%-12s %-9s %s\n' pkg-config '$(if $(HAVE_PKG_CONFIG),found,MISSING)' '$(if $(HAVE_PKG_CONFIG),,apt install pkg-config)'
+	@for l in $(PROBED) $(PROBED_TEST); do IFS=:; set -- $$l; unset IFS; \
+	    if [ $$1 = found ]; then printf '%-12s %-9s %s\n' $$2 found "$$(pkg-config --modversion $$3)"; \
+	    else printf '%-12s %-9s %s\n' $$2 MISSING "apt install $$3"; fi; done
+	@printf '%-12s %-9s %s\n' oneDNN '$(if $(HAVE_DNNL),found,MISSING)' '$(if $(HAVE_DNNL),,apt install libdnnl-dev)'
+	@printf '%-12s %-9s %s\n' CUDA '$(if $(NVCC),found,no)' \
+	    '$(if $(NVCC),$(NVCC),optional: install the CUDA toolkit or set CUDA_HOME)$(if $(CUDA_SOURCES),, [not used: no CUDA backend in this version])'
+	@$(if $(NVCC),printf '%-12s %-9s %s\n' cuDNN '$(if $(CUDNN_HEADER),found,no)' '$(if $(CUDNN_HEADER),$(CUDNN_HEADER),optional: set CUDNN_HOME)',:)
+
+required:
+ifneq ($(strip $(MISSING_PACKAGES)),)
+	@echo 'kdcache cannot be built yet: missing $(strip $(MISSING_PACKAGES)). Run "make deps" (apt), or see docs/install/ for machines without root.' >&2; exit 1
+endif
+
+## deps: install what is missing with apt (Debian, Ubuntu); elsewhere print the list
+deps:
+ifeq ($(strip $(MISSING_PACKAGES) $(MISSING_TEST_PACKAGES)),)
+	@:
+else
+	@if ! grep -qsE '^ID(_LIKE)?=.*(debian|ubuntu)' /etc/os-release || ! command -v apt-get >/dev/null; then \
+	    echo 'Install these (Debian names) with this system'"'"'s package manager, or see docs/install/: $(strip $(MISSING_PACKAGES) $(MISSING_TEST_PACKAGES))' >&2; exit 1; fi; \
+	if [ "$$(id -u)" = 0 ]; then sudo=; elif command -v sudo >/dev/null; then sudo=sudo; else \
+	    echo 'Ask an administrator to run: apt-get install $(strip $(MISSING_PACKAGES) $(MISSING_TEST_PACKAGES)); or see docs/install/ for ways without root.' >&2; exit 1; fi; \
+	echo 'Installing: $(strip $(MISSING_PACKAGES) $(MISSING_TEST_PACKAGES))'; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+	    $(strip $(MISSING_PACKAGES) $(MISSING_TEST_PACKAGES))
+endif
+
+## test: every test (unit, ops, golden, cli, fault, e2e); does its own set-up
+# A new make for the real work: what deps has just installed is looked for when the Makefile is read.
+test: deps
+	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) KD_WITH_TESTS=1 build
+	$(Q)$(MAKE) --no-print-directory run-tests
+
+test-programs: required $(TEST_BINARIES)
+	@:
+
+# SUITES=unit,ops picks folders; TESTS=word picks files whose name contains it.
+run-tests:
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' SUITES='$(SUITES)' TESTS='$(TESTS)' tests/run.sh
+
+## unit: only the unit tests
+unit: required
+	$(Q)$(MAKE) --no-print-directory test-programs
+	$(Q)$(MAKE) --no-print-directory run-tests SUITES=unit
+
+## asan, ubsan, tsan: unit tests with that sanitizer (SUITES=unit,ops for more)
+asan:
+	$(Q)$(MAKE) --no-print-directory SAN=address sanitized
+ubsan:
+	$(Q)$(MAKE) --no-print-directory SAN=undefined sanitized
+tsan:
+	$(Q)$(MAKE) --no-print-directory SAN=thread sanitized
+
+.PHONY: sanitized
+sanitized: SUITES ?= unit
+sanitized: required modules
+	$(Q)$(MAKE) --no-print-directory $(filter $(foreach s,$(subst $(comma), ,$(or $(SUITES),unit)),$(OBJ)/tests/$(s)/%),$(TEST_BINARIES))
+	$(Q)$(MAKE) --no-print-directory run-tests SUITES='$(or $(SUITES),unit)' KD_NO_SCRIPTS=1
+
+comma := ,
+
+## demo: the whole job on drawn pictures; IMAGES=dir WEIGHTS=file use your own
+demo: deps
+	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) build
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' IMAGES='$(IMAGES)' WEIGHTS='$(WEIGHTS)' tests/e2e/demo.sh
+
+## bench: tests/bench against the peers; results in tests/bench/results/
+bench: build $(BENCH_BINARIES)
+	$(Q)if [ -x tests/bench/run.sh ]; then KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/run.sh; \
+	    else echo 'there are no benches in this tree'; fi
+
+## fuzz: build the fuzz targets (run with their seed corpora by the tests)
+.PHONY: fuzz
+fuzz: required $(FUZZ_BINARIES)
+
+# ---- rules ------------------------------------------------------------------------------------------------------------
+$(OBJ)/kernels/%.o: kernels/%.c
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  cc   $<')
+	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(if $(filter kernels/cpu/%,$<),-fopenmp) -MMD -MP -c $< -o $@
+
+$(OBJ)/%.o: %.c
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  cc   $<')
+	$(Q)$(CC) $(ALL_CFLAGS) -MMD -MP -c $< -o $@
+
+# An archive is made anew, so that an object whose source was removed leaves it; the list file notices that.
+define archive_rule
+$(OBJ)/libkd_$(1).a: $(call objects,$(2)) $(OBJ)/libkd_$(1).list
+	@$(if $(Q),echo '  ar   libkd_$(1).a')
+	$(Q)rm -f $$@ && ar rcs $$@ $(call objects,$(2))
+$(OBJ)/libkd_$(1).list: FORCE
+	@mkdir -p $$(@D)
+	@echo '$(2)' | cmp -s - $$@ || echo '$(2)' > $$@
+endef
+.PHONY: FORCE
+$(eval $(call archive_rule,common,$(COMMON_SRC)))
+$(eval $(call archive_rule,kernels,$(KERNELS_SRC)))
+$(eval $(call archive_rule,cache,$(CACHE_SRC)))
+$(eval $(call archive_rule,precompute,$(PRECOMPUTE_SRC)))
+$(eval $(call archive_rule,train,$(TRAIN_SRC)))
+
+# -rdynamic: a module uses the program's copy of common/ (memory counters, log level) instead of its own.
+# $(1) program, $(2) main source, $(3) layers, $(4) libraries
+define program_rule
+$(BIN)/$(1): $(call objects,$(2)) $(call archives,$(3))
+	@mkdir -p $$(@D)
+	@$(if $(Q),echo '  link $$@')
+	$(Q)$(CC) $(ALL_LDFLAGS) $(if $(filter kernels,$(3)),-rdynamic) $$(filter %.o,$$^) -Wl$(comma)--start-group $$(filter %.a,$$^) -Wl$(comma)--end-group $(4) -o $$@
+endef
+$(eval $(call program_rule,kd-precompute,precompute/kd_precompute.c,precompute cache kernels common,$(CACHE_LIBS) $(COMMON_LIBS)))
+$(eval $(call program_rule,kd-train,train/kd_train.c,train cache kernels common,$(CACHE_LIBS) $(COMMON_LIBS)))
+$(eval $(call program_rule,kd-eval,train/kd_eval.c,train cache kernels common,$(CACHE_LIBS) $(COMMON_LIBS)))
+$(eval $(call program_rule,kd-export,train/kd_export.c,train cache kernels common,$(CACHE_LIBS) $(COMMON_LIBS)))
+$(eval $(call program_rule,kd-cache,cache/kd_cache.c,cache common,$(CACHE_LIBS) $(COMMON_LIBS)))
+
+$(LIB)/libkd_cpu.so: $(call objects,$(CPU_SRC)) $(call archives,common)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  link $@')
+	$(Q)$(CC) -shared $(ALL_LDFLAGS) -fopenmp $(filter %.o,$^) $(filter %.a,$^) -ldnnl $(COMMON_LIBS) -o $@
+
+CUDA_LINK := -L$(CUDA_ROOT)/lib64 -L$(CUDA_ROOT)/lib $(if $(CUDNN_HEADER),-L$(dir $(CUDNN_HEADER))../lib -L$(dir $(CUDNN_HEADER))../lib64)
+$(OBJ)/kernels/cuda/%.cu.o: kernels/cuda/%.cu
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  nvcc $<')
+	$(Q)$(NVCC) -O3 -Xcompiler -fPIC -I. -I$(dir $(CUDNN_HEADER)) -MMD -MP -c $< -o $@
+
+$(LIB)/libkd_cuda.so: $(patsubst %.cu,$(OBJ)/%.cu.o,$(filter %.cu,$(CUDA_SOURCES))) $(call objects,$(filter %.c,$(CUDA_SOURCES))) $(call archives,common)
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  link $@')
+	$(Q)$(NVCC) -shared $(filter %.o,$^) $(filter %.a,$^) $(CUDA_LINK) -lcublasLt -lcudnn -lcudart $(COMMON_LIBS) -o $@
+
+.SECONDEXPANSION:
+$(OBJ)/tests/%: $(OBJ)/tests/%.o $$(call test_helpers,$$(patsubst %/,%,$$(dir $$*))) $(call archives,$(LAYERS))
+	@$(if $(Q),echo '  link $@')
+	$(Q)$(CC) $(ALL_LDFLAGS) -rdynamic $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(call libs,cmocka) $(CACHE_LIBS) $(COMMON_LIBS) -o $@
+
+.SECONDARY:
+-include $(wildcard $(addsuffix .d,$(basename $(call objects,$(COMMON_SRC) $(KERNELS_SRC) $(CACHE_SRC) $(PRECOMPUTE_SRC) $(TRAIN_SRC) $(CPU_SRC) $(HAVE_MAINS) $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) $(foreach d,$(TEST_DIRS) bench fuzz,$(wildcard tests/$(d)/*.c))))))
+-include $(wildcard $(OBJ)/kernels/cuda/*.d)
+
+# ---- checks -----------------------------------------------------------------------------------------------------------
+## check: layering, headers that compile alone, no exit or abort outside the mains
+check: layers headers exits
+
+layers:
+	$(Q)tests/layers.sh
+
+## headers: compile each header alone with gcc (and nvcc, where it must)
+HEADERS = $(sort $(wildcard common/*/*.h kernels/*.h kernels/*/*.h cache/*.h precompute/*.h train/*.h))
+NVCC_HEADERS = $(filter kernels/%.h,$(filter-out kernels/cpu/%,$(HEADERS))) common/base/err.h
+headers:
+	$(Q)bad=0; for h in $(filter-out kernels/cuda/%,$(HEADERS)); do \
+	    printf '#include "%s"\ntypedef int kd_header_check;\n' $$h | $(CC) $(ALL_CFLAGS) -fsyntax-only -x c - || { echo "$$h: does not compile alone"; bad=1; }; done; \
+	$(if $(NVCC),for h in $(NVCC_HEADERS); do printf '#include "%s"\n' $$h > $(OBJ)/header.cu; \
+	    $(NVCC) -I. -c $(OBJ)/header.cu -o /dev/null || { echo "$$h: does not compile with nvcc"; bad=1; }; done;) \
+	[ $$bad = 0 ] && echo 'headers: $(words $(HEADERS)) compile alone'
+
+# Programs end in their mains; kd_assert_failed (err.c) is the one other place that may end the process.
+exits: $(call archives,$(LAYERS))
+	$(Q)bad=$$(for a in $^; do nm -A $$a 2>/dev/null; done | grep -E ' U (exit|_exit|_Exit|quick_exit|abort)$$' | grep -v ':err\.o:'); \
+	if [ -n "$$bad" ]; then echo "exit or abort is called outside the mains:"; echo "$$bad"; exit 1; fi; echo 'exits: only in the mains'
+
+## format: clang-format over the C files, where it is installed
+format:
+	$(Q)command -v clang-format >/dev/null || { echo 'clang-format is not installed' >&2; exit 1; }
+	$(Q)clang-format -i $(COMMON_SRC) $(KERNELS_SRC) $(CACHE_SRC) $(PRECOMPUTE_SRC) $(TRAIN_SRC) $(CPU_SRC) $(HAVE_MAINS) $(TEST_SRC)
+
+# ---- install ----------------------------------------------------------------------------------------------------------
+PROGRAM_NAMES = $(notdir $(PROGRAMS))
+MAN_PAGES = $(wildcard docs/man/*.1)
+
+## install: programs, modules, manual pages, completion under PREFIX (DESTDIR for packagers)
+install: build
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib' '$(DESTDIR)$(PREFIX)/share/man/man1' '$(DESTDIR)$(PREFIX)/share/bash-completion/completions'
+	for p in $(PROGRAMS); do install -m 755 $$p '$(DESTDIR)$(PREFIX)/bin/' || exit 1; done
+	for m in $(MODULES); do install -m 755 $$m '$(DESTDIR)$(PREFIX)/lib/' || exit 1; done
+	for m in $(MAN_PAGES); do install -m 644 $$m '$(DESTDIR)$(PREFIX)/share/man/man1/' || exit 1; done
+	for p in $(PROGRAMS); do n=$$(basename $$p); \
+	    [ -f docs/man/$$n.1 ] || $$p --man > '$(DESTDIR)$(PREFIX)/share/man/man1/'$$n.1 || exit 1; \
+	    $$p --completion > '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/'$$n || exit 1; done
+
+## uninstall: remove what install put under PREFIX
+uninstall:
+	for n in $(PROGRAM_NAMES); do rm -f '$(DESTDIR)$(PREFIX)/bin/'$$n '$(DESTDIR)$(PREFIX)/share/man/man1/'$$n.1 \
+	    '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/'$$n; done
+	rm -f '$(DESTDIR)$(PREFIX)/lib/libkd_cpu.so' '$(DESTDIR)$(PREFIX)/lib/libkd_cuda.so' $(foreach m,$(MAN_PAGES),'$(DESTDIR)$(PREFIX)/share/man/man1/$(notdir $(m))')
+
+BUNDLE := dist/kdcache-bundle
+## bundle: a folder that runs on other machines of this kind without installing anything
+# The C library stays the target's own; its newest symbol version decides how old the target may be.
+bundle: build
+	$(Q)tests/bundle.sh '$(BUNDLE)' $(PROGRAMS) -- $(MODULES)
+
+## clean: remove what this Makefile makes
+clean:
+	rm -rf $(BUILD)/obj $(if $(filter build,$(BUILD)),build bin lib dist)
+
+## help: this list
+help:
+	@sed -n 's/^## \([a-z, ]*\): \(.*\)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r t d; do printf '  %-20s %s\n' "$$t" "$$d"; done
