@@ -1,0 +1,100 @@
+/* Backend: one opened device and the table of functions that every implementation fills in.
+ *
+ * Three implementations of one contract: `ref` (plain C, the oracle, always linked in), `cpu` (oneDNN, lib/libkd_cpu.so) and `cuda`
+ * (lib/libkd_cuda.so), the last two loaded at run time, so that one binary starts anywhere. Asking for a device that isn't there is
+ * KD_ENODEVICE, never a fallback.
+ *
+ *     kd_backend *b;
+ *     KD_TRY(kd_backend_open(&b, "cpu", 2, err));
+ *     void *x = NULL;
+ *     KD_TRY(b->v->alloc(b, &x, bytes, err));
+ *     KD_TRY(b->v->upload(b, x, host, bytes, err));
+ *     ...
+ *     kd_backend_close(b);
+ *
+ * Buffers are device addresses: only the backend dereferences them, offsets are plain pointer arithmetic. Calls are queued on one stream in
+ * order; upload and download have completed for the host side when they return. No op returns a host scalar: results lie in buffers.
+ * Thread rule: a backend belongs to one thread at a time.
+ * This header and ops.h compile as C11 and under nvcc. */
+#ifndef KD_KERNELS_BACKEND_H
+#define KD_KERNELS_BACKEND_H
+
+#include "common/base/err.h"
+#include "kernels/ops.h"
+
+enum { KD_BACKEND_ABI = 1 };
+
+typedef struct kd_backend kd_backend;
+typedef struct kd_op kd_op; /* one prepared op; each backend defines its own */
+
+/* AdamW (Loshchilov & Hutter; torch.optim.AdamW): decay first, then
+ * m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps). */
+typedef struct kd_adamw {
+    float lr, beta1, beta2, eps, weight_decay;
+    int64_t step; /* t, from 1 */
+} kd_adamw;
+
+/* Statistics of one encoded record, all over its n values (x f32 input, q what a reader decodes). */
+typedef struct kd_encode_stats {
+    double xx, qq, xq, err2; /* sum x*x, q*q, x*q, (x-q)^2 */
+    double bad;              /* values that f16 can't hold: NaN, infinity, |x| > 65504 */
+} kd_encode_stats;
+
+typedef struct kd_backend_table {
+    int abi;
+    const char *name; /* "ref", "cpu", "cuda" */
+
+    /* threads >= 1; ordinal: device number for cuda, else 0. */
+    kd_status (*open)(kd_backend **out, int threads, int ordinal, kd_err *err);
+    void (*close)(kd_backend *b);
+    /* "oneDNN 2.6.3, AVX-512 bf16, 2 threads": provenance. Lives as long as b. */
+    const char *(*describe)(const kd_backend *b);
+    /* KD_OK, or KD_ENODEVICE with the sentence why bf16 isn't available here (no instructions). */
+    kd_status (*check_bf16)(const kd_backend *b, kd_err *err);
+
+    kd_status (*alloc)(kd_backend *b, void **out, size_t bytes, kd_err *err); /* 64-byte aligned, zeroed */
+    void (*release)(kd_backend *b, void *p);                                   /* accepts NULL */
+    kd_status (*upload)(kd_backend *b, void *dst, const void *src, size_t bytes, kd_err *err);
+    kd_status (*download)(kd_backend *b, void *dst, const void *src, size_t bytes, kd_err *err);
+    kd_status (*zero)(kd_backend *b, void *dst, size_t bytes, kd_err *err);
+    kd_status (*sync)(kd_backend *b, kd_err *err); /* waits for the stream; reports errors of earlier launches */
+
+    /* Ops (kernels/ops.h). create chooses the algorithm and fills needs; nothing may be allocated in pack, forward or backward. */
+    kd_status (*op_create)(kd_backend *b, kd_op **out, const kd_op_desc *desc, kd_op_needs *needs, kd_err *err);
+    void (*op_destroy)(kd_backend *b, kd_op *op);
+    /* Re-orders or converts args->param into args->packed; called after the parameters have changed, before forward. */
+    kd_status (*op_pack)(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err);
+    kd_status (*op_forward)(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err);
+    kd_status (*op_backward)(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err);
+
+    /* Flat vectors of n f32. */
+    kd_status (*sum_squares)(kd_backend *b, float *out, const float *x, size_t n, kd_err *err); /* *out (device) = sum x^2, fixed order */
+    /* *scale = max_norm / (norm + 1e-6) when norm = sqrt(*sumsq) > max_norm > 0, else 1 (torch.nn.utils.clip_grad_norm_); NaN when norm isn't finite. */
+    kd_status (*clip_scale)(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err);
+    /* One AdamW step with gradient *scale * g. When *scale is NaN nothing is changed. */
+    kd_status (*adamw)(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
+
+    /* Target encoding for storage: `records` records of n f32 values each -> f16 (round to nearest even) in byte planes: per record n high bytes, then
+     * n low bytes. Decoding is cache/codec.c. stats: one kd_encode_stats per record (device). */
+    kd_status (*encode_f16)(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err);
+} kd_backend_table;
+
+/* Every backend's own struct begins with this one. */
+struct kd_backend {
+    const kd_backend_table *v;
+    int threads;
+};
+
+/* Each module exports this symbol. */
+typedef const kd_backend_table *(*kd_backend_entry)(void);
+#define KD_BACKEND_ENTRY_NAME "kd_backend_table_get"
+
+const kd_backend_table *kd_backend_ref_table(void); /* kernels/ref, linked in */
+
+/* device: "auto", "ref", "cpu", "cuda" or "cuda:N". auto: cuda if its module and a device are present, else cpu, else KD_ENODEVICE; says which with kd_log, and
+ * warns on every run when an NVIDIA device is there but its module isn't. threads 0 = all processors of this process.
+ * Modules are looked for in KD_LIB_DIR, then in ../lib beside the executable. KD_EUSAGE: unknown name. KD_ENODEVICE: module or device missing, wrong ABI. */
+kd_status kd_backend_open(kd_backend **out, const char *device, int threads, kd_err *err);
+void kd_backend_close(kd_backend *b); /* accepts NULL */
+
+#endif

@@ -1,0 +1,261 @@
+#include "kernels/ops.h"
+
+#include <stdio.h>
+
+#include "common/base/err.h"
+
+static const char *const kind_names[KD_OP_KINDS] = {
+    [KD_OP_NORMALIZE] = "normalize",
+    [KD_OP_CONV2D] = "conv2d",
+    [KD_OP_LINEAR] = "linear",
+    [KD_OP_BATCH_NORM] = "batch_norm",
+    [KD_OP_LAYER_NORM] = "layer_norm",
+    [KD_OP_RELU] = "relu",
+    [KD_OP_GELU] = "gelu",
+    [KD_OP_SILU_GATE] = "silu_gate",
+    [KD_OP_ADD] = "add",
+    [KD_OP_SCALE_ADD] = "scale_add",
+    [KD_OP_MAX_POOL] = "max_pool",
+    [KD_OP_MEAN_TOKENS] = "mean_tokens",
+    [KD_OP_ATTENTION] = "attention",
+    [KD_OP_TOKENS] = "tokens",
+    [KD_OP_TOKEN_SLICE] = "token_slice",
+    [KD_OP_RESIZE_BILINEAR] = "resize_bilinear",
+    [KD_OP_MSE] = "mse",
+};
+
+const char *kd_op_kind_name(kd_op_kind k) {
+    return (unsigned)k < KD_OP_KINDS ? kind_names[k] : "unknown op";
+}
+
+size_t kd_tdesc_numel(const kd_tdesc *t) {
+    size_t n = 1;
+    for (int i = 0; i < t->rank; i++)
+        n *= (size_t)t->shape[i];
+    return n;
+}
+
+size_t kd_tdesc_bytes(const kd_tdesc *t) {
+    return kd_tdesc_numel(t) * kd_dtype_size(t->dtype);
+}
+
+static int64_t last_dim(const kd_tdesc *t) {
+    return t->shape[t->rank - 1];
+}
+
+size_t kd_op_param_numel(const kd_op_desc *d, int i) {
+    size_t in = (size_t)last_dim(&d->x[0]), out = (size_t)last_dim(&d->y);
+    switch (d->kind) {
+    case KD_OP_CONV2D:
+        return i == 0 ? out * in * (size_t)d->kernel * (size_t)d->kernel : i == 1 && d->bias ? out : 0;
+    case KD_OP_LINEAR:
+        return i == 0 ? out * in : (i == 1 && d->bias) || (i == 2 && d->residual) ? out : 0;
+    case KD_OP_BATCH_NORM:
+    case KD_OP_LAYER_NORM:
+        return i < 2 ? in : 0;
+    case KD_OP_SCALE_ADD:
+        return i == 0 ? in : 0;
+    case KD_OP_TOKENS:
+        return i == 0 ? in : i == 1 ? (size_t)d->y.shape[1] * in : 0;
+    default:
+        return 0;
+    }
+}
+
+size_t kd_op_state_numel(const kd_op_desc *d, int i) {
+    return d->kind == KD_OP_BATCH_NORM && i < KD_OP_MAX_STATE ? (size_t)last_dim(&d->x[0]) : 0;
+}
+
+/* --- checks --- */
+
+#define CHECK(d, cond) ((cond) ? (void)0 : violated((d), #cond, __LINE__))
+
+static void violated(const kd_op_desc *d, const char *what, int line) {
+    char text[300];
+    snprintf(text, sizeof text, "%s (%s): %s", d->name ? d->name : "op without a name", kd_op_kind_name(d->kind), what);
+    kd_assert_failed(text, __FILE__, line);
+}
+
+static int same_shape(const kd_tdesc *a, const kd_tdesc *b) {
+    if (a->rank != b->rank)
+        return 0;
+    for (int i = 0; i < a->rank; i++)
+        if (a->shape[i] != b->shape[i])
+            return 0;
+    return 1;
+}
+
+static int is_activation(const kd_tdesc *t) {
+    return t->dtype == KD_F32 || t->dtype == KD_BF16;
+}
+
+static void check_tensor(const kd_op_desc *d, const kd_tdesc *t) {
+    size_t n = 1;
+    CHECK(d, t->rank >= 1 && t->rank <= KD_OP_MAX_RANK);
+    for (int i = 0; i < t->rank; i++) {
+        CHECK(d, t->shape[i] >= 1);
+        CHECK(d, (size_t)t->shape[i] <= SIZE_MAX / 16 / n); /* 16: bytes of any element, with room */
+        n *= (size_t)t->shape[i];
+    }
+    CHECK(d, t->dtype == KD_F32 || t->dtype == KD_BF16 || t->dtype == KD_U8);
+}
+
+static int64_t window_out(int64_t in, const kd_op_desc *d) {
+    return (in + 2 * (int64_t)d->pad - d->kernel) / d->stride + 1;
+}
+
+/* conv2d and max_pool: y is what kernel, stride and pad make of x. */
+static void check_window(const kd_op_desc *d) {
+    const kd_tdesc *x = &d->x[0], *y = &d->y;
+    CHECK(d, x->rank == 4 && y->rank == 4);
+    CHECK(d, d->kernel >= 1 && d->stride >= 1 && d->pad >= 0 && d->pad < d->kernel);
+    CHECK(d, x->shape[1] + 2 * d->pad >= d->kernel && x->shape[2] + 2 * d->pad >= d->kernel);
+    CHECK(d, y->shape[0] == x->shape[0]);
+    CHECK(d, y->shape[1] == window_out(x->shape[1], d) && y->shape[2] == window_out(x->shape[2], d));
+}
+
+static void check_linear(const kd_op_desc *d) {
+    CHECK(d, d->x[0].rank == d->y.rank);
+    for (int i = 0; i + 1 < d->y.rank; i++)
+        CHECK(d, d->x[0].shape[i] == d->y.shape[i]);
+    if (d->residual) {
+        CHECK(d, !d->train && d->act == KD_ACT_NONE);
+        CHECK(d, same_shape(&d->x[1], &d->y) && d->x[1].dtype == d->y.dtype);
+    }
+}
+
+static void check_batch_norm(const kd_op_desc *d) {
+    CHECK(d, same_shape(&d->x[0], &d->y) && d->y.rank == 4);
+    CHECK(d, d->inputs == 1 || same_shape(&d->x[1], &d->y));
+    CHECK(d, d->eps > 0 && d->momentum >= 0 && d->momentum <= 1);
+    /* The unbiased variance of one value doesn't exist (torch refuses it too). */
+    CHECK(d, !d->train || kd_tdesc_numel(&d->y) > (size_t)d->y.shape[3]);
+}
+
+static void check_tokens(const kd_op_desc *d) {
+    const kd_tdesc *x = &d->x[0], *y = &d->y;
+    CHECK(d, x->rank == 3 && y->rank == 3);
+    CHECK(d, x->shape[0] == y->shape[0]);
+    switch (d->kind) {
+    case KD_OP_ATTENTION:
+        CHECK(d, x->shape[1] == y->shape[1] && x->shape[2] == 3 * y->shape[2]);
+        CHECK(d, d->heads >= 1 && y->shape[2] % d->heads == 0);
+        break;
+    case KD_OP_TOKENS:
+        CHECK(d, y->shape[1] == x->shape[1] + 1 && x->shape[2] == y->shape[2]);
+        break;
+    default:
+        CHECK(d, d->begin >= 0 && d->begin + y->shape[1] <= x->shape[1] && x->shape[2] == y->shape[2]);
+    }
+}
+
+static void check_mean_tokens(const kd_op_desc *d) {
+    CHECK(d, d->x[0].rank == 3 || d->x[0].rank == 4);
+    CHECK(d, d->y.rank == 2 && d->y.shape[0] == d->x[0].shape[0] && d->y.shape[1] == last_dim(&d->x[0]));
+}
+
+static void check_inputs(const kd_op_desc *d) {
+    int wanted = 1;
+    if (d->kind == KD_OP_ADD || d->kind == KD_OP_SCALE_ADD || d->kind == KD_OP_MSE || (d->kind == KD_OP_LINEAR && d->residual))
+        wanted = 2;
+    CHECK(d, d->inputs == wanted || (d->kind == KD_OP_BATCH_NORM && d->inputs == 2));
+    CHECK(d, (d->need_dx >> d->inputs) == 0 && (d->add_dx >> d->inputs) == 0);
+    CHECK(d, (d->add_dx & ~d->need_dx) == 0);
+    for (int i = 0; i < d->inputs; i++)
+        check_tensor(d, &d->x[i]);
+    check_tensor(d, &d->y);
+    CHECK(d, is_activation(&d->y));
+    if (d->kind == KD_OP_NORMALIZE)
+        CHECK(d, d->x[0].dtype == KD_U8 && d->need_dx == 0);
+    else
+        for (int i = 0; i < d->inputs; i++)
+            CHECK(d, is_activation(&d->x[i]));
+}
+
+static void check_act(const kd_op_desc *d) {
+    switch (d->kind) {
+    case KD_OP_LINEAR:
+        CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU || d->act == KD_ACT_GELU);
+        break;
+    case KD_OP_CONV2D:
+    case KD_OP_BATCH_NORM:
+    case KD_OP_ADD:
+        CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU);
+        break;
+    default:
+        CHECK(d, d->act == KD_ACT_NONE);
+    }
+}
+
+void kd_op_check(const kd_op_desc *d) {
+    CHECK(d, (unsigned)d->kind < KD_OP_KINDS);
+    check_inputs(d);
+    check_act(d);
+    const kd_tdesc *x = &d->x[0], *y = &d->y;
+    switch (d->kind) {
+    case KD_OP_NORMALIZE:
+        CHECK(d, same_shape(x, y) && x->rank == 4 && x->shape[3] == 3);
+        CHECK(d, d->std[0] > 0 && d->std[1] > 0 && d->std[2] > 0);
+        break;
+    case KD_OP_CONV2D:
+        check_window(d);
+        break;
+    case KD_OP_MAX_POOL:
+        check_window(d);
+        CHECK(d, x->shape[3] == y->shape[3]);
+        CHECK(d, 2 * d->pad <= d->kernel); /* so that every window holds a value, as torch demands */
+        break;
+    case KD_OP_LINEAR:
+        check_linear(d);
+        break;
+    case KD_OP_BATCH_NORM:
+        check_batch_norm(d);
+        break;
+    case KD_OP_LAYER_NORM:
+        CHECK(d, same_shape(x, y) && d->eps > 0);
+        break;
+    case KD_OP_RELU:
+    case KD_OP_GELU:
+        CHECK(d, same_shape(x, y));
+        break;
+    case KD_OP_SILU_GATE:
+        CHECK(d, last_dim(x) == 2 * last_dim(y) && kd_tdesc_numel(x) == 2 * kd_tdesc_numel(y));
+        break;
+    case KD_OP_ADD:
+    case KD_OP_SCALE_ADD:
+        CHECK(d, same_shape(x, y) && same_shape(&d->x[1], y));
+        break;
+    case KD_OP_MEAN_TOKENS:
+        check_mean_tokens(d);
+        break;
+    case KD_OP_ATTENTION:
+    case KD_OP_TOKENS:
+    case KD_OP_TOKEN_SLICE:
+        check_tokens(d);
+        break;
+    case KD_OP_RESIZE_BILINEAR:
+        CHECK(d, x->rank == 4 && y->rank == 4 && x->shape[0] == y->shape[0] && x->shape[3] == y->shape[3]);
+        break;
+    case KD_OP_MSE:
+        CHECK(d, same_shape(x, &d->x[1]) && kd_tdesc_numel(y) == 1);
+        CHECK(d, x->dtype == KD_F32 && d->x[1].dtype == KD_F32 && y->dtype == KD_F32);
+        CHECK(d, (d->need_dx & 2u) == 0);
+        break;
+    case KD_OP_KINDS:
+        break;
+    }
+}
+
+double kd_op_flops(const kd_op_desc *d) {
+    double out = (double)kd_tdesc_numel(&d->y), in = (double)last_dim(&d->x[0]);
+    switch (d->kind) {
+    case KD_OP_CONV2D:
+        return 2.0 * out * in * d->kernel * d->kernel;
+    case KD_OP_LINEAR:
+        return 2.0 * out * in;
+    case KD_OP_ATTENTION:
+        return 4.0 * out * (double)d->y.shape[1];
+    default:
+        return 0.0;
+    }
+}

@@ -1,0 +1,117 @@
+/* Ops: the contract that ref, cpu and cuda implement. One op = one node of a graph, prepared once for fixed shapes and run many times.
+ *
+ * Shape legend: N batch, H W height and width, C channels, T tokens, D width, P patches. Activations are dense and channels-last: a map is [N,H,W,C], tokens are
+ * [N,T,D], so a map of patches is the same memory as its tokens. Parameters keep the reference library's shapes (convolution [O,I,kh,kw], linear [O,I]) and are always f32; what layout or precision
+ * a backend multiplies with is its own business (op_pack).
+ *
+ * Precision: an activation is F32 or BF16 (kd_tdesc.dtype); a gradient has the dtype of its value. When x[0] is BF16, conv2d, linear and attention multiply bf16 by bf16 (weights, probabilities and incoming
+ * gradients rounded to nearest even) and accumulate in f32; bias, activation, normalisation, softmax and losses compute in f32 and round once at the output. Parameter gradients are f32.
+ *
+ * Backward rule: parameter gradients accumulate (dparam += ...); activation gradients overwrite (dx = ...) unless the desc's add_dx bit says that they are added (dx += ...).
+ * In training mode x, y and saved of the forward pass are still valid when backward is called.
+ * Gradient reductions have a fixed order for a fixed thread count. */
+#ifndef KD_KERNELS_OPS_H
+#define KD_KERNELS_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "common/tensor/dtype.h"
+
+enum { KD_OP_MAX_X = 2, KD_OP_MAX_PARAM = 4, KD_OP_MAX_STATE = 2, KD_OP_MAX_RANK = 4 };
+
+typedef enum kd_op_kind {
+    /* x0 U8 [N,H,W,3] -> y [N,H,W,3]: y = (x/255 - mean) / std, in f32 with true divisions (torchvision ToTensor, Normalize). No gradient. */
+    KD_OP_NORMALIZE,
+    /* x0 [N,H,W,I], param0 weight [O,I,k,k], param1 bias [O] if desc.bias -> y [N,Ho,Wo,O]; Ho = (H + 2 pad - k) / stride + 1, zero padding, cross-correlation.
+     * act RELU or NONE. */
+    KD_OP_CONV2D,
+    /* x0 [.., I] -> y [.., O] (leading dimensions are rows): y = act(x W^T + b), param0 weight [O,I], param1 bias [O] if desc.bias. act NONE, RELU, GELU (exact, erf).
+     * With desc.residual (inference only): y = x1 + param2 * (x W^T + b), x1 like y, param2 gamma [O] or absent (then 1); act NONE. */
+    KD_OP_LINEAR,
+    /* x0 [N,H,W,C], param0 weight [C], param1 bias [C], state0 running mean [C], state1 running variance [C] -> y. act NONE or RELU, applied last.
+     * train: batch statistics (biased variance to normalise), running = (1-momentum) running + momentum * batch (unbiased variance), torch.nn.BatchNorm2d. Otherwise the running ones.
+     * With two inputs: y = act(bn(x0) + x1), the join of a residual block; dx1 = gradient after the activation. */
+    KD_OP_BATCH_NORM,
+    /* x0 [.., D], param0 weight [D], param1 bias [D] -> y: over the last dimension, biased variance, eps inside the root. */
+    KD_OP_LAYER_NORM,
+    KD_OP_RELU, /* x0 -> y */
+    KD_OP_GELU, /* x0 -> y: 0.5 x (1 + erf(x / sqrt 2)) */
+    /* x0 [.., 2F] -> y [.., F]: silu(x[..F]) * x[F..] (DINOv2 SwiGLUFFNFused) */
+    KD_OP_SILU_GATE,
+    KD_OP_ADD, /* x0 + x1 -> y, same shapes; act NONE or RELU. x0, x1 and y may differ in dtype. */
+    /* x0 + gamma * x1 -> y [.., D], param0 gamma [D] (LayerScale and its residual join) */
+    KD_OP_SCALE_ADD,
+    KD_OP_MAX_POOL,  /* x0 [N,H,W,C] -> y: k, stride, pad; padding never wins; ties: the first in row-major order gets the gradient */
+    KD_OP_MEAN_TOKENS, /* x0 [N,T,D] or [N,H,W,D] -> y [N,D]: mean over positions (global average pooling) */
+    /* x0 [N,T,3D] rows q|k|v, each D = heads x Dh -> y [N,T,D]: softmax(q k^T / sqrt(Dh)) v per head, heads concatenated */
+    KD_OP_ATTENTION,
+    /* x0 [N,P,D], param0 class token [D], param1 positions [1+P,D] -> y [N,1+P,D]: row 0 = class token + positions[0], row 1+p = x0[p] + positions[1+p] */
+    KD_OP_TOKENS,
+    /* x0 [N,T,D] -> y [N,n,D] = rows begin .. begin+n-1 */
+    KD_OP_TOKEN_SLICE,
+    /* x0 [N,h,w,D] -> y [N,H,W,D]: bilinear, align_corners = false, no antialiasing (torch.nn.functional.interpolate), source index clamped at 0 */
+    KD_OP_RESIZE_BILINEAR,
+    /* x0 prediction F32, x1 target F32 (same shape) -> y F32 [1] = mean over all elements of (x0 - x1)^2, summed in f64. dx0 = *dy * 2 / count * (x0 - x1); no dx1. */
+    KD_OP_MSE,
+    KD_OP_KINDS
+} kd_op_kind;
+
+typedef enum kd_act { KD_ACT_NONE = 0, KD_ACT_RELU = 1, KD_ACT_GELU = 2 } kd_act;
+
+typedef struct kd_tdesc {
+    kd_dtype dtype; /* KD_F32, KD_BF16; KD_U8 only for NORMALIZE */
+    int rank;
+    int64_t shape[KD_OP_MAX_RANK];
+} kd_tdesc;
+
+typedef struct kd_op_desc {
+    kd_op_kind kind;
+    const char *name; /* for messages and profiles: "layer1.0.conv1" */
+    int inputs;
+    kd_tdesc x[KD_OP_MAX_X], y;
+    int train;         /* backward will be called (and batch norm uses batch statistics) */
+    unsigned need_dx;  /* bit i: dx[i] is wanted; clear for the first layer */
+    unsigned add_dx;   /* bit i: dx[i] is added to, else overwritten */
+    int need_dparam;   /* 0: parameters are frozen */
+    int kernel, stride, pad; /* conv2d, max_pool */
+    int bias, residual;
+    kd_act act;
+    int heads, begin;
+    float eps, momentum;
+    float mean[3], std[3]; /* normalize */
+} kd_op_desc;
+
+/* What an op wants from the planner, in bytes (each region is 64-byte aligned). */
+typedef struct kd_op_needs {
+    size_t packed;  /* lives as long as the parameters: repacked weights */
+    size_t saved;   /* from forward to backward of one step */
+    size_t scratch; /* during one call */
+} kd_op_needs;
+
+/* Pointers for one call; all device addresses. Unused ones are NULL. */
+typedef struct kd_op_args {
+    const void *x[KD_OP_MAX_X];
+    void *y;
+    const float *param[KD_OP_MAX_PARAM];
+    float *state[KD_OP_MAX_STATE];
+    void *packed, *saved, *scratch;
+    const void *dy;
+    void *dx[KD_OP_MAX_X];
+    float *dparam[KD_OP_MAX_PARAM];
+} kd_op_args;
+
+const char *kd_op_kind_name(kd_op_kind k);
+size_t kd_tdesc_numel(const kd_tdesc *t);
+size_t kd_tdesc_bytes(const kd_tdesc *t);
+
+/* Checks a desc against the contract above (ranks, shapes, dtypes, attributes); asserts with the op's name when it is violated: a builder's bug, not input.
+ * Called by every backend's op_create. Lives in kernels/ops.c, linked into each module. */
+void kd_op_check(const kd_op_desc *d);
+/* Elements of parameter (state) i, 0 when the op has none there. The gamma of a residual linear counts although it may be absent. */
+size_t kd_op_param_numel(const kd_op_desc *d, int i);
+size_t kd_op_state_numel(const kd_op_desc *d, int i);
+/* Floating-point operations of one forward call (2 per multiply-add): for plans and benches. Matrix work only (conv2d, linear, attention); the rest is memory traffic and counts 0. */
+double kd_op_flops(const kd_op_desc *d);
+
+#endif

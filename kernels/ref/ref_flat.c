@@ -1,0 +1,64 @@
+#include "kernels/ref/ref_flat.h"
+
+#include <math.h>
+
+kd_status kd_ref_sum_squares(kd_backend *b, float *out, const float *x, size_t n, kd_err *err) {
+    (void)b, (void)err;
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    *out = (float)sum;
+    return KD_OK;
+}
+
+kd_status kd_ref_clip_scale(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err) {
+    (void)b, (void)err;
+    double norm = sqrt((double)*sumsq);
+    if (!isfinite(norm))
+        *scale = NAN;
+    else if (max_norm > 0 && norm > (double)max_norm)
+        *scale = (float)((double)max_norm / (norm + 1e-6));
+    else
+        *scale = 1;
+    return KD_OK;
+}
+
+kd_status kd_ref_adamw(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err) {
+    (void)b, (void)err;
+    if (isnan(*scale))
+        return KD_OK;
+    double lr = (double)h->lr, b1 = (double)h->beta1, b2 = (double)h->beta2, t = (double)h->step;
+    double step = lr / (1 - pow(b1, t)), root = sqrt(1 - pow(b2, t));
+    for (size_t i = 0; i < n; i++) {
+        double gi = (double)g[i] * (double)*scale;
+        double mi = b1 * (double)m[i] + (1 - b1) * gi;
+        double vi = b2 * (double)v[i] + (1 - b2) * gi * gi;
+        double wi = (double)w[i] * (1 - lr * (double)h->weight_decay);
+        m[i] = (float)mi;
+        v[i] = (float)vi;
+        w[i] = (float)(wi - step * mi / (sqrt(vi) / root + (double)h->eps));
+    }
+    return KD_OK;
+}
+
+static void encode_record(uint8_t *out, kd_encode_stats *stats, const float *x, size_t n) {
+    *stats = (kd_encode_stats){0};
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = kd_f32_to_f16(x[i]);
+        double a = (double)x[i], q = (double)kd_f16_to_f32(h);
+        out[i] = (uint8_t)(h >> 8);
+        out[n + i] = (uint8_t)(h & 255);
+        stats->xx += a * a;
+        stats->qq += q * q;
+        stats->xq += a * q;
+        stats->err2 += (a - q) * (a - q);
+        stats->bad += !(fabs(a) <= 65504.0);
+    }
+}
+
+kd_status kd_ref_encode_f16(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err) {
+    (void)b, (void)err;
+    for (size_t r = 0; r < records; r++)
+        encode_record(out + r * 2 * n, &stats[r], x + r * n, n);
+    return KD_OK;
+}
