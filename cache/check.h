@@ -1,0 +1,20 @@
+/* Check: proves a cache readable end to end, record by record, and says what is wrong with each that isn't. */
+#ifndef KD_CACHE_CHECK_H
+#define KD_CACHE_CHECK_H
+
+#include "cache/store.h"
+
+typedef struct kd_check_result {
+    uint64_t images, views, records, bytes;
+    uint64_t bad;                  /* problems found; the first 100 are reported through the callback */
+    uint64_t replayed, replay_bad, replay_missing; /* with an image folder */
+} kd_check_result;
+
+/* Called for each problem; json-able fields. */
+typedef void (*kd_check_report)(void *ctx, const char *sentence);
+
+/* Walks every view and decodes every record on `threads` threads; recomputes the content digest; with images != NULL replays every view from the files under that folder and compares the hashes
+ * (found by recorded path, then by id). KD_OK even when problems were found (they are in the result); other statuses when the walk itself could not go on. */
+kd_status kd_cache_check(kd_cache *c, const char *images, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err);
+
+#endif

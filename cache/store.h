@@ -1,0 +1,96 @@
+/* Store: a cache on disk. The only file of the project that knows LMDB is store*.c's store_lmdb.c.
+ *
+ * Life: kd-precompute writes X.kdc.partial (one LMDB file with a lock of its own: pid and host), then seals it into X.kdc by a cursor walk into a fresh environment with
+ * MDB_APPEND and fixed transactions, so that the sealed bytes are a function of the content. Sealed files are read-only; readers validate pages before LMDB sees them
+ * and open with MDB_RDONLY | MDB_NOLOCK. Databases: meta, images, views, cls, patch. Layouts: FORMAT.md.
+ *
+ *     kd_writer *w;
+ *     st = kd_writer_open(&w, "photos.kdc", recipe, provenance, err);       // KD_DONE: already sealed with this recipe
+ *     if (!kd_writer_has_view(w, &id, view)) kd_writer_add_view(w, &entry, records, n, err);
+ *     kd_writer_commit(w, err); ... kd_writer_seal(w, err); kd_writer_close(w);
+ *
+ *     kd_cache *c;
+ *     KD_TRY(kd_cache_open(&c, paths, 1, err));
+ *     kd_reader *r; KD_TRY(kd_reader_create(&r, c, err));                   // one per thread
+ *     KD_TRY(kd_reader_view(r, image, view, &entry, err));
+ *     KD_TRY(kd_reader_feature(r, KD_FEATURE_PATCH, image, view, 1, out, err));
+ */
+#ifndef KD_CACHE_STORE_H
+#define KD_CACHE_STORE_H
+
+#include "cache/identity.h"
+#include "cache/record.h"
+#include "common/image/augment.h"
+
+/* One view: what was seen, how it was made, where the file was. */
+typedef struct kd_view_entry {
+    kd_hash128 image;
+    uint32_t view;
+    kd_hash128 view_hash;
+    kd_plan plan;
+} kd_view_entry;
+
+typedef struct kd_image_entry {
+    kd_hash128 image;
+    const char *rel;      /* path relative to --images when it was read; NUL-terminated bytes, at most 4095; borrowed */
+    uint64_t file_size;
+    int32_t width, height;
+    uint32_t views;       /* number of stored views; views are 0 .. views-1 */
+} kd_image_entry;
+
+/* ---- writing (one thread) ---- */
+typedef struct kd_writer kd_writer;
+
+/* Creates or resumes path.partial. KD_DONE: `path` is already sealed with the same recipe (nothing opened). KD_ELOCKED at once when another process writes it (pid and host named).
+ * KD_EMISMATCH: sealed or partial file of another recipe. KD_EFAIL/KD_ENOSPACE. path ends in .kdc. expected_bytes sizes the map's first step (it grows by itself). */
+kd_status kd_writer_open(kd_writer **out, const char *path, const kd_recipe *recipe, const json_t *provenance, uint64_t expected_bytes, kd_err *err);
+int kd_writer_has_view(const kd_writer *w, const kd_hash128 *image, uint32_t view); /* all its records are in */
+uint64_t kd_writer_view_count(const kd_writer *w);
+/* Adds a view with all its encoded feature records (bytes copied before return) to the open transaction; commits by itself about every 64 MiB.
+ * The image's entry is written with its first view. Duplicate views are an error (KD_EFAIL). Disk full: KD_ENOSPACE; what was committed stays. */
+typedef struct kd_record_ref {
+    kd_feature feature;
+    uint16_t layer;
+    const uint8_t *bytes;
+    size_t size;
+} kd_record_ref;
+kd_status kd_writer_add_view(kd_writer *w, const kd_image_entry *image, const kd_view_entry *view, const kd_record_ref *records, size_t n, kd_err *err);
+kd_status kd_writer_commit(kd_writer *w, kd_err *err);
+/* Fidelity of the stored features against f32 (sums over records added in this process and earlier ones of this partial file): kept in meta at every commit. */
+void kd_writer_add_fidelity(kd_writer *w, kd_feature f, double xx, double qq, double xq, double err2);
+/* Completes: statistics (mean vector and scalar per feature, first 8,192 views in key order), content digest, sealed copy with manifest, fsync, rename, removal of the partial file.
+ * Views that lack a record or images with holes in their views (an interrupted multi-view image) can't occur: add_view is atomic per view; an image whose views aren't 0..n-1 is KD_EFAIL. */
+kd_status kd_writer_seal(kd_writer *w, kd_err *err);
+void kd_writer_close(kd_writer *w); /* aborts what isn't committed; releases the lock; accepts NULL */
+
+/* ---- reading ---- */
+typedef struct kd_cache kd_cache; /* one or several sealed shards of equal recipe */
+
+/* Each path is a sealed .kdc file or a folder of them. Validates every shard's pages, manifest and recipe. KD_ENOTFOUND: no such cache (a .partial beside it is mentioned, with the command
+ * that completes it); KD_EDAMAGED; KD_EMISMATCH between shards. */
+kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, kd_err *err);
+void kd_cache_close(kd_cache *c);
+
+const kd_recipe *kd_cache_recipe(const kd_cache *c);
+/* Manifest of shard i: {"identity","content":{"images","views","digest","bytes"},"fidelity":{...},"provenance":{...},"created"...}; borrowed. */
+size_t kd_cache_shards(const kd_cache *c);
+const char *kd_cache_shard_path(const kd_cache *c, size_t i);
+const json_t *kd_cache_shard_manifest(const kd_cache *c, size_t i);
+
+/* Images sorted by id. */
+size_t kd_cache_images(const kd_cache *c);
+const kd_image_entry *kd_cache_image(const kd_cache *c, size_t i);
+const kd_image_entry *kd_cache_find_image(const kd_cache *c, const kd_hash128 *id); /* NULL when absent */
+uint64_t kd_cache_view_total(const kd_cache *c);
+/* Target statistics of a feature: mean [width] and the scalar standard deviation sqrt(mean over channels of the variance). NULL when the feature isn't stored. */
+const float *kd_cache_mean(const kd_cache *c, kd_feature f, float *scalar_std);
+
+typedef struct kd_reader kd_reader; /* per thread */
+kd_status kd_reader_create(kd_reader **out, kd_cache *c, kd_err *err);
+void kd_reader_destroy(kd_reader *r); /* accepts NULL */
+/* KD_EDAMAGED: missing in a sealed cache, or bytes that fail a check (file, key). */
+kd_status kd_reader_view(kd_reader *r, const kd_hash128 *image, uint32_t view, kd_view_entry *out, kd_err *err);
+/* Decoded f32: CLS width values, patches grid_h*grid_w*width. view_hash (may be NULL) receives the hash stored in the feature record, to be compared with the view's. */
+kd_status kd_reader_feature(kd_reader *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer, float *out, kd_hash128 *view_hash, kd_err *err);
+
+#endif

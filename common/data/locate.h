@@ -1,0 +1,24 @@
+/* Locate: finds the files of known images again. Training and `kd-cache view` know an image by id and recorded path; the folder may have moved.
+ *
+ * Recorded paths are tried first and believed for the time being (size must match): the view hash proves them when the view is replayed. Only when that fails are the folder's
+ * files hashed to find the id elsewhere. Thread rule: create and hash_all on one thread; path lookups are read-only. */
+#ifndef KD_COMMON_DATA_LOCATE_H
+#define KD_COMMON_DATA_LOCATE_H
+
+#include "common/data/dataset.h"
+
+typedef struct kd_locator kd_locator;
+
+/* Opens the dataset behind `source` (directory or list). */
+kd_status kd_locator_create(kd_locator **out, const char *source, kd_err *err);
+void kd_locator_destroy(kd_locator *l);
+size_t kd_locator_files(const kd_locator *l);
+/* Index of the file with this relative path and size, or -1. */
+int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size);
+/* Hashes every file that isn't hashed yet (threads wide, progress on stderr), using and updating the index file (path, size, mtime -> id) when index_path isn't NULL. */
+kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path, kd_err *err);
+/* Index of a file with this id after kd_locator_hash_all, or -1. */
+int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id);
+kd_status kd_locator_path(const kd_locator *l, int64_t i, char *buf, size_t cap, kd_err *err);
+
+#endif

@@ -1,0 +1,81 @@
+/* Views: drawing a seeded augmentation plan and applying it. Precompute draws and applies; training re-applies the stored plan with the
+ * same function. This is the only place where a view is made.
+ *
+ *     kd_policy policy;  KD_TRY(kd_policy_load(&policy, "lightly", 224, err));
+ *     kd_plan plan = kd_plan_draw(&policy, seed, image_id, view, img.width, img.height);
+ *     KD_TRY(kd_plan_apply(&plan, &img, out, &scratch, err));      // out: plan.out_h x plan.out_w x 3
+ *     kd_hash128 h = kd_view_hash(out, plan.out_w, plan.out_h);
+ *
+ * A plan is complete: with the file and the plan a Pillow user can rebuild the view (tests/golden shows how). Draws use Philox and the exact
+ * functions of rng.h, so plans are equal on every machine. Thread rule: pure functions; scratch belongs to one thread. */
+#ifndef KD_COMMON_IMAGE_AUGMENT_H
+#define KD_COMMON_IMAGE_AUGMENT_H
+
+#include "common/base/json.h"
+#include "common/image/resample.h"
+
+enum { KD_PLAN_BYTES = 192, KD_PLAN_VERSION = 1, KD_POLICY_VERSION = 1, KD_BLUR_MAX_RADIUS = 11 };
+enum { KD_JITTER_BRIGHTNESS = 0, KD_JITTER_CONTRAST = 1, KD_JITTER_SATURATION = 2, KD_JITTER_HUE = 3, KD_JITTER_NONE = 255 };
+
+/* What may be drawn. Presets "lightly", "crop-flip", "eval" (DESIGN section 5). */
+typedef struct kd_policy {
+    char name[32];
+    int image_size;              /* side of the square view */
+    int resize_short;            /* eval: shorter side after resizing, else 0 (then a random resized crop) */
+    double scale_min, scale_max; /* area share of the crop */
+    double ratio_min, ratio_max; /* aspect ratio of the crop */
+    kd_filter filter;
+    double hflip_p;
+    double jitter_p;             /* probability that the four jitters are applied */
+    double brightness, contrast, saturation, hue; /* half widths, torchvision's ColorJitter arguments */
+    double gray_p;
+} kd_policy;
+
+kd_status kd_policy_load(kd_policy *p, const char *preset, int image_size, kd_err *err); /* KD_EUSAGE with the nearest name */
+/* Canonical description, part of a cache's identity: every field, the policy version and the RNG. New reference. */
+json_t *kd_policy_json(const kd_policy *p);
+
+/* The plan of one view. The record form (kd_plan_encode) has room for every operation of the design from the first version on; a field that isn't
+ * used means identity: flips 0, order NONE, gray 0, solarize 256, blur radius 0, mix_lambda 1. */
+typedef struct kd_plan {
+    int32_t crop_x, crop_y, crop_w, crop_h; /* box in the decoded image */
+    int32_t resize_w, resize_h;             /* size to which the box is resized */
+    int32_t out_x, out_y, out_w, out_h;     /* box of the resized image that is the view */
+    uint8_t filter;                         /* kd_filter */
+    uint8_t hflip, vflip;
+    uint8_t jitter_order[4];                /* KD_JITTER_*, applied left to right; all NONE when the jitter wasn't drawn */
+    float jitter_factor[4];                 /* indexed by KD_JITTER_*, not by position; always drawn */
+    uint8_t gray;
+    uint16_t solarize;                      /* threshold; 256 = off */
+    uint8_t blur_radius;                    /* 0 = off */
+    float blur_sigma;
+    uint32_t blur_weight[KD_BLUR_MAX_RADIUS + 1]; /* half kernel, centre first, fixed point 2^-24 */
+    float mix_lambda;                       /* 1 = off */
+    kd_hash128 mix_partner;
+    uint32_t mix_view;
+} kd_plan;
+
+/* Pure function of its arguments; width and height are those of the decoded image (both > 0). */
+kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_id, uint32_t view, int width, int height);
+
+/* Little-endian record of exactly KD_PLAN_BYTES (layout: cache/FORMAT.md). Decoding checks version and every field's range and that the
+ * operations are ones that this version can apply: KD_EDAMAGED otherwise. */
+void kd_plan_encode(const kd_plan *plan, uint8_t out[KD_PLAN_BYTES]);
+kd_status kd_plan_decode(kd_plan *plan, const uint8_t in[KD_PLAN_BYTES], kd_err *err);
+/* Every parameter by name, for `kd-cache list --json`. New reference. */
+json_t *kd_plan_json(const kd_plan *plan);
+
+typedef struct kd_view_scratch {
+    kd_resample_scratch resample;
+    uint8_t *resized;
+    size_t resized_cap;
+} kd_view_scratch;
+void kd_view_scratch_free(kd_view_scratch *s);
+
+/* out = plan.out_h x plan.out_w x 3 RGB. KD_EMISMATCH when the crop box doesn't lie inside img (the file isn't the one that was planned). */
+kd_status kd_plan_apply(const kd_plan *plan, const kd_image *img, uint8_t *out, kd_view_scratch *scratch, kd_err *err);
+
+/* XXH3-128 of u32 width, u32 height (little endian), then the pixels. */
+kd_hash128 kd_view_hash(const uint8_t *rgb, int width, int height);
+
+#endif

@@ -1,0 +1,45 @@
+/* Weight files: named tensors from .safetensors or PyTorch .pth, whatever is on disk.
+ *
+ * First stage of both precompute (teacher) and train (--init). Files are foreign bytes: everything is checked before use and
+ * nothing is ever executed (pth.c is a stack machine that knows tuples and tensors, not functions).
+ *
+ *     kd_weights *w;
+ *     KD_TRY(kd_weights_open(&w, "dinov2_vits14_pretrain.pth", err));
+ *     int i = kd_weights_find(w, "cls_token");
+ *     KD_TRY(kd_weights_read_f32(w, i, buf, n, err));
+ *     kd_weights_close(w);
+ *
+ * Thread rule: an open file may be read from several threads; opening and closing is one thread's business. */
+#ifndef KD_COMMON_WEIGHTS_WEIGHTS_H
+#define KD_COMMON_WEIGHTS_WEIGHTS_H
+
+#include "common/base/hash.h"
+#include "common/base/json.h"
+#include "common/tensor/tensor.h"
+
+typedef struct kd_weights kd_weights;
+
+/* Sniffs the container by content. KD_EFAIL: missing, truncated, offsets outside the file, overlaps, duplicate names, unknown dtype,
+ * TorchScript, legacy or tar .pth (named as such). Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"). */
+kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err);
+void kd_weights_close(kd_weights *w); /* accepts NULL */
+
+const char *kd_weights_path(const kd_weights *w);
+int kd_weights_count(const kd_weights *w);
+/* Description of tensor i in file order; data is NULL (use a read function). The name lives as long as w. */
+kd_tensor kd_weights_info(const kd_weights *w, int i);
+int kd_weights_find(const kd_weights *w, const char *name); /* -1 when absent */
+
+/* Reads tensor i as n f32 values in row-major order (strided storages are gathered). KD_EFAIL when n isn't its element count or
+ * a value is NaN or infinite (tensor named with index). */
+kd_status kd_weights_read_f32(const kd_weights *w, int i, float *out, size_t n, kd_err *err);
+/* Raw integer read for I64 scalars such as num_batches_tracked. */
+kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n, kd_err *err);
+
+/* SHA-256 of the file's bytes, as `sha256sum` prints it (computed once, on first call). */
+kd_status kd_weights_sha256(kd_weights *w, kd_sha256 *out, kd_err *err);
+
+/* Strings of safetensors' __metadata__ (borrowed object or NULL). */
+const json_t *kd_weights_metadata(const kd_weights *w);
+
+#endif

@@ -1,0 +1,127 @@
+/* Graph: a model as a list of nodes, written once by a builder, compiled for (backend, batch, precision, mode) and run many times.
+ *
+ *     kd_graph *g = kd_graph_create();
+ *     kd_val x = kd_graph_images(g, 224, 224);                             // U8 [N,224,224,3], input "images"
+ *     x = kd_graph_normalize(g, x, mean, std);
+ *     x = kd_graph_conv2d(g, x, "conv1", 64, 7, 2, 3, 0);                  // parameter "conv1.weight"
+ *     ...
+ *     kd_graph_output(g, x, "pooled");
+ *     kd_params *p;  kd_params_create(&p, g, backend, err); kd_params_init(p, seed, err);   // or kd_params_set from a file
+ *     kd_exec *e;    kd_exec_create(&e, g, p, &(kd_exec_config){.batch = 64, .precision = KD_BF16}, err);
+ *     kd_exec_upload(e, "images", pixels, err); kd_exec_forward(e, err); kd_exec_download(e, "pooled", out, err);
+ *
+ * Parameters live apart from compiled programs, so a training program and an evaluation program share them. After creation nothing is
+ * allocated in a step. Shapes of values leave out the batch dimension; shapes that don't fit are asserted (a builder's bug).
+ * Thread rule: one thread at a time for all objects of one backend. */
+#ifndef KD_KERNELS_NN_GRAPH_H
+#define KD_KERNELS_NN_GRAPH_H
+
+#include <stdio.h>
+
+#include "kernels/backend.h"
+
+typedef struct kd_graph kd_graph;
+typedef int kd_val; /* index of a value in its graph */
+
+kd_graph *kd_graph_create(void); /* NULL when memory is out */
+void kd_graph_destroy(kd_graph *g);
+/* Out of memory while building is remembered; every builder call then does nothing. Checked by kd_params_create and kd_exec_create. */
+
+/* --- values --- */
+/* Shape without batch. rank 1..3. */
+void kd_graph_shape(const kd_graph *g, kd_val v, int *rank, int64_t shape[3]);
+
+kd_val kd_graph_images(kd_graph *g, int height, int width);                                      /* input "images": U8 [H,W,3] */
+kd_val kd_graph_input(kd_graph *g, const char *name, int rank, const int64_t *shape);            /* F32 input without gradient: targets */
+void kd_graph_output(kd_graph *g, kd_val v, const char *name);                                   /* named tap; kept until the end of the pass; F32 or the precision: see kd_exec_download */
+
+/* --- nodes. `name` is the prefix of the parameters' names; "" is not allowed where there are parameters --- */
+kd_val kd_graph_normalize(kd_graph *g, kd_val x, const float mean[3], const float std[3]);
+kd_val kd_graph_conv2d(kd_graph *g, kd_val x, const char *name, int out_channels, int kernel, int stride, int pad, int bias); /* name.weight, name.bias */
+kd_val kd_graph_linear(kd_graph *g, kd_val x, const char *name, int out, int bias);               /* name.weight, name.bias */
+kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual /* or -1 */, const char *name, float eps, float momentum, kd_act act);
+                                                                                                 /* name.weight, .bias, .running_mean, .running_var, .num_batches_tracked */
+kd_val kd_graph_layer_norm(kd_graph *g, kd_val x, const char *name, float eps);                   /* name.weight, name.bias */
+kd_val kd_graph_act(kd_graph *g, kd_val x, kd_act act);
+kd_val kd_graph_silu_gate(kd_graph *g, kd_val x);
+kd_val kd_graph_add(kd_graph *g, kd_val a, kd_val b);                                             /* result is a residual stream: F32 in every precision */
+kd_val kd_graph_scale_add(kd_graph *g, kd_val residual, kd_val x, const char *gamma_name);        /* parameter gamma_name [D], e.g. "blocks.0.ls1.gamma" */
+kd_val kd_graph_max_pool(kd_graph *g, kd_val x, int kernel, int stride, int pad);
+kd_val kd_graph_mean_tokens(kd_graph *g, kd_val x);                                               /* F32 result */
+kd_val kd_graph_attention(kd_graph *g, kd_val qkv, int heads);
+kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const char *pos_name);  /* F32 result; parameters cls_name [1,1,D], pos_name [1,1+P,D] */
+kd_val kd_graph_token_slice(kd_graph *g, kd_val x, int begin, int count);
+kd_val kd_graph_reshape(kd_graph *g, kd_val x, int rank, const int64_t *shape);                   /* same memory; no op */
+kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width);
+/* Rounds or widens so that the result is F32 in every precision: predictions, features for the outside. Free in f32; folded into the producer where it can be. */
+kd_val kd_graph_as_f32(kd_graph *g, kd_val x);
+/* Adds weight * mean((pred - target)^2) to what backward minimises; the unweighted mean is output `name`. Runs in training programs only. */
+void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);
+/* A parameter that no node uses but that the reference library's state_dict has (torchvision's fc): initialised, loaded and exported with the rest. */
+void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape, int fan_in);
+
+/* How parameters start, by the builder calls that follow (default KD_INIT_TORCH). Draws: Philox by parameter name (KD_RNG_INIT). */
+typedef enum kd_init {
+    KD_INIT_TORCH,          /* torch defaults: weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)) */
+    KD_INIT_KAIMING_FAN_OUT,/* torchvision ResNet convolutions: normal, std sqrt(2 / fan_out); biases 0 */
+    KD_INIT_TRUNC_NORMAL_02 /* timm / DINOv2: weights, positions and class token truncated normal 0.02 (cut at +-2 absolute, as torch's trunc_normal_), biases 0 */
+} kd_init;
+void kd_graph_set_init(kd_graph *g, kd_init how);
+
+/* --- parameters --- */
+typedef struct kd_param_info {
+    const char *name;
+    int rank;
+    int64_t shape[4];
+    size_t count;
+    int is_state;  /* running statistics: not trained */
+    int is_counter;/* num_batches_tracked: one int64, host side; count 1 */
+    int decay;     /* weight decay applies: rank >= 2 and not a token, position or scale parameter (DESIGN section 7) */
+    int carried;   /* kd_graph_carry */
+} kd_param_info;
+
+typedef struct kd_params kd_params;
+/* All trained parameters lie in one F32 device array (decayed ones first), states in another. */
+kd_status kd_params_create(kd_params **out, const kd_graph *g, kd_backend *b, kd_err *err);
+void kd_params_destroy(kd_params *p);
+kd_status kd_params_init(kd_params *p, uint64_t seed, kd_err *err);
+int kd_params_count(const kd_params *p);
+kd_param_info kd_params_info(const kd_params *p, int i);        /* order = order of building */
+int kd_params_find(const kd_params *p, const char *name);       /* -1 when absent */
+kd_status kd_params_set(kd_params *p, int i, const float *values, kd_err *err); /* count values; marks the parameters as changed */
+kd_status kd_params_get(kd_params *p, int i, float *values, kd_err *err);
+int64_t kd_params_counter(const kd_params *p);                   /* training forward passes so far = num_batches_tracked of every batch norm */
+void kd_params_set_counter(kd_params *p, int64_t n);
+/* The flat arrays, for the optimizer and checkpoints (device addresses; sizes in elements). */
+float *kd_params_trained(kd_params *p, size_t *decayed, size_t *total); /* [0,decayed) with decay, [decayed,total) without */
+float *kd_params_states(kd_params *p, size_t *total);
+void kd_params_changed(kd_params *p); /* after writing the flat array: programs repack before their next forward pass */
+
+/* --- compiled programs --- */
+typedef struct kd_exec_config {
+    int batch;
+    kd_dtype precision; /* KD_F32 or KD_BF16 */
+    int train;          /* backward, batch statistics, losses */
+} kd_exec_config;
+
+typedef struct kd_exec kd_exec;
+kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const kd_exec_config *config, kd_err *err);
+void kd_exec_destroy(kd_exec *e);
+/* Bytes per arena, and the table of nodes at debug level: "activations 812 MiB, gradients 45 MiB, scratch 12 MiB, packed weights 22 MiB". */
+void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes);
+size_t kd_exec_device_bytes(const kd_exec *e);
+double kd_exec_flops(const kd_exec *e); /* forward, whole batch */
+
+/* Inputs: pixels U8 or targets F32, batch x shape elements. */
+kd_status kd_exec_upload(kd_exec *e, const char *input, const void *data, kd_err *err);
+/* A part of the batch: `count` rows from row `first`. */
+kd_status kd_exec_upload_rows(kd_exec *e, const char *input, int first, int count, const void *data, kd_err *err);
+kd_status kd_exec_forward(kd_exec *e, kd_err *err);
+/* Zeroes the parameter gradients unless `accumulate`, then runs backward from the losses. */
+kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err);
+float *kd_exec_gradients(kd_exec *e); /* device, same order and length as kd_params_trained */
+/* Device address and description of an output (borrowed, valid until the next pass). NULL when there is no such output. */
+const void *kd_exec_output(const kd_exec *e, const char *name, kd_tdesc *desc);
+/* First `rows` rows of an output as F32 on the host. */
+kd_status kd_exec_download(kd_exec *e, const char *output, int rows, float *out, kd_err *err);
+#endif

@@ -1,0 +1,56 @@
+#include "precompute/config.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/image/augment.h"
+
+#define T kd_precompute_config
+
+static const kd_option table[] = {
+    KD_OPTION_STRING(T, images, "images", "DIR|LIST|-", NULL, KD_OPT_REQUIRED, "images: a folder, a text file with one path per line, or - for such a list on stdin"),
+    KD_OPTION_STRING(T, weights, "weights", "FILE", NULL, KD_OPT_REQUIRED, "teacher weights: official DINOv2 .pth, or .safetensors in DINOv2 or timm ViT names"),
+    KD_OPTION_STRING(T, cache, "cache", "FILE.kdc", NULL, KD_OPT_REQUIRED, "cache to write; run the same command again to resume an interrupted one"),
+    KD_OPTION_STRING(T, teacher, "teacher", "auto|NAME", "auto", 0, "what the weights must be (dinov2_vits14, vit_tiny_patch16_224, ...); auto infers it from the file"),
+    KD_OPTION_INT(T, views, "views", "N", "8", 1, 65536, "augmented views per image"),
+    KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of the augmentation plans"),
+    KD_OPTION_STRING(T, augment, "augment", "PRESET", "lightly", 0, "augmentation: lightly, crop-flip or eval"),
+    KD_OPTION_INT(T, image_size, "image-size", "N", "224", 14, 4096, "side of the square views, a multiple of the teacher's patch"),
+    KD_OPTION_CHOICE(T, features, "features", "cls,patch|cls|patch", "cls,patch", "what to store of the last layer, after the final norm"),
+    KD_OPTION_CHOICE(T, patch_target, "patch-target", "full", "full", "patch features: the full grid"),
+    KD_OPTION_CHOICE(T, store, "store", "f16", "f16", "storage type: f16 in byte planes, zstd with checksum"),
+    KD_OPTION_INT(T, zstd_level, "zstd-level", "L", "1", 1, 19, "zstd level; levels above 1 save little on features"),
+    KD_OPTION_INT(T, batch_size, "batch-size", "N", "16", 1, 4096, "views per teacher batch"),
+    KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute and loader threads; 0 = every processor"),
+    KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the teacher runs"),
+    KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the teacher's matrix products"),
+    KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable: fewer views, then CLS only, are chosen to fit"),
+    KD_OPTION_STRING(T, max_skipped, "max-skipped", "N|P%", "0", 0, "bad inputs that are acceptable; beyond that the finished run ends with exit code 3"),
+    KD_OPTION_STRING(T, note, "note", "TEXT", NULL, 0, "free text kept in the manifest"),
+    KD_OPTION_STRING(T, license, "license", "TEXT", NULL, 0, "licence of images and features, kept in the manifest"),
+    KD_OPTION_STRING(T, contact, "contact", "TEXT", NULL, 0, "whom to ask about this cache, kept in the manifest"),
+    KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, bytes, memory, time) and touch nothing"),
+    KD_OPTION_END,
+};
+
+const kd_program kd_precompute_program = {
+    .name = "kd-precompute",
+    .summary = "Runs a frozen ViT teacher once over augmented views of unlabeled images and stores its features in a cache.",
+    .examples = "  $ kd-precompute --images photos --weights dinov2_vits14_pretrain.pth --cache photos.kdc --dry-run\n"
+                "  $ kd-precompute --images photos --weights dinov2_vits14_pretrain.pth --cache photos.kdc --views 8 --precision bf16\n"
+                "  $ find photos -name '*.jpg' | kd-precompute --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
+    .epilog = "Exit codes: 0 done; 1 failure; 2 usage; 3 done, but more inputs were skipped than --max-skipped; 11 another writer holds the cache;\n"
+              "13 the cache on disk has another recipe; 14 not enough space; 15 device not available; 16 non-finite features.\n",
+    .options = table,
+};
+
+kd_status kd_max_skipped_parse(const char *text, uint64_t total, uint64_t *limit, kd_err *err) {
+    char *end = NULL;
+    double v = strtod(text, &end);
+    int percent = end != text && strcmp(end, "%") == 0;
+    if (end == text || (*end != '\0' && !percent) || !(v >= 0) || (percent ? v > 100 : v > 1e15 || v != floor(v)))
+        return kd_fail(err, KD_EUSAGE, "--max-skipped %s: expected a count such as 20 or a share such as 1%%", text);
+    *limit = percent ? (uint64_t)floor((double)total * v / 100.0) : (uint64_t)v;
+    return KD_OK;
+}

@@ -1,0 +1,22 @@
+/* Config: the options of kd-precompute, as one struct filled by one table. */
+#ifndef KD_PRECOMPUTE_CONFIG_H
+#define KD_PRECOMPUTE_CONFIG_H
+
+#include "common/base/options.h"
+
+typedef struct kd_precompute_config {
+    const char *images, *weights, *cache, *teacher;
+    int64_t views, seed, image_size, zstd_level, batch_size, threads;
+    const char *augment, *features, *patch_target, *store, *device, *precision;
+    uint64_t budget;
+    const char *max_skipped;
+    const char *note, *license, *contact;
+    int dry_run, json;
+} kd_precompute_config;
+
+extern const kd_program kd_precompute_program;
+
+/* "3" or "1.5%" of `total` inputs. KD_EUSAGE naming the option. */
+kd_status kd_max_skipped_parse(const char *text, uint64_t total, uint64_t *limit, kd_err *err);
+
+#endif

@@ -1,0 +1,117 @@
+#include "precompute/plan.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "cache/record.h"
+#include "common/base/io.h"
+#include "common/image/image.h"
+
+enum {
+    PAGE = 4096,          /* LMDB page; values above half a page take whole overflow pages with a 16-byte header */
+    SMALL_VIEW_BYTES = 700, /* plan record, keys and B-tree share of one view */
+    IMAGE_BYTES = 256       /* image record with its path, amortised */
+};
+
+static uint64_t stored_bytes(uint64_t value) {
+    return value < PAGE / 2 ? value + 64 : (value + 16 + PAGE - 1) / PAGE * PAGE;
+}
+
+uint64_t kd_plan_view_bytes(uint32_t grid, uint32_t width, int cls, int patch) {
+    uint64_t bytes = SMALL_VIEW_BYTES + IMAGE_BYTES;
+    if (cls)
+        bytes += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)width);
+    if (patch)
+        bytes += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)width * grid * grid);
+    return bytes;
+}
+
+static void size_plan(kd_run_plan *p) {
+    p->bytes_per_view = kd_plan_view_bytes(p->grid, p->width, p->cls, p->patch);
+    p->cache_bytes = p->bytes_per_view * p->views * p->images + 64 * PAGE;
+    p->peak_bytes = 2 * p->cache_bytes;
+}
+
+/* Fewer views first, since a smaller cache of both features is worth more than many views of CLS alone. */
+static kd_status fit_budget(kd_run_plan *p, uint64_t budget, kd_err *err) {
+    uint32_t wanted = p->views;
+    size_plan(p);
+    while (p->cache_bytes > budget) {
+        if (p->views > 1) {
+            p->views--;
+        } else if (p->patch && p->cls) {
+            p->patch = 0;
+            p->views = wanted;
+        } else {
+            char need[32], have[32];
+            return kd_fail(err, KD_ENOSPACE, "--budget %s: even one view per image needs %s for %" PRIu64 " images; raise it to that or pass fewer images",
+                           kd_io_size_text(budget, have, sizeof have), kd_io_size_text(p->cache_bytes, need, sizeof need), p->images);
+        }
+        size_plan(p);
+    }
+    return KD_OK;
+}
+
+kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_model_info *model, uint64_t images, kd_err *err) {
+    *plan = (kd_run_plan){.images = images,
+                          .views = (uint32_t)config->views,
+                          .cls = strstr(config->features, "cls") != NULL,
+                          .patch = strstr(config->features, "patch") != NULL,
+                          .grid = (uint32_t)(config->image_size / model->multiple),
+                          .width = (uint32_t)model->width};
+    size_plan(plan);
+    if (config->budget > 0)
+        KD_TRY(fit_budget(plan, config->budget, err));
+    return kd_io_free_bytes(config->cache, &plan->free_bytes, err);
+}
+
+kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config *config, uint64_t already, kd_err *err) {
+    uint64_t need = plan->peak_bytes > already ? plan->peak_bytes - already : 0;
+    uint64_t usable = plan->free_bytes / 5 * 4;
+    if (need <= usable)
+        return KD_OK;
+    char need_text[32], free_text[32], fit_text[32];
+    uint64_t fits = (usable + already) / 2;
+    kd_io_size_text(need, need_text, sizeof need_text);
+    kd_io_size_text(plan->free_bytes, free_text, sizeof free_text);
+    kd_run_plan smaller = *plan;
+    if (fit_budget(&smaller, fits, NULL) != KD_OK)
+        return kd_fail(err, KD_ENOSPACE, "%s: writing and sealing needs about %s and %s are free (at most 80%% is used); put --cache on a larger disk",
+                       config->cache, need_text, free_text);
+    snprintf(fit_text, sizeof fit_text, "%" PRIu64 "MB", fits / 1000000);
+    return kd_fail(err, KD_ENOSPACE,
+                   "%s: writing and sealing needs about %s and %s are free (at most 80%% is used); --views %" PRIu32 " --features %s would fit, "
+                   "and so does --budget %s",
+                   config->cache, need_text, free_text, smaller.views, smaller.patch ? (smaller.cls ? "cls,patch" : "patch") : "cls", fit_text);
+}
+
+static json_t *feature_list(const kd_run_plan *plan) {
+    json_t *list = json_array();
+    if (plan->cls)
+        json_array_append_new(list, json_string("cls"));
+    if (plan->patch)
+        json_array_append_new(list, json_string("patch"));
+    return list;
+}
+
+kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, const kd_run_plan *plan, const kd_policy *policy,
+                        const kd_model_info *model, const kd_sha256 *weights, kd_err *err) {
+    kd_hash128 decoder;
+    KD_TRY(kd_decoder_hash(&decoder, err));
+    char weights_hex[65], decoder_hex[33];
+    kd_hex(weights_hex, weights->b, sizeof weights->b);
+    kd_hex(decoder_hex, decoder.b, sizeof decoder.b);
+    int official = model->kind == KD_MODEL_VIT && model->vit.family == KD_VIT_DINOV2;
+    json_t *json = json_pack("{s:i, s:{s:s, s:s, s:i, s:i, s:i, s:i, s:s}, s:[i], s:b, s:o, s:I, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:s, s:{s:s, s:i}}",
+                             "format_version", 0,
+                             "teacher", "sha256", weights_hex, "family", official ? "dinov2" : "timm", "width", model->vit.width, "depth", model->vit.depth,
+                             "heads", model->vit.heads, "patch", model->vit.patch, "interpolation", official ? "official" : "timm",
+                             "layers", 1, "layer_norm", 1, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
+                             "image_size", (int)config->image_size, "decoder", decoder_hex, "exif", "ignore", "features", feature_list(plan),
+                             "grid", (int)plan->grid, (int)plan->grid, "width", (int)plan->width, "patch_target", config->patch_target,
+                             "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
+    if (json == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for the recipe");
+    return kd_recipe_from_json(recipe, json, config->cache, err);
+}

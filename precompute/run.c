@@ -1,0 +1,421 @@
+#include "precompute/run.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "cache/store.h"
+#include "common/base/io.h"
+#include "common/base/log.h"
+#include "common/base/progress.h"
+#include "precompute/plan.h"
+#include "precompute/teacher.h"
+#include "precompute/views.h"
+
+/* One row of the teacher's batch. */
+typedef struct batch_row {
+    kd_image_entry image;
+    kd_view_entry view;
+    kd_record_buf record[KD_FEATURES];
+} batch_row;
+
+typedef struct run {
+    const kd_precompute_config *config;
+    int threads;
+    kd_dataset data;
+    kd_weights *weights;
+    kd_sha256 weights_sha;
+    kd_backend *backend;
+    kd_model_info model;
+    kd_policy policy;
+    kd_run_plan plan;
+    kd_recipe recipe;
+    kd_teacher *teacher;
+
+    kd_writer *writer;
+    pthread_mutex_t writer_lock; /* loader threads ask it what is done while the main thread adds */
+
+    batch_row *row; /* [batch_size] */
+    int rows;
+    uint8_t *pixels;
+    uint8_t *planes[KD_FEATURES];
+    kd_encode_stats *stats;
+    kd_record_scratch *scratch; /* [threads] */
+    kd_status encode_status;
+    kd_err encode_err;
+
+    kd_encode_stats fidelity[KD_FEATURES];
+    uint64_t views_before, views_new, skipped, duplicates;
+    uint64_t max_skipped;
+} run;
+
+static int wants(const run *r, kd_feature f) {
+    return f == KD_FEATURE_CLS ? r->plan.cls : r->plan.patch;
+}
+
+static size_t record_values(const run *r, kd_feature f) {
+    uint32_t rows, width;
+    kd_teacher_feature_shape(r->teacher, f, &rows, &width);
+    return (size_t)rows * width;
+}
+
+static size_t view_bytes(const run *r) {
+    return (size_t)r->policy.image_size * (size_t)r->policy.image_size * 3;
+}
+
+/* ---- set-up ---- */
+
+static kd_status open_inputs(run *r, kd_err *err) {
+    const kd_precompute_config *c = r->config;
+    size_t n = strlen(c->cache);
+    if (n < 5 || strcmp(c->cache + n - 4, ".kdc") != 0)
+        return kd_fail(err, KD_EUSAGE, "--cache %s: the name must end in .kdc", c->cache);
+    KD_TRY(kd_policy_load(&r->policy, c->augment, (int)c->image_size, err));
+    KD_TRY(kd_weights_open(&r->weights, c->weights, err));
+    KD_TRY(kd_model_find(&r->model, c->teacher, r->weights, err));
+    KD_TRY(kd_model_check_size(&r->model, (int)c->image_size, err));
+    KD_TRY(kd_weights_sha256(r->weights, &r->weights_sha, err));
+    KD_TRY(kd_dataset_open(&r->data, c->images, err));
+    KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data.count, &r->max_skipped, err));
+    KD_TRY(kd_run_plan_make(&r->plan, c, &r->model, r->data.count, err));
+    return kd_run_recipe(&r->recipe, c, &r->plan, &r->policy, &r->model, &r->weights_sha, err);
+}
+
+static kd_status open_teacher(run *r, kd_err *err) {
+    const kd_precompute_config *c = r->config;
+    KD_TRY(kd_backend_open(&r->backend, c->device, r->threads, err));
+    return kd_teacher_open(&r->teacher, r->backend, r->weights, c->teacher, (int)c->image_size, (int)c->batch_size,
+                           strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, r->plan.cls, r->plan.patch, err);
+}
+
+static kd_status open_buffers(run *r, kd_err *err) {
+    size_t batch = (size_t)r->config->batch_size;
+    KD_TRY(kd_alloc_array(&r->row, batch, sizeof *r->row, err));
+    KD_TRY(kd_alloc_array(&r->pixels, batch, view_bytes(r), err));
+    KD_TRY(kd_alloc_array(&r->stats, batch, sizeof *r->stats, err));
+    KD_TRY(kd_alloc_array(&r->scratch, (size_t)r->threads, sizeof *r->scratch, err));
+    for (kd_feature f = 0; f < KD_FEATURES; f++)
+        if (wants(r, f))
+            KD_TRY(kd_alloc_array(&r->planes[f], batch, 2 * record_values(r, f), err));
+    return KD_OK;
+}
+
+static json_t *provenance(const run *r) {
+    const kd_precompute_config *c = r->config;
+    char created[32];
+    time_t now = time(NULL);
+    struct tm utc;
+    strftime(created, sizeof created, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    json_t *p = json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:s}", "created", created, "program", kd_version, "backend", r->backend->v->describe(r->backend),
+                          "precision", c->precision, "batch_size", (int)c->batch_size, "decoder", kd_decoder_version(), "teacher_name", r->model.name);
+    const char *const key[] = {"note", "license", "contact"};
+    const char *const text[] = {c->note, c->license, c->contact};
+    for (int i = 0; i < 3; i++)
+        if (text[i] != NULL)
+            json_object_set_new(p, key[i], kd_json_bytes(text[i], strlen(text[i])));
+    return p;
+}
+
+/* ---- the plan, for people ---- */
+
+static void print_plan(const run *r) {
+    char view[32], cache[32], peak[32], space[32];
+    kd_log(KD_LOG_INFO, "teacher   %s: width %d, depth %d, patch %d, %s, sha256 %.8s", r->model.name, r->model.vit.width, r->model.vit.depth, r->model.vit.patch,
+           r->config->precision, json_string_value(json_object_get(json_object_get(r->recipe.json, "teacher"), "sha256")));
+    kd_log(KD_LOG_INFO, "images    %zu files (%zu others ignored) x %" PRIu32 " views, augmentation %s, %d px", r->data.count, r->data.ignored, r->plan.views,
+           r->policy.name, r->policy.image_size);
+    kd_log(KD_LOG_INFO, "storage   %s%s%s, %s a view, about %s sealed, %s while sealing; %s free", r->plan.cls ? "cls" : "", r->plan.cls && r->plan.patch ? "+" : "",
+           r->plan.patch ? "patch" : "", kd_io_size_text(r->plan.bytes_per_view, view, sizeof view), kd_io_size_text(r->plan.cache_bytes, cache, sizeof cache),
+           kd_io_size_text(r->plan.peak_bytes, peak, sizeof peak), kd_io_size_text(r->plan.free_bytes, space, sizeof space));
+    if (r->plan.views != (uint32_t)r->config->views || (strstr(r->config->features, "patch") != NULL && !r->plan.patch))
+        kd_log(KD_LOG_WARN, "--budget reduced the run to %" PRIu32 " views of %s", r->plan.views, r->plan.patch ? r->config->features : "cls");
+}
+
+/* Times two teacher batches of blank views; the first warms up. */
+static kd_status dry_run(run *r, kd_err *err) {
+    KD_TRY(open_teacher(r, err));
+    KD_TRY(open_buffers(r, err));
+    double begin = 0;
+    for (int i = 0; i < 2; i++) {
+        begin = kd_now();
+        KD_TRY(kd_teacher_run(r->teacher, r->pixels, (int)r->config->batch_size, err));
+        KD_TRY(r->backend->v->sync(r->backend, err));
+    }
+    double rate = (double)r->config->batch_size / (kd_now() - begin);
+    double views = (double)r->plan.views * (double)r->plan.images;
+    char memory[32];
+    kd_log(KD_LOG_INFO, "teacher   %.2f GFLOP a view, %.1f views/s here (decoding not counted): about %.1f h; device memory %s", kd_teacher_flops(r->teacher) / 1e9, rate,
+           views / rate / 3600, kd_io_size_text(kd_teacher_device_bytes(r->teacher), memory, sizeof memory));
+    if (r->config->json) {
+        json_t *line = json_pack("{s:s, s:I, s:i, s:I, s:I, s:I, s:f, s:f}", "type", "result", "images", (json_int_t)r->plan.images, "views", (int)r->plan.views,
+                                 "bytes_per_view", (json_int_t)r->plan.bytes_per_view, "cache_bytes", (json_int_t)r->plan.cache_bytes, "peak_bytes",
+                                 (json_int_t)r->plan.peak_bytes, "views_per_s", rate, "seconds", views / rate);
+        kd_json_line(line);
+        json_decref(line);
+    }
+    return KD_OK;
+}
+
+/* ---- one batch: teacher, encode, compress, store ---- */
+
+static void encode_row(void *ctx, int worker, size_t i) {
+    run *r = ctx;
+    kd_err err = {0};
+    batch_row *row = &r->row[i];
+    for (kd_feature f = 0; f < KD_FEATURES; f++) {
+        if (!wants(r, f))
+            continue;
+        kd_record_head head = {.feature = f, .key = {.image = row->view.image, .view = row->view.view, .layer = 1}, .dtype = KD_F16, .view_hash = row->view.view_hash};
+        kd_teacher_feature_shape(r->teacher, f, &head.rows, &head.width);
+        memcpy(head.identity, r->recipe.sha.b, sizeof head.identity);
+        kd_status status = kd_record_encode(&row->record[f], &head, r->planes[f] + i * 2 * record_values(r, f), (int)r->config->zstd_level, &r->scratch[worker], &err);
+        if (status != KD_OK) {
+            pthread_mutex_lock(&r->writer_lock);
+            r->encode_status = status;
+            r->encode_err = err;
+            pthread_mutex_unlock(&r->writer_lock);
+        }
+    }
+}
+
+static void count_fidelity(run *r, kd_feature f) {
+    kd_encode_stats sum = {0};
+    for (int i = 0; i < r->rows; i++) {
+        sum.xx += r->stats[i].xx;
+        sum.qq += r->stats[i].qq;
+        sum.xq += r->stats[i].xq;
+        sum.err2 += r->stats[i].err2;
+    }
+    kd_writer_add_fidelity(r->writer, f, sum.xx, sum.qq, sum.xq, sum.err2);
+    r->fidelity[f].xx += sum.xx;
+    r->fidelity[f].qq += sum.qq;
+    r->fidelity[f].xq += sum.xq;
+    r->fidelity[f].err2 += sum.err2;
+}
+
+static kd_status store_row(run *r, batch_row *row, kd_err *err) {
+    kd_record_ref ref[KD_FEATURES];
+    size_t n = 0;
+    for (kd_feature f = 0; f < KD_FEATURES; f++)
+        if (wants(r, f))
+            ref[n++] = (kd_record_ref){.feature = f, .layer = 1, .bytes = row->record[f].bytes, .size = row->record[f].size};
+    return kd_writer_add_view(r->writer, &row->image, &row->view, ref, n, err);
+}
+
+static kd_status flush(run *r, kd_err *err) {
+    if (r->rows == 0)
+        return KD_OK;
+    KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
+    for (kd_feature f = 0; f < KD_FEATURES; f++)
+        if (wants(r, f)) {
+            KD_TRY(kd_teacher_planes(r->teacher, f, r->rows, r->planes[f], r->stats, err));
+            count_fidelity(r, f);
+        }
+    r->encode_status = KD_OK;
+    kd_parallel_for(r->threads, (size_t)r->rows, encode_row, r);
+    if (r->encode_status != KD_OK) {
+        if (err != NULL)
+            *err = r->encode_err;
+        return r->encode_status;
+    }
+    kd_status status = KD_OK;
+    pthread_mutex_lock(&r->writer_lock);
+    for (int i = 0; i < r->rows && status == KD_OK; i++)
+        status = store_row(r, &r->row[i], err);
+    pthread_mutex_unlock(&r->writer_lock);
+    r->views_new += (uint64_t)r->rows;
+    r->rows = 0;
+    return status;
+}
+
+/* ---- items ---- */
+
+static int view_is_stored(void *ctx, const kd_hash128 *id, uint32_t view) {
+    run *r = ctx;
+    pthread_mutex_lock(&r->writer_lock);
+    int stored = kd_writer_has_view(r->writer, id, view);
+    pthread_mutex_unlock(&r->writer_lock);
+    return stored;
+}
+
+static void report_skip(run *r, const kd_view_item *item) {
+    r->skipped++;
+    kd_log(KD_LOG_WARN, "skipped: %s", item->problem.msg);
+    if (!r->config->json)
+        return;
+    const char *rel = r->data.file[item->file].rel;
+    json_t *line = json_pack("{s:s, s:o, s:s}", "type", "skipped", "path", kd_json_bytes(rel, strlen(rel)), "reason", item->problem.msg);
+    kd_json_line(line);
+    json_decref(line);
+}
+
+/* The same bytes under a second name, made before the first one's views were stored. */
+static int is_pending(const run *r, const kd_hash128 *id, uint32_t view) {
+    for (int i = 0; i < r->rows; i++)
+        if (r->row[i].view.view == view && memcmp(&r->row[i].view.image, id, sizeof *id) == 0)
+            return 1;
+    return 0;
+}
+
+static kd_status take_item(run *r, const kd_view_item *item, kd_err *err) {
+    if (item->problem.status != KD_OK) {
+        report_skip(r, item);
+        return KD_OK;
+    }
+    for (uint32_t i = 0; i < item->count; i++) {
+        if (is_pending(r, &item->id, item->view[i]) || view_is_stored(r, &item->id, item->view[i])) {
+            r->duplicates += i == 0;
+            continue;
+        }
+        batch_row *row = &r->row[r->rows];
+        row->image = (kd_image_entry){.image = item->id, .rel = r->data.file[item->file].rel, .file_size = item->size, .width = item->width, .height = item->height,
+                                      .views = r->plan.views};
+        row->view = (kd_view_entry){.image = item->id, .view = item->view[i], .view_hash = item->hash[i], .plan = item->plan[i]};
+        memcpy(r->pixels + (size_t)r->rows * view_bytes(r), item->pixels + i * view_bytes(r), view_bytes(r));
+        if (++r->rows == r->config->batch_size)
+            KD_TRY(flush(r, err));
+    }
+    return KD_OK;
+}
+
+static kd_status take_all(run *r, kd_ordered *q, kd_err *err) {
+    uint64_t files = 0;
+    kd_progress *progress = kd_progress_create("precompute", "view", r->plan.images * r->plan.views, r->views_before, r->config->json);
+    kd_status status = KD_OK;
+    while (status == KD_OK) {
+        void *slot;
+        status = kd_stop_requested();
+        if (status != KD_OK) {
+            kd_fail(err, status, "stopped with %" PRIu64 " views stored; run the same command again to go on", kd_writer_view_count(r->writer));
+            break;
+        }
+        status = kd_ordered_next(q, &slot, err);
+        if (status != KD_OK)
+            break;
+        status = take_item(r, slot, err);
+        kd_ordered_release(q, slot);
+        files++;
+        kd_progress_update(progress, r->views_before + r->views_new, kd_ordered_wait_seconds(q), NULL);
+    }
+    kd_progress_finish(progress);
+    if (status == KD_DONE)
+        status = flush(r, err);
+    /* What was computed before a stop or an error is kept; the first error is the one to report. */
+    kd_err ignored = {0};
+    kd_status commit = kd_writer_commit(r->writer, status == KD_OK ? err : &ignored);
+    return status == KD_OK ? commit : status;
+}
+
+/* ---- the end ---- */
+
+static double cosine(const kd_encode_stats *s) {
+    return s->xx > 0 && s->qq > 0 ? s->xq / sqrt(s->xx * s->qq) : 1;
+}
+
+static kd_status summarise(run *r, double seconds, kd_err *err) {
+    uint64_t bytes = 0, views = kd_writer_view_count(r->writer);
+    char size[32], per[32];
+    KD_TRY(kd_io_file_size(r->config->cache, &bytes, err));
+    double rate = seconds > 0 ? (double)r->views_new / seconds : 0, per_view = views > 0 ? (double)bytes / (double)views : 0;
+    kd_log(KD_LOG_INFO, "sealed %s: %" PRIu64 " views, %s, %s a view; %" PRIu64 " new at %.1f views/s; %" PRIu64 " images skipped, %" PRIu64 " duplicates", r->config->cache,
+           views, kd_io_size_text(bytes, size, sizeof size), kd_io_size_text((uint64_t)per_view, per, sizeof per), r->views_new, rate, r->skipped, r->duplicates);
+    if (r->config->json) {
+        json_t *line = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "summary", "cache", r->config->cache, "views", (json_int_t)views, "new_views",
+                                 (json_int_t)r->views_new, "skipped", (json_int_t)r->skipped, "duplicates", (json_int_t)r->duplicates, "bytes", (json_int_t)bytes,
+                                 "bytes_per_view", per_view, "views_per_s", rate, "seconds", seconds);
+        for (kd_feature f = 0; f < KD_FEATURES; f++)
+            if (wants(r, f) && r->fidelity[f].xx > 0)
+                json_object_set_new(line, f == KD_FEATURE_CLS ? "cosine_cls" : "cosine_patch", json_real(cosine(&r->fidelity[f])));
+        kd_json_line(line);
+        json_decref(line);
+    }
+    if (r->skipped > r->max_skipped)
+        return kd_fail(err, KD_ESKIPPED, "%" PRIu64 " images were skipped (listed above) and --max-skipped allows %" PRIu64 "; the cache is sealed without them", r->skipped,
+                       r->max_skipped);
+    return KD_OK;
+}
+
+static kd_status fill_cache(run *r, kd_err *err) {
+    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .seed = (uint64_t)r->config->seed, .views = r->plan.views, .done = view_is_stored, .ctx = r};
+    kd_ordered *q = NULL;
+    double begin = kd_now();
+    kd_status status = kd_view_stage_start(&stage, &q, r->threads, err);
+    if (status == KD_OK)
+        status = take_all(r, q, err);
+    double seconds = kd_now() - begin;
+    kd_view_stage_stop(&stage, q);
+    KD_TRY(status);
+    if (kd_writer_view_count(r->writer) == 0)
+        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files could be read as an image; the reasons are listed above", r->config->images, r->data.count);
+    KD_TRY(kd_writer_seal(r->writer, err));
+    return summarise(r, seconds, err);
+}
+
+/* Free space counts only for a run that will write: the writer tells first whether there is anything to do. */
+static kd_status open_writer(run *r, kd_err *err) {
+    char *partial = kd_asprintf("%s.partial", r->config->cache);
+    uint64_t already = 0;
+    if (partial == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory");
+    kd_status status = kd_io_exists(partial) ? kd_io_file_size(partial, &already, err) : KD_OK;
+    kd_free(partial);
+    KD_TRY(status);
+    if (!kd_io_exists(r->config->cache))
+        KD_TRY(kd_run_plan_guard(&r->plan, r->config, already, err));
+    json_t *p = provenance(r);
+    status = kd_writer_open(&r->writer, r->config->cache, &r->recipe, p, r->plan.cache_bytes, err);
+    json_decref(p);
+    return status;
+}
+
+static kd_status execute(run *r, kd_err *err) {
+    KD_TRY(open_inputs(r, err));
+    print_plan(r);
+    if (r->config->dry_run)
+        return dry_run(r, err);
+    KD_TRY(open_teacher(r, err));
+    KD_TRY(open_buffers(r, err));
+    kd_status status = open_writer(r, err);
+    if (status == KD_DONE) {
+        kd_log(KD_LOG_INFO, "%s is already sealed with this recipe; nothing to do", r->config->cache);
+        return KD_OK;
+    }
+    KD_TRY(status);
+    r->views_before = kd_writer_view_count(r->writer);
+    if (r->views_before > 0)
+        kd_log(KD_LOG_INFO, "resuming: %" PRIu64 " views are stored already", r->views_before);
+    return fill_cache(r, err);
+}
+
+static void release(run *r) {
+    kd_writer_close(r->writer);
+    for (int i = 0; r->row != NULL && i < r->config->batch_size; i++)
+        for (kd_feature f = 0; f < KD_FEATURES; f++)
+            kd_record_buf_free(&r->row[i].record[f]);
+    for (int i = 0; r->scratch != NULL && i < r->threads; i++)
+        kd_record_scratch_free(&r->scratch[i]);
+    kd_free(r->row);
+    kd_free(r->pixels);
+    kd_free(r->stats);
+    kd_free(r->scratch);
+    for (kd_feature f = 0; f < KD_FEATURES; f++)
+        kd_free(r->planes[f]);
+    kd_teacher_close(r->teacher);
+    kd_backend_close(r->backend);
+    kd_recipe_free(&r->recipe);
+    kd_weights_close(r->weights);
+    kd_dataset_close(&r->data);
+    pthread_mutex_destroy(&r->writer_lock);
+}
+
+kd_status kd_precompute_run(const kd_precompute_config *config, kd_err *err) {
+    run r = {.config = config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
+    pthread_mutex_init(&r.writer_lock, NULL);
+    kd_signals_catch();
+    kd_status status = execute(&r, err);
+    release(&r);
+    return status;
+}
