@@ -1,0 +1,238 @@
+/* JPEG through the libjpeg API: the only file that includes jpeglib.h.
+ *
+ * What is accepted mirrors Pillow (src/libImaging/JpegDecode.c): the source suspends at the end of the bytes, so a picture whose
+ * last row can't be decoded from what is there is truncated; a missing end marker after the last row is not. Warnings about
+ * corrupt entropy data are tolerated, as Pillow does. On top come limits against hostile files: pixels, scans, memory. */
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <jpeglib.h>
+/* jerror.h after jpeglib.h: the codes that tell "unsupported" from "corrupt". */
+#include <jerror.h>
+
+#include "common/base/io.h"
+#include "common/base/mem.h"
+#include "common/image/codecs.h"
+
+#ifndef LIBJPEG_TURBO_VERSION_NUMBER
+#error "libjpeg-turbo is needed: other libjpegs decode to other pixels"
+#endif
+#if LIBJPEG_TURBO_VERSION_NUMBER < 2000003
+#error "libjpeg-turbo 2.0.3 or newer is needed (4:4:0 upsampling changed there)"
+#endif
+
+#define TEXT_(x) #x
+#define TEXT(x) TEXT_(x)
+
+enum { ROWS_PER_CALL = 8 };
+/* Coefficient memory of the largest picture that the pixel cap admits: 89 Mpx x 4 components x 2 bytes, rounded up to 1 GiB. */
+static const long memory_limit = 1L << 30;
+
+typedef struct jpeg_failure {
+    struct jpeg_error_mgr pub; /* first: libjpeg hands back a pointer to it */
+    jmp_buf jump;
+    int code;
+    char text[JMSG_LENGTH_MAX];
+} jpeg_failure;
+
+/* Replaces libjpeg's exit(): leaves through the setjmp of the running function. */
+static void on_error(j_common_ptr cinfo) {
+    jpeg_failure *f = (jpeg_failure *)cinfo->err;
+    f->code = f->pub.msg_code;
+    f->pub.format_message(cinfo, f->text);
+    longjmp(f->jump, 1);
+}
+
+static void on_message(j_common_ptr cinfo, int level) {
+    if (level < 0)
+        cinfo->err->num_warnings++;
+}
+
+static void on_output(j_common_ptr cinfo) { (void)cinfo; }
+
+static struct jpeg_error_mgr *failure_init(jpeg_failure *f) {
+    jpeg_std_error(&f->pub);
+    f->pub.error_exit = on_error;
+    f->pub.emit_message = on_message;
+    f->pub.output_message = on_output;
+    return &f->pub;
+}
+
+/* ---- decoding ---- */
+
+typedef struct jpeg_reader {
+    struct jpeg_decompress_struct cinfo;
+    jpeg_failure failure;
+    struct jpeg_source_mgr source;
+    struct jpeg_progress_mgr progress;
+    int too_many_scans;
+    kd_image *img;
+    const char *name;
+    kd_err *err;
+} jpeg_reader;
+
+static void source_nothing(j_decompress_ptr cinfo) { (void)cinfo; }
+
+/* All bytes were there from the start: asking for more means that the file ends early, and FALSE suspends the decoder. */
+static boolean source_fill(j_decompress_ptr cinfo) {
+    (void)cinfo;
+    return FALSE;
+}
+
+static void source_skip(j_decompress_ptr cinfo, long bytes) {
+    struct jpeg_source_mgr *s = cinfo->src;
+    if (bytes <= 0)
+        return;
+    size_t n = (size_t)bytes < s->bytes_in_buffer ? (size_t)bytes : s->bytes_in_buffer;
+    s->next_input_byte += n;
+    s->bytes_in_buffer -= n;
+}
+
+/* Called by libjpeg between rows and scans: a file of thousands of scans would take seconds for a few kilobytes. */
+static void count_scans(j_common_ptr cinfo) {
+    j_decompress_ptr d = (j_decompress_ptr)cinfo;
+    if (d->input_scan_number > KD_JPEG_MAX_SCANS) {
+        jpeg_reader *r = d->client_data;
+        r->too_many_scans = 1;
+        longjmp(r->failure.jump, 1);
+    }
+}
+
+static kd_status truncated(const jpeg_reader *r) {
+    return kd_fail(r->err, KD_EFAIL, "%s is truncated: the JPEG data ends before row %u of %u is complete", r->name,
+                   (unsigned)r->cinfo.output_scanline + 1, (unsigned)r->cinfo.image_height);
+}
+
+/* Pillow reads CMYK files as inverted whether or not an Adobe marker says so ("CMYK;I"), then Convert.c cmyk2rgb. */
+static void cmyk_row_to_rgb(uint8_t *rgb, const uint8_t *cmyk, size_t width) {
+    for (size_t x = 0; x < width; x++, rgb += 3, cmyk += 4) {
+        int light = cmyk[3]; /* 255 - K, where K = 255 - stored */
+        for (int c = 0; c < 3; c++) {
+            int v = light - kd_div255((unsigned)(255 - cmyk[c]) * (unsigned)light);
+            rgb[c] = (uint8_t)(v < 0 ? 0 : v);
+        }
+    }
+}
+
+static kd_status read_cmyk_rows(jpeg_reader *r) {
+    j_decompress_ptr d = &r->cinfo;
+    JSAMPARRAY row = d->mem->alloc_sarray((j_common_ptr)d, JPOOL_IMAGE, d->output_width * 4, 1);
+    while (d->output_scanline < d->output_height) {
+        uint8_t *dst = r->img->rgb + (size_t)d->output_scanline * d->output_width * 3;
+        if (jpeg_read_scanlines(d, row, 1) != 1)
+            return truncated(r);
+        cmyk_row_to_rgb(dst, row[0], d->output_width);
+    }
+    return KD_OK;
+}
+
+static kd_status read_rgb_rows(jpeg_reader *r) {
+    j_decompress_ptr d = &r->cinfo;
+    while (d->output_scanline < d->output_height) {
+        JSAMPROW row[ROWS_PER_CALL];
+        unsigned left = d->output_height - d->output_scanline;
+        unsigned n = left < ROWS_PER_CALL ? left : ROWS_PER_CALL;
+        for (unsigned i = 0; i < n; i++)
+            row[i] = r->img->rgb + ((size_t)d->output_scanline + i) * d->output_width * 3;
+        if (jpeg_read_scanlines(d, row, n) == 0)
+            return truncated(r);
+    }
+    return KD_OK;
+}
+
+static kd_status check_header(jpeg_reader *r) {
+    j_decompress_ptr d = &r->cinfo;
+    KD_TRY(kd_image_check_size(d->image_width, d->image_height, r->name, r->err));
+    if (d->data_precision != 8)
+        return kd_fail(r->err, KD_EFAIL, "%s: JPEG with %d bits per sample isn't supported (8 are); convert it first", r->name, d->data_precision);
+    if (d->num_components != 1 && d->num_components != 3 && d->num_components != 4)
+        return kd_fail(r->err, KD_EFAIL, "%s: JPEG with %d components isn't supported (1, 3 and 4 are)", r->name, d->num_components);
+    return KD_OK;
+}
+
+/* Between setjmp and a longjmp only objects behind r change, so nothing here is indeterminate after the jump. */
+static kd_status decode_guarded(jpeg_reader *r, const uint8_t *bytes, size_t size) {
+    j_decompress_ptr d = &r->cinfo;
+    if (setjmp(r->failure.jump)) {
+        int code = r->failure.code;
+        if (r->too_many_scans)
+            return kd_fail(r->err, KD_EFAIL, "%s: JPEG with more than %d scans; such files are made to waste time, re-encode it", r->name, KD_JPEG_MAX_SCANS);
+        if (code == JERR_BAD_PRECISION || code == JERR_SOF_UNSUPPORTED || code == JERR_ARITH_NOTIMPL || code == JERR_CONVERSION_NOTIMPL)
+            return kd_fail(r->err, KD_EFAIL, "%s: this kind of JPEG isn't supported (%s); convert it to an 8-bit baseline or progressive JPEG", r->name,
+                           r->failure.text);
+        return kd_fail(r->err, KD_EFAIL, "%s: corrupt JPEG: %s", r->name, r->failure.text);
+    }
+    jpeg_create_decompress(d);
+    d->client_data = r;
+    d->mem->max_memory_to_use = memory_limit;
+    r->source = (struct jpeg_source_mgr){.next_input_byte = bytes, .bytes_in_buffer = size, .init_source = source_nothing,
+        .fill_input_buffer = source_fill, .skip_input_data = source_skip, .resync_to_restart = jpeg_resync_to_restart, .term_source = source_nothing};
+    d->src = &r->source;
+    r->progress.progress_monitor = count_scans;
+    d->progress = &r->progress;
+
+    if (jpeg_read_header(d, TRUE) != JPEG_HEADER_OK)
+        return kd_fail(r->err, KD_EFAIL, "%s is truncated: the JPEG data ends inside the header", r->name);
+    KD_TRY(check_header(r));
+    d->out_color_space = d->num_components == 4 ? JCS_CMYK : JCS_RGB;
+    KD_TRY(kd_image_resize_buffer(r->img, (int)d->image_width, (int)d->image_height, r->err));
+    if (!jpeg_start_decompress(d))
+        return truncated(r);
+    KD_TRY(d->num_components == 4 ? read_cmyk_rows(r) : read_rgb_rows(r));
+    /* FALSE means that the end marker is missing: every row is there, and Pillow accepts it too. */
+    (void)jpeg_finish_decompress(d);
+    return KD_OK;
+}
+
+kd_status kd_jpeg_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, kd_err *err) {
+    jpeg_reader r = {.img = img, .name = name, .err = err};
+    r.cinfo.err = failure_init(&r.failure);
+    kd_status status = decode_guarded(&r, bytes, size);
+    jpeg_destroy_decompress(&r.cinfo);
+    return status;
+}
+
+/* ---- encoding ---- */
+
+typedef struct jpeg_writer {
+    struct jpeg_compress_struct cinfo;
+    jpeg_failure failure;
+    unsigned char *bytes; /* malloc'd by jpeg_mem_dest */
+    unsigned long size;
+} jpeg_writer;
+
+static kd_status encode_guarded(jpeg_writer *w, const char *path, const uint8_t *rgb, int width, int height, int quality, kd_err *err) {
+    j_compress_ptr c = &w->cinfo;
+    if (setjmp(w->failure.jump))
+        return kd_fail(err, KD_EFAIL, "%s: encoding the JPEG failed: %s", path, w->failure.text);
+    jpeg_create_compress(c);
+    jpeg_mem_dest(c, &w->bytes, &w->size);
+    c->image_width = (JDIMENSION)width;
+    c->image_height = (JDIMENSION)height;
+    c->input_components = 3;
+    c->in_color_space = JCS_RGB;
+    jpeg_set_defaults(c); /* 4:2:0, baseline */
+    jpeg_set_quality(c, quality, TRUE);
+    jpeg_start_compress(c, TRUE);
+    while (c->next_scanline < c->image_height) {
+        JSAMPROW row = (JSAMPROW)(uintptr_t)(rgb + (size_t)c->next_scanline * (size_t)width * 3); /* libjpeg doesn't write to it */
+        jpeg_write_scanlines(c, &row, 1);
+    }
+    jpeg_finish_compress(c);
+    return KD_OK;
+}
+
+kd_status kd_jpeg_write(const char *path, const uint8_t *rgb, int width, int height, int quality, kd_err *err) {
+    jpeg_writer w = {.bytes = NULL};
+    w.cinfo.err = failure_init(&w.failure);
+    kd_status status = encode_guarded(&w, path, rgb, width, height, quality, err);
+    jpeg_destroy_compress(&w.cinfo);
+    if (status == KD_OK)
+        status = kd_io_write_atomic(path, w.bytes, w.size, err);
+    free(w.bytes);
+    return status;
+}
+
+const char *kd_decoder_version(void) { return "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION); }
