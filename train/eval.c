@@ -1,0 +1,278 @@
+#include "train/eval.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/log.h"
+#include "common/base/threads.h"
+#include "common/weights/safetensors.h"
+#include "train/features.h"
+#include "train/knn.h"
+
+typedef struct eval_config {
+    const char *model, *weights, *images, *out, *train, *test, *k, *feature, *device, *precision;
+    int64_t seed, image_size, student_size, batch_size, threads;
+    int json;
+} eval_config;
+
+#define T eval_config
+#define NETWORK_OPTIONS                                                                                                                    \
+    KD_OPTION_STRING(T, model, "model", "auto|NAME", "auto", 0, "network: a teacher or student name; auto infers a ViT from its weights"), \
+    KD_OPTION_STRING(T, weights, "weights", "FILE|random", NULL, KD_OPT_REQUIRED, "weight file, or random for what kd-train --seed starts from"), \
+    KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of random weights"),                                             \
+    KD_OPTION_INT(T, image_size, "image-size", "S", "224", 14, 4096, "side of the eval view: shorter side to S*256/224, centre crop S"),   \
+    KD_OPTION_INT(T, student_size, "student-size", "S", "0", 0, 4096, "reduce the view to this side as kd-train --student-size does; 0 = not"), \
+    KD_OPTION_INT(T, batch_size, "batch-size", "N", "16", 1, 4096, "images per pass"),                                                     \
+    KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "threads; 0 = every processor"),                                               \
+    KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the network runs"),                                   \
+    KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the matrix products")
+
+static const kd_option knn_table[] = {
+    NETWORK_OPTIONS,
+    KD_OPTION_STRING(T, train, "train", "DIR", NULL, KD_OPT_REQUIRED, "training images in one folder per class"),
+    KD_OPTION_STRING(T, test, "test", "DIR", NULL, KD_OPT_REQUIRED, "test images in the same class folders"),
+    KD_OPTION_STRING(T, k, "k", "K[,K...]", "10,20", 0, "numbers of neighbours"),
+    KD_OPTION_CHOICE(T, feature, "feature", "pooled|cls", "pooled", "what is compared: the library's pooled feature (a ViT's class token, a CNN's average), or the class token"),
+    KD_OPTION_END,
+};
+
+static const kd_option features_table[] = {
+    NETWORK_OPTIONS,
+    KD_OPTION_STRING(T, images, "images", "DIR|LIST", NULL, KD_OPT_REQUIRED, "images, taken in path order"),
+    KD_OPTION_STRING(T, out, "out", "FILE.safetensors", NULL, KD_OPT_REQUIRED, "file to write: cls, patch and pooled as F32, the paths in its metadata"),
+    KD_OPTION_END,
+};
+
+static const kd_program knn_program = {
+    .name = "kd-eval knn",
+    .summary = "k-nearest-neighbour accuracy of a network's features (the DINO protocol: cosine, temperature 0.07).",
+    .examples = "  $ kd-eval knn --model resnet18 --weights run/exported/resnet18.safetensors --train data/train --test data/test\n"
+                "  $ kd-eval knn --weights dinov2_vits14_pretrain.pth --train data/train --test data/test --k 10,20,100 --json\n"
+                "  $ kd-eval knn --model resnet18 --weights random --train data/train --test data/test\n",
+    .options = knn_table,
+};
+static const kd_program features_program = {
+    .name = "kd-eval features",
+    .summary = "Features of a teacher or student for every image, with the evaluation transform.",
+    .examples = "  $ kd-eval features --weights dinov2_vits14_pretrain.pth --images photos --out photos.safetensors\n"
+                "  $ kd-eval features --model resnet18 --weights run/exported/resnet18.safetensors --images photos --out student.safetensors\n",
+    .options = features_table,
+};
+
+static kd_status open_network(kd_extractor **x, const eval_config *c, kd_err *err) {
+    kd_extractor_options o = {.model = c->model, .weights = c->weights, .seed = (uint64_t)c->seed, .image_size = (int)c->image_size,
+                              .student_size = (int)c->student_size, .batch = (int)c->batch_size, .threads = (int)c->threads, .device = c->device,
+                              .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .json = c->json};
+    return kd_extractor_open(x, &o, err);
+}
+
+static kd_status warn_skipped(const kd_feature_set *set, const char *images, kd_err *err) {
+    if (set->skipped == 0)
+        return KD_OK;
+    return kd_fail(err, KD_ESKIPPED, "%s: %zu files could not be read (listed above); the result is over the other %zu", images, set->skipped, set->count);
+}
+
+/* ---- features ---- */
+
+static json_t *paths_metadata(const kd_feature_set *set, const kd_model_info *model) {
+    json_t *paths = json_array();
+    for (size_t i = 0; i < set->count; i++) {
+        const char *rel = set->data.file[set->file[i]].rel;
+        json_array_append_new(paths, kd_json_bytes(rel, strlen(rel)));
+    }
+    char *text = kd_json_canonical(paths);
+    json_t *metadata = json_pack("{s:s, s:s}", "paths", text != NULL ? text : "[]", "model", model->name);
+    kd_free(text);
+    json_decref(paths);
+    return metadata;
+}
+
+static kd_status write_features(const char *path, const kd_feature_set *set, const kd_model_info *model, kd_err *err) {
+    int64_t n = (int64_t)set->count, w = (int64_t)set->width;
+    const kd_tensor tensors[KD_TAPS] = {
+        {.name = "pooled", .dtype = KD_F32, .rank = 2, .shape = {n, w}, .data = set->values[KD_TAP_POOLED]},
+        {.name = "cls", .dtype = KD_F32, .rank = 2, .shape = {n, w}, .data = set->values[KD_TAP_CLS]},
+        {.name = "patch", .dtype = KD_F32, .rank = 3, .shape = {n, (int64_t)set->patches, w}, .data = set->values[KD_TAP_PATCH]},
+    };
+    json_t *metadata = paths_metadata(set, model);
+    kd_status status = kd_safetensors_write(path, tensors, KD_TAPS, metadata, err);
+    json_decref(metadata);
+    return status;
+}
+
+static kd_status run_features(const eval_config *c, kd_err *err) {
+    kd_extractor *x = NULL;
+    kd_feature_set set = {0};
+    kd_status status = open_network(&x, c, err);
+    if (status == KD_OK)
+        status = kd_extractor_run(x, c->images, 1u << KD_TAP_POOLED | 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, err);
+    if (status == KD_OK)
+        status = write_features(c->out, &set, kd_extractor_model(x), err);
+    if (status == KD_OK) {
+        kd_log(KD_LOG_INFO, "%s: %zu images, width %zu, %zu patches", c->out, set.count, set.width, set.patches);
+        status = warn_skipped(&set, c->images, err);
+    }
+    kd_feature_set_free(&set);
+    kd_extractor_close(x);
+    return status;
+}
+
+/* ---- knn ---- */
+
+enum { MAX_KS = 16 };
+
+static kd_status parse_ks(const char *text, int ks[MAX_KS], size_t *n, kd_err *err) {
+    *n = 0;
+    for (const char *p = text; *n < MAX_KS; p++) {
+        char *end = NULL;
+        long v = strtol(p, &end, 10);
+        if (end == p || v < 1 || v > KD_KNN_MAX_K || (*end != ',' && *end != '\0'))
+            break;
+        ks[(*n)++] = (int)v;
+        if (*end == '\0')
+            return KD_OK;
+        p = end;
+    }
+    return kd_fail(err, KD_EUSAGE, "--k %s: expected at most %d numbers from 1 to %d separated by commas, such as 10,20", text, MAX_KS, KD_KNN_MAX_K);
+}
+
+/* Class = the first folder of the relative path, as torchvision's ImageFolder has it. Length 0: no folder. */
+static size_t class_length(const char *rel) {
+    const char *slash = strchr(rel, '/');
+    return slash == NULL ? 0 : (size_t)(slash - rel);
+}
+
+static kd_status label_train(const kd_feature_set *set, const char *dir, int32_t *label, const char **name, size_t *classes, kd_err *err) {
+    *classes = 0;
+    for (size_t i = 0; i < set->count; i++) {
+        const char *rel = set->data.file[set->file[i]].rel;
+        size_t n = class_length(rel);
+        if (n == 0)
+            return kd_fail(err, KD_EUSAGE, "%s/%s: the image lies in no class folder; expected %s/CLASS/image.jpg", dir, rel, dir);
+        /* Paths are sorted, so a class is a run of neighbours. */
+        if (*classes == 0 || strncmp(name[*classes - 1], rel, n + 1) != 0)
+            name[(*classes)++] = rel;
+        label[i] = (int32_t)(*classes - 1);
+    }
+    return KD_OK;
+}
+
+static void label_test(const kd_feature_set *set, int32_t *label, const char *const *name, size_t classes) {
+    size_t unknown = 0;
+    for (size_t i = 0; i < set->count; i++) {
+        const char *rel = set->data.file[set->file[i]].rel;
+        size_t n = class_length(rel);
+        label[i] = -1;
+        for (size_t c = 0; n > 0 && c < classes && label[i] < 0; c++)
+            if (strncmp(name[c], rel, n + 1) == 0)
+                label[i] = (int32_t)c;
+        unknown += label[i] < 0;
+    }
+    if (unknown > 0)
+        kd_log(KD_LOG_WARN, "%zu test images have a class that the training folder lacks; they count as wrong", unknown);
+}
+
+static void print_knn(const eval_config *c, const kd_extractor *x, const kd_feature_set *train, const kd_feature_set *test, size_t classes, const kd_knn_result *result,
+                      size_t n) {
+    const char *model = kd_extractor_model(x)->name;
+    if (!c->json)
+        printf("%s, %zu classes, %zu training and %zu test images, feature %s of width %zu\n", model, classes, train->count, test->count, c->feature, train->width);
+    for (size_t i = 0; i < n; i++) {
+        if (!c->json) {
+            printf("k = %-3d  top-1 %6.2f %%   top-5 %6.2f %%\n", result[i].k, 100 * result[i].top1, 100 * result[i].top5);
+            continue;
+        }
+        json_t *line = json_pack("{s:s, s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "type", "result", "protocol", "knn", "model", model, "feature", c->feature, "k",
+                                 result[i].k, "top1", result[i].top1, "top5", result[i].top5, "classes", (json_int_t)classes, "train", (json_int_t)train->count, "test",
+                                 (json_int_t)test->count, "temperature", 0.07);
+        kd_json_line(line);
+        json_decref(line);
+    }
+}
+
+typedef struct knn_run {
+    kd_extractor *x;
+    kd_feature_set train, test;
+    int32_t *train_label, *test_label;
+    const char **name;
+} knn_run;
+
+static kd_status run_knn_on(knn_run *r, const eval_config *c, const int *ks, size_t n_k, kd_err *err) {
+    kd_tap tap = strcmp(c->feature, "cls") == 0 ? KD_TAP_CLS : KD_TAP_POOLED;
+    kd_knn_result result[MAX_KS];
+    size_t classes = 0;
+    KD_TRY(open_network(&r->x, c, err));
+    KD_TRY(kd_extractor_run(r->x, c->train, 1u << tap, &r->train, err));
+    KD_TRY(kd_extractor_run(r->x, c->test, 1u << tap, &r->test, err));
+    KD_TRY(kd_alloc_array(&r->train_label, r->train.count, sizeof *r->train_label, err));
+    KD_TRY(kd_alloc_array(&r->test_label, r->test.count, sizeof *r->test_label, err));
+    KD_TRY(kd_alloc_array(&r->name, r->train.count, sizeof *r->name, err));
+    KD_TRY(label_train(&r->train, c->train, r->train_label, r->name, &classes, err));
+    label_test(&r->test, r->test_label, r->name, classes);
+    kd_knn_data train = {r->train.values[tap], r->train_label, r->train.count}, test = {r->test.values[tap], r->test_label, r->test.count};
+    int threads = c->threads > 0 ? (int)c->threads : kd_cpu_count();
+    KD_TRY(kd_knn(&train, &test, r->train.width, classes, ks, n_k, threads, result, NULL, err));
+    print_knn(c, r->x, &r->train, &r->test, classes, result, n_k);
+    KD_TRY(warn_skipped(&r->train, c->train, err));
+    return warn_skipped(&r->test, c->test, err);
+}
+
+static kd_status run_knn(const eval_config *c, kd_err *err) {
+    knn_run r = {0};
+    int ks[MAX_KS];
+    size_t n_k = 0;
+    KD_TRY(parse_ks(c->k, ks, &n_k, err));
+    kd_status status = run_knn_on(&r, c, ks, n_k, err);
+    kd_free(r.train_label);
+    kd_free(r.test_label);
+    kd_free(r.name);
+    kd_feature_set_free(&r.train);
+    kd_feature_set_free(&r.test);
+    kd_extractor_close(r.x);
+    return status;
+}
+
+/* ---- dispatch ---- */
+
+static const struct command {
+    const char *name;
+    const kd_program *program;
+    kd_status (*run)(const eval_config *c, kd_err *err);
+} commands[] = {
+    {"knn", &knn_program, run_knn},
+    {"features", &features_program, run_features},
+};
+enum { COMMANDS = sizeof commands / sizeof commands[0] };
+
+static void print_commands(FILE *out) {
+    fprintf(out, "usage: kd-eval COMMAND [options]\n\nMeasures what a network's frozen features know.\n\n");
+    for (size_t i = 0; i < COMMANDS; i++)
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].program->summary);
+    fprintf(out, "\nkd-eval COMMAND --help explains each.\n");
+}
+
+kd_status kd_eval_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err) {
+    if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        print_commands(stdout);
+        return KD_DONE;
+    }
+    if (argc >= 2 && strcmp(argv[1], "--version") == 0) {
+        printf("kd-eval %s\n", kd_version);
+        return KD_DONE;
+    }
+    if (argc < 2)
+        return kd_fail(err, KD_EUSAGE, "no command given; kd-eval --help lists them");
+    for (size_t i = 0; i < COMMANDS; i++)
+        if (strcmp(argv[1], commands[i].name) == 0) {
+            eval_config c = {0};
+            KD_TRY(kd_options_parse(commands[i].program, &c, argc - 1, argv + 1, json, arena, err));
+            c.json = *json;
+            kd_signals_catch();
+            return commands[i].run(&c, err);
+        }
+    const char *names[COMMANDS];
+    for (size_t i = 0; i < COMMANDS; i++)
+        names[i] = commands[i].name;
+    const char *near = kd_nearest_name(argv[1], names, COMMANDS);
+    return kd_fail(err, KD_EUSAGE, "unknown command %s%s%s; kd-eval --help lists them", argv[1], near != NULL ? "; did you mean " : "", near != NULL ? near : "");
+}

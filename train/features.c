@@ -1,0 +1,243 @@
+#include "train/features.h"
+
+#include <limits.h>
+#include <string.h>
+
+#include "common/base/io.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+#include "common/base/progress.h"
+#include "common/base/threads.h"
+#include "common/image/augment.h"
+
+static const char *const tap_name[KD_TAPS] = {"pooled", "cls", "patch"};
+
+struct kd_extractor {
+    kd_extractor_options options;
+    int side;               /* of the pixels that the network sees */
+    kd_backend *backend;
+    kd_model_info model;
+    kd_model_taps taps;
+    kd_graph *graph;
+    kd_params *params;
+    kd_exec *exec;
+};
+
+/* ---- network ---- */
+
+static kd_status load_parameters(kd_extractor *x, const kd_weights *weights, kd_err *err) {
+    if (weights == NULL)
+        return kd_params_init(x->params, x->options.seed, err);
+    return kd_model_load(x->params, &x->model, weights, x->side, err);
+}
+
+static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) {
+    const kd_extractor_options *o = &x->options;
+    KD_TRY(kd_model_find(&x->model, o->model, weights, err));
+    KD_TRY(kd_model_check_size(&x->model, x->side, err));
+    KD_TRY(kd_backend_open(&x->backend, o->device, o->threads, err));
+    if (o->precision == KD_BF16)
+        KD_TRY(x->backend->v->check_bf16(x->backend, err));
+    x->graph = kd_graph_create();
+    if (x->graph == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
+    x->taps = kd_model_build(x->graph, &x->model, x->side);
+    kd_graph_output(x->graph, x->taps.pooled, tap_name[KD_TAP_POOLED]);
+    kd_graph_output(x->graph, x->taps.cls, tap_name[KD_TAP_CLS]);
+    kd_graph_output(x->graph, x->taps.map, tap_name[KD_TAP_PATCH]);
+    KD_TRY(kd_params_create(&x->params, x->graph, x->backend, err));
+    KD_TRY(load_parameters(x, weights, err));
+    return kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err);
+}
+
+kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *options, kd_err *err) {
+    *out = NULL;
+    kd_extractor *x = kd_calloc(1, sizeof *x);
+    if (x == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory");
+    x->options = *options;
+    if (x->options.threads <= 0)
+        x->options.threads = kd_cpu_count();
+    x->side = options->student_size > 0 ? options->student_size : options->image_size;
+    kd_weights *weights = NULL;
+    kd_status status = KD_OK;
+    if (strcmp(options->weights, "random") != 0)
+        status = kd_weights_open(&weights, options->weights, err);
+    if (status == KD_OK)
+        status = build(x, weights, err);
+    kd_weights_close(weights);
+    if (status != KD_OK) {
+        kd_extractor_close(x);
+        return status;
+    }
+    *out = x;
+    return KD_OK;
+}
+
+void kd_extractor_close(kd_extractor *x) {
+    if (x == NULL)
+        return;
+    kd_exec_destroy(x->exec);
+    kd_params_destroy(x->params);
+    kd_graph_destroy(x->graph);
+    kd_backend_close(x->backend);
+    kd_free(x);
+}
+
+const kd_model_info *kd_extractor_model(const kd_extractor *x) {
+    return &x->model;
+}
+
+/* ---- images: file -> pixels of the network's size, on loader threads ---- */
+
+typedef struct eval_item {
+    size_t file;
+    kd_err problem;
+    uint8_t *pixels;
+} eval_item;
+
+typedef struct eval_worker {
+    uint8_t *bytes;
+    size_t cap;
+    kd_image image, view;
+    kd_view_scratch scratch;
+} eval_worker;
+
+typedef struct eval_stage {
+    const kd_dataset *data;
+    kd_policy policy;
+    int side;
+    eval_worker *worker;
+} eval_stage;
+
+static kd_status read_view(const eval_stage *s, eval_worker *w, eval_item *item, kd_err *err) {
+    char path[PATH_MAX];
+    size_t size = 0;
+    KD_TRY(kd_dataset_path(s->data, item->file, path, sizeof path, err));
+    KD_TRY(kd_io_read_into(path, KD_MAX_IMAGE_FILE, &w->bytes, &w->cap, &size, err));
+    kd_hash128 id = kd_image_id(w->bytes, size);
+    KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, err));
+    kd_plan plan = kd_plan_draw(&s->policy, 0, &id, 0, w->image.width, w->image.height);
+    if (s->side == s->policy.image_size)
+        return kd_plan_apply(&plan, &w->image, item->pixels, &w->scratch, err);
+    KD_TRY(kd_image_resize_buffer(&w->view, plan.out_w, plan.out_h, err));
+    KD_TRY(kd_plan_apply(&plan, &w->image, w->view.rgb, &w->scratch, err));
+    return kd_resample(item->pixels, s->side, s->side, &w->view, 0, 0, plan.out_w, plan.out_h, KD_FILTER_BOX, &w->scratch.resample, err);
+}
+
+static kd_status make_item(void *ctx, int worker, uint64_t index, void *slot, kd_err *err) {
+    eval_stage *s = ctx;
+    eval_item *item = slot;
+    if (item->pixels == NULL)
+        KD_TRY(kd_alloc_array(&item->pixels, (size_t)s->side * (size_t)s->side, 3, err));
+    item->file = (size_t)index;
+    kd_status status = read_view(s, &s->worker[worker], item, &item->problem);
+    item->problem.status = status;
+    return KD_OK;
+}
+
+static void free_item(void *ctx, void *slot) {
+    (void)ctx;
+    kd_free(((eval_item *)slot)->pixels);
+}
+
+/* ---- running ---- */
+
+static size_t tap_values(const kd_feature_set *set, int tap) {
+    return tap == KD_TAP_PATCH ? set->patches * set->width : set->width;
+}
+
+static kd_status run_batch(kd_extractor *x, int rows, unsigned taps, kd_feature_set *set, kd_err *err) {
+    KD_TRY(kd_exec_forward(x->exec, err));
+    for (int t = 0; t < KD_TAPS; t++)
+        if (taps & 1u << t)
+            KD_TRY(kd_exec_download(x->exec, tap_name[t], rows, set->values[t] + set->count * tap_values(set, t), err));
+    set->count += (size_t)rows;
+    return KD_OK;
+}
+
+static kd_status run_all(kd_extractor *x, kd_ordered *q, kd_progress *progress, unsigned taps, kd_feature_set *set, kd_err *err) {
+    int rows = 0;
+    kd_status status;
+    for (uint64_t done = 1;; done++) {
+        void *slot;
+        status = kd_ordered_next(q, &slot, err);
+        if (status != KD_OK)
+            break;
+        const eval_item *item = slot;
+        if (item->problem.status != KD_OK) {
+            kd_log(KD_LOG_WARN, "skipped: %s", item->problem.msg);
+            set->skipped++;
+        } else {
+            set->file[set->count + (size_t)rows] = item->file;
+            status = kd_exec_upload_rows(x->exec, "images", rows++, 1, item->pixels, err);
+        }
+        kd_ordered_release(q, slot);
+        if (status == KD_OK && rows == x->options.batch) {
+            status = run_batch(x, rows, taps, set, err);
+            rows = 0;
+        }
+        if (status == KD_OK)
+            status = kd_stop_requested();
+        KD_TRY(status);
+        kd_progress_update(progress, done, kd_ordered_wait_seconds(q), NULL);
+    }
+    if (status == KD_DONE)
+        status = rows > 0 ? run_batch(x, rows, taps, set, err) : KD_OK;
+    return status;
+}
+
+static kd_status reserve(const kd_extractor *x, unsigned taps, kd_feature_set *set, kd_err *err) {
+    set->width = (size_t)x->model.width;
+    set->patches = (size_t)x->taps.map_h * (size_t)x->taps.map_w;
+    KD_TRY(kd_alloc_array(&set->file, set->data.count, sizeof *set->file, err));
+    for (int t = 0; t < KD_TAPS; t++)
+        if (taps & 1u << t)
+            KD_TRY(kd_alloc_array(&set->values[t], set->data.count, tap_values(set, t) * sizeof(float), err));
+    return KD_OK;
+}
+
+static kd_status extract(kd_extractor *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err) {
+    int threads = x->options.threads;
+    kd_status status;
+    eval_stage stage = {.data = &set->data, .side = x->side};
+    KD_TRY(kd_policy_load(&stage.policy, "eval", x->options.image_size, err));
+    KD_TRY(kd_dataset_open(&set->data, images, err));
+    KD_TRY(reserve(x, taps, set, err));
+    KD_TRY(kd_alloc_array(&stage.worker, (size_t)threads, sizeof *stage.worker, err));
+    kd_ordered *q = NULL;
+    status = kd_ordered_create(&q, threads, (size_t)threads + 8, sizeof(eval_item), set->data.count, make_item, free_item, &stage, err);
+    if (status == KD_OK) {
+        kd_progress *progress = kd_progress_create("features", "image", set->data.count, 0, x->options.json);
+        status = run_all(x, q, progress, taps, set, err);
+        kd_progress_finish(progress);
+    }
+    kd_ordered_destroy(q);
+    for (int i = 0; i < threads; i++) {
+        kd_free(stage.worker[i].bytes);
+        kd_image_free(&stage.worker[i].image);
+        kd_image_free(&stage.worker[i].view);
+        kd_view_scratch_free(&stage.worker[i].scratch);
+    }
+    kd_free(stage.worker);
+    KD_TRY(status);
+    if (set->count == 0)
+        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files could be read as an image; the reasons are listed above", images, set->data.count);
+    return KD_OK;
+}
+
+kd_status kd_extractor_run(kd_extractor *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err) {
+    memset(set, 0, sizeof *set);
+    kd_status status = extract(x, images, taps, set, err);
+    if (status != KD_OK)
+        kd_feature_set_free(set);
+    return status;
+}
+
+void kd_feature_set_free(kd_feature_set *set) {
+    for (int t = 0; t < KD_TAPS; t++)
+        kd_free(set->values[t]);
+    kd_free(set->file);
+    kd_dataset_close(&set->data);
+    memset(set, 0, sizeof *set);
+}

@@ -1,0 +1,50 @@
+/* Features: a network (teacher or student) run over image files with the evaluation transform.
+ *
+ * Used by kd-eval. images -> eval view (shorter side to size*256/224, centre crop) -> optional BOX reduction -> network -> pooled, cls, patch.
+ * Bad images are skipped with a warning and counted. Results are in path order and don't depend on the thread count.
+ *
+ *     kd_extractor *x;
+ *     KD_TRY(kd_extractor_open(&x, &options, err));
+ *     KD_TRY(kd_extractor_run(x, "photos", KD_TAP_POOLED, &set, err));
+ *     ... set.values[KD_TAP_POOLED][i * x_width + c] ...
+ *     kd_feature_set_free(&set); kd_extractor_close(x); */
+#ifndef KD_TRAIN_FEATURES_H
+#define KD_TRAIN_FEATURES_H
+
+#include "common/data/dataset.h"
+#include "kernels/nn/models.h"
+
+typedef enum kd_tap { KD_TAP_POOLED = 0, KD_TAP_CLS = 1, KD_TAP_PATCH = 2, KD_TAPS = 3 } kd_tap;
+
+typedef struct kd_extractor_options {
+    const char *model;     /* name, or "auto" with a weight file */
+    const char *weights;   /* file, or "random": what kd-train --seed starts from */
+    uint64_t seed;         /* for random weights */
+    int image_size;        /* side of the eval view */
+    int student_size;      /* 0: the view itself; else its BOX reduction */
+    int batch, threads;
+    const char *device;
+    kd_dtype precision;
+    int json;              /* progress as JSON lines */
+} kd_extractor_options;
+
+typedef struct kd_extractor kd_extractor;
+/* KD_EUSAGE: unknown model, size that the model can't take. Otherwise the causes of kd_weights_open, kd_model_load and kd_backend_open. */
+kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *options, kd_err *err);
+void kd_extractor_close(kd_extractor *x); /* accepts NULL */
+const kd_model_info *kd_extractor_model(const kd_extractor *x);
+
+typedef struct kd_feature_set {
+    size_t count;               /* images that could be read */
+    size_t skipped;
+    size_t width, patches;      /* channels; patch positions per image */
+    kd_dataset data;            /* owns the paths */
+    size_t *file;               /* [count] index in data */
+    float *values[KD_TAPS];     /* NULL, [count][width], [count][width], [count][patches][width] */
+} kd_feature_set;
+
+/* taps: bit i set = kd_tap i is wanted. KD_EFAIL when no image could be read. */
+kd_status kd_extractor_run(kd_extractor *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err);
+void kd_feature_set_free(kd_feature_set *set);
+
+#endif
