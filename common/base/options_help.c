@@ -1,0 +1,222 @@
+#include <ctype.h>
+#include <string.h>
+
+#include "common/base/options_common.h"
+
+const kd_common_option kd_common_options[KD_COMMON_COUNT] = {
+    [KD_COMMON_CONFIG] = {"config", 0, "FILE", "Read options from a YAML file of \"name: value\" lines; a flag on the command line wins."},
+    [KD_COMMON_JSON] = {"json", 0, NULL, "Write JSON lines to stdout in place of text."},
+    [KD_COMMON_VERBOSE] = {"verbose", 'v', NULL, "Say more (the same as KD_LOG=debug)."},
+    [KD_COMMON_QUIET] = {"quiet", 'q', NULL, "Warnings and errors only."},
+    [KD_COMMON_HELP] = {"help", 'h', NULL, "Print this text."},
+    [KD_COMMON_VERSION] = {"version", 0, NULL, "Print the version."},
+    [KD_COMMON_MAN] = {"man", 0, NULL, "Print the manual page (roff)."},
+    [KD_COMMON_COMPLETION] = {"completion", 0, NULL, "Print the completion script for bash."},
+};
+
+enum { HELP_COLUMN = 28, WIDTH = 100 };
+
+/* Range and default in words: "1 to 64; default 8". Empty when there is nothing to say. */
+static const char *facts(const kd_option *o, char *buf, size_t cap)
+{
+    size_t n = 0;
+    const char *separator = "";
+    buf[0] = '\0';
+    if (o->flags & KD_OPT_REQUIRED) {
+        n += (size_t)snprintf(buf, cap, "required");
+        separator = "; ";
+    }
+    if (o->kind == KD_OPT_STRINGS && n < cap) {
+        n += (size_t)snprintf(buf + n, cap - n, "%smay be given several times", separator);
+        separator = "; ";
+    }
+    if ((o->kind == KD_OPT_INT || o->kind == KD_OPT_REAL) && !(o->min == 0 && o->max == 0) && n < cap) {
+        if (o->max < 1e12)
+            n += (size_t)snprintf(buf + n, cap - n, "%s%.12g to %.12g", separator, o->min, o->max);
+        else
+            n += (size_t)snprintf(buf + n, cap - n, "%sat least %.12g", separator, o->min);
+        separator = "; ";
+    }
+    if (o->dflt && n < cap)
+        snprintf(buf + n, cap - n, "%sdefault %s", separator, o->dflt);
+    return buf;
+}
+
+/* Prints text in lines up to WIDTH; the cursor stands at `column` and later lines begin at HELP_COLUMN. */
+static void wrap(FILE *out, const char *text, size_t column)
+{
+    const char *space = "";
+    while (*text) {
+        size_t n = strcspn(text, " ");
+        if (column + n + 1 > WIDTH && *space) {
+            fprintf(out, "\n%*s", HELP_COLUMN, "");
+            column = HELP_COLUMN;
+            space = "";
+        }
+        fprintf(out, "%s%.*s", space, (int)n, text);
+        column += n + strlen(space);
+        space = " ";
+        text += n;
+        text += strspn(text, " ");
+    }
+    fputc('\n', out);
+}
+
+static void entry(FILE *out, const char *left, const char *help, const char *extra)
+{
+    char all[1600];
+    size_t n = strlen(left);
+    fprintf(out, "  %s", left);
+    if (n + 4 > HELP_COLUMN)
+        fprintf(out, "\n%*s", HELP_COLUMN, "");
+    else
+        fprintf(out, "%*s", (int)(HELP_COLUMN - 2 - n), "");
+    snprintf(all, sizeof all, *extra ? "%s (%s)" : "%s", help, extra);
+    wrap(out, all, HELP_COLUMN);
+}
+
+static void usage(const kd_program *prog, FILE *out)
+{
+    fprintf(out, "%s", prog->name);
+    for (const kd_option *o = prog->options; o->name; o++)
+        if ((o->flags & KD_OPT_REQUIRED) && !(o->flags & KD_OPT_POSITIONAL))
+            fprintf(out, " --%s %s", o->name, o->metavar);
+    for (const kd_option *o = prog->options; o->name; o++)
+        if (o->flags & KD_OPT_POSITIONAL)
+            fprintf(out, o->flags & KD_OPT_REQUIRED ? " %s%s" : " [%s%s]", o->name, o->kind == KD_OPT_STRINGS ? "..." : "");
+    fprintf(out, " [options]\n");
+}
+
+static const char *common_name(const kd_common_option *c, char *buf, size_t cap)
+{
+    char letter[5] = "";
+    if (c->letter)
+        snprintf(letter, sizeof letter, "-%c, ", c->letter);
+    snprintf(buf, cap, "%s--%s%s%s", letter, c->name, c->metavar ? " " : "", c->metavar ? c->metavar : "");
+    return buf;
+}
+
+static int ends_with_newline(const char *s)
+{
+    size_t n = strlen(s);
+    return n > 0 && s[n - 1] == '\n';
+}
+
+void kd_options_help(const kd_program *prog, FILE *out)
+{
+    char left[256], extra[256];
+    fprintf(out, "usage: ");
+    usage(prog, out);
+    fprintf(out, "\n%s\n", prog->summary);
+    if (prog->examples)
+        fprintf(out, "\nexamples:\n%s%s", prog->examples, ends_with_newline(prog->examples) ? "" : "\n");
+    fprintf(out, "\noptions:\n");
+    for (const kd_option *o = prog->options; o->name; o++) {
+        if (o->flags & KD_OPT_POSITIONAL)
+            snprintf(left, sizeof left, "%s", o->name);
+        else
+            snprintf(left, sizeof left, "--%s%s%s", o->name, o->kind == KD_OPT_FLAG ? "" : " ", o->metavar);
+        entry(out, left, o->help, facts(o, extra, sizeof extra));
+    }
+    fprintf(out, "\ncommon options:\n");
+    for (int i = 0; i < KD_COMMON_COUNT; i++)
+        entry(out, common_name(&kd_common_options[i], left, sizeof left), kd_common_options[i].help, "");
+    if (prog->epilog)
+        fprintf(out, "\n%s%s", prog->epilog, ends_with_newline(prog->epilog) ? "" : "\n");
+}
+
+/* ---- manual page ---- */
+
+/* Text as roff: dashes that can be copied, no accidental requests, no accidental escapes. */
+static void roff(FILE *out, const char *text)
+{
+    int line_start = 1;
+    for (; *text; text++) {
+        if (line_start && (*text == '.' || *text == '\''))
+            fputs("\\&", out);
+        line_start = *text == '\n';
+        if (*text == '\\')
+            fputs("\\e", out);
+        else if (*text == '-')
+            fputs("\\-", out);
+        else
+            fputc(*text, out);
+    }
+}
+
+static void roff_line(FILE *out, const char *before, const char *text)
+{
+    fputs(before, out);
+    roff(out, text);
+    fputc('\n', out);
+}
+
+void kd_options_man(const kd_program *prog, FILE *out)
+{
+    char left[256], extra[256];
+    fputs(".TH \"", out);
+    for (const char *c = prog->name; *c; c++)
+        fputc(*c == ' ' ? '-' : toupper((unsigned char)*c), out);
+    fprintf(out, "\" 1 \"\" \"kdcache %s\"\n.SH NAME\n", kd_version);
+    roff(out, prog->name);
+    fputs(" \\- ", out);
+    roff_line(out, "", prog->summary);
+    fputs(".SH SYNOPSIS\n.nf\n", out);
+    usage(prog, out);
+    fputs(".fi\n.SH OPTIONS\n", out);
+    for (const kd_option *o = prog->options; o->name; o++) {
+        snprintf(left, sizeof left, "%s%s%s%s", o->flags & KD_OPT_POSITIONAL ? "" : "--", o->name,
+                 o->kind == KD_OPT_FLAG || (o->flags & KD_OPT_POSITIONAL) ? "" : " ", o->flags & KD_OPT_POSITIONAL ? "" : o->metavar);
+        roff_line(out, ".TP\n.B ", left);
+        roff(out, o->help);
+        facts(o, extra, sizeof extra);
+        if (extra[0]) {
+            fputs(" (", out);
+            roff(out, extra);
+            fputc(')', out);
+        }
+        fputc('\n', out);
+    }
+    for (int i = 0; i < KD_COMMON_COUNT; i++) {
+        roff_line(out, ".TP\n.B ", common_name(&kd_common_options[i], left, sizeof left));
+        roff_line(out, "", kd_common_options[i].help);
+    }
+    if (prog->examples) {
+        fputs(".SH EXAMPLES\n.nf\n", out);
+        roff_line(out, "", prog->examples);
+        fputs(".fi\n", out);
+    }
+    if (prog->epilog) {
+        fputs(".SH NOTES\n.nf\n", out);
+        roff_line(out, "", prog->epilog);
+        fputs(".fi\n", out);
+    }
+}
+
+/* ---- completion ---- */
+
+void kd_options_completion(const kd_program *prog, FILE *out)
+{
+    char function[128];
+    size_t n = 0;
+    for (const char *c = prog->name; *c && n + 1 < sizeof function; c++)
+        function[n++] = isalnum((unsigned char)*c) ? *c : '_';
+    function[n] = '\0';
+    fprintf(out, "# bash completion for %s\n_%s() {\n    local word=${COMP_WORDS[COMP_CWORD]}\n    case ${COMP_WORDS[COMP_CWORD-1]} in\n", prog->name,
+            function);
+    for (const kd_option *o = prog->options; o->name; o++) {
+        if (o->kind != KD_OPT_CHOICE)
+            continue;
+        fprintf(out, "    --%s) COMPREPLY=($(compgen -W \"", o->name);
+        for (const char *c = o->metavar; *c; c++)
+            fputc(*c == '|' ? ' ' : *c, out);
+        fputs("\" -- \"$word\")); return;;\n", out);
+    }
+    fputs("    esac\n    case $word in\n    -*) COMPREPLY=($(compgen -W \"", out);
+    for (const kd_option *o = prog->options; o->name; o++)
+        if (!(o->flags & KD_OPT_POSITIONAL))
+            fprintf(out, "--%s ", o->name);
+    for (int i = 0; i < KD_COMMON_COUNT; i++)
+        fprintf(out, "--%s ", kd_common_options[i].name);
+    fprintf(out, "\" -- \"$word\"));;\n    esac\n}\ncomplete -o default -F _%s %s\n", function, prog->name);
+}
