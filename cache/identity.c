@@ -1,0 +1,213 @@
+#include "cache/identity.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/base/mem.h"
+
+static kd_status get_ranged(const json_t *v, const char *key, const char *what, long long lo, long long hi, int *out, kd_err *err)
+{
+    long long x;
+    KD_TRY(kd_json_get_int(v, key, what, &x, err));
+    if (x < lo || x > hi)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"%s\" is %lld, outside %lld..%lld", what, key, x, lo, hi);
+    *out = (int)x;
+    return KD_OK;
+}
+
+static kd_status want_text(const json_t *v, const char *key, const char *what, const char *known, kd_err *err)
+{
+    const char *s;
+    KD_TRY(kd_json_get_string(v, key, what, &s, err));
+    if (known && strcmp(s, known) != 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"%s\" is \"%s\"; this program knows \"%s\"; a newer kdcache may have written it", what, key, s, known);
+    return KD_OK;
+}
+
+static kd_status want_hex(const json_t *v, const char *key, const char *what, size_t digits, kd_err *err)
+{
+    const char *s;
+    KD_TRY(kd_json_get_string(v, key, what, &s, err));
+    if (strlen(s) != digits || strspn(s, "0123456789abcdef") != digits)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"%s\" is \"%s\", not %zu hexadecimal digits", what, key, s, digits);
+    return KD_OK;
+}
+
+static kd_status get_object(const json_t *v, const char *key, const char *what, const json_t **out, kd_err *err)
+{
+    *out = json_object_get(v, key);
+    if (!json_is_object(*out))
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe has no object \"%s\"", what, key);
+    return KD_OK;
+}
+
+static kd_status read_teacher(const json_t *json, const char *what, kd_err *err)
+{
+    const json_t *t;
+    int ignored;
+    KD_TRY(get_object(json, "teacher", what, &t, err));
+    KD_TRY(want_hex(t, "sha256", what, 64, err));
+    KD_TRY(want_text(t, "family", what, NULL, err));
+    KD_TRY(get_ranged(t, "width", what, 1, 1 << 16, &ignored, err));
+    KD_TRY(get_ranged(t, "depth", what, 1, 1 << 10, &ignored, err));
+    KD_TRY(get_ranged(t, "heads", what, 1, 1 << 10, &ignored, err));
+    return get_ranged(t, "patch", what, 1, 1 << 10, &ignored, err);
+}
+
+static kd_status read_layers(kd_recipe *r, const char *what, kd_err *err)
+{
+    const json_t *list = json_object_get(r->json, "layers");
+    size_t n = json_array_size(list);
+    if (n == 0 || n > KD_MAX_LAYERS)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"layers\" isn't a list of 1 to %d numbers", what, KD_MAX_LAYERS);
+    for (size_t i = 0; i < n; i++) {
+        const json_t *x = json_array_get(list, i);
+        json_int_t v = json_integer_value(x);
+        if (!json_is_integer(x) || v < 1 || v > 65535 || (i > 0 && v <= r->layer[i - 1]))
+            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"layers\" aren't ascending numbers from 1 to 65535", what);
+        r->layer[i] = (uint16_t)v;
+    }
+    r->layers = (int)n;
+    return KD_OK;
+}
+
+static kd_status read_features(kd_recipe *r, const char *what, kd_err *err)
+{
+    const json_t *list = json_object_get(r->json, "features"), *grid = json_object_get(r->json, "grid");
+    json_int_t h, w;
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *s = json_string_value(json_array_get(list, i));
+        int *flag = s && strcmp(s, "cls") == 0 ? &r->has_cls : s && strcmp(s, "patch") == 0 ? &r->has_patch : NULL;
+        if (!flag || *flag)
+            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"features\" hold \"%s\", unknown or twice; known are cls and patch", what, s ? s : "?");
+        *flag = 1;
+    }
+    if (!r->has_cls && !r->has_patch)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"features\" are missing or empty", what);
+    h = json_integer_value(json_array_get(grid, 0));
+    w = json_integer_value(json_array_get(grid, 1));
+    if (json_array_size(grid) != 2 || h < 1 || w < 1 || h > 1024 || w > 1024)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"grid\" isn't [rows, columns] of 1 to 1024", what);
+    r->grid_h = (int)h;
+    r->grid_w = (int)w;
+    return KD_OK;
+}
+
+static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
+{
+    const json_t *store, *augment;
+    long long seed;
+    int ignored;
+    char *text;
+    if (!json_is_object(r->json))
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe isn't a JSON object", what);
+    KD_TRY(get_ranged(r->json, "format_version", what, 0, 0, &ignored, err));
+    KD_TRY(read_teacher(r->json, what, err));
+    KD_TRY(read_layers(r, what, err));
+    if (!json_is_boolean(json_object_get(r->json, "layer_norm")))
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe has no boolean \"layer_norm\"", what);
+    KD_TRY(get_object(r->json, "augment", what, &augment, err));
+    KD_TRY(kd_json_get_int(r->json, "seed", what, &seed, err));
+    r->seed = (uint64_t)seed;
+    KD_TRY(get_ranged(r->json, "image_size", what, 1, 65500, &r->image_size, err));
+    KD_TRY(want_hex(r->json, "decoder", what, 32, err));
+    KD_TRY(want_text(r->json, "exif", what, "ignore", err));
+    KD_TRY(read_features(r, what, err));
+    KD_TRY(get_ranged(r->json, "width", what, 1, 1 << 16, &r->width, err));
+    KD_TRY(want_text(r->json, "patch_target", what, "full", err));
+    KD_TRY(get_object(r->json, "store", what, &store, err));
+    KD_TRY(want_text(store, "dtype", what, "f16", err));
+    KD_TRY(get_ranged(store, "zstd_level", what, -131072, 22, &ignored, err));
+    text = kd_json_canonical(r->json);
+    if (!text)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while reading the recipe", what);
+    r->sha = kd_sha256_of(text, strlen(text));
+    kd_free(text);
+    return KD_OK;
+}
+
+kd_status kd_recipe_from_json(kd_recipe *r, json_t *json, const char *what, kd_err *err)
+{
+    kd_status status;
+    memset(r, 0, sizeof *r);
+    r->json = json;
+    if (!json)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while making the recipe", what);
+    status = read_recipe(r, what, err);
+    if (status != KD_OK)
+        kd_recipe_free(r);
+    return status;
+}
+
+void kd_recipe_free(kd_recipe *r)
+{
+    json_decref(r->json);
+    memset(r, 0, sizeof *r);
+}
+
+/* A value as it stands in a sentence: long texts and lists are cut. */
+static void value_text(char *out, size_t cap, const json_t *v)
+{
+    char *text = v ? kd_json_canonical(v) : NULL;
+    size_t n = text ? strlen(text) : 0;
+    if (!v)
+        snprintf(out, cap, "absent");
+    else if (n > 24 && json_is_string(v))
+        snprintf(out, cap, "%.12s..\"", text);
+    else
+        snprintf(out, cap, "%.60s%s", text ? text : "?", n > 60 ? ".." : "");
+    kd_free(text);
+}
+
+/* Finds the first difference in key order. path is "teacher.sha256"; *x and *y the differing values, NULL where one side has none. */
+static int first_difference(const json_t *a, const json_t *b, char *path, size_t cap, size_t used, const json_t **x, const json_t **y)
+{
+    const char *best = NULL, *key;
+    json_t *value;
+    if (!json_is_object(a) || !json_is_object(b)) {
+        *x = a;
+        *y = b;
+        return !json_equal(a, b);
+    }
+    json_object_foreach((json_t *)(uintptr_t)a, key, value) {
+        if (!json_equal(value, json_object_get(b, key)) && (!best || strcmp(key, best) < 0))
+            best = key;
+    }
+    json_object_foreach((json_t *)(uintptr_t)b, key, value) {
+        if (!json_object_get(a, key) && (!best || strcmp(key, best) < 0))
+            best = key;
+    }
+    if (!best)
+        return 0;
+    if (used < cap)
+        used += (size_t)snprintf(path + used, cap - used, "%s%s", used ? "." : "", best);
+    a = json_object_get(a, best);
+    b = json_object_get(b, best);
+    if (json_is_object(a) && json_is_object(b))
+        return first_difference(a, b, path, cap, used, x, y);
+    *x = a;
+    *y = b;
+    return 1;
+}
+
+static const char *advice(const char *path)
+{
+    if (strncmp(path, "teacher", 7) == 0)
+        return "they come from different teacher weights: use one weight file for all, or keep the caches apart";
+    if (strncmp(path, "decoder", 7) == 0)
+        return "the JPEG decoders give different pixels: link the same libjpeg-turbo on both machines";
+    return "give the same options to both, or keep the caches apart under different names";
+}
+
+kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err)
+{
+    char path[256] = "", va[80], vb[80];
+    const json_t *x = NULL, *y = NULL;
+    if (memcmp(a->sha.b, b->sha.b, sizeof a->sha.b) == 0)
+        return KD_OK;
+    if (!first_difference(a->json, b->json, path, sizeof path, 0, &x, &y)) /* same fields, other number types (1 and 1.0) */
+        return kd_fail(err, KD_EMISMATCH, "the recipes of %s and %s have different hashes although all fields look equal; one was not written by kdcache", what_a, what_b);
+    value_text(va, sizeof va, x);
+    value_text(vb, sizeof vb, y);
+    return kd_fail(err, KD_EMISMATCH, "the caches don't belong together: %s is %s in %s, %s in %s; %s", path, va, what_a, vb, what_b, advice(path));
+}

@@ -1,0 +1,210 @@
+/* Records: header, checks and the zstd frame. The only file of the project that includes zstd.h. */
+#include "cache/record.h"
+
+#include <string.h>
+
+#include <zstd.h>
+
+#include "common/base/mem.h"
+
+/* Offsets inside the header (FORMAT.md, "Feature records"). Everything from HASH_AT back to 0 is covered by the hash, the payload after it. */
+enum {
+    FEATURE_AT = 6, DTYPE_AT = 7, CODEC_AT = 8, KEY_AT = 10, ROWS_AT = 32, WIDTH_AT = 36, RAW_AT = 40, PACKED_AT = 48,
+    IDENTITY_AT = 56, VIEW_HASH_AT = 64, RESERVED_AT = 80, HASH_AT = 112
+};
+enum { FORMAT_VERSION = 0, CODEC_PLANES_ZSTD = 1 };
+enum { MAX_ROWS = 1 << 20, MAX_WIDTH = 1 << 16 }; /* 2^36 values at most: no size product below can overflow */
+static const uint8_t magic[4] = {'K', 'D', 'F', 'R'};
+
+const char *kd_feature_name(kd_feature f)
+{
+    return f == KD_FEATURE_CLS ? "cls" : f == KD_FEATURE_PATCH ? "patch" : "unknown";
+}
+
+static void put_le(uint8_t *p, uint64_t v, int bytes)
+{
+    for (int i = 0; i < bytes; i++)
+        p[i] = (uint8_t)(v >> (8 * i));
+}
+
+static uint64_t get_le(const uint8_t *p, int bytes)
+{
+    uint64_t v = 0;
+    for (int i = bytes - 1; i >= 0; i--)
+        v = v << 8 | p[i];
+    return v;
+}
+
+void kd_key_encode(uint8_t out[KD_KEY_BYTES], const kd_key *k)
+{
+    memcpy(out, k->image.b, 16);
+    for (int i = 0; i < 4; i++)
+        out[16 + i] = (uint8_t)(k->view >> (24 - 8 * i));
+    out[20] = (uint8_t)(k->layer >> 8);
+    out[21] = (uint8_t)k->layer;
+}
+
+void kd_key_decode(kd_key *k, const uint8_t in[KD_KEY_BYTES])
+{
+    memcpy(k->image.b, in, 16);
+    k->view = (uint32_t)in[16] << 24 | (uint32_t)in[17] << 16 | (uint32_t)in[18] << 8 | in[19];
+    k->layer = (uint16_t)(in[20] << 8 | in[21]);
+}
+
+void kd_record_buf_free(kd_record_buf *b)
+{
+    kd_free(b->bytes);
+    memset(b, 0, sizeof *b);
+}
+
+void kd_record_scratch_free(kd_record_scratch *s)
+{
+    ZSTD_freeCCtx(s->cctx);
+    ZSTD_freeDCtx(s->dctx);
+    kd_free(s->raw);
+    memset(s, 0, sizeof *s);
+}
+
+/* Grows a buffer whose old content isn't needed. */
+static kd_status reserve(uint8_t **p, size_t *cap, size_t need, kd_err *err)
+{
+    uint8_t *bigger;
+    if (need <= *cap)
+        return KD_OK;
+    bigger = kd_malloc(need);
+    if (!bigger)
+        return kd_fail(err, KD_EFAIL, "out of memory: no room for a record of %zu bytes", need);
+    kd_free(*p);
+    *p = bigger;
+    *cap = need;
+    return KD_OK;
+}
+
+static void head_write(uint8_t *b, const kd_record_head *head, uint64_t raw, uint64_t packed)
+{
+    memset(b, 0, KD_RECORD_HEADER_BYTES);
+    memcpy(b, magic, sizeof magic);
+    put_le(b + 4, FORMAT_VERSION, 2);
+    b[FEATURE_AT] = (uint8_t)head->feature;
+    b[DTYPE_AT] = (uint8_t)head->dtype;
+    b[CODEC_AT] = CODEC_PLANES_ZSTD;
+    kd_key_encode(b + KEY_AT, &head->key);
+    put_le(b + ROWS_AT, head->rows, 4);
+    put_le(b + WIDTH_AT, head->width, 4);
+    put_le(b + RAW_AT, raw, 8);
+    put_le(b + PACKED_AT, packed, 8);
+    memcpy(b + IDENTITY_AT, head->identity, 8);
+    memcpy(b + VIEW_HASH_AT, head->view_hash.b, 16);
+}
+
+static kd_hash128 record_hash(const uint8_t *bytes, size_t packed)
+{
+    return kd_xxh128_2(bytes, HASH_AT, bytes + KD_RECORD_HEADER_BYTES, packed);
+}
+
+kd_status kd_record_encode(kd_record_buf *out, const kd_record_head *head, const uint8_t *planes, int zstd_level, kd_record_scratch *scratch, kd_err *err)
+{
+    size_t raw = (size_t)head->rows * head->width * 2, packed;
+    kd_hash128 h;
+    KD_ASSERT(head->dtype == KD_F16 && head->rows > 0 && head->rows <= MAX_ROWS && head->width > 0 && head->width <= MAX_WIDTH);
+    if (!scratch->cctx && !(scratch->cctx = ZSTD_createCCtx()))
+        return kd_fail(err, KD_EFAIL, "out of memory: zstd can't create a compression context");
+    ZSTD_CCtx_setParameter(scratch->cctx, ZSTD_c_compressionLevel, zstd_level);
+    ZSTD_CCtx_setParameter(scratch->cctx, ZSTD_c_checksumFlag, 1);
+    KD_TRY(reserve(&out->bytes, &out->cap, KD_RECORD_HEADER_BYTES + ZSTD_compressBound(raw), err));
+    packed = ZSTD_compress2(scratch->cctx, out->bytes + KD_RECORD_HEADER_BYTES, out->cap - KD_RECORD_HEADER_BYTES, planes, raw);
+    if (ZSTD_isError(packed))
+        return kd_fail(err, KD_EFAIL, "zstd can't compress a record of %zu bytes at level %d: %s", raw, zstd_level, ZSTD_getErrorName(packed));
+    head_write(out->bytes, head, raw, packed);
+    h = record_hash(out->bytes, packed);
+    memcpy(out->bytes + HASH_AT, h.b, sizeof h.b);
+    out->size = KD_RECORD_HEADER_BYTES + packed;
+    return KD_OK;
+}
+
+/* What the bytes claim to be, before they are believed: only sizes that keep the following checks inside the buffer. */
+static kd_status check_frame(const uint8_t *b, size_t size, kd_err *err)
+{
+    static const uint8_t zero[HASH_AT - RESERVED_AT];
+    uint64_t packed;
+    kd_hash128 h;
+    if (size < KD_RECORD_HEADER_BYTES)
+        return kd_fail(err, KD_EDAMAGED, "record of %zu bytes is shorter than its header of %d", size, KD_RECORD_HEADER_BYTES);
+    if (memcmp(b, magic, sizeof magic) != 0)
+        return kd_fail(err, KD_EDAMAGED, "record starts with %02x%02x%02x%02x, not with \"KDFR\"", b[0], b[1], b[2], b[3]);
+    packed = get_le(b + PACKED_AT, 8);
+    if (packed != size - KD_RECORD_HEADER_BYTES)
+        return kd_fail(err, KD_EDAMAGED, "record of %zu bytes says that its payload has %llu bytes", size, (unsigned long long)packed);
+    h = record_hash(b, (size_t)packed);
+    if (memcmp(h.b, b + HASH_AT, sizeof h.b) != 0)
+        return kd_fail(err, KD_EDAMAGED, "record of %zu bytes fails its XXH3-128 checksum: its bytes have changed since they were written", size);
+    if (get_le(b + 4, 2) != FORMAT_VERSION)
+        return kd_fail(err, KD_EDAMAGED, "record has format version %u; this program reads version %d", (unsigned)get_le(b + 4, 2), FORMAT_VERSION);
+    if (b[CODEC_AT] != CODEC_PLANES_ZSTD || b[DTYPE_AT] != KD_F16 || b[9] != 0 || memcmp(b + RESERVED_AT, zero, sizeof zero) != 0)
+        return kd_fail(err, KD_EDAMAGED, "record uses codec %u and element type %u, or a reserved field, that this program doesn't know; "
+                       "a newer kdcache may have written it", b[CODEC_AT], b[DTYPE_AT]);
+    return KD_OK;
+}
+
+kd_status kd_record_check(const uint8_t *b, size_t size, kd_record_head *expect, kd_err *err)
+{
+    uint8_t key[KD_KEY_BYTES];
+    char have[2 * KD_KEY_BYTES + 1], want[2 * KD_KEY_BYTES + 1];
+    uint64_t rows, width;
+    KD_TRY(check_frame(b, size, err));
+    rows = get_le(b + ROWS_AT, 4);
+    width = get_le(b + WIDTH_AT, 4);
+    if (b[FEATURE_AT] != expect->feature)
+        return kd_fail(err, KD_EDAMAGED, "record holds feature %u where %s was expected", b[FEATURE_AT], kd_feature_name(expect->feature));
+    kd_key_encode(key, &expect->key);
+    if (memcmp(key, b + KEY_AT, sizeof key) != 0) {
+        kd_hex(have, b + KEY_AT, sizeof key);
+        kd_hex(want, key, sizeof key);
+        return kd_fail(err, KD_EDAMAGED, "record belongs to key %s but is stored under %s", have, want);
+    }
+    if (memcmp(expect->identity, b + IDENTITY_AT, 8) != 0) {
+        kd_hex(have, b + IDENTITY_AT, 8);
+        kd_hex(want, expect->identity, 8);
+        return kd_fail(err, KD_EDAMAGED, "record was made under recipe %s... but the cache's recipe is %s...", have, want);
+    }
+    if (rows != expect->rows || width != expect->width)
+        return kd_fail(err, KD_EDAMAGED, "record has %llu x %llu values where %u x %u were expected", (unsigned long long)rows, (unsigned long long)width,
+                       expect->rows, expect->width);
+    if (get_le(b + RAW_AT, 8) != rows * width * 2)
+        return kd_fail(err, KD_EDAMAGED, "record of %llu x %llu values says that it unpacks to %llu bytes", (unsigned long long)rows,
+                       (unsigned long long)width, (unsigned long long)get_le(b + RAW_AT, 8));
+    memcpy(expect->view_hash.b, b + VIEW_HASH_AT, 16);
+    expect->dtype = KD_F16;
+    return KD_OK;
+}
+
+/* Byte planes back to 16-bit values; gcc vectorises it. */
+static void join_planes(uint16_t *KD_RESTRICT out, const uint8_t *KD_RESTRICT high, const uint8_t *KD_RESTRICT low, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        out[i] = (uint16_t)(high[i] << 8 | low[i]);
+}
+
+kd_status kd_record_decode(float *out, const uint8_t *b, size_t size, kd_record_head *expect, kd_record_scratch *scratch, kd_err *err)
+{
+    const uint8_t *frame = b + KD_RECORD_HEADER_BYTES;
+    size_t n, raw, got, packed;
+    uint16_t *joined;
+    KD_ASSERT(expect->rows > 0 && expect->rows <= MAX_ROWS && expect->width > 0 && expect->width <= MAX_WIDTH);
+    KD_TRY(kd_record_check(b, size, expect, err));
+    n = (size_t)expect->rows * expect->width;
+    raw = 2 * n;
+    packed = size - KD_RECORD_HEADER_BYTES;
+    if (ZSTD_getFrameContentSize(frame, packed) != raw || ZSTD_findFrameCompressedSize(frame, packed) != packed)
+        return kd_fail(err, KD_EDAMAGED, "the payload of a record isn't exactly one zstd frame of %zu bytes", raw);
+    if (!scratch->dctx && !(scratch->dctx = ZSTD_createDCtx()))
+        return kd_fail(err, KD_EFAIL, "out of memory: zstd can't create a decompression context");
+    KD_TRY(reserve(&scratch->raw, &scratch->raw_cap, 2 * raw, err));
+    got = ZSTD_decompressDCtx(scratch->dctx, scratch->raw, raw, frame, packed);
+    if (ZSTD_isError(got) || got != raw)
+        return kd_fail(err, KD_EDAMAGED, "the zstd frame of a record can't be unpacked: %s", ZSTD_isError(got) ? ZSTD_getErrorName(got) : "it is too short");
+    joined = (uint16_t *)(void *)(scratch->raw + raw);
+    join_planes(joined, scratch->raw, scratch->raw + n, n);
+    kd_f16_to_f32_n(out, joined, n);
+    return KD_OK;
+}
