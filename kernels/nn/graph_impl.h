@@ -1,0 +1,137 @@
+/* What graph.c, params.c, plan.c and exec.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
+ *
+ * A graph is data: values (shapes without batch), nodes in order of building (an op's attributes and which values and parameters it
+ * touches), parameters. plan.c turns it into a kd_exec: the nodes that are needed, each with a complete kd_op_desc, fused where that
+ * saves a pass, and an address for everything. exec.c only runs that list. */
+#ifndef KD_KERNELS_NN_GRAPH_IMPL_H
+#define KD_KERNELS_NN_GRAPH_IMPL_H
+
+#include "common/base/mem.h"
+#include "kernels/nn/graph.h"
+
+enum { KD_ALIGN_BYTES = 64, KD_ALIGN_FLOATS = 16 };
+
+/* How a parameter starts. */
+typedef enum kd_fill { KD_FILL_CONST, KD_FILL_UNIFORM /* +-amount */, KD_FILL_NORMAL /* std = amount */ } kd_fill;
+
+typedef struct kd_gparam {
+    kd_param_info info; /* info.name lives in the owner's arena */
+    kd_fill fill;
+    double amount;
+} kd_gparam;
+
+typedef struct kd_gval {
+    int rank;
+    int64_t shape[3];
+    int node;          /* producer, -1 for inputs */
+    kd_val root;       /* whose memory it is: itself, or for a reshape the value it views */
+    int f32;           /* kd_graph_as_f32 was asked for (set on roots) */
+    int scalar;        /* a loss: one number for the whole batch */
+    const char *input; /* name, for inputs */
+    kd_dtype input_dtype;
+} kd_gval;
+
+typedef struct kd_gnode {
+    kd_op_desc desc; /* kind, name, inputs and attributes; shapes, dtypes and modes are the plan's */
+    kd_val x[KD_OP_MAX_X], y;
+    int param[KD_OP_MAX_PARAM], state[KD_OP_MAX_STATE]; /* indexes of parameters, -1 = none */
+    float loss_weight;
+} kd_gnode;
+
+typedef struct kd_goutput {
+    const char *name;
+    kd_val val;
+} kd_goutput;
+
+struct kd_graph {
+    kd_arena *names;
+    int failed; /* memory ran out while building */
+    kd_init init;
+    kd_gval *vals;
+    kd_gnode *nodes;
+    kd_gparam *params;
+    kd_goutput *outputs;
+    int val_count, node_count, param_count, output_count;
+    int val_cap, node_cap, param_cap, output_cap;
+};
+
+struct kd_params {
+    kd_backend *b;
+    kd_arena *names;
+    kd_gparam *params;
+    size_t *offset; /* element offset in `trained` or `states` */
+    int count;
+    float *trained, *states; /* device */
+    size_t decayed, trained_total, states_total;
+    int64_t counter;
+    uint64_t version, state_version; /* programs compare these with what they packed */
+};
+
+/* A run of bytes that must not overlap others alive at the same time: [first, last] are node indexes in order of running. */
+typedef struct kd_span {
+    size_t bytes, offset;
+    int first, last;
+} kd_span;
+
+/* plan_memory.c. Gives every span an offset, the largest first, each at the lowest address free during its life. Returns the arena's size. KD_EFAIL: memory. */
+kd_status kd_plan_place(kd_span *spans, size_t count, size_t *total, kd_err *err);
+
+/* A value inside a program. Entries of values that aren't roots are unused. */
+typedef struct kd_pval {
+    kd_dtype dtype;
+    int live;         /* computed or uploaded in this program */
+    int consumers;    /* live nodes that read it */
+    int kept;         /* an output or an input: its memory is never shared */
+    int trained;      /* a trained parameter feeds it */
+    int to_loss;      /* a loss depends on it */
+    int grad_written; /* planning: a consumer has contributed already */
+    kd_val grad_root; /* whose gradient buffer it uses */
+    kd_span mem, grad;
+} kd_pval;
+
+/* A node inside a program. */
+typedef struct kd_pnode {
+    kd_op_desc desc;
+    kd_val x[KD_OP_MAX_X], y; /* roots */
+    int param[KD_OP_MAX_PARAM], state[KD_OP_MAX_STATE];
+    float loss_weight;
+    int backward; /* takes part in the backward pass */
+    kd_op *op;
+    kd_op_needs needs;
+    kd_op_args args;
+    double seconds[2]; /* forward, backward, while profiling */
+} kd_pnode;
+
+typedef struct kd_ptap {
+    const char *name;
+    kd_val val; /* root */
+    kd_tdesc desc;
+    void *data;
+} kd_ptap;
+
+typedef enum kd_arena_kind {
+    KD_ARENA_ACTIVATIONS, KD_ARENA_SAVED, KD_ARENA_GRADIENTS, KD_ARENA_PARAM_GRADIENTS, KD_ARENA_PACKED, KD_ARENA_SCRATCH, KD_ARENA_KINDS
+} kd_arena_kind;
+
+struct kd_exec {
+    kd_backend *b;
+    kd_params *p;
+    kd_exec_config config;
+    kd_arena *names;
+    kd_pval *vals;
+    kd_pnode *nodes;
+    kd_ptap *inputs, *outputs;
+    int val_count, node_count, input_count, output_count;
+    char *arena[KD_ARENA_KINDS];
+    size_t bytes[KD_ARENA_KINDS];
+    int has_batch_norm, profile;
+    int profiled_passes;
+    uint64_t packed_version, packed_state_version; /* 0 = never */
+};
+
+/* plan.c: everything but running. Fills e->nodes, vals, inputs and outputs (no ops yet, no addresses). */
+kd_status kd_plan_nodes(kd_exec *e, const kd_graph *g, kd_err *err);
+/* plan_memory.c: after the ops exist and have said their needs: arenas and addresses. */
+kd_status kd_plan_memory(kd_exec *e, kd_err *err);
+
+#endif

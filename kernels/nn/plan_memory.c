@@ -1,0 +1,231 @@
+/* Memory of a program: one arena per lifetime, and an address for every value, gradient and region of an op.
+ *
+ *     activations      inputs, values, loss weights      inference: values that are never alive together share bytes; training: all are kept for backward
+ *     saved            what ops keep from forward to backward
+ *     gradients        of values; shared by liveness along the backward pass
+ *     param gradients  same layout as kd_params' trained array
+ *     packed           re-ordered weights, until the parameters change
+ *     scratch          the largest op's, shared by all */
+#include "kernels/nn/graph_impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static size_t aligned(size_t bytes) {
+    return (bytes + KD_ALIGN_BYTES - 1) / KD_ALIGN_BYTES * KD_ALIGN_BYTES;
+}
+
+static int overlap_in_time(const kd_span *a, const kd_span *b) {
+    return a->first <= b->last && b->first <= a->last;
+}
+
+static int larger_first(const void *pa, const void *pb) {
+    const kd_span *a = *(kd_span *const *)pa, *b = *(kd_span *const *)pb;
+    if (a->bytes != b->bytes)
+        return a->bytes > b->bytes ? -1 : 1;
+    return a < b ? -1 : a > b; /* same array: the order of building decides */
+}
+
+/* Lowest offset where s fits beside the spans already placed, which are kept sorted by offset. */
+static size_t lowest_gap(kd_span *const *placed, size_t count, const kd_span *s) {
+    size_t at = 0;
+    for (size_t i = 0; i < count; i++) {
+        if (!overlap_in_time(placed[i], s))
+            continue;
+        if (placed[i]->offset >= at + s->bytes)
+            break;
+        if (placed[i]->offset + placed[i]->bytes > at)
+            at = placed[i]->offset + placed[i]->bytes;
+    }
+    return at;
+}
+
+kd_status kd_plan_place(kd_span *spans, size_t count, size_t *total, kd_err *err) {
+    kd_span **order = NULL, **placed = NULL;
+    *total = 0;
+    KD_TRY(kd_alloc_array(&order, 2 * count + 1, sizeof(*order), err));
+    placed = order + count;
+    for (size_t i = 0; i < count; i++) {
+        spans[i].bytes = aligned(spans[i].bytes);
+        order[i] = &spans[i];
+    }
+    qsort(order, count, sizeof(*order), larger_first);
+    for (size_t i = 0; i < count; i++) {
+        kd_span *s = order[i];
+        s->offset = lowest_gap(placed, i, s);
+        size_t k = i;
+        for (; k > 0 && placed[k - 1]->offset > s->offset; k--)
+            placed[k] = placed[k - 1];
+        placed[k] = s;
+        if (s->offset + s->bytes > *total)
+            *total = s->offset + s->bytes;
+    }
+    kd_free(order);
+    return KD_OK;
+}
+
+/* ---- lifetimes ---- */
+
+static void live_at(kd_span *s, int t) {
+    if (s->first > s->last) { /* not seen yet */
+        s->first = s->last = t;
+        return;
+    }
+    if (t < s->first)
+        s->first = t;
+    if (t > s->last)
+        s->last = t;
+}
+
+static void value_lifetimes(kd_exec *e) {
+    for (int v = 0; v < e->val_count; v++) {
+        e->vals[v].mem.first = 0;
+        e->vals[v].mem.last = -1;
+    }
+    for (int i = 0; i < e->node_count; i++) {
+        live_at(&e->vals[e->nodes[i].y].mem, i);
+        for (int k = 0; k < e->nodes[i].desc.inputs; k++)
+            live_at(&e->vals[e->nodes[i].x[k]].mem, i);
+    }
+    for (int v = 0; v < e->val_count; v++) {
+        kd_span *s = &e->vals[v].mem;
+        if (!e->vals[v].live)
+            continue;
+        if (e->vals[v].kept || (e->config.train && s->first <= s->last)) {
+            s->first = -1;
+            s->last = e->node_count;
+        }
+    }
+}
+
+/* Time runs backwards: node i is at count-1-i. A gradient lives from its first contribution until the producer of its value has read it. */
+static void gradient_lifetimes(kd_exec *e) {
+    for (int v = 0; v < e->val_count; v++) {
+        e->vals[v].grad.first = 0;
+        e->vals[v].grad.last = -1;
+    }
+    for (int i = e->node_count - 1; i >= 0; i--) {
+        const kd_pnode *n = &e->nodes[i];
+        int t = e->node_count - 1 - i;
+        if (!n->backward)
+            continue;
+        if (n->desc.kind != KD_OP_MSE) /* a loss's gradient is its weight, a constant */
+            live_at(&e->vals[e->vals[n->y].grad_root].grad, t);
+        for (int k = 0; k < n->desc.inputs; k++)
+            if (n->desc.need_dx >> k & 1) {
+                kd_val r = e->vals[n->x[k]].grad_root;
+                live_at(&e->vals[r].grad, t);
+                e->vals[r].grad.bytes = kd_tdesc_bytes(&n->desc.x[k]);
+            }
+    }
+}
+
+/* Places the spans at `which` (mem or grad) of all values that have one. */
+static kd_status place_values(kd_exec *e, int grads, size_t *total, kd_err *err) {
+    kd_span *spans = NULL;
+    size_t count = 0;
+    KD_TRY(kd_alloc_array(&spans, (size_t)e->val_count + 1, sizeof *spans, err));
+    for (int v = 0; v < e->val_count; v++) {
+        const kd_span *s = grads ? &e->vals[v].grad : &e->vals[v].mem;
+        if (s->first <= s->last)
+            spans[count++] = *s;
+    }
+    kd_status status = kd_plan_place(spans, count, total, err);
+    count = 0;
+    for (int v = 0; v < e->val_count && status == KD_OK; v++) {
+        kd_span *s = grads ? &e->vals[v].grad : &e->vals[v].mem;
+        if (s->first <= s->last)
+            *s = spans[count++];
+    }
+    kd_free(spans);
+    return status;
+}
+
+/* ---- addresses ---- */
+
+static char *region(const kd_exec *e, kd_arena_kind kind, size_t *at, size_t bytes) {
+    char *p = bytes ? e->arena[kind] + *at : NULL;
+    *at += aligned(bytes);
+    return p;
+}
+
+static void *value_address(const kd_exec *e, kd_val v) {
+    return e->arena[KD_ARENA_ACTIVATIONS] + e->vals[v].mem.offset;
+}
+
+static void *gradient_address(const kd_exec *e, kd_val v) {
+    return e->arena[KD_ARENA_GRADIENTS] + e->vals[e->vals[v].grad_root].grad.offset;
+}
+
+static void bind_params(kd_exec *e, kd_pnode *n) {
+    float *gradients = (float *)(void *)e->arena[KD_ARENA_PARAM_GRADIENTS];
+    for (int k = 0; k < KD_OP_MAX_PARAM; k++) {
+        if (n->param[k] < 0)
+            continue;
+        n->args.param[k] = e->p->trained + e->p->offset[n->param[k]];
+        if (n->desc.need_dparam)
+            n->args.dparam[k] = gradients + e->p->offset[n->param[k]];
+    }
+    for (int k = 0; k < KD_OP_MAX_STATE; k++)
+        if (n->state[k] >= 0)
+            n->args.state[k] = e->p->states + e->p->offset[n->state[k]];
+}
+
+static kd_status bind(kd_exec *e, size_t loss_weights_at, kd_err *err) {
+    size_t saved = 0, packed = 0, scratch, constants = loss_weights_at;
+    for (int i = 0; i < e->node_count; i++) {
+        kd_pnode *n = &e->nodes[i];
+        for (int k = 0; k < n->desc.inputs; k++) {
+            n->args.x[k] = value_address(e, n->x[k]);
+            if (n->desc.need_dx >> k & 1)
+                n->args.dx[k] = gradient_address(e, n->x[k]);
+        }
+        n->args.y = value_address(e, n->y);
+        n->args.saved = region(e, KD_ARENA_SAVED, &saved, n->needs.saved);
+        n->args.packed = region(e, KD_ARENA_PACKED, &packed, n->needs.packed);
+        scratch = 0;
+        n->args.scratch = region(e, KD_ARENA_SCRATCH, &scratch, n->needs.scratch);
+        bind_params(e, n);
+        if (!n->backward)
+            continue;
+        n->args.dy = gradient_address(e, n->y);
+        if (n->desc.kind == KD_OP_MSE) {
+            char *weight = region(e, KD_ARENA_ACTIVATIONS, &constants, sizeof(float));
+            n->args.dy = weight;
+            KD_TRY(e->b->v->upload(e->b, weight, &n->loss_weight, sizeof(float), err));
+        }
+    }
+    for (int i = 0; i < e->input_count; i++)
+        e->inputs[i].data = value_address(e, e->inputs[i].val);
+    for (int i = 0; i < e->output_count; i++)
+        e->outputs[i].data = value_address(e, e->outputs[i].val);
+    return KD_OK;
+}
+
+kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
+    size_t losses = 0;
+    value_lifetimes(e);
+    gradient_lifetimes(e);
+    KD_TRY(place_values(e, 0, &e->bytes[KD_ARENA_ACTIVATIONS], err));
+    KD_TRY(place_values(e, 1, &e->bytes[KD_ARENA_GRADIENTS], err));
+    for (int i = 0; i < e->node_count; i++) {
+        const kd_pnode *n = &e->nodes[i];
+        e->bytes[KD_ARENA_SAVED] += aligned(n->needs.saved);
+        e->bytes[KD_ARENA_PACKED] += aligned(n->needs.packed);
+        if (aligned(n->needs.scratch) > e->bytes[KD_ARENA_SCRATCH])
+            e->bytes[KD_ARENA_SCRATCH] = aligned(n->needs.scratch);
+        losses += n->desc.kind == KD_OP_MSE;
+    }
+    if (e->config.train)
+        e->bytes[KD_ARENA_PARAM_GRADIENTS] = e->p->trained_total * sizeof(float);
+    size_t loss_weights_at = e->bytes[KD_ARENA_ACTIVATIONS];
+    e->bytes[KD_ARENA_ACTIVATIONS] += losses * KD_ALIGN_BYTES;
+    for (int k = 0; k < KD_ARENA_KINDS; k++) {
+        void *p = NULL;
+        if (e->bytes[k] == 0)
+            continue;
+        KD_TRY(e->b->v->alloc(e->b, &p, e->bytes[k], err));
+        e->arena[k] = p;
+    }
+    return bind(e, loss_weights_at, err);
+}
