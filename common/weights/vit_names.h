@@ -25,8 +25,10 @@ typedef struct kd_vit_spec {
     char prefix[64];      /* text before the official names in this file ("", "module.", "backbone."...) */
 } kd_vit_spec;
 
-/* KD_EFAIL naming the tensor: no or several patch embeddings, missing or unexpected tensors, inconsistent shapes. Unexpected names are refused
- * except mask_token, head.*, dino_head.*, ibot_head.*. heads: 64-wide heads for DINOv2; timm: 192->3, 384->6, 768->12 (width / 64). */
+/* KD_EFAIL naming the tensor: no or several patch embeddings (a teacher beside its student is taken), missing or unexpected tensors,
+ * inconsistent shapes, weights that aren't floating point; and, by name, families that aren't read (registers, DINOv3, Hugging Face layout).
+ * Unexpected names under the prefix are refused except mask_token, head.*, dino_head.*, ibot_head.*; names outside it are other objects of a
+ * checkpoint (student, heads, optimizer) and are ignored. heads: 64-wide heads for DINOv2; timm: 192->3, 384->6, 768->12 (width / 64). */
 kd_status kd_vit_detect(const kd_weights *w, kd_vit_spec *spec, kd_err *err);
 
 #endif

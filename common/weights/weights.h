@@ -20,7 +20,8 @@
 typedef struct kd_weights kd_weights;
 
 /* Sniffs the container by content. KD_EFAIL: missing, truncated, offsets outside the file, overlaps, duplicate names, unknown dtype,
- * TorchScript, legacy or tar .pth (named as such). Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"). */
+ * TorchScript, legacy or tar .pth (named as such), a zip that holds no pickle of tensors. Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"),
+ * lists by position. The CRC of a .pth's storage is checked when a tensor in it is read. */
 kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err);
 void kd_weights_close(kd_weights *w); /* accepts NULL */
 

@@ -1,0 +1,337 @@
+/* The public face of weight files: which container it is, and from entries to numbers. */
+#include "common/weights/weights.h"
+
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+
+#include "common/weights/container.h"
+
+/* -- what is this file ------------------------------------------------------------------------------------------------------- */
+
+static int starts_with(const kd_map *m, const void *magic, size_t n)
+{
+    return m->size >= n && memcmp(m->data, magic, n) == 0;
+}
+
+/* Files that people pass by mistake, by their first bytes, with what to do. */
+static const struct foreign {
+    const char *magic;
+    size_t size;
+    const char *what;
+} foreign_files[] = {
+    /* pickle of 0x1950a86a20f9469cfc6c: torch's old format begins with it in protocol 2 */
+    {"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14,
+     "is a legacy (before PyTorch 1.6) .pth without a zip container; re-save it where you trust it: "
+     "python -c \"import torch; torch.save(torch.load('OLD.pth', map_location='cpu'), 'NEW.pth')\""},
+    {"\x80\x02", 2, "is a bare Python pickle, not a .pth made by torch.save; save the tensors with torch.save or safetensors"},
+    {"\x80\x03", 2, "is a bare Python pickle, not a .pth made by torch.save; save the tensors with torch.save or safetensors"},
+    {"\x80\x04", 2, "is a bare Python pickle, not a .pth made by torch.save; save the tensors with torch.save or safetensors"},
+    {"\x80\x05", 2, "is a bare Python pickle, not a .pth made by torch.save; save the tensors with torch.save or safetensors"},
+    {"version https://git-lfs", 23, "is a Git LFS pointer, not the weights; fetch the real file with `git lfs pull`"},
+    {"<!DOCTYPE", 9, "is a web page, not a weight file; download it again with the direct link"},
+    {"<!doctype", 9, "is a web page, not a weight file; download it again with the direct link"},
+    {"<html", 5, "is a web page, not a weight file; download it again with the direct link"},
+    {"\x1f\x8b", 2, "is gzip-compressed; unpack it first (gunzip)"},
+    {"\x28\xb5\x2f\xfd", 4, "is zstd-compressed; unpack it first (unzstd)"},
+    {"\x89HDF", 4, "is an HDF5 file; only .safetensors and PyTorch .pth are read"},
+    {"GGUF", 4, "is a GGUF file; only .safetensors and PyTorch .pth are read"},
+    {"\x93NUMPY", 6, "is a NumPy array; only .safetensors and PyTorch .pth are read"},
+};
+
+static kd_status refuse_foreign(const char *path, const kd_map *m, kd_err *err)
+{
+    if (m->size == 0)
+        return kd_fail(err, KD_EFAIL, "%s: the file is empty (0 bytes); download or copy it again", path);
+    for (size_t i = 0; i < sizeof foreign_files / sizeof foreign_files[0]; i++)
+        if (starts_with(m, foreign_files[i].magic, foreign_files[i].size))
+            return kd_fail(err, KD_EFAIL, "%s: the file %s", path, foreign_files[i].what);
+    if (m->size >= 262 && memcmp(m->data + 257, "ustar", 5) == 0)
+        return kd_fail(err, KD_EFAIL,
+                       "%s: the file is a tar archive (or a tar .pth from before PyTorch 0.1.12); unpack it, or re-save it where you trust it: "
+                       "python -c \"import torch; torch.save(torch.load('OLD.pth', map_location='cpu'), 'NEW.pth')\"", path);
+    return KD_OK;
+}
+
+/* The first look at the mapped bytes runs under kd_io_guard: a file on a broken mount must not end in a signal. */
+typedef struct open_job {
+    kd_weights *w;
+    int is_zip;
+} open_job;
+
+static kd_status sniff(void *arg, kd_err *err)
+{
+    open_job *job = arg;
+    kd_weights *w = job->w;
+    job->is_zip = starts_with(&w->map, "PK\x03\x04", 4) || starts_with(&w->map, "PK\x05\x06", 4);
+    return job->is_zip ? KD_OK : refuse_foreign(w->path, &w->map, err);
+}
+
+kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *, kd_err *), void *arg, kd_err *err)
+{
+    kd_status status = kd_io_guard(w->map.data, w->map.size, w->path, fn, arg, err);
+    if (status == KD_EDAMAGED) {
+        status = KD_EFAIL;
+        if (err != NULL)
+            err->status = KD_EFAIL;
+    }
+    return status;
+}
+
+static kd_status build_index(kd_weights *w, kd_err *err)
+{
+    KD_TRY(kd_name_map_create(&w->names, w->count, err));
+    for (size_t i = 0; i < w->count; i++)
+        if (kd_name_map_add(w->names, w->entries[i].name, (int)i) >= 0)
+            return kd_fail(err, KD_EFAIL, "%s: two tensors are named '%s'; the file is damaged or was made by a faulty writer",
+                           w->path, w->entries[i].name);
+    return KD_OK;
+}
+
+kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err)
+{
+    kd_weights *w = NULL;
+    KD_TRY(kd_alloc_array(&w, 1, sizeof *w, err));
+    pthread_mutex_init(&w->lock, NULL);
+    kd_status status = KD_OK;
+    w->arena = kd_arena_create();
+    w->path = w->arena != NULL ? kd_arena_strdup(w->arena, path) : NULL;
+    if (w->path == NULL) {
+        status = kd_fail(err, KD_EFAIL, "%s: out of memory while opening the weight file", path);
+        goto done;
+    }
+    KD_TRY_TO(done, status, kd_io_map(path, &w->map, err));
+    open_job job = {w, 0};
+    KD_TRY_TO(done, status, kd_weights_guarded(w, sniff, &job, err));
+    if (job.is_zip)
+        KD_TRY_TO(done, status, kd_pth_parse(w, err));
+    else
+        KD_TRY_TO(done, status, kd_safetensors_parse(w, err));
+    status = build_index(w, err);
+done:
+    if (status == KD_OK)
+        *out = w;
+    else
+        kd_weights_close(w);
+    return status;
+}
+
+void kd_weights_close(kd_weights *w)
+{
+    if (w == NULL)
+        return;
+    kd_pth_close(w->pth);
+    kd_name_map_destroy(w->names);
+    json_decref(w->metadata);
+    kd_io_unmap(&w->map);
+    kd_arena_destroy(w->arena);
+    pthread_mutex_destroy(&w->lock);
+    kd_free(w);
+}
+
+/* -- descriptions ------------------------------------------------------------------------------------------------------------ */
+
+const char *kd_weights_path(const kd_weights *w) { return w->path; }
+
+int kd_weights_count(const kd_weights *w) { return (int)w->count; }
+
+const json_t *kd_weights_metadata(const kd_weights *w) { return w->metadata; }
+
+int kd_weights_find(const kd_weights *w, const char *name) { return kd_name_map_find(w->names, name); }
+
+static const kd_weight_entry *entry_at(const kd_weights *w, int i)
+{
+    KD_ASSERT(i >= 0 && (size_t)i < w->count);
+    return &w->entries[i];
+}
+
+kd_tensor kd_weights_info(const kd_weights *w, int i)
+{
+    const kd_weight_entry *e = entry_at(w, i);
+    kd_tensor t = {.name = e->name, .dtype = e->dtype, .rank = e->rank, .data = NULL};
+    memcpy(t.shape, e->shape, sizeof t.shape);
+    return t;
+}
+
+kd_status kd_entry_set_numel(kd_weight_entry *e, const char *path, kd_err *err)
+{
+    int64_t n = 1;
+    int empty = 0;
+    for (int d = 0; d < e->rank; d++) {
+        int64_t size = e->shape[d];
+        if (size < 0)
+            return kd_fail(err, KD_EFAIL, "%s: tensor '%s': size %" PRId64 " of dimension %d is negative", path, e->name, size, d);
+        if (size == 0) {
+            empty = 1;
+            continue;
+        }
+        if (n > KD_WEIGHTS_MAX_NUMEL / size)
+            return kd_fail(err, KD_EFAIL, "%s: tensor '%s' claims more than %" PRId64 " elements; the file is damaged", path, e->name,
+                           KD_WEIGHTS_MAX_NUMEL);
+        n *= size;
+    }
+    e->numel = empty ? 0 : (size_t)n;
+    return KD_OK;
+}
+
+void kd_entry_set_dense_strides(kd_weight_entry *e)
+{
+    int64_t step = 1;
+    for (int d = e->rank - 1; d >= 0; d--) {
+        e->stride[d] = step;
+        step *= e->shape[d] > 0 ? e->shape[d] : 1;
+    }
+}
+
+/* -- from storage bytes to numbers ------------------------------------------------------------------------------------------- */
+
+enum { GATHER_ELEMENTS = 4096 };
+
+/* Where an element goes after conversion: f32 or i64, `n` at a time. */
+typedef struct read_job {
+    const kd_weights *w;
+    const kd_weight_entry *e;
+    float *f32;
+    int64_t *i64;
+} read_job;
+
+static int64_t one_i64(const uint8_t *p, kd_dtype t)
+{
+    union { int16_t i16; int32_t i32; int64_t i64; } v = {.i64 = 0};
+    memcpy(&v, p, kd_dtype_size(t));
+    switch (t) {
+    case KD_I8: return (int8_t)p[0];
+    case KD_I16: return v.i16;
+    case KD_I32: return v.i32;
+    case KD_I64: return v.i64;
+    default: return p[0]; /* KD_U8, KD_BOOL */
+    }
+}
+
+static void convert(const read_job *job, size_t first, const void *src, size_t n)
+{
+    if (job->f32 != NULL) {
+        kd_convert_to_f32(job->f32 + first, src, job->e->dtype, n);
+        return;
+    }
+    size_t size = kd_dtype_size(job->e->dtype);
+    for (size_t i = 0; i < n; i++)
+        job->i64[first + i] = one_i64((const uint8_t *)src + i * size, job->e->dtype);
+}
+
+static int is_dense(const kd_weight_entry *e)
+{
+    int64_t step = 1;
+    for (int d = e->rank - 1; d >= 0; d--) {
+        if (e->shape[d] != 1 && e->stride[d] != step)
+            return 0;
+        step *= e->shape[d];
+    }
+    return 1;
+}
+
+/* Walks the view in row-major order and converts in pieces, through a staging buffer so that unaligned bytes are fine too. */
+static void gather(const read_job *job, const uint8_t *storage)
+{
+    const kd_weight_entry *e = job->e;
+    _Alignas(64) uint8_t staging[GATHER_ELEMENTS * 8];
+    size_t size = kd_dtype_size(e->dtype), first = 0, held = 0;
+    int64_t index[KD_MAX_RANK] = {0};
+    int64_t at = e->offset;
+    for (size_t i = 0; i < e->numel; i++) {
+        memcpy(staging + held * size, storage + (size_t)at * size, size);
+        if (++held == GATHER_ELEMENTS) {
+            convert(job, first, staging, held);
+            first += held;
+            held = 0;
+        }
+        for (int d = e->rank - 1; d >= 0; d--) {
+            at += e->stride[d];
+            if (++index[d] < e->shape[d])
+                break;
+            at -= e->stride[d] * e->shape[d];
+            index[d] = 0;
+        }
+    }
+    convert(job, first, staging, held);
+}
+
+static kd_status read_storage(void *arg, const uint8_t *bytes, size_t bytes_size, kd_err *err)
+{
+    (void)bytes_size; /* the reader of the container has checked that the view lies inside */
+    (void)err;
+    const read_job *job = arg;
+    const kd_weight_entry *e = job->e;
+    size_t size = kd_dtype_size(e->dtype);
+    const uint8_t *start = bytes + (size_t)e->offset * size;
+    if (is_dense(e) && (uintptr_t)start % size == 0)
+        convert(job, 0, start, e->numel);
+    else
+        gather(job, bytes);
+    return KD_OK;
+}
+
+static kd_status read_mapped(void *arg, kd_err *err)
+{
+    const read_job *job = arg;
+    const kd_weights *w = job->w;
+    return read_storage(arg, w->map.data + job->e->storage, w->map.size - (size_t)job->e->storage, err);
+}
+
+static kd_status read_entry(read_job *job, size_t n, kd_err *err)
+{
+    const kd_weight_entry *e = job->e;
+    if (n != e->numel) {
+        char shape[128];
+        return kd_fail(err, KD_EFAIL, "%s: tensor '%s' has shape %s, that is %zu elements, where %zu were expected", job->w->path, e->name,
+                       kd_shape_text(e->shape, e->rank, shape, sizeof shape), e->numel, n);
+    }
+    if (n == 0)
+        return KD_OK;
+    if (job->w->pth != NULL)
+        return kd_pth_with_storage(job->w->pth, e->storage, read_storage, job, err);
+    return kd_weights_guarded(job->w, read_mapped, job, err);
+}
+
+kd_status kd_weights_read_f32(const kd_weights *w, int i, float *out, size_t n, kd_err *err)
+{
+    const kd_weight_entry *e = entry_at(w, i);
+    read_job job = {.w = w, .e = e, .f32 = out};
+    KD_TRY(read_entry(&job, n, err));
+    size_t bad = kd_first_nonfinite(out, n);
+    if (bad < n)
+        return kd_fail(err, KD_EFAIL, "%s: tensor '%s' holds %s at element %zu of %zu; the weights are damaged or from a diverged run",
+                       w->path, e->name, isnan(out[bad]) ? "NaN" : "infinity", bad, n);
+    return KD_OK;
+}
+
+kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n, kd_err *err)
+{
+    const kd_weight_entry *e = entry_at(w, i);
+    if (e->dtype == KD_F32 || e->dtype == KD_F16 || e->dtype == KD_BF16 || e->dtype == KD_F64)
+        return kd_fail(err, KD_EFAIL, "%s: tensor '%s' is %s where integers were expected", w->path, e->name, kd_dtype_name(e->dtype));
+    read_job job = {.w = w, .e = e, .i64 = out};
+    return read_entry(&job, n, err);
+}
+
+/* -- identity ---------------------------------------------------------------------------------------------------------------- */
+
+static kd_status hash_mapped(void *arg, kd_err *err)
+{
+    (void)err;
+    kd_weights *w = arg;
+    kd_sha256 sum = kd_sha256_of(w->map.data, w->map.size);
+    memcpy(w->sha256, sum.b, sizeof w->sha256);
+    w->have_sha256 = 1;
+    return KD_OK;
+}
+
+kd_status kd_weights_sha256(kd_weights *w, kd_sha256 *out, kd_err *err)
+{
+    pthread_mutex_lock(&w->lock);
+    kd_status status = w->have_sha256 ? KD_OK : kd_weights_guarded(w, hash_mapped, w, err);
+    if (status == KD_OK)
+        memcpy(out->b, w->sha256, sizeof out->b);
+    pthread_mutex_unlock(&w->lock);
+    return status;
+}
