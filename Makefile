@@ -106,10 +106,14 @@ TEST_SRC := $(sort $(foreach d,$(TEST_DIRS),$(wildcard tests/$(d)/test_*.c)))
 TEST_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(TEST_SRC))
 BENCH_SRC := $(sort $(wildcard tests/bench/bench_*.c))
 BENCH_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(BENCH_SRC))
+# Draws the demo's pictures; the end-to-end tests use them too.
+DRAW := $(OBJ)/tests/demo/draw_pictures
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(FUZZ_SRC))
-# Other C files beside the tests are shared by all tests of their folder.
-test_helpers = $(call objects,$(filter-out tests/$(1)/test_%.c tests/$(1)/bench_%.c tests/$(1)/fuzz_%.c,$(wildcard tests/$(1)/*.c)))
+# draw_*.c are small programs that tests and the demo use; any other C file beside the tests is shared by all tests of its folder.
+TOOL_SRC := $(sort $(wildcard tests/*/draw_*.c))
+TOOL_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(TOOL_SRC))
+test_helpers = $(call objects,$(filter-out $(foreach p,test bench fuzz draw,tests/$(1)/$(p)_%.c),$(wildcard tests/$(1)/*.c)))
 
 COMMON_LIBS = $(call libs,jansson yaml crypto jpeg png zip) -lm -ldl
 CACHE_LIBS = $(call libs,lmdb zstd)
@@ -124,7 +128,7 @@ all: report
 
 # Without the report. The inner make starts only when nothing is missing.
 build: required
-	$(Q)$(MAKE) --no-print-directory programs modules $(if $(KD_WITH_TESTS),test-programs)
+	$(Q)$(MAKE) --no-print-directory programs modules $(if $(KD_WITH_TESTS),test-programs) $(if $(KD_WITH_TOOLS),$(TOOL_BINARIES))
 
 programs: $(PROGRAMS)
 	@:
@@ -167,7 +171,7 @@ test: deps
 	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) KD_WITH_TESTS=1 build
 	$(Q)$(MAKE) --no-print-directory run-tests
 
-test-programs: required $(TEST_BINARIES)
+test-programs: required $(TEST_BINARIES) $(DRAW) $(TOOL_BINARIES)
 	@:
 
 # SUITES=unit,ops picks folders; TESTS=word picks files whose name contains it.
@@ -197,8 +201,8 @@ comma := ,
 
 ## demo: the whole job on drawn pictures; IMAGES=dir WEIGHTS=file use your own
 demo: deps
-	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) build
-	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' IMAGES='$(IMAGES)' WEIGHTS='$(WEIGHTS)' tests/e2e/demo.sh
+	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) KD_WITH_TOOLS=1 build
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' DRAW='$(abspath $(OBJ)/tests/e2e/draw_pictures)' IMAGES='$(IMAGES)' WEIGHTS='$(WEIGHTS)' tests/e2e/demo.sh
 
 ## bench: tests/bench against the peers; results in tests/bench/results/
 bench: build $(BENCH_BINARIES)
