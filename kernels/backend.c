@@ -122,7 +122,7 @@ static kd_status open_auto(kd_backend **out, int threads, kd_err *err) {
 }
 
 kd_status kd_backend_open(kd_backend **out, const char *device, int threads, kd_err *err) {
-    device_name name;
+    device_name name = {0};
     KD_TRY(parse_device(&name, device, err));
     if (threads < 0)
         return kd_fail(err, KD_EUSAGE, "%d threads: the number of threads can't be negative; 0 means all processors", threads);

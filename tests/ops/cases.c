@@ -1,0 +1,379 @@
+#include "tests/ops/cases.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/err.h"
+
+enum { MAX_CASES = 1200 };
+static ops_case cases[MAX_CASES];
+static size_t count;
+
+/* KD_OPS names kinds: "linear" or "linear,conv2d". */
+static int wanted(kd_op_kind kind) {
+    const char *filter = getenv("KD_OPS"), *name = kd_op_kind_name(kind);
+    if (!filter || !*filter)
+        return 1;
+    for (const char *at = strstr(filter, name); at; at = strstr(at + 1, name)) {
+        char before = at == filter ? ',' : at[-1], after = at[strlen(name)];
+        if (before == ',' && (after == ',' || after == '\0'))
+            return 1;
+    }
+    return 0;
+}
+
+static void push(const kd_op_desc *d, int no_gamma, const char *label, const char *variant) {
+    if (!wanted(d->kind))
+        return;
+    KD_ASSERT(count < MAX_CASES);
+    ops_case *c = &cases[count++];
+    c->desc = *d;
+    c->no_gamma = no_gamma;
+    snprintf(c->label, sizeof c->label, "%s %s | %s", kd_op_kind_name(d->kind), label, variant);
+    c->desc.name = c->label;
+    kd_op_check(&c->desc);
+}
+
+static void set_dtype(kd_op_desc *d, kd_dtype t) {
+    for (int i = 0; i < d->inputs; i++)
+        if (d->x[i].dtype != KD_U8)
+            d->x[i].dtype = t;
+    d->y.dtype = t;
+}
+
+/* Which dx a trained op can give. */
+static unsigned all_dx(const kd_op_desc *d) {
+    return d->kind == KD_OP_NORMALIZE ? 0 : d->kind == KD_OP_MSE ? 1 : (1u << d->inputs) - 1;
+}
+
+/* Every combination of f32 and bf16, inference and training, and the ways in which gradients are asked for. */
+static void variants(kd_op_desc d, int no_gamma, const char *label) {
+    for (int bf16 = 0; bf16 <= (d.kind != KD_OP_MSE); bf16++) {
+        set_dtype(&d, bf16 ? KD_BF16 : KD_F32);
+        d.train = d.need_dparam = 0;
+        d.need_dx = d.add_dx = 0;
+        push(&d, no_gamma, label, bf16 ? "infer bf16" : "infer f32");
+        if (d.residual)
+            continue;
+        d.train = d.need_dparam = 1;
+        d.need_dx = all_dx(&d);
+        push(&d, no_gamma, label, bf16 ? "train bf16" : "train f32");
+        if (d.need_dx) {
+            d.add_dx = d.need_dx;
+            push(&d, no_gamma, label, bf16 ? "train bf16 add" : "train f32 add");
+        }
+        if (kd_op_param_numel(&d, 0) > 0) {
+            d.add_dx = d.need_dx = 0;
+            push(&d, no_gamma, label, bf16 ? "train bf16 no dx" : "train f32 no dx");
+            d.need_dx = all_dx(&d);
+            d.need_dparam = 0;
+            push(&d, no_gamma, label, bf16 ? "train bf16 frozen" : "train f32 frozen");
+        }
+        if (d.inputs == 2 && all_dx(&d) == 3) { /* one side overwrites while the other adds or is not wanted */
+            d.need_dparam = 1;
+            d.need_dx = 3;
+            d.add_dx = 2;
+            push(&d, no_gamma, label, bf16 ? "train bf16 add dx1" : "train f32 add dx1");
+            d.need_dx = 1;
+            d.add_dx = 1;
+            push(&d, no_gamma, label, bf16 ? "train bf16 only dx0" : "train f32 only dx0");
+        }
+    }
+}
+
+/* Dtypes that differ inside one op: f32 residual streams and f32 results around bf16 arithmetic. */
+static void mixed(kd_op_desc d, int no_gamma, const char *label, kd_dtype x0, kd_dtype x1, kd_dtype y) {
+    char variant[60];
+    d.x[0].dtype = x0;
+    d.x[1].dtype = x1;
+    d.y.dtype = y;
+    d.train = d.need_dparam = !d.residual;
+    d.need_dx = d.train ? all_dx(&d) : 0;
+    if (d.inputs == 2)
+        snprintf(variant, sizeof variant, "%s,%s to %s", kd_dtype_name(x0), kd_dtype_name(x1), kd_dtype_name(y));
+    else
+        snprintf(variant, sizeof variant, "%s to %s", kd_dtype_name(x0), kd_dtype_name(y));
+    push(&d, no_gamma, label, variant);
+}
+
+static kd_tdesc shape(int rank, ...) {
+    kd_tdesc t = {.dtype = KD_F32, .rank = rank};
+    va_list ap;
+    va_start(ap, rank);
+    for (int i = 0; i < rank; i++)
+        t.shape[i] = va_arg(ap, int);
+    va_end(ap);
+    return t;
+}
+
+static const char *text(const char *fmt, ...) KD_PRINTF(1, 2);
+static const char *text(const char *fmt, ...) {
+    static char buf[100];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(buf, sizeof buf, fmt, ap);
+    va_end(ap);
+    return buf;
+}
+
+static const char *act_name(kd_act act) {
+    return act == KD_ACT_RELU ? " relu" : act == KD_ACT_GELU ? " gelu" : "";
+}
+
+#define COUNT(a) (sizeof(a) / sizeof *(a))
+
+/* --- convolution and pooling --- */
+
+typedef struct window_case {
+    int n, h, w, in, out, k, stride, pad, bias;
+    kd_act act;
+} window_case;
+
+static kd_op_desc conv2d(const window_case *c) {
+    return (kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .kernel = c->k, .stride = c->stride, .pad = c->pad, .bias = c->bias, .act = c->act,
+                        .x = {shape(4, c->n, c->h, c->w, c->in)},
+                        .y = shape(4, c->n, (c->h + 2 * c->pad - c->k) / c->stride + 1, (c->w + 2 * c->pad - c->k) / c->stride + 1, c->out)};
+}
+
+static void conv2d_cases(void) {
+    static const window_case list[] = {
+        {1, 1, 1, 1, 1, 1, 1, 0, 0, KD_ACT_NONE},
+        {2, 7, 5, 3, 4, 3, 1, 1, 1, KD_ACT_NONE},
+        {1, 17, 17, 3, 8, 7, 2, 3, 0, KD_ACT_NONE},   /* a ResNet stem */
+        {2, 9, 9, 17, 33, 1, 1, 0, 0, KD_ACT_NONE},
+        {1, 8, 8, 16, 16, 3, 2, 1, 1, KD_ACT_RELU},
+        {2, 7, 7, 5, 7, 1, 2, 0, 0, KD_ACT_NONE},     /* a shortcut: rows and columns that no tap reaches */
+        {1, 34, 33, 3, 6, 3, 2, 0, 1, KD_ACT_NONE},   /* a row left over */
+        {1, 29, 28, 3, 17, 14, 14, 0, 1, KD_ACT_NONE},/* a patch embedding, a row left over */
+        {1, 3, 3, 7, 1, 3, 1, 2, 0, KD_ACT_RELU},
+        {2, 6, 6, 64, 64, 3, 1, 1, 0, KD_ACT_NONE},
+        {3, 14, 14, 32, 48, 3, 2, 1, 0, KD_ACT_NONE},
+    };
+    for (size_t i = 0; i < COUNT(list); i++) {
+        const window_case *c = &list[i];
+        variants(conv2d(c), 0, text("%dx%dx%dx%d->%d k%d s%d p%d%s%s", c->n, c->h, c->w, c->in, c->out, c->k, c->stride, c->pad, c->bias ? " bias" : "", act_name(c->act)));
+    }
+    mixed(conv2d(&list[1]), 0, "2x7x5x3->4 k3 bias", KD_BF16, KD_F32, KD_F32);
+    mixed(conv2d(&list[3]), 0, "2x9x9x17->33 k1", KD_F32, KD_F32, KD_BF16);
+}
+
+static void max_pool_cases(void) {
+    static const window_case list[] = {
+        {1, 1, 1, 1, 1, 1, 1, 0, 0, KD_ACT_NONE}, {1, 17, 17, 3, 3, 3, 2, 1, 0, KD_ACT_NONE}, {2, 7, 7, 5, 5, 2, 2, 0, 0, KD_ACT_NONE},
+        {3, 5, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE}, {2, 8, 8, 16, 16, 3, 2, 1, 0, KD_ACT_NONE}, {1, 33, 9, 64, 64, 3, 2, 1, 0, KD_ACT_NONE},
+    };
+    for (size_t i = 0; i < COUNT(list); i++) {
+        const window_case *c = &list[i];
+        kd_op_desc d = conv2d(c);
+        d.kind = KD_OP_MAX_POOL;
+        variants(d, 0, text("%dx%dx%dx%d k%d s%d p%d", c->n, c->h, c->w, c->in, c->k, c->stride, c->pad));
+        if (i == 1)
+            mixed(d, 0, "1x17x17x3", KD_BF16, KD_F32, KD_F32);
+    }
+}
+
+/* --- linear --- */
+
+static kd_op_desc linear(kd_tdesc x, int out, int bias, kd_act act) {
+    kd_op_desc d = {.kind = KD_OP_LINEAR, .inputs = 1, .x = {x}, .y = x, .bias = bias, .act = act};
+    d.y.shape[x.rank - 1] = out;
+    return d;
+}
+
+static kd_op_desc residual_linear(kd_tdesc x, int out, int bias) {
+    kd_op_desc d = linear(x, out, bias, KD_ACT_NONE);
+    d.inputs = 2;
+    d.residual = 1;
+    d.x[1] = d.y;
+    return d;
+}
+
+static void linear_cases(void) {
+    variants(linear(shape(2, 1, 1), 1, 0, KD_ACT_NONE), 0, "1x1->1");
+    variants(linear(shape(2, 1, 7), 33, 1, KD_ACT_RELU), 0, "1x7->33 bias relu");
+    variants(linear(shape(2, 3, 7), 17, 1, KD_ACT_NONE), 0, "3x7->17 bias");
+    variants(linear(shape(3, 2, 5, 33), 17, 0, KD_ACT_GELU), 0, "2x5x33->17 gelu");
+    variants(linear(shape(4, 1, 3, 3, 16), 9, 1, KD_ACT_GELU), 0, "1x3x3x16->9 bias gelu");
+    variants(linear(shape(3, 2, 17, 64), 128, 1, KD_ACT_RELU), 0, "2x17x64->128 bias relu");
+    variants(linear(shape(3, 2, 50, 192), 64, 1, KD_ACT_GELU), 0, "2x50x192->64 bias gelu");
+    variants(linear(shape(2, 257, 96), 288, 1, KD_ACT_NONE), 0, "257x96->288 bias");
+    variants(residual_linear(shape(2, 3, 7), 17, 1), 0, "3x7->17 bias residual gamma");
+    variants(residual_linear(shape(3, 2, 17, 33), 33, 0), 1, "2x17x33->33 residual");
+    variants(residual_linear(shape(3, 2, 50, 192), 64, 1), 0, "2x50x192->64 bias residual gamma");
+    variants(residual_linear(shape(3, 2, 50, 64), 64, 1), 1, "2x50x64->64 bias residual");
+    mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_NONE), 0, "2x17x64->33 bias", KD_BF16, KD_F32, KD_F32);
+    mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_GELU), 0, "2x17x64->33 bias gelu", KD_BF16, KD_F32, KD_F32);
+    mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_GELU), 0, "2x17x64->33 bias gelu", KD_F32, KD_F32, KD_BF16);
+    mixed(residual_linear(shape(3, 2, 17, 64), 33, 1), 0, "2x17x64->33 bias residual gamma", KD_BF16, KD_F32, KD_F32);
+    mixed(residual_linear(shape(3, 2, 17, 64), 33, 1), 1, "2x17x64->33 bias residual", KD_BF16, KD_F32, KD_F32);
+}
+
+/* --- normalisation --- */
+
+static kd_op_desc batch_norm(kd_tdesc x, int inputs, kd_act act) {
+    return (kd_op_desc){.kind = KD_OP_BATCH_NORM, .inputs = inputs, .x = {x, x}, .y = x, .act = act, .eps = 1e-5f, .momentum = 0.1f};
+}
+
+static void batch_norm_cases(void) {
+    const kd_tdesc small = shape(4, 2, 3, 3, 7), odd = shape(4, 2, 7, 5, 33), points = shape(4, 7, 1, 1, 17), wide = shape(4, 3, 9, 9, 64);
+    variants(batch_norm(small, 1, KD_ACT_NONE), 0, "2x3x3x7");
+    variants(batch_norm(odd, 1, KD_ACT_RELU), 0, "2x7x5x33 relu");
+    variants(batch_norm(points, 1, KD_ACT_NONE), 0, "7x1x1x17");
+    variants(batch_norm(wide, 1, KD_ACT_RELU), 0, "3x9x9x64 relu");
+    variants(batch_norm(small, 2, KD_ACT_NONE), 0, "2x3x3x7 join");
+    variants(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu");
+    variants(batch_norm(wide, 2, KD_ACT_RELU), 0, "3x9x9x64 join relu");
+    variants(batch_norm(shape(4, 1, 1, 7, 1), 1, KD_ACT_NONE), 0, "1x1x7x1");
+    mixed(batch_norm(odd, 1, KD_ACT_RELU), 0, "2x7x5x33 relu", KD_BF16, KD_F32, KD_F32);
+    mixed(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu", KD_BF16, KD_BF16, KD_F32);
+    mixed(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu", KD_BF16, KD_F32, KD_F32);
+}
+
+static void layer_norm_cases(void) {
+    const kd_tdesc list[] = {shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 5, 33), shape(3, 2, 17, 192), shape(4, 1, 3, 3, 64), shape(2, 65, 257)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_op_desc d = {.kind = KD_OP_LAYER_NORM, .inputs = 1, .x = {list[i]}, .y = list[i], .eps = 1e-6f};
+        const char *label = text("rank %d, %d rows of %d", list[i].rank, (int)(kd_tdesc_numel(&list[i]) / (size_t)list[i].shape[list[i].rank - 1]),
+                                 (int)list[i].shape[list[i].rank - 1]);
+        variants(d, 0, label);
+        if (i >= 2 && i <= 3) {
+            mixed(d, 0, label, KD_F32, KD_F32, KD_BF16);
+            mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        }
+    }
+}
+
+/* --- pointwise --- */
+
+static void pointwise_cases(void) {
+    const kd_tdesc list[] = {shape(1, 1), shape(1, 7), shape(2, 3, 7), shape(3, 2, 17, 33), shape(4, 2, 5, 5, 64), shape(2, 7, 1025)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_tdesc t = list[i];
+        const char *label = text("rank %d, %d elements", t.rank, (int)kd_tdesc_numel(&t));
+        kd_op_desc d = {.kind = KD_OP_RELU, .inputs = 1, .x = {t, t}, .y = t};
+        variants(d, 0, label);
+        if (i == 3)
+            mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        d.kind = KD_OP_GELU;
+        variants(d, 0, label);
+        if (i == 3)
+            mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        d.inputs = 2;
+        d.kind = KD_OP_SCALE_ADD;
+        variants(d, 0, label);
+        if (i >= 2)
+            mixed(d, 0, label, KD_F32, KD_BF16, KD_F32);
+        d.kind = KD_OP_ADD;
+        variants(d, 0, label);
+        d.act = KD_ACT_RELU;
+        variants(d, 0, text("rank %d, %d elements relu", t.rank, (int)kd_tdesc_numel(&t)));
+        if (i >= 2)
+            for (int m = 1; m < 7; m++) { /* every mixture of the three dtypes */
+                d.act = m % 2 ? KD_ACT_RELU : KD_ACT_NONE;
+                mixed(d, 0, text("rank %d, %d elements%s", t.rank, (int)kd_tdesc_numel(&t), act_name(d.act)), m & 1 ? KD_BF16 : KD_F32, m & 2 ? KD_BF16 : KD_F32,
+                      m & 4 ? KD_BF16 : KD_F32);
+            }
+    }
+}
+
+static void silu_gate_cases(void) {
+    const kd_tdesc list[] = {shape(2, 1, 2), shape(2, 3, 14), shape(3, 2, 17, 66), shape(3, 2, 9, 512)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_op_desc d = {.kind = KD_OP_SILU_GATE, .inputs = 1, .x = {list[i]}, .y = list[i]};
+        int last = list[i].rank - 1;
+        d.y.shape[last] /= 2;
+        variants(d, 0, text("%d values in rows of %d", (int)kd_tdesc_numel(&list[i]), (int)list[i].shape[last]));
+    }
+}
+
+static void normalize_cases(void) {
+    const kd_tdesc list[] = {shape(4, 1, 1, 1, 3), shape(4, 2, 7, 17, 3), shape(4, 1, 33, 33, 3)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_op_desc d = {.kind = KD_OP_NORMALIZE, .inputs = 1, .x = {list[i]}, .y = list[i], .mean = {0.485f, 0.456f, 0.406f}, .std = {0.229f, 0.224f, 0.225f}};
+        d.x[0].dtype = KD_U8;
+        variants(d, 0, text("%dx%dx%dx3", (int)list[i].shape[0], (int)list[i].shape[1], (int)list[i].shape[2]));
+    }
+}
+
+static void mse_cases(void) {
+    const kd_tdesc list[] = {shape(1, 1), shape(2, 1, 7), shape(3, 2, 17, 33), shape(2, 7, 10007)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_op_desc d = {.kind = KD_OP_MSE, .inputs = 2, .x = {list[i], list[i]}, .y = shape(1, 1)};
+        variants(d, 0, text("%d values", (int)kd_tdesc_numel(&list[i])));
+    }
+}
+
+/* --- tokens, attention, maps --- */
+
+static void token_cases(void) {
+    static const int sizes[][3] = {{1, 1, 1}, {2, 7, 17}, {3, 16, 33}, {2, 49, 64}}; /* N, P, D */
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        int n = sizes[i][0], p = sizes[i][1], w = sizes[i][2];
+        const char *label = text("%dx%dx%d", n, p, w);
+        kd_op_desc d = {.kind = KD_OP_TOKENS, .inputs = 1, .x = {shape(3, n, p, w)}, .y = shape(3, n, p + 1, w)};
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        d.kind = KD_OP_MEAN_TOKENS;
+        d.y = shape(2, n, w);
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        mixed(d, 0, label, KD_F32, KD_F32, KD_BF16);
+    }
+    kd_op_desc map = {.kind = KD_OP_MEAN_TOKENS, .inputs = 1, .x = {shape(4, 2, 7, 5, 33)}, .y = shape(2, 2, 33)};
+    variants(map, 0, "2x7x5x33");
+    mixed(map, 0, "2x7x5x33", KD_BF16, KD_F32, KD_F32);
+
+    static const int slices[][5] = {{1, 1, 1, 0, 1}, {2, 8, 17, 1, 7}, {3, 17, 33, 0, 1}, {2, 10, 7, 5, 3}, {2, 50, 64, 1, 49}}; /* N, T, D, begin, count */
+    for (size_t i = 0; i < COUNT(slices); i++) {
+        const int *s = slices[i];
+        kd_op_desc d = {.kind = KD_OP_TOKEN_SLICE, .inputs = 1, .begin = s[3], .x = {shape(3, s[0], s[1], s[2])}, .y = shape(3, s[0], s[4], s[2])};
+        const char *label = text("%dx%dx%d rows %d..%d", s[0], s[1], s[2], s[3], s[3] + s[4] - 1);
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        mixed(d, 0, label, KD_F32, KD_F32, KD_BF16);
+    }
+}
+
+static void attention_cases(void) {
+    static const int sizes[][4] = {{1, 1, 1, 1}, {1, 7, 1, 7}, {2, 17, 3, 16}, {1, 33, 2, 5}, {2, 50, 3, 64}, {1, 257, 1, 64}}; /* N, T, heads, Dh */
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const int *s = sizes[i];
+        int width = s[2] * s[3];
+        kd_op_desc d = {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = s[2], .x = {shape(3, s[0], s[1], 3 * width)}, .y = shape(3, s[0], s[1], width)};
+        variants(d, 0, text("%dx%d, %d heads of %d", s[0], s[1], s[2], s[3]));
+    }
+}
+
+static void resize_cases(void) {
+    static const int sizes[][6] = {{1, 1, 1, 1, 3, 3}, {2, 7, 5, 17, 14, 10}, {1, 16, 16, 33, 14, 14}, {1, 7, 7, 8, 3, 5}, {1, 3, 4, 7, 17, 33}, {2, 5, 5, 64, 5, 5}};
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const int *s = sizes[i]; /* N, h, w, D, H, W */
+        kd_op_desc d = {.kind = KD_OP_RESIZE_BILINEAR, .inputs = 1, .x = {shape(4, s[0], s[1], s[2], s[3])}, .y = shape(4, s[0], s[4], s[5], s[3])};
+        const char *label = text("%dx%dx%dx%d to %dx%d", s[0], s[1], s[2], s[3], s[4], s[5]);
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+    }
+}
+
+size_t ops_cases(const ops_case **list) {
+    static int built;
+    if (!built) {
+        built = 1;
+        normalize_cases();
+        conv2d_cases();
+        linear_cases();
+        batch_norm_cases();
+        layer_norm_cases();
+        pointwise_cases();
+        silu_gate_cases();
+        max_pool_cases();
+        token_cases();
+        attention_cases();
+        resize_cases();
+        mse_cases();
+    }
+    *list = cases;
+    return count;
+}

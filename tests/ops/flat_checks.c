@@ -1,0 +1,171 @@
+/* ops_check_flat: the flat-vector functions of a backend against ref's. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/base/mem.h"
+#include "tests/ops/harness.h"
+
+enum { GUARD_FLOATS = 64 };
+
+static void must(kd_status status, const kd_err *err) {
+    if (status != KD_OK)
+        fail_msg("%s", err->msg);
+}
+
+/* Device copy of n floats with GUARD_FLOATS of 12345 after them. */
+static float *to_device(kd_backend *b, const float *x, size_t n) {
+    kd_err err = {0};
+    float guard[GUARD_FLOATS];
+    void *p = NULL;
+    for (int i = 0; i < GUARD_FLOATS; i++)
+        guard[i] = 12345;
+    must(b->v->alloc(b, &p, (n + GUARD_FLOATS) * sizeof *x, &err), &err);
+    must(b->v->upload(b, p, x, n * sizeof *x, &err), &err);
+    must(b->v->upload(b, (float *)p + n, guard, sizeof guard, &err), &err);
+    return p;
+}
+
+static float *from_device(kd_backend *b, float *device, size_t n) {
+    kd_err err = {0};
+    float *x = kd_malloc((n + GUARD_FLOATS) * sizeof *x);
+    assert_non_null(x);
+    must(b->v->download(b, x, device, (n + GUARD_FLOATS) * sizeof *x, &err), &err);
+    for (size_t i = 0; i < GUARD_FLOATS; i++)
+        if (!(x[n + i] == 12345.0f))
+            fail_msg("written %zu floats behind a vector of %zu", i + 1, n);
+    b->v->release(b, device);
+    return x;
+}
+
+static float sum_squares_of(kd_backend *b, const float *x, size_t n) {
+    kd_err err = {0};
+    float nan = NAN, *dx = to_device(b, x, n), *out = to_device(b, &nan, 1);
+    must(b->v->sum_squares(b, out, dx, n, &err), &err);
+    float *host = from_device(b, out, 1), value = host[0];
+    kd_free(host);
+    b->v->release(b, dx);
+    return value;
+}
+
+static float clip_scale_of(kd_backend *b, float sumsq, float max_norm) {
+    kd_err err = {0};
+    float nan = NAN, *in = to_device(b, &sumsq, 1), *out = to_device(b, &nan, 1);
+    must(b->v->clip_scale(b, out, in, max_norm, &err), &err);
+    float *host = from_device(b, out, 1), value = host[0];
+    kd_free(host);
+    b->v->release(b, in);
+    return value;
+}
+
+typedef struct adamw_state {
+    float *w, *m, *v;
+} adamw_state;
+
+static adamw_state adamw_steps(kd_backend *b, const float *w0, const float *g, size_t n, float scale, int steps) {
+    kd_err err = {0};
+    float *zero = kd_calloc(n, sizeof *zero), *w = to_device(b, w0, n), *m = to_device(b, zero, n), *v = to_device(b, zero, n), *dg = to_device(b, g, n), *s = to_device(b, &scale, 1);
+    for (int t = 1; t <= steps; t++) {
+        kd_adamw h = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.05f, .step = t};
+        must(b->v->adamw(b, w, dg, m, v, n, &h, s, &err), &err);
+    }
+    kd_free(zero);
+    b->v->release(b, dg);
+    b->v->release(b, s);
+    return (adamw_state){from_device(b, w, n), from_device(b, m, n), from_device(b, v, n)};
+}
+
+static void near(const char *what, const float *got, const float *want, size_t n, double rel) {
+    for (size_t i = 0; i < n; i++)
+        if (!(fabs((double)got[i] - (double)want[i]) <= rel * fabs((double)want[i])))
+            fail_msg("%s[%zu] of %zu: %.9g, ref has %.9g", what, i, n, (double)got[i], (double)want[i]);
+}
+
+static void check_adamw(kd_backend *b, kd_backend *ref, const float *w, const float *g, size_t n) {
+    adamw_state x = adamw_steps(b, w, g, n, 0.7f, 5), y = adamw_steps(ref, w, g, n, 0.7f, 5), untouched = adamw_steps(b, w, g, n, NAN, 1);
+    near("adamw m", x.m, y.m, n, 1e-6);
+    near("adamw v", x.v, y.v, n, 1e-6);
+    near("adamw w", x.w, y.w, n, 2e-6);
+    assert_memory_equal(untouched.w, w, n * sizeof *w);
+    for (size_t i = 0; i < n; i++)
+        assert_true(untouched.m[i] == 0 && untouched.v[i] == 0);
+    float *all[] = {x.w, x.m, x.v, y.w, y.m, y.v, untouched.w, untouched.m, untouched.v};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        kd_free(all[i]);
+}
+
+static void encode(kd_backend *b, const float *x, size_t records, size_t n, uint8_t *bytes, kd_encode_stats *stats) {
+    kd_err err = {0};
+    void *out = NULL, *st = NULL;
+    float *dx = to_device(b, x, records * n);
+    must(b->v->alloc(b, &out, records * n * 2, &err), &err);
+    must(b->v->alloc(b, &st, records * sizeof *stats, &err), &err);
+    must(b->v->encode_f16(b, out, st, dx, records, n, &err), &err);
+    must(b->v->download(b, bytes, out, records * n * 2, &err), &err);
+    must(b->v->download(b, stats, st, records * sizeof *stats, &err), &err);
+    b->v->release(b, out);
+    b->v->release(b, st);
+    b->v->release(b, dx);
+}
+
+static void check_encode(kd_backend *b, kd_backend *ref, float *x, size_t records, size_t n) {
+    uint8_t *got = kd_calloc(records * n, 2), *want = kd_calloc(records * n, 2);
+    kd_encode_stats gs[3], ws[3];
+    assert_true(records <= 3);
+    x[0] = 65519.0f; /* rounds to 65504, but isn't representable */
+    x[records * n - 1] = -3e-6f; /* subnormal in f16 */
+    encode(b, x, records, n, got, gs);
+    encode(ref, x, records, n, want, ws);
+    assert_memory_equal(got, want, records * n * 2);
+    for (size_t r = 0; r < records; r++) {
+        const double g[] = {gs[r].xx, gs[r].qq, gs[r].xq, gs[r].err2}, w[] = {ws[r].xx, ws[r].qq, ws[r].xq, ws[r].err2};
+        for (int k = 0; k < 4; k++)
+            if (!(fabs(g[k] - w[k]) <= 1e-12 * fabs(w[k])))
+                fail_msg("encode_f16: sum %d of record %zu is %.17g, ref has %.17g", k, r, g[k], w[k]);
+        assert_true(gs[r].bad == ws[r].bad);
+    }
+    x[n / 2] = NAN;
+    x[0] = -INFINITY;
+    encode(b, x, records, n, got, gs);
+    encode(ref, x, records, n, want, ws);
+    for (size_t r = 0; r < records; r++)
+        assert_true(gs[r].bad == ws[r].bad);
+    x[n / 2] = x[0] = 1;
+    kd_free(got);
+    kd_free(want);
+}
+
+static void check_clip(kd_backend *b, kd_backend *ref) {
+    static const float sums[] = {0, 1e-12f, 0.25f, 1, 4, 1e10f, 3e38f}, limits[] = {0, -1, 0.5f, 1, 2, 1e6f};
+    for (size_t i = 0; i < sizeof sums / sizeof *sums; i++)
+        for (size_t k = 0; k < sizeof limits / sizeof *limits; k++) {
+            float got = clip_scale_of(b, sums[i], limits[k]), want = clip_scale_of(ref, sums[i], limits[k]);
+            near("clip_scale", &got, &want, 1, 2e-7);
+        }
+    assert_true(isnan(clip_scale_of(b, INFINITY, 1)));
+    assert_true(isnan(clip_scale_of(b, NAN, 1)));
+    assert_true(isnan(clip_scale_of(b, NAN, 0)));
+}
+
+void ops_check_flat(kd_backend *b, kd_backend *ref) {
+    static const size_t sizes[] = {1, 7, 17, 33, 1000, 100003};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        size_t n = sizes[i];
+        float *x = kd_calloc(3 * n, sizeof *x), *g = kd_calloc(n, sizeof *g);
+        assert_true(x && g);
+        ops_fill_normal(x, 3 * n, 7, i);
+        ops_fill_normal(g, n, 8, i);
+        float got = sum_squares_of(b, x, n), want = sum_squares_of(ref, x, n), again = sum_squares_of(b, x, n);
+        near("sum_squares", &got, &want, 1, 1e-6);
+        assert_memory_equal(&got, &again, sizeof got);
+        check_adamw(b, ref, x, g, n);
+        check_encode(b, ref, x, 3, n);
+        kd_free(x);
+        kd_free(g);
+    }
+    check_clip(b, ref);
+}
