@@ -217,7 +217,7 @@ fuzz: required $(FUZZ_BINARIES)
 $(OBJ)/kernels/%.o: kernels/%.c
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  cc   $<')
-	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(if $(filter kernels/cpu/%,$<),-fopenmp) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(if $(filter kernels/cpu/%,$<),-fopenmp -Wno-psabi) -MMD -MP -c $< -o $@
 
 $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
