@@ -1,5 +1,4 @@
 /* The test program of a backend other than ref: ops_backend_main of harness.h. */
-#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -9,23 +8,15 @@
 
 #include "common/base/mem.h"
 #include "tests/ops/harness.h"
-#include "tests/ops/tolerances.h"
 
 static kd_backend *tested, *reference;
 static char missing[1200]; /* why there is nothing to test */
 static char no_bf16[1200];
 
-static int uses_bf16(const kd_op_desc *d) {
-    int bf16 = d->y.dtype == KD_BF16;
-    for (int i = 0; i < d->inputs; i++)
-        bf16 |= d->x[i].dtype == KD_BF16;
-    return bf16;
-}
-
 /* One case: near ref, and the same bits when the op is used a second time after other inputs and parameters. */
 static void matches_ref(void **state) {
     const ops_case *c = *state;
-    if (uses_bf16(&c->desc) && no_bf16[0]) {
+    if (ops_uses_bf16(&c->desc) && no_bf16[0]) {
         print_message("skipped, no bf16: %s\n", no_bf16);
         skip();
     }

@@ -24,6 +24,13 @@ static int wanted(kd_op_kind kind) {
     return 0;
 }
 
+int ops_uses_bf16(const kd_op_desc *d) {
+    int bf16 = d->y.dtype == KD_BF16;
+    for (int i = 0; i < d->inputs; i++)
+        bf16 |= d->x[i].dtype == KD_BF16;
+    return bf16;
+}
+
 static void push(const kd_op_desc *d, int no_gamma, const char *label, const char *variant) {
     if (!wanted(d->kind))
         return;

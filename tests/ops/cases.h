@@ -13,6 +13,9 @@ typedef struct ops_case {
     int no_gamma;    /* residual linear with param[2] = NULL */
 } ops_case;
 
+/* 1 when any tensor of the op is bf16. */
+int ops_uses_bf16(const kd_op_desc *d);
+
 /* The list, built at the first call and valid until the process ends. */
 size_t ops_cases(const ops_case **list);
 

@@ -6,7 +6,9 @@
 #define KD_TESTS_OPS_HARNESS_H
 
 #include "kernels/backend.h"
+#include "kernels/ref/ref_core.h"
 #include "tests/ops/cases.h"
+#include "tests/ops/tolerances.h"
 
 /* All tensors of one case on the host, as f32 (bf16 tensors hold values that bf16 can represent). NULL: not there. */
 typedef struct ops_inputs {
@@ -28,9 +30,8 @@ ops_results ops_run(kd_backend *b, const ops_case *c, const ops_inputs *in, int 
 void ops_results_free(ops_results *r);
 
 /* got against want, tensor by tensor, within `tolerance` of rms(want) + |want|; `what` begins the message and labels the measurement.
- * dtype F32 tensors of f32 arithmetic use tolerance.f32, all else tolerance.bf16. */
-struct ops_tolerance;
-void ops_compare(const char *what, const ops_case *c, const ops_results *got, const ops_results *want, const struct ops_tolerance *tolerance);
+ * Cases without any bf16 tensor use tolerance->f32. */
+void ops_compare(const char *what, const ops_case *c, const ops_results *got, const ops_results *want, const ops_tolerance *tolerance);
 /* One tensor; fails the test when outside. */
 void ops_compare_tensor(const char *what, const ops_case *c, const char *tensor, const float *got, const float *want, size_t n, double tolerance);
 /* Bit for bit. */
@@ -42,6 +43,11 @@ int ops_backend_main(const char *device);
 
 /* Flat functions of b against ref's on odd sizes (test_ops_flat checks ref itself). */
 void ops_check_flat(kd_backend *b, kd_backend *ref);
+
+/* The operands of ref's double core (every pointer is owned), for tests without any rounding. ops_widen: NULL gives NULL. */
+kd_ref_vals ops_ref_vals_make(const kd_op_desc *d, const ops_inputs *in);
+void ops_ref_vals_free(kd_ref_vals *v);
+double *ops_widen(const float *x, size_t n);
 
 /* Opens "ref"; fails the test when that doesn't work. */
 kd_backend *ops_open_ref(void);
