@@ -5,6 +5,7 @@
 
 #include <zstd.h>
 
+#include "cache/entry.h"
 #include "common/base/mem.h"
 
 /* Offsets inside the header (FORMAT.md, "Feature records"). Everything from HASH_AT back to 0 is covered by the hash, the payload after it. */
@@ -19,20 +20,6 @@ static const uint8_t magic[4] = {'K', 'D', 'F', 'R'};
 const char *kd_feature_name(kd_feature f)
 {
     return f == KD_FEATURE_CLS ? "cls" : f == KD_FEATURE_PATCH ? "patch" : "unknown";
-}
-
-static void put_le(uint8_t *p, uint64_t v, int bytes)
-{
-    for (int i = 0; i < bytes; i++)
-        p[i] = (uint8_t)(v >> (8 * i));
-}
-
-static uint64_t get_le(const uint8_t *p, int bytes)
-{
-    uint64_t v = 0;
-    for (int i = bytes - 1; i >= 0; i--)
-        v = v << 8 | p[i];
-    return v;
 }
 
 void kd_key_encode(uint8_t out[KD_KEY_BYTES], const kd_key *k)
@@ -84,15 +71,15 @@ static void head_write(uint8_t *b, const kd_record_head *head, uint64_t raw, uin
 {
     memset(b, 0, KD_RECORD_HEADER_BYTES);
     memcpy(b, magic, sizeof magic);
-    put_le(b + 4, FORMAT_VERSION, 2);
+    kd_put_le(b + 4, FORMAT_VERSION, 2);
     b[FEATURE_AT] = (uint8_t)head->feature;
     b[DTYPE_AT] = (uint8_t)head->dtype;
     b[CODEC_AT] = CODEC_PLANES_ZSTD;
     kd_key_encode(b + KEY_AT, &head->key);
-    put_le(b + ROWS_AT, head->rows, 4);
-    put_le(b + WIDTH_AT, head->width, 4);
-    put_le(b + RAW_AT, raw, 8);
-    put_le(b + PACKED_AT, packed, 8);
+    kd_put_le(b + ROWS_AT, head->rows, 4);
+    kd_put_le(b + WIDTH_AT, head->width, 4);
+    kd_put_le(b + RAW_AT, raw, 8);
+    kd_put_le(b + PACKED_AT, packed, 8);
     memcpy(b + IDENTITY_AT, head->identity, 8);
     memcpy(b + VIEW_HASH_AT, head->view_hash.b, 16);
 }
@@ -132,14 +119,14 @@ static kd_status check_frame(const uint8_t *b, size_t size, kd_err *err)
         return kd_fail(err, KD_EDAMAGED, "record of %zu bytes is shorter than its header of %d", size, KD_RECORD_HEADER_BYTES);
     if (memcmp(b, magic, sizeof magic) != 0)
         return kd_fail(err, KD_EDAMAGED, "record starts with %02x%02x%02x%02x, not with \"KDFR\"", b[0], b[1], b[2], b[3]);
-    packed = get_le(b + PACKED_AT, 8);
+    packed = kd_get_le(b + PACKED_AT, 8);
     if (packed != size - KD_RECORD_HEADER_BYTES)
         return kd_fail(err, KD_EDAMAGED, "record of %zu bytes says that its payload has %llu bytes", size, (unsigned long long)packed);
     h = record_hash(b, (size_t)packed);
     if (memcmp(h.b, b + HASH_AT, sizeof h.b) != 0)
         return kd_fail(err, KD_EDAMAGED, "record of %zu bytes fails its XXH3-128 checksum: its bytes have changed since they were written", size);
-    if (get_le(b + 4, 2) != FORMAT_VERSION)
-        return kd_fail(err, KD_EDAMAGED, "record has format version %u; this program reads version %d", (unsigned)get_le(b + 4, 2), FORMAT_VERSION);
+    if (kd_get_le(b + 4, 2) != FORMAT_VERSION)
+        return kd_fail(err, KD_EDAMAGED, "record has format version %u; this program reads version %d", (unsigned)kd_get_le(b + 4, 2), FORMAT_VERSION);
     if (b[CODEC_AT] != CODEC_PLANES_ZSTD || b[DTYPE_AT] != KD_F16 || b[9] != 0 || memcmp(b + RESERVED_AT, zero, sizeof zero) != 0)
         return kd_fail(err, KD_EDAMAGED, "record uses codec %u and element type %u, or a reserved field, that this program doesn't know; "
                        "a newer kdcache may have written it", b[CODEC_AT], b[DTYPE_AT]);
@@ -152,8 +139,8 @@ kd_status kd_record_check(const uint8_t *b, size_t size, kd_record_head *expect,
     char have[2 * KD_KEY_BYTES + 1], want[2 * KD_KEY_BYTES + 1];
     uint64_t rows, width;
     KD_TRY(check_frame(b, size, err));
-    rows = get_le(b + ROWS_AT, 4);
-    width = get_le(b + WIDTH_AT, 4);
+    rows = kd_get_le(b + ROWS_AT, 4);
+    width = kd_get_le(b + WIDTH_AT, 4);
     if (b[FEATURE_AT] != expect->feature)
         return kd_fail(err, KD_EDAMAGED, "record holds feature %u where %s was expected", b[FEATURE_AT], kd_feature_name(expect->feature));
     kd_key_encode(key, &expect->key);
@@ -170,9 +157,9 @@ kd_status kd_record_check(const uint8_t *b, size_t size, kd_record_head *expect,
     if (rows != expect->rows || width != expect->width)
         return kd_fail(err, KD_EDAMAGED, "record has %llu x %llu values where %u x %u were expected", (unsigned long long)rows, (unsigned long long)width,
                        expect->rows, expect->width);
-    if (get_le(b + RAW_AT, 8) != rows * width * 2)
+    if (kd_get_le(b + RAW_AT, 8) != rows * width * 2)
         return kd_fail(err, KD_EDAMAGED, "record of %llu x %llu values says that it unpacks to %llu bytes", (unsigned long long)rows,
-                       (unsigned long long)width, (unsigned long long)get_le(b + RAW_AT, 8));
+                       (unsigned long long)width, (unsigned long long)kd_get_le(b + RAW_AT, 8));
     memcpy(expect->view_hash.b, b + VIEW_HASH_AT, 16);
     expect->dtype = KD_F16;
     return KD_OK;
