@@ -14,7 +14,7 @@
 #include "common/base/json.h"
 #include "common/image/resample.h"
 
-enum { KD_PLAN_BYTES = 192, KD_PLAN_VERSION = 1, KD_POLICY_VERSION = 1, KD_BLUR_MAX_RADIUS = 11 };
+enum { KD_PLAN_BYTES = 192, KD_PLAN_VERSION = 1, KD_POLICY_VERSION = 1, KD_BLUR_MAX_RADIUS = 11, KD_VIEW_MAX_SIDE = 4096 };
 enum { KD_JITTER_BRIGHTNESS = 0, KD_JITTER_CONTRAST = 1, KD_JITTER_SATURATION = 2, KD_JITTER_HUE = 3, KD_JITTER_NONE = 255 };
 
 /* What may be drawn. Presets "lightly", "crop-flip", "eval" (DESIGN section 5). */
@@ -31,7 +31,8 @@ typedef struct kd_policy {
     double gray_p;
 } kd_policy;
 
-kd_status kd_policy_load(kd_policy *p, const char *preset, int image_size, kd_err *err); /* KD_EUSAGE with the nearest name */
+/* KD_EUSAGE: unknown preset (naming the nearest), image_size outside 1..KD_VIEW_MAX_SIDE. */
+kd_status kd_policy_load(kd_policy *p, const char *preset, int image_size, kd_err *err);
 /* Canonical description, part of a cache's identity: every field, the policy version and the RNG. New reference. */
 json_t *kd_policy_json(const kd_policy *p);
 
@@ -43,7 +44,7 @@ typedef struct kd_plan {
     int32_t out_x, out_y, out_w, out_h;     /* box of the resized image that is the view */
     uint8_t filter;                         /* kd_filter */
     uint8_t hflip, vflip;
-    uint8_t jitter_order[4];                /* KD_JITTER_*, applied left to right; all NONE when the jitter wasn't drawn */
+    uint8_t jitter_order[4];                /* KD_JITTER_*, applied left to right, NONE after the last; all NONE when the jitter wasn't drawn */
     float jitter_factor[4];                 /* indexed by KD_JITTER_*, not by position; always drawn */
     uint8_t gray;
     uint16_t solarize;                      /* threshold; 256 = off */
@@ -55,7 +56,8 @@ typedef struct kd_plan {
     uint32_t mix_view;
 } kd_plan;
 
-/* Pure function of its arguments; width and height are those of the decoded image (both > 0). */
+/* Pure function of its arguments; width and height are those of the decoded image (both > 0). Every variable has its own numbers in the random
+ * stream, so the outcome of one never shifts another. */
 kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_id, uint32_t view, int width, int height);
 
 /* Little-endian record of exactly KD_PLAN_BYTES (layout: cache/FORMAT.md). Decoding checks version and every field's range and that the
@@ -67,12 +69,11 @@ json_t *kd_plan_json(const kd_plan *plan);
 
 typedef struct kd_view_scratch {
     kd_resample_scratch resample;
-    uint8_t *resized;
-    size_t resized_cap;
 } kd_view_scratch;
 void kd_view_scratch_free(kd_view_scratch *s);
 
-/* out = plan.out_h x plan.out_w x 3 RGB. KD_EMISMATCH when the crop box doesn't lie inside img (the file isn't the one that was planned). */
+/* Applies, in this order: crop and resize, flip, jitters, gray. out = plan.out_h x plan.out_w x 3 RGB. The plan is one that was drawn or decoded
+ * here (asserted). KD_EMISMATCH when the crop box doesn't lie inside img (the file isn't the one that was planned). */
 kd_status kd_plan_apply(const kd_plan *plan, const kd_image *img, uint8_t *out, kd_view_scratch *scratch, kd_err *err);
 
 /* XXH3-128 of u32 width, u32 height (little endian), then the pixels. */

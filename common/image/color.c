@@ -67,52 +67,82 @@ KD_CLONES void kd_color_grayscale(uint8_t *rgb, size_t n) {
 
 /* ---- hue ---- */
 
-/* rgb2hsv_row. Gray pixels have hue and saturation 0; cr = 1 there only avoids the division by zero. */
-static inline void to_hsv(int r, int g, int b, int *uh, int *us, int *uv) {
-    int max = r > g ? r : g, min = r < g ? r : g;
-    max = b > max ? b : max;
-    min = b < min ? b : min;
-    int colored = max != min;
-    float cr = colored ? (float)(max - min) : 1.0f;
-    float rc = (float)(max - r) / cr, gc = (float)(max - g) / cr, bc = (float)(max - b) / cr;
-    float s = cr / (float)(max > 0 ? max : 1);
-    float h_red = bc - gc, h_green = (float)(2.0 + (double)rc - (double)bc), h_blue = (float)(4.0 + (double)gc - (double)rc);
-    float h = r == max ? h_red : g == max ? h_green : h_blue;
-    /* fmod(turn, 1.0) for 0 <= turn < 2 */
-    double turn = (double)h / 6.0 + 1.0;
-    turn = turn >= 1.0 ? turn - 1.0 : turn;
-    float hue = (float)turn;
-    *uh = colored ? (int)((double)hue * 255.0) : 0;
-    *us = colored ? (int)((double)s * 255.0) : 0;
-    *uv = max;
+/* Lanes of a vector, written out so that nothing depends on the compiler turning branches into selections. A comparison gives -1 or 0. */
+typedef int32_t ints __attribute__((vector_size(32)));
+typedef float floats __attribute__((vector_size(32)));
+enum { LANES = sizeof(ints) / sizeof(int32_t) };
+
+#define ALL(value) ((ints){0} + (value))
+#define SELECT(mask, yes, no) (((mask) & (yes)) | (~(mask) & (no)))
+#define FLOATS(v) __builtin_convertvector((v), floats)
+#define INTS(v) __builtin_convertvector((v), ints)
+
+/* Convert.c rgb2hsv_row in float32. Of (max-r), (max-g), (max-b), divided by max-min, one is 0 and one is 1, so the hue in sixths is
+ * base + sign * f, where f belongs to the middle component:
+ *     red max:   b min  1 - f,  g min -1 + f        green max:  b min  1 + f,  r min  3 - f        blue max:  r min  3 + f,  g min  5 - f
+ * Pillow computes parts of this in double; that the bytes are the same for all 2^24 colours is proven by tests/golden/image/prove_color.py. */
+static inline __attribute__((always_inline)) void to_hsv(const ints *r, const ints *g, const ints *b, ints *h, ints *s, ints *v) {
+    ints max = SELECT(*r > *g, *r, *g), min = SELECT(*r < *g, *r, *g);
+    max = SELECT(*b > max, *b, max);
+    min = SELECT(*b < min, *b, min);
+    ints chroma = max - min, gray = chroma == 0, black = max == 0;
+    ints red = *r == max, green = (*g == max) & ~red, low_b = *b == min, low_r = *r == min;
+    ints base = SELECT(red, SELECT(low_b, ALL(1), ALL(-1)), SELECT(green, SELECT(low_b, ALL(1), ALL(3)), SELECT(low_r, ALL(3), ALL(5))));
+    ints plus = SELECT(red, ~low_b, SELECT(green, low_b, low_r));
+    /* -gray and -black are 1 where a division by zero would be. */
+    floats f = FLOATS(2 * max + min - *r - *g - *b) / FLOATS(chroma - gray);
+    floats sixths = FLOATS(base) + (floats)((ints)f ^ (~plus & INT32_MIN)); /* the sign bit */
+    floats turn = sixths / 6.0f;
+    turn += (floats)((sixths < 0.0f) & (ints)((floats){0} + 1.0f));
+    *h = INTS(turn * 255.0f) & ~gray;
+    *s = INTS(FLOATS(chroma) / FLOATS(max - black) * 255.0f);
+    *v = max;
 }
 
-/* C's round() of a value in 0 .. 255, halves away from zero. */
-static inline int round_byte(float x) {
-    int whole = (int)x;
-    return whole + (x - (float)whole >= 0.5f);
+/* C's round() of values in 0 .. 255, halves away from zero. */
+static inline __attribute__((always_inline)) void round_bytes(ints *out, const floats *x) {
+    ints whole = INTS(*x);
+    *out = whole - (*x - FLOATS(whole) >= 0.5f);
 }
 
-/* hsv2rgb. With saturation 0 all of p, q, t are v, so gray needs no case of its own. */
-static inline void from_hsv(int h, int s, int v, uint8_t *out) {
-    int i = h * 6 / 255;
-    float fh = (float)h * 6.0f / 255.0f;
-    float f = fh - (float)i, fs = (float)s / 255.0f, fv = (float)v;
-    int p = round_byte(fv * (1.0f - fs));
-    int q = round_byte(fv * (1.0f - fs * f));
-    int t = round_byte(fv * (1.0f - fs * (1.0f - f)));
-    i = i == 6 ? 0 : i;
-    out[0] = (uint8_t)(i == 0 || i == 5 ? v : i == 1 ? q : i == 4 ? t : p);
-    out[1] = (uint8_t)(i == 1 || i == 2 ? v : i == 0 ? t : i == 3 ? q : p);
-    out[2] = (uint8_t)(i == 3 || i == 4 ? v : i == 2 ? t : i == 5 ? q : p);
+/* Convert.c hsv2rgb. With saturation 0 all of p, q, t are v, so gray needs no case of its own. */
+static inline __attribute__((always_inline)) void from_hsv(const ints *h, const ints *s, const ints *v, ints *r, ints *g, ints *b) {
+    floats sixths = FLOATS(*h) * 6.0f / 255.0f, fs = FLOATS(*s) / 255.0f, fv = FLOATS(*v);
+    ints i = INTS(sixths);
+    floats f = sixths - FLOATS(i);
+    ints odd = -(i & 1); /* q in odd sectors, t in even ones */
+    floats p = fv * (1.0f - fs), m = fv * (1.0f - fs * (floats)SELECT(odd, (ints)f, (ints)(1.0f - f)));
+    ints low, mid;
+    round_bytes(&low, &p);
+    round_bytes(&mid, &m);
+    i &= ~(i == 6);
+    *r = SELECT((i == 0) | (i == 5), *v, SELECT((i == 1) | (i == 4), mid, low));
+    *g = SELECT((i == 1) | (i == 2), *v, SELECT((i == 0) | (i == 3), mid, low));
+    *b = SELECT((i == 3) | (i == 4), *v, SELECT((i == 2) | (i == 5), mid, low));
 }
 
 KD_CLONES static void shift_hue(uint8_t *rgb, size_t n, int shift) {
-    for (size_t i = 0; i < n; i++) {
-        int h, s, v;
-        uint8_t *p = rgb + 3 * i;
-        to_hsv(p[0], p[1], p[2], &h, &s, &v);
-        from_hsv((h + shift) & 255, s, v, p);
+    ints r[BLOCK / LANES] = {{0}}, g[BLOCK / LANES] = {{0}}, b[BLOCK / LANES] = {{0}};
+    int32_t *plane_r = (int32_t *)r, *plane_g = (int32_t *)g, *plane_b = (int32_t *)b;
+    for (size_t start = 0; start < n; start += BLOCK) {
+        uint8_t *p = rgb + 3 * start;
+        size_t m = n - start < BLOCK ? n - start : BLOCK;
+        for (size_t i = 0; i < m; i++) {
+            plane_r[i] = p[3 * i];
+            plane_g[i] = p[3 * i + 1];
+            plane_b[i] = p[3 * i + 2];
+        }
+        for (size_t i = 0; i < (m + LANES - 1) / LANES; i++) {
+            ints h, s, v;
+            to_hsv(&r[i], &g[i], &b[i], &h, &s, &v);
+            h = (h + shift) & 255;
+            from_hsv(&h, &s, &v, &r[i], &g[i], &b[i]);
+        }
+        for (size_t i = 0; i < m; i++) {
+            p[3 * i] = (uint8_t)plane_r[i];
+            p[3 * i + 1] = (uint8_t)plane_g[i];
+            p[3 * i + 2] = (uint8_t)plane_b[i];
+        }
     }
 }
 

@@ -1,23 +1,18 @@
-/* Pillow's resampling (src/libImaging/Resample.c): see resample.h. The sums are of 32-bit integers, so lanes and order don't matter. */
+/* Pillow's resampling (src/libImaging/Resample.c): see resample.h. */
 #include "common/image/resample.h"
 
 #include <math.h>
 #include <string.h>
 
 #include "common/base/mem.h"
-#include "common/image/simd.h"
+#include "common/image/resample_kernels.h"
 
-enum { PRECISION_BITS = 32 - 8 - 2, HALF = 1 << (PRECISION_BITS - 1), LANES = 16, GROUP = 4 };
-
-/* Output i of a pass is the sum of `count` inputs from `first` on, weighted with weight[i * stride ...]. */
-typedef struct taps {
-    int first, count;
-} taps;
-
+/* Output i of a pass has its weights at weight + i * stride, each `spread` times. */
 typedef struct pass {
-    taps *taps;
+    kd_taps *taps;
     int32_t *weight;
-    int stride;
+    size_t stride;
+    int spread;
 } pass;
 
 static double filter_box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
@@ -64,119 +59,27 @@ static void compute_pass(pass *p, const filter_info *f, int in, int out, int sta
             w[t] = f->weight((t + lo - center + 0.5) * inverse);
             sum += w[t];
         }
-        int32_t *k = p->weight + (size_t)i * (size_t)p->stride;
+        int32_t *k = p->weight + (size_t)i * p->stride;
+        memset(k, 0, p->stride * sizeof *k);
         for (int t = 0; t < hi - lo; t++) {
-            double v = (sum != 0.0 ? w[t] / sum : w[t]) * (1 << PRECISION_BITS);
-            k[t] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
+            double v = (sum != 0.0 ? w[t] / sum : w[t]) * (1 << KD_WEIGHT_BITS);
+            for (int c = 0; c < p->spread; c++)
+                *k++ = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
         }
-        p->taps[i] = (taps){lo, hi - lo};
+        p->taps[i] = (kd_taps){lo, hi - lo};
     }
 }
 
-/* ---- the two loops ---- */
+/* ---- the passes ---- */
 
-typedef int32_t i32x4 __attribute__((vector_size(16)));
-typedef uint8_t u8x4 __attribute__((vector_size(4)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint8_t u8x16 __attribute__((vector_size(16)));
-
-/* Rounded sum to a byte, in place. */
-#define CLIP8(v)                                 \
-    do {                                         \
-        (v) >>= PRECISION_BITS;                  \
-        (v) &= ~((v) >> 31);                     \
-        (v) = ((v) | ((v) > 255)) & 255;         \
-    } while (0)
-
-static uint8_t clip8(int32_t sum) {
-    sum >>= PRECISION_BITS;
-    return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
-}
-
-static void horizontal_row_plain(uint8_t *dst, const uint8_t *src, const pass *p, int n) {
-    for (int i = 0; i < n; i++) {
-        const uint8_t *s = src + 3 * (size_t)p->taps[i].first;
-        const int32_t *k = p->weight + (size_t)i * (size_t)p->stride;
-        int32_t r = HALF, g = HALF, b = HALF;
-        for (int t = 0; t < p->taps[i].count; t++, s += 3) {
-            r += s[0] * k[t];
-            g += s[1] * k[t];
-            b += s[2] * k[t];
-        }
-        dst[3 * i] = clip8(r);
-        dst[3 * i + 1] = clip8(g);
-        dst[3 * i + 2] = clip8(b);
-    }
-}
-
-#define STORE3(p, v)                                        \
-    do {                                                    \
-        CLIP8(v);                                           \
-        u8x4 store3_bytes_ = __builtin_convertvector(v, u8x4); \
-        memcpy((p), &store3_bytes_, 3);                     \
-    } while (0)
-
-/* GROUP rows at once, a pixel and the first byte of its neighbour in four lanes: one byte past the last pixel is read. */
-KD_CLONES static void horizontal_group(uint8_t *dst, size_t dst_stride, const uint8_t *src, size_t src_stride, const pass *p, int n) {
-    for (int i = 0; i < n; i++) {
-        const uint8_t *s0 = src + 3 * (size_t)p->taps[i].first, *s1 = s0 + src_stride, *s2 = s1 + src_stride, *s3 = s2 + src_stride;
-        const int32_t *k = p->weight + (size_t)i * (size_t)p->stride;
-        i32x4 a0 = {HALF, HALF, HALF, HALF}, a1 = a0, a2 = a0, a3 = a0;
-        size_t count = (size_t)p->taps[i].count;
-        for (size_t t = 0; t < count; t++) {
-            u8x4 p0, p1, p2, p3;
-            memcpy(&p0, s0 + 3 * t, 4);
-            memcpy(&p1, s1 + 3 * t, 4);
-            memcpy(&p2, s2 + 3 * t, 4);
-            memcpy(&p3, s3 + 3 * t, 4);
-            a0 += __builtin_convertvector(p0, i32x4) * k[t];
-            a1 += __builtin_convertvector(p1, i32x4) * k[t];
-            a2 += __builtin_convertvector(p2, i32x4) * k[t];
-            a3 += __builtin_convertvector(p3, i32x4) * k[t];
-        }
-        uint8_t *d = dst + 3 * (size_t)i;
-        STORE3(d, a0);
-        STORE3(d + dst_stride, a1);
-        STORE3(d + 2 * dst_stride, a2);
-        STORE3(d + 3 * dst_stride, a3);
-    }
-}
-
-/* readable_past: the bytes after the last row's last pixel may be read (another row follows in memory). */
-static void horizontal(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const pass *p, int n, int readable_past) {
-    size_t dst_stride = 3 * (size_t)n;
-    int fast_rows = readable_past ? rows : rows - 1, y = 0;
-    for (; y + GROUP <= fast_rows; y += GROUP)
-        horizontal_group(dst + (size_t)y * dst_stride, dst_stride, src + (size_t)y * src_stride, src_stride, p, n);
-    for (; y < rows; y++)
-        horizontal_row_plain(dst + (size_t)y * dst_stride, src + (size_t)y * src_stride, p, n);
-}
-
-/* One output row of n bytes from `count` input rows. */
-KD_CLONES static void vertical_row(uint8_t *dst, const uint8_t *src, size_t src_stride, const int32_t *k, int count, size_t n) {
-    size_t j = 0;
-    while (j < n) {
-        if (n < LANES) {
-            int32_t sum = HALF;
-            for (int t = 0; t < count; t++)
-                sum += src[(size_t)t * src_stride + j] * k[t];
-            dst[j++] = clip8(sum);
-            continue;
-        }
-        if (j + LANES > n)
-            j = n - LANES; /* the last step overlaps the one before */
-        i32x16 sum = {0};
-        sum += HALF;
-        const uint8_t *s = src + j;
-        for (int t = 0; t < count; t++, s += src_stride) {
-            u8x16 bytes;
-            memcpy(&bytes, s, LANES);
-            sum += __builtin_convertvector(bytes, i32x16) * k[t];
-        }
-        CLIP8(sum);
-        u8x16 out = __builtin_convertvector(sum, u8x16);
-        memcpy(dst + j, &out, LANES);
-        j += LANES;
+/* `readable` bytes may be read from src on; rows for which the fast loop would read past them take the plain one. */
+static void horizontal(const kd_resample_kernels *kernels, uint8_t *dst, const uint8_t *src, size_t src_stride, size_t readable, int rows,
+                       const pass *p, int n) {
+    size_t used = 3 * (size_t)(p->taps[n - 1].first + p->taps[n - 1].count) + kernels->overread;
+    for (int y = 0; y < rows; y++) {
+        size_t at = (size_t)y * src_stride;
+        const kd_resample_kernels *k = at + used <= readable ? kernels : &kd_resample_plain;
+        k->horizontal(dst + (size_t)y * 3 * (size_t)n, src + at, p->taps, p->weight, p->stride, n);
     }
 }
 
@@ -202,17 +105,19 @@ static kd_status grow(void **p, size_t *cap, size_t bytes, kd_err *err) {
 
 /* Lays both passes out in the scratch and fills the ones that are needed. */
 static kd_status prepare(pass *ph, pass *pv, const filter_info *f, kd_box window, int out_w, int out_h, kd_box box, kd_resample_scratch *s, kd_err *err) {
-    ph->stride = max_taps(f, box.w, out_w);
-    pv->stride = max_taps(f, box.h, out_h);
-    size_t nh = (size_t)window.w, nv = (size_t)window.h, sh = (size_t)ph->stride, sv = (size_t)pv->stride;
-    size_t doubles = sh > sv ? sh : sv;
-    size_t bytes = doubles * sizeof(double) + (nh + nv) * sizeof(taps) + (nh * sh + nv * sv) * sizeof(int32_t);
+    size_t nh = (size_t)window.w, nv = (size_t)window.h, th = (size_t)max_taps(f, box.w, out_w), tv = (size_t)max_taps(f, box.h, out_h);
+    size_t doubles = th > tv ? th : tv;
+    ph->spread = KD_SPREAD;
+    ph->stride = (th + KD_TAP_GROUP - 1) / KD_TAP_GROUP * KD_TAP_GROUP * KD_SPREAD;
+    pv->spread = 1;
+    pv->stride = tv;
+    size_t bytes = doubles * sizeof(double) + (nh + nv) * sizeof(kd_taps) + (nh * ph->stride + nv * pv->stride) * sizeof(int32_t);
     KD_TRY(grow(&s->coeffs, &s->coeffs_cap, bytes, err));
     double *w = s->coeffs;
-    ph->taps = (taps *)(w + doubles);
+    ph->taps = (kd_taps *)(w + doubles);
     pv->taps = ph->taps + nh;
     ph->weight = (int32_t *)(pv->taps + nv);
-    pv->weight = ph->weight + nh * sh;
+    pv->weight = ph->weight + nh * ph->stride;
     compute_pass(ph, f, box.w, out_w, window.x, window.w, w);
     compute_pass(pv, f, box.h, out_h, window.y, window.h, w);
     return KD_OK;
@@ -222,13 +127,12 @@ static int inside(kd_box b, int width, int height) {
     return b.x >= 0 && b.y >= 0 && b.w > 0 && b.h > 0 && b.w <= width && b.h <= height && b.x <= width - b.w && b.y <= height - b.h;
 }
 
-kd_status kd_resample_window(uint8_t *dst, kd_box window, int out_w, int out_h, const kd_image *src, kd_box box, kd_filter filter,
-                             kd_resample_scratch *scratch, kd_err *err) {
+kd_status kd_resample_with(const kd_resample_kernels *kernels, uint8_t *dst, kd_box window, int out_w, int out_h, const kd_image *src, kd_box box,
+                           kd_filter filter, kd_resample_scratch *scratch, kd_err *err) {
     KD_ASSERT((unsigned)filter < sizeof filters / sizeof *filters);
     KD_ASSERT(inside(box, src->width, src->height) && inside(window, out_w, out_h));
     int resize_x = out_w != box.w, resize_y = out_h != box.h;
     size_t stride = 3 * (size_t)src->width, row_bytes = 3 * (size_t)window.w;
-    const uint8_t *from = src->rgb + (size_t)box.y * stride + 3 * (size_t)box.x;
 
     pass ph, pv;
     KD_TRY(prepare(&ph, &pv, &filters[filter], window, out_w, out_h, box, scratch, err));
@@ -238,15 +142,15 @@ kd_status kd_resample_window(uint8_t *dst, kd_box window, int out_w, int out_h, 
         first = pv.taps[0].first;
         end = pv.taps[window.h - 1].first + pv.taps[window.h - 1].count;
     }
-    from += (size_t)first * stride;
+    size_t at = (size_t)(box.y + first) * stride + 3 * (size_t)box.x;
+    const uint8_t *from = src->rgb + at;
     if (resize_x) {
         uint8_t *rows = dst;
         if (resize_y) {
             KD_TRY(grow((void **)&scratch->rows, &scratch->rows_cap, (size_t)(end - first) * row_bytes, err));
             rows = scratch->rows;
         }
-        int readable_past = box.x + box.w < src->width || box.y + end < src->height;
-        horizontal(rows, from, stride, end - first, &ph, window.w, readable_past);
+        horizontal(kernels, rows, from, stride, (size_t)src->height * stride - at, end - first, &ph, window.w);
         from = rows;
         stride = row_bytes;
     } else {
@@ -254,13 +158,20 @@ kd_status kd_resample_window(uint8_t *dst, kd_box window, int out_w, int out_h, 
     }
     if (resize_y) {
         for (int y = 0; y < window.h; y++)
-            vertical_row(dst + (size_t)y * row_bytes, from + (size_t)(pv.taps[y].first - first) * stride, stride,
-                         pv.weight + (size_t)y * (size_t)pv.stride, pv.taps[y].count, row_bytes);
+            kernels->vertical(dst + (size_t)y * row_bytes, from + (size_t)(pv.taps[y].first - first) * stride, stride,
+                              pv.weight + (size_t)y * pv.stride, pv.taps[y].count, row_bytes);
     } else if (!resize_x) {
         for (int y = 0; y < window.h; y++)
             memcpy(dst + (size_t)y * row_bytes, from + (size_t)y * stride, row_bytes);
     }
     return KD_OK;
+}
+
+kd_status kd_resample_window(uint8_t *dst, kd_box window, int out_w, int out_h, const kd_image *src, kd_box box, kd_filter filter,
+                             kd_resample_scratch *scratch, kd_err *err) {
+    const kd_resample_kernels *variant[3];
+    kd_resample_variants(variant);
+    return kd_resample_with(variant[0], dst, window, out_w, out_h, src, box, filter, scratch, err);
 }
 
 kd_status kd_resample(uint8_t *dst, int out_w, int out_h, const kd_image *src, int x, int y, int w, int h, kd_filter filter,
