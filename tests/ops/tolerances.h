@@ -14,6 +14,8 @@ ops_tolerance ops_tolerance_vs_ref(kd_op_kind kind);
 
 /* ref's gradient (rounded to f32 once, all else in double) against central differences with step 1e-4 in double. */
 #define OPS_TOLERANCE_DIFFERENCES 5e-7
+/* ref against PyTorch in double, both stored as f32. */
+#define OPS_TOLERANCE_GOLDEN 5e-7
 /* ref with bf16 operands against the same inputs without rounding in between. */
 #define OPS_TOLERANCE_BF16_ROUNDING 2e-2
 

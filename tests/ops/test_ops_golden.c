@@ -1,0 +1,197 @@
+/* ref against PyTorch: forward, gradients, running statistics and ten AdamW steps from tests/golden/ops/ops.safetensors (recipe: make_ops.py beside it).
+ * PyTorch computed in double, so what is left is one rounding to f32 on either side. */
+#include <math.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+#include "common/base/mem.h"
+#include "common/weights/weights.h"
+#include "tests/ops/harness.h"
+
+static const char golden_path[] = "tests/golden/ops/ops.safetensors";
+static kd_weights *golden;
+static kd_backend *ref;
+
+/* Attributes of the recorded cases; shapes come from the file. */
+static const kd_op_desc recorded[] = {
+    {.name = "conv_stem", .kind = KD_OP_CONV2D, .kernel = 7, .stride = 2, .pad = 3, .bias = 1, .act = KD_ACT_RELU},
+    {.name = "conv_3x3", .kind = KD_OP_CONV2D, .kernel = 3, .stride = 1, .pad = 1},
+    {.name = "conv_patch", .kind = KD_OP_CONV2D, .kernel = 7, .stride = 7, .bias = 1},
+    {.name = "linear_gelu", .kind = KD_OP_LINEAR, .bias = 1, .act = KD_ACT_GELU},
+    {.name = "linear_plain", .kind = KD_OP_LINEAR},
+    {.name = "batch_norm", .kind = KD_OP_BATCH_NORM, .eps = 1e-5f, .momentum = 0.1f},
+    {.name = "batch_norm_join", .kind = KD_OP_BATCH_NORM, .eps = 1e-5f, .momentum = 0.1f, .act = KD_ACT_RELU},
+    {.name = "batch_norm_eval", .kind = KD_OP_BATCH_NORM, .eps = 1e-5f, .momentum = 0.1f, .act = KD_ACT_RELU},
+    {.name = "layer_norm", .kind = KD_OP_LAYER_NORM, .eps = 1e-6f},
+    {.name = "attention", .kind = KD_OP_ATTENTION, .heads = 3},
+    {.name = "gelu", .kind = KD_OP_GELU},
+    {.name = "relu", .kind = KD_OP_RELU},
+    {.name = "silu_gate", .kind = KD_OP_SILU_GATE},
+    {.name = "scale_add", .kind = KD_OP_SCALE_ADD},
+    {.name = "add_relu", .kind = KD_OP_ADD, .act = KD_ACT_RELU},
+    {.name = "mse", .kind = KD_OP_MSE},
+    {.name = "max_pool", .kind = KD_OP_MAX_POOL, .kernel = 3, .stride = 2, .pad = 1},
+    {.name = "max_pool_ties", .kind = KD_OP_MAX_POOL, .kernel = 3, .stride = 2, .pad = 1},
+    {.name = "resize_up", .kind = KD_OP_RESIZE_BILINEAR},
+    {.name = "resize_down", .kind = KD_OP_RESIZE_BILINEAR},
+    {.name = "mean_tokens", .kind = KD_OP_MEAN_TOKENS},
+    {.name = "tokens", .kind = KD_OP_TOKENS},
+};
+enum { RECORDED = sizeof recorded / sizeof *recorded };
+
+/* Index of "CASE.tensor", or -1. */
+static int find(const char *name, const char *fmt, int i) {
+    char tensor[40], full[100];
+    snprintf(tensor, sizeof tensor, fmt, i);
+    snprintf(full, sizeof full, "%s.%s", name, tensor);
+    return kd_weights_find(golden, full);
+}
+
+static float *read_tensor(int i, size_t *n) {
+    kd_err err = {0};
+    if (i < 0)
+        return NULL;
+    kd_tensor info = kd_weights_info(golden, i);
+    *n = kd_tensor_numel(&info);
+    float *out = kd_calloc(*n, sizeof *out);
+    assert_non_null(out);
+    if (kd_weights_read_f32(golden, i, out, *n, &err) != KD_OK)
+        fail_msg("%s", err.msg);
+    return out;
+}
+
+static kd_tdesc desc_of(int i) {
+    kd_tdesc t = {.dtype = KD_F32};
+    if (i < 0)
+        return t;
+    kd_tensor info = kd_weights_info(golden, i);
+    assert_in_range(info.rank, 1, KD_OP_MAX_RANK);
+    t.rank = info.rank;
+    memcpy(t.shape, info.shape, (size_t)info.rank * sizeof *t.shape);
+    return t;
+}
+
+/* Desc and inputs of a recorded case; gradients are asked for wherever the file has them, and added to zero. */
+static ops_inputs load(ops_case *c) {
+    kd_op_desc *d = &c->desc;
+    ops_inputs in = {0};
+    size_t n;
+    snprintf(c->label, sizeof c->label, "%s", d->name);
+    d->y = desc_of(find(d->name, "y", 0));
+    in.dy = read_tensor(find(d->name, "dy", 0), &n);
+    d->train = in.dy != NULL;
+    for (int i = 0; i < KD_OP_MAX_X && find(d->name, "x%d", i) >= 0; i++) {
+        d->inputs = i + 1;
+        d->x[i] = desc_of(find(d->name, "x%d", i));
+        in.x[i] = read_tensor(find(d->name, "x%d", i), &n);
+        if (find(d->name, "dx%d", i) >= 0) {
+            d->need_dx |= 1u << i;
+            in.dx[i] = kd_calloc(n, sizeof(float));
+        }
+    }
+    for (int i = 0; i < KD_OP_MAX_PARAM; i++) {
+        in.param[i] = read_tensor(find(d->name, "param%d", i), &n);
+        if (in.param[i] && d->train) {
+            d->need_dparam = 1;
+            in.dparam[i] = kd_calloc(n, sizeof(float));
+        }
+    }
+    for (int i = 0; i < KD_OP_MAX_STATE; i++)
+        in.state[i] = read_tensor(find(d->name, "state%d", i), &n);
+    return in;
+}
+
+static void compare(const ops_case *c, const char *fmt, int i, const float *got) {
+    char tensor[40];
+    size_t n = 0;
+    int at = find(c->desc.name, fmt, i);
+    snprintf(tensor, sizeof tensor, fmt, i);
+    float *want = read_tensor(at, &n);
+    if (want)
+        ops_compare_tensor("PyTorch", c, tensor, got, want, n, OPS_TOLERANCE_GOLDEN);
+    kd_free(want);
+}
+
+static void matches_pytorch(void **state) {
+    ops_case c = {.desc = *(const kd_op_desc *)*state};
+    ops_inputs in = load(&c);
+    ops_results r = ops_run(ref, &c, &in, 0);
+    compare(&c, "y", 0, r.y);
+    for (int i = 0; i < KD_OP_MAX_X; i++)
+        compare(&c, "dx%d", i, r.dx[i]);
+    for (int i = 0; i < KD_OP_MAX_PARAM; i++)
+        compare(&c, "dparam%d", i, r.dparam[i]);
+    for (int i = 0; i < KD_OP_MAX_STATE; i++)
+        compare(&c, "state%d_after", i, r.state[i]);
+    ops_results_free(&r);
+    ops_inputs_free(&in);
+}
+
+/* Every tensor of the file belongs to a case that is run. */
+static void every_recorded_tensor_is_used(void **state) {
+    (void)state;
+    for (int i = 0; i < kd_weights_count(golden); i++) {
+        const char *name = kd_weights_info(golden, i).name;
+        size_t length = strcspn(name, "."), known = strncmp(name, "adamw.", 6) == 0;
+        for (int k = 0; k < RECORDED; k++)
+            known |= strlen(recorded[k].name) == length && strncmp(name, recorded[k].name, length) == 0;
+        if (!known)
+            fail_msg("%s: no case uses tensor %s", golden_path, name);
+    }
+}
+
+/* torch.nn.utils.clip_grad_norm_(1.0), then torch.optim.AdamW with one decayed and one undecayed group, ten times. */
+static void ten_adamw_steps_match_pytorch(void **state) {
+    (void)state;
+    enum { N = 50, DECAYED = 30 };
+    kd_err err = {0};
+    float m[N] = {0}, v[N] = {0}, sumsq = 0, scale = 0;
+    int clipped = 0;
+    size_t n;
+    float *w = read_tensor(find("adamw", "w0", 0), &n);
+    assert_true(w && n == N);
+    for (int t = 1; t <= 10; t++) {
+        float *g = read_tensor(find("adamw", "g%d", t - 1), &n), *norm = read_tensor(find("adamw", "norm%d", t - 1), &n), *want = read_tensor(find("adamw", "w%d", t), &n);
+        assert_true(g && norm && want);
+        assert_int_equal(ref->v->sum_squares(ref, &sumsq, g, N, &err), KD_OK);
+        assert_true(fabs(sqrt((double)sumsq) - (double)*norm) <= 1e-6 * (double)*norm);
+        assert_int_equal(ref->v->clip_scale(ref, &scale, &sumsq, 1.0f, &err), KD_OK);
+        clipped += scale < 1;
+        kd_adamw h = {.lr = 2e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.05f, .step = t};
+        assert_int_equal(ref->v->adamw(ref, w, g, m, v, DECAYED, &h, &scale, &err), KD_OK);
+        h.weight_decay = 0;
+        assert_int_equal(ref->v->adamw(ref, w + DECAYED, g + DECAYED, m + DECAYED, v + DECAYED, N - DECAYED, &h, &scale, &err), KD_OK);
+        for (int i = 0; i < N; i++)
+            if (!(fabs((double)w[i] - (double)want[i]) <= 5e-7 * fmax(fabs((double)want[i]), 0.1)))
+                fail_msg("step %d: w[%d] is %.9g, PyTorch has %.9g", t, i, (double)w[i], (double)want[i]);
+        kd_free(g);
+        kd_free(norm);
+        kd_free(want);
+    }
+    assert_int_equal(clipped, 5); /* both sides of the limit were visited */
+    kd_free(w);
+}
+
+int main(void) {
+    kd_err err = {0};
+    struct CMUnitTest tests[RECORDED + 2];
+    size_t n = 0;
+    if (kd_weights_open(&golden, golden_path, &err) != KD_OK) {
+        printf("%s\n", err.msg);
+        return 1;
+    }
+    ref = ops_open_ref();
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(every_recorded_tensor_is_used);
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(ten_adamw_steps_match_pytorch);
+    for (int i = 0; i < RECORDED; i++)
+        tests[n++] = (struct CMUnitTest){recorded[i].name, matches_pytorch, NULL, NULL, (void *)(uintptr_t)&recorded[i]};
+    int failed = _cmocka_run_group_tests("golden ops", tests, n, NULL, NULL);
+    ops_print_measured();
+    kd_backend_close(ref);
+    kd_weights_close(golden);
+    return failed;
+}
