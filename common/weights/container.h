@@ -54,6 +54,9 @@ void kd_entry_set_dense_strides(kd_weight_entry *e);
  * not a damaged cache. fn must not own memory while it touches the mapping. */
 kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *arg, kd_err *err), void *arg, kd_err *err);
 
+/* n bytes at file offset `at` into out; KD_EFAIL when the mapped file has become shorter or can't be read. */
+kd_status kd_weights_copy(const kd_weights *w, size_t at, void *out, size_t n, kd_err *err);
+
 /* Fill w->entries, count (and metadata or pth) from w->path and w->map. On failure kd_weights_close frees what is there. */
 kd_status kd_safetensors_parse(kd_weights *w, kd_err *err);
 kd_status kd_pth_parse(kd_weights *w, kd_err *err);

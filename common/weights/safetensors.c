@@ -20,29 +20,14 @@ enum { TYPE_COUNT = sizeof type_names / sizeof type_names[0] };
 
 /* -- reading ----------------------------------------------------------------------------------------------------------------- */
 
-/* Copies the header out of the mapping, so that the parser (which owns memory) never touches pages that may be gone. */
-typedef struct header_copy {
-    const uint8_t *from;
-    uint8_t *to;
-    size_t size;
-} header_copy;
-
-static kd_status copy_bytes(void *arg, kd_err *err)
-{
-    (void)err;
-    const header_copy *c = arg;
-    memcpy(c->to, c->from, c->size);
-    return KD_OK;
-}
-
+/* The header is copied out of the mapping first, so that the parser (which owns memory) never touches pages that may be gone. */
 static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_start, kd_err *err)
 {
     uint8_t size_bytes[8];
     if (w->map.size < 8)
         return kd_fail(err, KD_EFAIL, "%s: %zu bytes is too short for a weight file; expected .safetensors or a PyTorch zip .pth", w->path,
                        w->map.size);
-    header_copy copy = {w->map.data, size_bytes, 8};
-    KD_TRY(kd_weights_guarded(w, copy_bytes, &copy, err));
+    KD_TRY(kd_weights_copy(w, 0, size_bytes, sizeof size_bytes, err));
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--)
         n = n << 8 | size_bytes[i];
@@ -55,8 +40,7 @@ static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_star
                        n, w->map.size);
     char *text = NULL;
     KD_TRY(kd_alloc_array(&text, (size_t)n + 1, 1, err));
-    copy = (header_copy){w->map.data + 8, (uint8_t *)text, (size_t)n};
-    kd_status status = kd_weights_guarded(w, copy_bytes, &copy, err);
+    kd_status status = kd_weights_copy(w, 8, text, (size_t)n, err);
     if (status == KD_OK)
         status = kd_json_parse(text, (size_t)n, w->path, header, err);
     kd_free(text);

@@ -78,6 +78,27 @@ kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *, kd_err
     return status;
 }
 
+typedef struct copy_job {
+    const uint8_t *from;
+    void *to;
+    size_t size;
+} copy_job;
+
+static kd_status copy_bytes(void *arg, kd_err *err)
+{
+    (void)err;
+    const copy_job *job = arg;
+    memcpy(job->to, job->from, job->size);
+    return KD_OK;
+}
+
+kd_status kd_weights_copy(const kd_weights *w, size_t at, void *out, size_t n, kd_err *err)
+{
+    copy_job job = {w->map.data + at, out, n};
+    KD_ASSERT(at <= w->map.size && n <= w->map.size - at);
+    return kd_weights_guarded(w, copy_bytes, &job, err);
+}
+
 static kd_status build_index(kd_weights *w, kd_err *err)
 {
     KD_TRY(kd_name_map_create(&w->names, w->count, err));
@@ -316,20 +337,36 @@ kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n
 
 /* -- identity ---------------------------------------------------------------------------------------------------------------- */
 
-static kd_status hash_mapped(void *arg, kd_err *err)
+enum { HASH_CHUNK = 1 << 20 };
+
+/* In pieces through a buffer: the hash owns memory, which must not happen while pages may turn out to be gone. */
+static kd_status hash_mapped(kd_weights *w, kd_err *err)
 {
-    (void)err;
-    kd_weights *w = arg;
-    kd_sha256 sum = kd_sha256_of(w->map.data, w->map.size);
-    memcpy(w->sha256, sum.b, sizeof w->sha256);
-    w->have_sha256 = 1;
-    return KD_OK;
+    uint8_t *buffer = NULL;
+    kd_status status = KD_OK;
+    KD_TRY(kd_alloc_array(&buffer, HASH_CHUNK, 1, err));
+    kd_sha256_ctx *hash = kd_sha256_begin();
+    if (hash == NULL)
+        status = kd_fail(err, KD_EFAIL, "%s: out of memory for its SHA-256", w->path);
+    for (size_t at = 0; status == KD_OK && at < w->map.size; at += HASH_CHUNK) {
+        size_t n = w->map.size - at < HASH_CHUNK ? w->map.size - at : HASH_CHUNK;
+        status = kd_weights_copy(w, at, buffer, n, err);
+        if (status == KD_OK)
+            kd_sha256_update(hash, buffer, n);
+    }
+    if (hash != NULL) {
+        kd_sha256 sum = kd_sha256_final(hash);
+        memcpy(w->sha256, sum.b, sizeof w->sha256);
+        w->have_sha256 = status == KD_OK;
+    }
+    kd_free(buffer);
+    return status;
 }
 
 kd_status kd_weights_sha256(kd_weights *w, kd_sha256 *out, kd_err *err)
 {
     pthread_mutex_lock(&w->lock);
-    kd_status status = w->have_sha256 ? KD_OK : kd_weights_guarded(w, hash_mapped, w, err);
+    kd_status status = w->have_sha256 ? KD_OK : hash_mapped(w, err);
     if (status == KD_OK)
         memcpy(out->b, w->sha256, sizeof out->b);
     pthread_mutex_unlock(&w->lock);
