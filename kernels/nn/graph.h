@@ -60,11 +60,11 @@ void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const c
 /* A parameter that no node uses but that the reference library's state_dict has (torchvision's fc): initialised, loaded and exported with the rest. */
 void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape, int fan_in);
 
-/* How parameters start, by the builder calls that follow (default KD_INIT_TORCH). Draws: Philox by parameter name (KD_RNG_INIT). */
+/* How parameters start, by the builder calls that follow (default KD_INIT_TORCH). In all of them: gains and LayerScale 1, shifts 0, class token normal 1e-6, positions normal 0.02. Draws: Philox by parameter name (KD_RNG_INIT). */
 typedef enum kd_init {
     KD_INIT_TORCH,          /* torch defaults: weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)) */
-    KD_INIT_KAIMING_FAN_OUT,/* torchvision ResNet convolutions: normal, std sqrt(2 / fan_out); biases 0 */
-    KD_INIT_TRUNC_NORMAL_02 /* timm / DINOv2: weights, positions and class token truncated normal 0.02 (cut at +-2 absolute, as torch's trunc_normal_), biases 0 */
+    KD_INIT_KAIMING_FAN_OUT,/* torchvision ResNet: convolutions normal, std sqrt(2 / fan_out), biases 0; linear layers as torch */
+    KD_INIT_TRUNC_NORMAL_02 /* timm / DINOv2: linear weights truncated normal 0.02 (cut at +-2 absolute, as torch's trunc_normal_), biases 0; convolutions as torch */
 } kd_init;
 void kd_graph_set_init(kd_graph *g, kd_init how);
 
@@ -81,7 +81,7 @@ typedef struct kd_param_info {
 } kd_param_info;
 
 typedef struct kd_params kd_params;
-/* All trained parameters lie in one F32 device array (decayed ones first), states in another. */
+/* All trained parameters lie in one F32 device array (decayed ones first); states and carried parameters in another. */
 kd_status kd_params_create(kd_params **out, const kd_graph *g, kd_backend *b, kd_err *err);
 void kd_params_destroy(kd_params *p);
 kd_status kd_params_init(kd_params *p, uint64_t seed, kd_err *err);

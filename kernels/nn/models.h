@@ -22,7 +22,9 @@ typedef struct kd_model_info {
     kd_vit_spec vit;       /* for KD_MODEL_VIT */
     int blocks[4];         /* for KD_MODEL_RESNET: 2,2,2,2 */
     int width;             /* channels of pooled, cls and map: 512 for resnet18 */
-    int multiple;          /* image sides must be multiples of this: patch, or 32 */
+    int multiple;          /* image sides must be multiples of this: the patch, or 1 */
+    int smallest;          /* smallest image side: the patch, or 32 */
+    int from_file;         /* kd_model_find saw the weights: vit.pos_grid is the file's */
     float mean[3], std[3]; /* the library's normalisation, applied to the uint8 view */
     const char *library;   /* "torchvision", "timm", "dinov2" */
 } kd_model_info;
@@ -39,7 +41,7 @@ typedef struct kd_model_taps {
 kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *weights, kd_err *err);
 size_t kd_model_names(const char *const **names);
 
-/* KD_EUSAGE when the size isn't a multiple of m->multiple, or a timm ViT is asked for another size than its grid without weights. */
+/* KD_EUSAGE when the size isn't a multiple of m->multiple, below m->smallest or above 8192, or a timm ViT is asked for another size than its grid without weights. */
 kd_status kd_model_check_size(const kd_model_info *m, int image_size, kd_err *err);
 /* Adds the network to g, from input "images" (image_size square) on, with its initialisation. */
 kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int image_size);

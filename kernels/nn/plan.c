@@ -98,7 +98,11 @@ static kd_status add_pnode(kd_exec *e, const kd_graph *g, const kd_gnode *n, kd_
     memcpy(p->param, n->param, sizeof p->param);
     memcpy(p->state, n->state, sizeof p->state);
     p->loss_weight = n->loss_weight;
-    e->has_batch_norm |= n->desc.kind == KD_OP_BATCH_NORM;
+    if (n->desc.kind == KD_OP_BATCH_NORM) {
+        e->has_batch_norm = 1;
+        if (e->config.train && p->desc.y.shape[0] * p->desc.y.shape[1] * p->desc.y.shape[2] < 2)
+            return kd_fail(err, KD_EUSAGE, "%s has one value per channel, and one value has no variance; choose a batch of at least 2 or larger images", p->desc.name);
+    }
     return value_bytes(&p->desc.y, p->desc.name, &e->vals[p->y].mem.bytes, err);
 }
 

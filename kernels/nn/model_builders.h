@@ -1,0 +1,20 @@
+/* The builders behind the registry of models.c. Each adds one network to a graph, from the normalised images on, and returns its taps (not yet outputs). */
+#ifndef KD_KERNELS_NN_MODEL_BUILDERS_H
+#define KD_KERNELS_NN_MODEL_BUILDERS_H
+
+#include "kernels/nn/models.h"
+
+/* x: normalised images [H,W,3]. */
+kd_model_taps kd_resnet_build(kd_graph *g, kd_val x, const kd_model_info *m);
+kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m);
+
+/* pos_embed [1 + from*from, width] of a file, for an image of to*to patches: out [1 + to*to, width]. The class token's row is copied; equal grids are copied unchanged. */
+kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to, int width, kd_vit_family family, kd_err *err);
+
+/* The prefix that a resnet18 file puts before torchvision's names, or NULL when it holds no ResNet. */
+const char *kd_resnet_prefix(const kd_weights *w);
+
+/* A graph with this model alone: its parameters are the reference library's state_dict, heads excluded. Freed by the caller. */
+kd_status kd_model_graph(kd_graph **out, const kd_model_info *m, kd_err *err);
+
+#endif

@@ -1,0 +1,97 @@
+/* Position embeddings of another image size, each library's way, in f32.
+ *
+ * DINOv2 (interpolate_pos_encoding): torch's bicubic with scale_factor = (to + 0.1) / from. torch then samples with the given factor, not with to / from:
+ * source = (i + 0.5) * from / (to + 0.1) - 0.5, four taps, a = -0.75, indexes clamped at the border. No antialiasing.
+ * timm (resample_abs_pos_embed): torch's bicubic with a size and antialias = True: a = -0.5, the kernel stretched by max(1, from / to), weights normalised over the taps inside. */
+#include <math.h>
+#include <string.h>
+
+#include "common/base/mem.h"
+#include "kernels/nn/model_builders.h"
+
+typedef struct taps {
+    int begin, count; /* source indexes before clamping */
+    float *weight;
+} taps;
+
+/* Keys' cubic convolution kernel. */
+static float cubic(float x, float a) {
+    x = fabsf(x);
+    if (x <= 1)
+        return ((a + 2) * x - (a + 3)) * x * x + 1;
+    if (x < 2)
+        return (((x - 5) * x + 8) * x - 4) * a;
+    return 0;
+}
+
+static void taps_dinov2(taps *t, int i, int from, int to) {
+    float scale = (float)(1.0 / (((double)to + 0.1) / from));
+    float source = scale * ((float)i + 0.5f) - 0.5f;
+    float below = floorf(source);
+    t->begin = (int)below - 1;
+    t->count = 4;
+    for (int k = 0; k < 4; k++)
+        t->weight[k] = cubic(source - below + 1 - (float)k, -0.75f);
+}
+
+static void taps_timm(taps *t, int i, int from, int to) {
+    float scale = (float)from / (float)to, stretch = scale > 1 ? scale : 1, support = 2 * stretch;
+    float center = scale * ((float)i + 0.5f), sum = 0;
+    int begin = (int)(center - support + 0.5f), end = (int)(center + support + 0.5f);
+    t->begin = begin > 0 ? begin : 0;
+    t->count = (end < from ? end : from) - t->begin;
+    for (int k = 0; k < t->count; k++) {
+        t->weight[k] = cubic(((float)(k + t->begin) - center + 0.5f) / stretch, -0.5f);
+        sum += t->weight[k];
+    }
+    for (int k = 0; k < t->count; k++)
+        t->weight[k] /= sum;
+}
+
+static int clamp(int i, int n) {
+    return i < 0 ? 0 : i >= n ? n - 1 : i;
+}
+
+/* One direction: `lines` lines of n_in vectors of `width` floats become n_out; strides in vectors. */
+static void resample(float *out, const float *in, const taps *t, int lines, int n_in, int n_out, int line_in, int line_out, int step_in, int step_out, int width) {
+    for (int line = 0; line < lines; line++)
+        for (int i = 0; i < n_out; i++) {
+            float *y = out + ((size_t)line * (size_t)line_out + (size_t)i * (size_t)step_out) * (size_t)width;
+            memset(y, 0, (size_t)width * sizeof *y);
+            for (int k = 0; k < t[i].count; k++) {
+                const float *x = in + ((size_t)line * (size_t)line_in + (size_t)clamp(t[i].begin + k, n_in) * (size_t)step_in) * (size_t)width;
+                for (int c = 0; c < width; c++)
+                    y[c] += t[i].weight[k] * x[c];
+            }
+        }
+}
+
+kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to, int width, kd_vit_family family, kd_err *err) {
+    size_t row = (size_t)width * sizeof(float);
+    memcpy(out, in, row);
+    if (from == to) {
+        memcpy(out + width, in + width, (size_t)from * (size_t)from * row);
+        return KD_OK;
+    }
+    int most = 4 * (from / to + 2); /* taps of one output: at most 2 * 2 * stretch + 1 */
+    float *weights = NULL, *half = NULL;
+    taps *t = NULL;
+    kd_status status;
+    KD_TRY_TO(end, status, kd_alloc_array(&weights, (size_t)to * (size_t)most, sizeof *weights, err));
+    KD_TRY_TO(end, status, kd_alloc_array(&t, (size_t)to, sizeof *t, err));
+    KD_TRY_TO(end, status, kd_alloc_array(&half, (size_t)from * (size_t)to, row, err));
+    for (int i = 0; i < to; i++) {
+        t[i].weight = weights + (size_t)i * (size_t)most;
+        if (family == KD_VIT_DINOV2)
+            taps_dinov2(&t[i], i, from, to);
+        else
+            taps_timm(&t[i], i, from, to);
+    }
+    resample(half, in + width, t, from, from, to, from, to, 1, 1, width);       /* along x: [from,from] -> [from,to] */
+    resample(out + width, half, t, to, from, to, 1, 1, to, to, width);          /* along y: [from,to] -> [to,to] */
+end:
+    kd_free(weights);
+    kd_free(t);
+    kd_free(half);
+    return status;
+}

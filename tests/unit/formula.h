@@ -1,0 +1,74 @@
+/* Numbers from a name and an index: the same formula as value() and unit() in tests/golden/models/generate.py, so that goldens need no weight files. */
+#ifndef KD_TESTS_UNIT_FORMULA_H
+#define KD_TESTS_UNIT_FORMULA_H
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "kernels/nn/graph.h"
+
+static inline uint32_t formula_bits(const char *name, uint32_t i) {
+    uint32_t h = 2166136261u;
+    for (const char *c = name; *c; c++)
+        h = (h ^ (unsigned char)*c) * 16777619u;
+    h += i * 2654435761u;
+    h ^= h >> 15;
+    h *= 0x2C1B3C6Du;
+    h ^= h >> 12;
+    h *= 0x297A2D39u;
+    return h ^ h >> 15;
+}
+
+/* In [-1, 1). */
+static inline double formula_unit(const char *name, uint32_t i) {
+    return formula_bits(name, i) / 2147483648.0 - 1.0;
+}
+
+static inline int formula_ends(const char *name, const char *end) {
+    size_t n = strlen(name), m = strlen(end);
+    return n >= m && strcmp(name + n - m, end) == 0;
+}
+
+/* The values of one parameter. */
+static inline void formula_fill(float *out, const kd_param_info *p) {
+    for (uint32_t i = 0; i < p->count; i++) {
+        double u = formula_unit(p->name, i);
+        if (p->is_counter)
+            u = 0;
+        else if (formula_ends(p->name, "running_var"))
+            u = 1 + 0.5 * u;
+        else if (formula_ends(p->name, "token") || formula_ends(p->name, "pos_embed"))
+            u = 0.5 * u;
+        else if (p->rank >= 2)
+            u *= sqrt(4.0 / ((double)p->count / (double)p->shape[0]));
+        else if (formula_ends(p->name, ".weight") || formula_ends(p->name, ".gamma"))
+            u = 1 + 0.3 * u;
+        else
+            u = 0.1 * u;
+        out[i] = (float)u;
+    }
+}
+
+/* Gives every parameter its formula values. buf holds the largest one. */
+static inline kd_status formula_params(kd_params *p, float *buf, kd_err *err) {
+    for (int i = 0; i < kd_params_count(p); i++) {
+        kd_param_info info = kd_params_info(p, i);
+        formula_fill(buf, &info);
+        KD_TRY(kd_params_set(p, i, buf, err));
+    }
+    return KD_OK;
+}
+
+static inline void formula_pictures(uint8_t *out, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = (uint8_t)(formula_bits("images", (uint32_t)i) >> 24);
+}
+
+static inline void formula_targets(float *out, const char *name, size_t n) {
+    for (size_t i = 0; i < n; i++)
+        out[i] = (float)formula_unit(name, (uint32_t)i);
+}
+
+#endif
