@@ -1,0 +1,130 @@
+/* kd_op_check: descs that break the contract stop the program and name the op; sizes and operation counts of good ones. */
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "kernels/ops.h"
+
+/* In a child process: 1 when the check aborts with a message that has the op's name. */
+static int stops(const kd_op_desc *d) {
+    int pipe_ends[2], status = 0;
+    char text[500] = "";
+    assert_int_equal(pipe(pipe_ends), 0);
+    fflush(NULL);
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+        signal(SIGABRT, SIG_DFL);
+        dup2(pipe_ends[1], 2);
+        kd_op_check(d);
+        _exit(0);
+    }
+    close(pipe_ends[1]);
+    size_t have = 0;
+    for (ssize_t n; have + 1 < sizeof text && (n = read(pipe_ends[0], text + have, sizeof text - 1 - have)) > 0;)
+        have += (size_t)n;
+    close(pipe_ends[0]);
+    assert_int_equal(waitpid(child, &status, 0), child);
+    return WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT && strstr(text, "layer7") != NULL;
+}
+
+static const kd_op_desc conv = {.kind = KD_OP_CONV2D, .name = "layer7", .inputs = 1, .kernel = 3, .stride = 2, .pad = 1, .bias = 1, .act = KD_ACT_RELU, .train = 1, .need_dx = 1,
+                                .add_dx = 1, .x = {{KD_F32, 4, {2, 9, 9, 4}}}, .y = {KD_F32, 4, {2, 5, 5, 8}}};
+static const kd_op_desc attention = {.kind = KD_OP_ATTENTION, .name = "layer7", .inputs = 1, .heads = 3, .x = {{KD_BF16, 3, {2, 5, 36}}}, .y = {KD_BF16, 3, {2, 5, 12}}};
+static const kd_op_desc join = {.kind = KD_OP_LINEAR, .name = "layer7", .inputs = 2, .residual = 1, .x = {{KD_BF16, 3, {2, 5, 8}}, {KD_F32, 3, {2, 5, 4}}}, .y = {KD_F32, 3, {2, 5, 4}}};
+static const kd_op_desc norm = {.kind = KD_OP_BATCH_NORM, .name = "layer7", .inputs = 1, .train = 1, .eps = 1e-5f, .momentum = 0.1f, .x = {{KD_F32, 4, {1, 1, 2, 3}}},
+                                .y = {KD_F32, 4, {1, 1, 2, 3}}};
+
+#define WRONG(good, change)                      \
+    do {                                         \
+        kd_op_desc d = (good);                   \
+        change;                                  \
+        if (!stops(&d))                          \
+            fail_msg("accepted with %s", #change); \
+    } while (0)
+
+static void broken_descs_stop_with_the_ops_name(void **state) {
+    (void)state;
+    WRONG(conv, d.kind = KD_OP_KINDS);
+    WRONG(conv, d.inputs = 2);
+    WRONG(conv, d.inputs = 0);
+    WRONG(conv, d.need_dx = 0);
+    WRONG(conv, d.need_dx = 3);
+    WRONG(conv, d.act = KD_ACT_GELU);
+    WRONG(conv, d.stride = 0);
+    WRONG(conv, d.pad = 3);
+    WRONG(conv, d.y.shape[1] = 4);
+    WRONG(conv, d.y.shape[0] = 1);
+    WRONG(conv, d.x[0].shape[3] = 0);
+    WRONG(conv, d.x[0].rank = 3);
+    WRONG(conv, d.x[0].dtype = KD_U8);
+    WRONG(conv, d.y.dtype = KD_F16);
+    WRONG(conv, d.x[0].shape[0] = d.y.shape[0] = INT64_MAX / 2);
+    WRONG(attention, d.heads = 5);
+    WRONG(attention, d.heads = 0);
+    WRONG(attention, d.y.shape[2] = 36);
+    WRONG(attention, d.act = KD_ACT_RELU);
+    WRONG(join, d.train = 1);
+    WRONG(join, d.inputs = 1);
+    WRONG(join, d.act = KD_ACT_GELU);
+    WRONG(join, d.x[1].dtype = KD_BF16);
+    WRONG(norm, d.eps = 0);
+    WRONG(norm, d.x[0].shape[2] = d.y.shape[2] = 1);
+}
+
+static void good_descs_pass(void **state) {
+    (void)state;
+    kd_op_check(&conv);
+    kd_op_check(&attention);
+    kd_op_check(&join);
+    kd_op_check(&norm);
+}
+
+static void sizes_of_parameters_and_states(void **state) {
+    (void)state;
+    assert_int_equal(kd_op_param_numel(&conv, 0), 8 * 4 * 9);
+    assert_int_equal(kd_op_param_numel(&conv, 1), 8);
+    assert_int_equal(kd_op_param_numel(&conv, 2), 0);
+    assert_int_equal(kd_op_param_numel(&join, 1), 0);
+    assert_int_equal(kd_op_param_numel(&join, 2), 4);
+    assert_int_equal(kd_op_param_numel(&attention, 0), 0);
+    assert_int_equal(kd_op_state_numel(&norm, 1), 3);
+    assert_int_equal(kd_op_state_numel(&conv, 0), 0);
+    assert_int_equal(kd_tdesc_bytes(&attention.y), 2 * 5 * 12 * 2);
+}
+
+static void operations_are_two_per_multiply_add(void **state) {
+    (void)state;
+    assert_true(kd_op_flops(&conv) == 2.0 * (2 * 5 * 5 * 8) * (4 * 9));
+    assert_true(kd_op_flops(&join) == 2.0 * (2 * 5 * 4) * 8);
+    assert_true(kd_op_flops(&attention) == 2 * 2.0 * (2 * 3) * (5 * 5 * 4)); /* two products per image and head: [5,4][4,5] and [5,5][5,4] */
+    assert_true(kd_op_flops(&norm) == 0);
+}
+
+static void every_kind_has_a_name(void **state) {
+    (void)state;
+    for (int i = 0; i < KD_OP_KINDS; i++) {
+        assert_non_null(kd_op_kind_name((kd_op_kind)i));
+        for (int k = 0; k < i; k++)
+            assert_string_not_equal(kd_op_kind_name((kd_op_kind)i), kd_op_kind_name((kd_op_kind)k));
+    }
+    assert_string_equal(kd_op_kind_name(KD_OP_KINDS), "unknown op");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(broken_descs_stop_with_the_ops_name),
+        cmocka_unit_test(good_descs_pass),
+        cmocka_unit_test(sizes_of_parameters_and_states),
+        cmocka_unit_test(operations_are_two_per_multiply_add),
+        cmocka_unit_test(every_kind_has_a_name),
+    };
+    return cmocka_run_group_tests_name("op check", tests, NULL, NULL);
+}
