@@ -1,0 +1,317 @@
+#include "train/checkpoint.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "common/base/mem.h"
+#include "common/weights/safetensors.h"
+
+enum { VERSION = 1 };
+static const char VERSION_KEY[] = "kdcache_checkpoint", JSON_KEY[] = "state", HASH_KEY[] = "state_xxh3";
+
+struct kd_checkpoint {
+    kd_weights *weights;
+    json_t *json;
+};
+
+/* ---- writing ---- */
+
+typedef struct file {
+    kd_arena *names;
+    kd_tensor *tensors; /* data are owned */
+    size_t count;
+} file;
+
+/* Adds a tensor to the hash of a set of named tensors, whatever their order. */
+static void add_hash(kd_hash128 *set, const char *name, const void *data, size_t bytes) {
+    kd_hash128 h = kd_xxh128_2(name, strlen(name), data, bytes);
+    for (size_t i = 0; i < sizeof h.b; i++)
+        set->b[i] ^= h.b[i];
+}
+
+static void hash_text(json_t *object, const char *key, kd_hash128 h) {
+    char hex[33];
+    kd_hex(hex, h.b, sizeof h.b);
+    json_object_set_new(object, key, json_string(hex));
+}
+
+/* A new f32 tensor of the file; the caller fills *data. */
+static kd_status add_tensor(file *f, const char *student, const char *name, int rank, const int64_t *shape, float **data, size_t *count, kd_err *err) {
+    kd_tensor *t = &f->tensors[f->count];
+    *t = (kd_tensor){.name = kd_arena_printf(f->names, "%s/%s", student, name), .dtype = KD_F32, .rank = rank};
+    if (t->name == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
+    for (int i = 0; i < rank; i++)
+        t->shape[i] = shape[i];
+    *count = kd_tensor_numel(t);
+    KD_TRY(kd_alloc_array(data, *count, sizeof **data, err));
+    t->data = *data;
+    f->count++;
+    return KD_OK;
+}
+
+static kd_status add_params(file *f, const kd_student *s, kd_hash128 *hash, kd_err *err) {
+    for (int i = 0; i < kd_params_count(s->params); i++) {
+        kd_param_info info = kd_params_info(s->params, i);
+        float *data;
+        size_t count;
+        if (info.is_counter)
+            continue;
+        KD_TRY(add_tensor(f, s->name, info.name, info.rank, info.shape, &data, &count, err));
+        KD_TRY(kd_params_get(s->params, i, data, err));
+        add_hash(hash, info.name, data, count * sizeof *data);
+    }
+    return KD_OK;
+}
+
+static kd_status add_moments(file *f, const kd_student *s, kd_hash128 *hash, kd_err *err) {
+    const float *device[2] = {s->optim.m, s->optim.v};
+    static const char *const name[2] = {"adam.m", "adam.v"};
+    for (int k = 0; k < 2; k++) {
+        int64_t shape[1] = {(int64_t)s->optim.total};
+        float *data;
+        size_t count;
+        KD_TRY(add_tensor(f, s->name, name[k], 1, shape, &data, &count, err));
+        KD_TRY(s->backend->v->download(s->backend, data, device[k], count * sizeof *data, err));
+        add_hash(hash, name[k], data, count * sizeof *data);
+    }
+    return KD_OK;
+}
+
+static kd_status add_student(file *f, const kd_student *s, int with_moments, json_t *list, kd_err *err) {
+    kd_hash128 tensors = {{0}}, moments = {{0}};
+    KD_TRY(add_params(f, s, &tensors, err));
+    if (with_moments)
+        KD_TRY(add_moments(f, s, &moments, err));
+    json_t *j = json_pack("{s:s, s:s, s:i, s:I, s:I, s:o, s:I, s:[f,f,f], s:I}", "name", s->name, "model", s->model.name, "image_size", s->image_size, "counter",
+                          (json_int_t)kd_params_counter(s->params), "steps", (json_int_t)s->optim.steps, "best_loss", isfinite(s->best_loss) ? json_real(s->best_loss) : json_null(),
+                          "best_epoch", (json_int_t)s->best_epoch, "sum", s->sum[0], s->sum[1], s->sum[2], "summed", (json_int_t)s->summed);
+    if (j == NULL || json_array_append_new(list, j) != 0)
+        return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
+    hash_text(j, "tensors", tensors);
+    if (with_moments)
+        hash_text(j, "moments", moments);
+    return KD_OK;
+}
+
+static json_t *metadata_of(const json_t *json) {
+    char *text = kd_json_canonical(json), hex[33];
+    if (text == NULL)
+        return NULL;
+    kd_hash128 h = kd_xxh128(text, strlen(text));
+    kd_hex(hex, h.b, sizeof h.b);
+    json_t *m = json_pack("{s:s, s:s, s:s}", VERSION_KEY, "1", JSON_KEY, text, HASH_KEY, hex);
+    kd_free(text);
+    return m;
+}
+
+kd_status kd_checkpoint_write(const char *path, kd_student *const *students, size_t n, const json_t *run, int with_moments, kd_err *err) {
+    file f = {.names = kd_arena_create()};
+    size_t tensors = 0;
+    json_t *list = json_array(), *metadata = NULL;
+    json_t *json = json_pack("{s:O, s:O}", "run", run, "students", list);
+    for (size_t i = 0; i < n; i++)
+        tensors += (size_t)kd_params_count(students[i]->params) + 2;
+    kd_status status = f.names != NULL && json != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
+    if (status == KD_OK)
+        status = kd_alloc_array(&f.tensors, tensors, sizeof *f.tensors, err);
+    for (size_t i = 0; i < n && status == KD_OK; i++)
+        status = add_student(&f, students[i], with_moments, list, err);
+    if (status == KD_OK && (metadata = metadata_of(json)) == NULL)
+        status = kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
+    if (status == KD_OK)
+        status = kd_safetensors_write(path, f.tensors, f.count, metadata, err);
+    for (size_t i = 0; i < f.count; i++)
+        kd_free((void *)(uintptr_t)f.tensors[i].data); /* filled above */
+    kd_free(f.tensors);
+    kd_arena_destroy(f.names);
+    json_decref(metadata);
+    json_decref(json);
+    json_decref(list);
+    return status;
+}
+
+/* ---- reading ---- */
+
+static kd_status bad(const kd_checkpoint *c, const char *what, kd_err *err) {
+    return kd_fail(err, KD_EFAIL, "%s: %s; the file is damaged or not a checkpoint of this program, take another one or begin a new run", kd_weights_path(c->weights), what);
+}
+
+static kd_status read_json(kd_checkpoint *c, kd_err *err) {
+    const json_t *m = kd_weights_metadata(c->weights);
+    const char *version = json_string_value(json_object_get(m, VERSION_KEY));
+    const char *text = json_string_value(json_object_get(m, JSON_KEY)), *hash = json_string_value(json_object_get(m, HASH_KEY));
+    if (version == NULL || text == NULL || hash == NULL)
+        return bad(c, "has no checkpoint metadata", err);
+    if (strcmp(version, "1") != 0)
+        return kd_fail(err, KD_EFAIL, "%s: checkpoint version %s and this program knows %d; resume with the program that wrote it", kd_weights_path(c->weights), version, VERSION);
+    kd_hash128 h = kd_xxh128(text, strlen(text));
+    char hex[33];
+    kd_hex(hex, h.b, sizeof h.b);
+    if (strcmp(hex, hash) != 0)
+        return bad(c, "its metadata fail their hash", err);
+    KD_TRY(kd_json_parse(text, strlen(text), kd_weights_path(c->weights), &c->json, err));
+    if (!json_is_object(json_object_get(c->json, "run")) || !json_is_array(json_object_get(c->json, "students")))
+        return bad(c, "its metadata lack the run or the students", err);
+    return KD_OK;
+}
+
+kd_status kd_checkpoint_open(kd_checkpoint **out, const char *path, kd_err *err) {
+    kd_checkpoint *c;
+    *out = NULL;
+    KD_TRY(kd_alloc_array(&c, 1, sizeof *c, err));
+    kd_status status = kd_weights_open(&c->weights, path, err);
+    if (status == KD_OK)
+        status = read_json(c, err);
+    if (status != KD_OK) {
+        kd_checkpoint_close(c);
+        return status;
+    }
+    *out = c;
+    return KD_OK;
+}
+
+void kd_checkpoint_close(kd_checkpoint *c) {
+    if (c == NULL)
+        return;
+    kd_weights_close(c->weights);
+    json_decref(c->json);
+    kd_free(c);
+}
+
+const json_t *kd_checkpoint_run(const kd_checkpoint *c) {
+    return json_object_get(c->json, "run");
+}
+
+size_t kd_checkpoint_students(const kd_checkpoint *c) {
+    return json_array_size(json_object_get(c->json, "students"));
+}
+
+const json_t *kd_checkpoint_student(const kd_checkpoint *c, size_t i) {
+    return json_array_get(json_object_get(c->json, "students"), i);
+}
+
+kd_status kd_checkpoint_find(const kd_checkpoint *c, const char *name, size_t *index, kd_err *err) {
+    char names[600] = "";
+    size_t n = kd_checkpoint_students(c), used = 0;
+    for (size_t i = 0; i < n; i++) {
+        const char *have = json_string_value(json_object_get(kd_checkpoint_student(c, i), "name"));
+        if (have == NULL)
+            return bad(c, "a student has no name", err);
+        if (name == NULL ? n == 1 : strcmp(have, name) == 0) {
+            *index = i;
+            return KD_OK;
+        }
+        if (used < sizeof names)
+            used += (size_t)snprintf(names + used, sizeof names - used, "%s%s", i > 0 ? ", " : "", have);
+    }
+    if (name == NULL)
+        return kd_fail(err, KD_EUSAGE, "%s holds several students; choose one with --student: %s", kd_weights_path(c->weights), names);
+    return kd_fail(err, KD_EUSAGE, "%s holds no student %s; it has: %s", kd_weights_path(c->weights), name, names);
+}
+
+/* Tensor "student/name" with exactly `count` values, added to *hash. */
+static kd_status read_tensor(const kd_checkpoint *c, const char *student, const char *name, float **values, size_t count, kd_hash128 *hash, kd_err *err) {
+    char full[300];
+    snprintf(full, sizeof full, "%s/%s", student, name);
+    int at = kd_weights_find(c->weights, full);
+    if (at < 0)
+        return kd_fail(err, KD_EFAIL, "%s: tensor %s is missing; the file is damaged or of another version", kd_weights_path(c->weights), full);
+    float *grown = kd_realloc(*values, count * sizeof(float));
+    if (grown == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for tensor %s", full);
+    *values = grown;
+    KD_TRY(kd_weights_read_f32(c->weights, at, *values, count, err));
+    add_hash(hash, name, *values, count * sizeof(float));
+    return KD_OK;
+}
+
+static kd_status check_hash(const kd_checkpoint *c, const json_t *student, const char *key, kd_hash128 got, kd_err *err) {
+    char hex[33];
+    const char *want = json_string_value(json_object_get(student, key));
+    kd_hex(hex, got.b, sizeof got.b);
+    return want != NULL && strcmp(want, hex) == 0 ? KD_OK : bad(c, "the values of a student fail their hash", err);
+}
+
+static kd_status read_params(const kd_checkpoint *c, const json_t *student, kd_params *p, float **values, kd_hash128 *hash, kd_err *err) {
+    const char *name = json_string_value(json_object_get(student, "name"));
+    long long counter;
+    for (int i = 0; i < kd_params_count(p); i++) {
+        kd_param_info info = kd_params_info(p, i);
+        if (info.is_counter)
+            continue;
+        KD_TRY(read_tensor(c, name, info.name, values, info.count, hash, err));
+        KD_TRY(kd_params_set(p, i, *values, err));
+    }
+    KD_TRY(kd_json_get_int(student, "counter", "the checkpoint", &counter, err));
+    kd_params_set_counter(p, counter);
+    return KD_OK;
+}
+
+static kd_status read_moments(const kd_checkpoint *c, const json_t *student, kd_student *s, float **values, kd_err *err) {
+    kd_hash128 hash = {{0}};
+    float *device[2] = {s->optim.m, s->optim.v};
+    static const char *const name[2] = {"adam.m", "adam.v"};
+    for (int k = 0; k < 2; k++) {
+        KD_TRY(read_tensor(c, s->name, name[k], values, s->optim.total, &hash, err));
+        KD_TRY(s->backend->v->upload(s->backend, device[k], *values, s->optim.total * sizeof(float), err));
+    }
+    return check_hash(c, student, "moments", hash, err);
+}
+
+static kd_status read_history(const json_t *j, kd_student *s, kd_err *err) {
+    const json_t *best = json_object_get(j, "best_loss"), *sum = json_object_get(j, "sum");
+    long long steps, best_epoch, summed;
+    KD_TRY(kd_json_get_int(j, "steps", "the checkpoint", &steps, err));
+    KD_TRY(kd_json_get_int(j, "best_epoch", "the checkpoint", &best_epoch, err));
+    KD_TRY(kd_json_get_int(j, "summed", "the checkpoint", &summed, err));
+    s->optim.steps = steps;
+    s->best_epoch = best_epoch;
+    s->summed = summed;
+    s->best_loss = json_is_real(best) ? json_real_value(best) : INFINITY;
+    for (size_t i = 0; i < 3; i++)
+        s->sum[i] = json_number_value(json_array_get(sum, i));
+    return KD_OK;
+}
+
+kd_status kd_checkpoint_restore(const kd_checkpoint *c, kd_student *s, kd_err *err) {
+    size_t i;
+    kd_hash128 hash = {{0}};
+    float *values = NULL;
+    KD_TRY(kd_checkpoint_find(c, s->name, &i, err));
+    const json_t *j = kd_checkpoint_student(c, i);
+    kd_status status = read_params(c, j, s->params, &values, &hash, err);
+    if (status == KD_OK)
+        status = check_hash(c, j, "tensors", hash, err);
+    if (status == KD_OK)
+        status = read_moments(c, j, s, &values, err);
+    if (status == KD_OK)
+        status = read_history(j, s, err);
+    kd_free(values);
+    return status;
+}
+
+/* The hash covers the heads too: what the model doesn't have is read only to be hashed. */
+static kd_status hash_rest(const kd_checkpoint *c, const char *student, const kd_params *p, float **values, kd_hash128 *hash, kd_err *err) {
+    size_t prefix = strlen(student) + 1;
+    for (int i = 0; i < kd_weights_count(c->weights); i++) {
+        kd_tensor t = kd_weights_info(c->weights, i);
+        if (strncmp(t.name, student, prefix - 1) == 0 && t.name[prefix - 1] == '/' && kd_params_find(p, t.name + prefix) < 0 && strncmp(t.name + prefix, "adam.", 5) != 0)
+            KD_TRY(read_tensor(c, student, t.name + prefix, values, kd_tensor_numel(&t), hash, err));
+    }
+    return KD_OK;
+}
+
+kd_status kd_checkpoint_restore_model(const kd_checkpoint *c, size_t i, kd_params *p, kd_err *err) {
+    const json_t *j = kd_checkpoint_student(c, i);
+    const char *name = json_string_value(json_object_get(j, "name"));
+    kd_hash128 hash = {{0}};
+    float *values = NULL;
+    kd_status status = read_params(c, j, p, &values, &hash, err);
+    if (status == KD_OK)
+        status = hash_rest(c, name, p, &values, &hash, err);
+    if (status == KD_OK)
+        status = check_hash(c, j, "tensors", hash, err);
+    kd_free(values);
+    return status;
+}

@@ -1,0 +1,174 @@
+#include "train/config.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/base/io.h"
+
+#define T kd_train_config
+
+static const kd_option table[] = {
+    KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", KD_OPT_REQUIRED, "sealed cache, or a folder of its shards; may be given several times"),
+    KD_OPTION_STRING(T, images, "images", "DIR|LIST", NULL, KD_OPT_REQUIRED, "the images that the cache was made from: a folder, or a text file with one path per line"),
+    KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
+                      "network to train: resnet18, vit_tiny_patch16_224, vit_small_patch16_224, dinov2_vits14, dinov2_wW_dD, ...; given several times, they share one pass over the images"),
+    KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
+    KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
+    KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
+    KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step"),
+    KD_OPTION_INT(T, image_size, "image-size", "N", "0", 0, 4096, "what the views of the cache must measure; 0 = whatever the cache has"),
+    KD_OPTION_INT(T, student_size, "student-size", "S", "0", 0, 4096, "side at which the students see the views (reduced by a box filter); 0 = the full view"),
+    KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
+    KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
+    KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),
+    KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw", "adamw", "adamw (beta 0.9, 0.999, eps 1e-8)"),
+    KD_OPTION_STRING(T, lr, "lr", "auto|X", "auto", 0, "peak learning rate; auto: 1e-3 for CNNs, 5e-4 for ViTs, times sqrt(batch-size / 64)"),
+    KD_OPTION_STRING(T, weight_decay, "weight-decay", "auto|X", "auto", 0, "decay of weight matrices; auto: 1e-6 for CNNs, 0.04 for ViTs"),
+    KD_OPTION_STRING(T, warmup_epochs, "warmup-epochs", "auto|N", "auto", 0, "epochs of linear warm-up before the cosine; auto: min(10, epochs / 10)"),
+    KD_OPTION_REAL(T, clip, "clip", "X", "1", 0, 1e9, "largest norm of the gradient; 0 = no clipping"),
+    KD_OPTION_REAL(T, val_fraction, "val-fraction", "X", "0.02", 0, 0.5, "share of the images held out for validation, chosen by image id"),
+    KD_OPTION_INT(T, val_seed, "val-seed", "N", "0", 0, 9007199254740992.0, "seed of that choice; keep it for all students that are to be compared"),
+    KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of initial weights and of the order of images"),
+    KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the students run"),
+    KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of matrix products; weights and optimizer are always f32"),
+    KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute threads, and as many loader threads; 0 = every processor"),
+    KD_OPTION_STRING(T, view_memory, "view-memory", "auto|SIZE", "auto", 0, "memory for views that were decoded and proven once (same bits, less work); auto: a quarter of the memory, 0 = off"),
+    KD_OPTION_FLAG(T, allow_missing, "allow-missing", "train on the images that are there when some of the cache's are missing"),
+    KD_OPTION_REAL(T, checkpoint_minutes, "checkpoint-minutes", "X", "10", 0, 1e6, "also write a checkpoint within an epoch when the last is this old; 0 = only at the end of epochs"),
+    KD_OPTION_INT(T, log_every, "log-every", "N", "20", 1, 1000000, "steps per line of metrics.jsonl"),
+    KD_OPTION_INT(T, steps, "steps", "N", "0", 0, 1e15, "pause after this many steps, with a checkpoint and the schedule of --epochs; 0 = train to the end"),
+    KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, how often each view is seen, memory, steps) and touch nothing"),
+    KD_OPTION_END,
+};
+
+const kd_program kd_train_program = {
+    .name = "kd-train",
+    .summary = "Trains small vision models to reproduce a teacher's cached features on the very views that the teacher saw.",
+    .examples = "  $ kd-train --cache photos.kdc --images photos --student resnet18 --out runs/r18 --dry-run\n"
+                "  $ kd-train --cache photos.kdc --images photos --student resnet18 --student-size 112 --out runs/r18 --precision bf16\n"
+                "  $ kd-train --cache photos.kdc --images photos --student vit_tiny_patch16_224 --init vit_tiny.safetensors --out runs/vit\n",
+    .epilog = "The run directory holds config.resolved.yaml, metrics.jsonl, train.log, checkpoints/ and exported/NAME.safetensors.\n"
+              "The same command continues an interrupted run, bit for bit on the same machine and thread count.\n"
+              "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 10 cache not found; 12 cache damaged; 13 images or cache\n"
+              "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",
+    .options = table,
+};
+
+/* A number >= 0, or auto. */
+static kd_status number_or(double *out, const char *text, const char *option, double automatic, kd_err *err) {
+    if (strcmp(text, "auto") == 0) {
+        *out = automatic;
+        return KD_OK;
+    }
+    char *end = NULL;
+    double v = strtod(text, &end);
+    if (end == text || *end != '\0' || !(v >= 0) || v > 1e6)
+        return kd_fail(err, KD_EUSAGE, "--%s %s: expected a number from 0 to 1e6, or auto", option, text);
+    *out = v;
+    return KD_OK;
+}
+
+kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
+    double ignored;
+    uint64_t bytes;
+    for (size_t i = 0; i < c->students.count; i++)
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(c->students.item[i], c->students.item[j]) == 0)
+                return kd_fail(err, KD_EUSAGE, "--student %s is given twice; nothing would differ between the two", c->students.item[i]);
+    if (c->init != NULL && c->students.count > 1)
+        return kd_fail(err, KD_EUSAGE, "--init gives weights for one network and there are %zu --student; train that one alone", c->students.count);
+    if (!(c->cls_weight > 0) && !(c->patch_weight > 0))
+        return kd_fail(err, KD_EUSAGE, "--cls-weight and --patch-weight are both 0, so there is nothing to learn");
+    KD_TRY(number_or(&ignored, c->lr, "lr", 1, err));
+    KD_TRY(number_or(&ignored, c->weight_decay, "weight-decay", 1, err));
+    KD_TRY(kd_train_warmup(&ignored, c, err));
+    return kd_train_view_memory(&bytes, c, err);
+}
+
+kd_status kd_train_hyper(kd_hyper *h, const kd_train_config *c, const kd_model_info *m, kd_err *err) {
+    int vit = m->kind == KD_MODEL_VIT;
+    double scale = sqrt((double)c->batch_size / 64.0);
+    KD_TRY(number_or(&h->lr, c->lr, "lr", (vit ? 5e-4 : 1e-3) * scale, err));
+    return number_or(&h->weight_decay, c->weight_decay, "weight-decay", vit ? 0.04 : 1e-6, err);
+}
+
+kd_status kd_train_warmup(double *epochs, const kd_train_config *c, kd_err *err) {
+    double automatic = fmin(10, (double)c->epochs / 10);
+    KD_TRY(number_or(epochs, c->warmup_epochs, "warmup-epochs", automatic, err));
+    if (*epochs > (double)c->epochs)
+        return kd_fail(err, KD_EUSAGE, "--warmup-epochs %s is more than --epochs %lld", c->warmup_epochs, (long long)c->epochs);
+    return KD_OK;
+}
+
+/* Physical memory, or what a container's limit leaves of it. */
+static uint64_t memory_limit(void) {
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    uint64_t bytes = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : (uint64_t)1 << 30;
+    uint8_t *text = NULL;
+    size_t size;
+    if (kd_io_read_all("/sys/fs/cgroup/memory.max", 4096, &text, &size, NULL) == KD_OK) {
+        unsigned long long limit = strtoull((const char *)text, NULL, 10); /* "max" gives 0 */
+        if (limit > 0 && limit < bytes)
+            bytes = limit;
+    }
+    kd_free(text);
+    return bytes;
+}
+
+kd_status kd_train_view_memory(uint64_t *bytes, const kd_train_config *c, kd_err *err) {
+    if (strcmp(c->view_memory, "auto") == 0) {
+        *bytes = memory_limit() / 4;
+        return KD_OK;
+    }
+    return kd_io_size_parse(c->view_memory, bytes, err);
+}
+
+static kd_status number_text(const char **out, double v, kd_arena *arena, kd_err *err) {
+    *out = kd_arena_printf(arena, "%.9g", v);
+    return *out != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
+}
+
+kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t students, kd_arena *arena, kd_err *err) {
+    double warmup;
+    int same_lr = 1, same_decay = 1;
+    for (size_t i = 1; i < students; i++) {
+        same_lr &= h[i].lr == h[0].lr;
+        same_decay &= h[i].weight_decay == h[0].weight_decay;
+    }
+    if (same_lr)
+        KD_TRY(number_text(&c->lr, h[0].lr, arena, err));
+    if (same_decay)
+        KD_TRY(number_text(&c->weight_decay, h[0].weight_decay, arena, err));
+    KD_TRY(kd_train_warmup(&warmup, c, err));
+    return number_text(&c->warmup_epochs, warmup, arena, err);
+}
+
+/* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
+static const char *const may_change[] = {"cache", "images", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing"};
+
+static int changeable(const char *key) {
+    for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)
+        if (strcmp(key, may_change[i]) == 0)
+            return 1;
+    return 0;
+}
+
+kd_status kd_train_same_run(const json_t *stored, const json_t *now, const char *run, kd_err *err) {
+    const char *key;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)now, key, value) { /* jansson's iterator takes no const */
+        json_t *old = json_object_get(stored, key);
+        if (changeable(key) || (old != NULL && json_equal(old, value)))
+            continue;
+        char *a = old != NULL ? json_dumps(old, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9)) : NULL;
+        char *b = json_dumps(value, JSON_ENCODE_ANY | JSON_REAL_PRECISION(9));
+        kd_status status = kd_fail(err, KD_EUSAGE, "--%s was %s when %s was begun and is %s now; give the old value to resume, or another --out", key,
+                                   a != NULL ? a : "absent", run, b != NULL ? b : "?");
+        free(a);
+        free(b);
+        return status;
+    }
+    return KD_OK;
+}

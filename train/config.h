@@ -1,0 +1,48 @@
+/* Config: the options of kd-train, and the values that "auto" stands for.
+ *
+ *     kd_train_config c = {0};
+ *     kd_options_parse(&kd_train_program, &c, argc, argv, &json, arena, err);
+ *     KD_TRY(kd_train_config_check(&c, err));
+ *     KD_TRY(kd_train_hyper(&h, &c, &model, err));        // per student: learning rate, weight decay
+ *
+ * Strings belong to the arena that parsing was given. */
+#ifndef KD_TRAIN_CONFIG_H
+#define KD_TRAIN_CONFIG_H
+
+#include "common/base/options.h"
+#include "kernels/nn/models.h"
+
+typedef struct kd_train_config {
+    kd_strings cache, students;
+    const char *images, *out, *init;
+    const char *loss, *optimizer, *device, *precision;
+    const char *lr, *weight_decay, *warmup_epochs, *view_memory; /* a number or "auto" */
+    int64_t epochs, batch_size, image_size, student_size, seed, val_seed, threads, log_every, steps;
+    double cls_weight, patch_weight, clip, val_fraction, checkpoint_minutes;
+    int allow_missing, dry_run, json;
+} kd_train_config;
+
+extern const kd_program kd_train_program;
+
+/* What the table can't say: KD_EUSAGE for a student named twice, --init with several students, no loss term at all, numbers that aren't. */
+kd_status kd_train_config_check(const kd_train_config *c, kd_err *err);
+
+/* A student's own settings. auto: lr 1e-3 for CNNs and 5e-4 for ViTs at batch 64, times sqrt(batch / 64); weight decay 1e-6 for CNNs with batch norm, 0.04 for
+ * ViTs (LightlyTrain's). */
+typedef struct kd_hyper {
+    double lr, weight_decay;
+} kd_hyper;
+kd_status kd_train_hyper(kd_hyper *h, const kd_train_config *c, const kd_model_info *m, kd_err *err);
+
+/* Epochs of warm-up; auto: min(10, epochs / 10). */
+kd_status kd_train_warmup(double *epochs, const kd_train_config *c, kd_err *err);
+/* Bytes for decoded views; auto: a quarter of the memory that this process may use. */
+kd_status kd_train_view_memory(uint64_t *bytes, const kd_train_config *c, kd_err *err);
+
+/* The options as they are run, "auto" replaced where all students agree: what config.resolved.yaml and checkpoints keep. Texts go to the arena. */
+kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t students, kd_arena *arena, kd_err *err);
+
+/* KD_EUSAGE naming the first option that differs between a run's stored options and the present ones and that may not change within a run. */
+kd_status kd_train_same_run(const json_t *stored, const json_t *now, const char *run, kd_err *err);
+
+#endif

@@ -1,0 +1,19 @@
+/* kd-export: option table, parse, run, exit code. */
+#include "common/base/log.h"
+#include "train/export.h"
+
+int main(int argc, char **argv) {
+    kd_err err = {0};
+    kd_export_config config = {0};
+    kd_arena *arena = kd_arena_create();
+    int json = 0;
+    kd_status status = arena == NULL ? kd_fail(&err, KD_EFAIL, "out of memory") : kd_options_parse(&kd_export_program, &config, argc, argv, &json, arena, &err);
+    if (status == KD_OK) {
+        config.json = json;
+        status = kd_export_run(&config, &err);
+    }
+    if (status < 0)
+        kd_log_error(kd_export_program.name, &err, json);
+    kd_arena_destroy(arena);
+    return kd_exit_code(status);
+}

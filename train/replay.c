@@ -1,0 +1,411 @@
+#include "train/replay.h"
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/base/io.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+#include "common/base/threads.h"
+#include "common/data/locate.h"
+
+enum { PATH_CAP = 8192 };
+
+/* What a loader thread re-uses from view to view. */
+typedef struct worker {
+    kd_reader *reader;
+    kd_image image, view; /* decoded file; full-size view */
+    kd_view_scratch scratch;
+    kd_resample_scratch reduce;
+    uint8_t *file;
+    size_t file_cap;
+    char path[PATH_CAP];
+} worker;
+
+struct kd_replay {
+    kd_replay_options o;
+    const kd_recipe *recipe;
+    kd_locator *locator;
+    uint32_t *cache_index;          /* replay image -> image of the cache */
+    _Atomic int64_t *file;          /* replay image -> file of the locator */
+    size_t *first_view;             /* replay image -> its first place in `kept` */
+    uint8_t *_Atomic *kept;         /* proven, reduced views; NULL = not yet */
+    size_t images, missing, extra, views;
+    const float *mean[KD_FEATURES];
+    float inverse_std[KD_FEATURES];
+    worker *workers;
+    pthread_mutex_t hashing;
+    int hashed;                     /* the folder's files have ids; guarded by `hashing` */
+    atomic_uint_fast64_t kept_bytes, decoded;
+    kd_ordered *queue;              /* the open pass */
+    const kd_replay_item *items;
+    size_t cls_floats, patch_floats, pixel_bytes;
+    double waited;                  /* of passes that ended */
+};
+
+/* ---- finding the files ---- */
+
+static kd_status check_decoder(const kd_recipe *recipe, kd_err *err) {
+    kd_hash128 mine;
+    char hex[33];
+    const char *theirs;
+    KD_TRY(kd_json_get_string(recipe->json, "decoder", "the cache's recipe", &theirs, err));
+    KD_TRY(kd_decoder_hash(&mine, err));
+    kd_hex(hex, mine.b, sizeof mine.b);
+    if (strcmp(hex, theirs) == 0)
+        return KD_OK;
+    return kd_fail(err, KD_EMISMATCH,
+                   "decoder: the cache was made with JPEG pixels %s and this program's decoder (%s) makes %s; link the libjpeg-turbo that the cache's "
+                   "provenance names (kd-cache info)",
+                   theirs, kd_decoder_version(), hex);
+}
+
+static kd_status refuse_missing(const kd_replay *r, size_t total, const char *example, kd_err *err) {
+    if (r->missing == total)
+        return kd_fail(err, KD_EMISMATCH,
+                       "%s: none of the cache's %zu images is among its %zu image files, by path or by content; most likely this is another folder, or the "
+                       "files were re-encoded or resized after the cache was made (the first one sought: %s)",
+                       r->o.images, total, kd_locator_files(r->locator), example);
+    return kd_fail(err, KD_EMISMATCH, "%s: %zu of the cache's %zu images are missing (first: %s); restore them, or train on the rest with --allow-missing",
+                   r->o.images, r->missing, total, example);
+}
+
+/* Fills file[] and cache_index[] with the images that are there. */
+static kd_status find_files(kd_replay *r, kd_err *err) {
+    size_t total = kd_cache_images(r->o.cache), by_path = 0;
+    const char *example = NULL;
+    int64_t *found;
+    KD_TRY(kd_alloc_array(&found, total, sizeof *found, err));
+    for (size_t i = 0; i < total; i++) {
+        const kd_image_entry *e = kd_cache_image(r->o.cache, i);
+        found[i] = kd_locator_by_path(r->locator, e->rel, e->file_size);
+        by_path += found[i] >= 0;
+    }
+    if (by_path < total) {
+        kd_log(KD_LOG_INFO, "%zu of the cache's %zu images aren't at their recorded path; looking for them by content among %zu files", total - by_path, total,
+               kd_locator_files(r->locator));
+        kd_status status = kd_locator_hash_all(r->locator, r->o.threads, r->o.index_path, err);
+        if (status != KD_OK) {
+            kd_free(found);
+            return status;
+        }
+        r->hashed = 1;
+    }
+    for (size_t i = 0; i < total; i++) {
+        const kd_image_entry *e = kd_cache_image(r->o.cache, i);
+        if (found[i] < 0 && r->hashed)
+            found[i] = kd_locator_by_id(r->locator, &e->image);
+        if (found[i] < 0) {
+            r->missing++;
+            if (example == NULL)
+                example = e->rel;
+            continue;
+        }
+        r->cache_index[r->images] = (uint32_t)i;
+        atomic_init(&r->file[r->images], found[i]);
+        r->first_view[r->images] = r->views;
+        r->views += e->views;
+        r->images++;
+    }
+    kd_free(found);
+    r->extra = kd_locator_files(r->locator) > r->images ? kd_locator_files(r->locator) - r->images : 0;
+    if (r->missing > 0 && (!r->o.allow_missing || r->missing == total))
+        return refuse_missing(r, total, example, err);
+    return KD_OK;
+}
+
+/* ---- one view ---- */
+
+static const kd_image_entry *entry_of(const kd_replay *r, uint32_t image) {
+    return kd_cache_image(r->o.cache, r->cache_index[image]);
+}
+
+/* Rebuilds the view from the file `file` into w->view. KD_EMISMATCH: other pixels than the teacher's; *id_differs then says whether the file is another one. */
+static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_view_entry *v, int *id_differs, kd_err *err) {
+    size_t size;
+    *id_differs = 0;
+    KD_TRY(kd_locator_path(r->locator, file, w->path, sizeof w->path, err));
+    KD_TRY(kd_io_read_into(w->path, KD_MAX_IMAGE_FILE, &w->file, &w->file_cap, &size, err));
+    kd_status status = kd_image_decode(&w->image, w->file, size, w->path, err);
+    if (status == KD_OK)
+        status = kd_image_resize_buffer(&w->view, v->plan.out_w, v->plan.out_h, err);
+    if (status == KD_OK)
+        status = kd_plan_apply(&v->plan, &w->image, w->view.rgb, &w->scratch, err);
+    if (status == KD_OK) {
+        kd_hash128 got = kd_view_hash(w->view.rgb, w->view.width, w->view.height);
+        if (memcmp(&got, &v->view_hash, sizeof got) == 0)
+            return KD_OK;
+        char want_hex[33], got_hex[33];
+        kd_hex(want_hex, v->view_hash.b, 16);
+        kd_hex(got_hex, got.b, 16);
+        status = kd_fail(err, KD_EMISMATCH, "the view's hash is %s and the teacher saw %s", got_hex, want_hex);
+    }
+    kd_hash128 id = kd_image_id(w->file, size);
+    *id_differs = memcmp(&id, &v->image, sizeof id) != 0;
+    return status;
+}
+
+/* The file of this image by content, after hashing the folder if that hasn't been done; -1 when it isn't there. */
+static kd_status relocate(kd_replay *r, const kd_hash128 *id, int64_t *file, kd_err *err) {
+    kd_status status = KD_OK;
+    pthread_mutex_lock(&r->hashing);
+    if (!r->hashed) {
+        kd_log(KD_LOG_WARN, "an image file isn't the one that the cache was made from; looking for the right one by content");
+        status = kd_locator_hash_all(r->locator, 1, r->o.index_path, err);
+        r->hashed = status == KD_OK;
+    }
+    if (status == KD_OK)
+        *file = kd_locator_by_id(r->locator, id);
+    pthread_mutex_unlock(&r->hashing);
+    return status;
+}
+
+static kd_status explain(const worker *w, const kd_view_entry *v, int id_differs, const kd_err *cause, kd_err *err) {
+    char id[33], first[600];
+    kd_hex(id, v->image.b, 16);
+    snprintf(first, sizeof first, "%.590s", cause->msg);
+    if (id_differs)
+        return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 ": %s, because the file was changed (re-encoded, edited or replaced) after the cache was made "
+                       "and the original is nowhere in --images; restore it, or make the cache again", w->path, id, v->view, first);
+    return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 ": %s, although the file is the same; this build decodes or augments differently from the one "
+                   "that made the cache (compare kd-cache info with kd-train --version)", w->path, id, v->view, first);
+}
+
+/* w->view = the proven view, from the recorded path or from wherever the same bytes lie now. */
+static kd_status prove(kd_replay *r, worker *w, uint32_t image, const kd_view_entry *v, kd_err *err) {
+    kd_err cause = {0};
+    int id_differs;
+    int64_t file = atomic_load(&r->file[image]), other = -1;
+    kd_status status = rebuild(r, w, file, v, &id_differs, &cause);
+    if (status != KD_OK && (id_differs || status == KD_EFAIL)) {
+        KD_TRY(relocate(r, &v->image, &other, err));
+        if (other >= 0 && other != file) {
+            atomic_store(&r->file[image], other);
+            status = rebuild(r, w, other, v, &id_differs, &cause);
+        }
+    }
+    atomic_fetch_add(&r->decoded, 1);
+    if (status == KD_EMISMATCH || (status != KD_OK && id_differs))
+        return explain(w, v, id_differs, &cause, err);
+    if (status != KD_OK && err != NULL)
+        *err = cause;
+    return status;
+}
+
+/* Pixels as the student sees them. Reducing is Pillow's box filter over the proven view. */
+static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item, const kd_view_entry *v, uint8_t *out, kd_err *err) {
+    uint8_t *_Atomic *place = &r->kept[r->first_view[item->image] + item->view];
+    const uint8_t *known = atomic_load(place);
+    int side = r->o.student_size;
+    if (known != NULL) {
+        memcpy(out, known, r->pixel_bytes);
+        return KD_OK;
+    }
+    KD_TRY(prove(r, w, item->image, v, err));
+    if (side == w->view.width && side == w->view.height)
+        memcpy(out, w->view.rgb, r->pixel_bytes);
+    else
+        KD_TRY(kd_resample(out, side, side, &w->view, 0, 0, w->view.width, w->view.height, KD_FILTER_BOX, &w->reduce, err));
+    if (atomic_fetch_add(&r->kept_bytes, r->pixel_bytes) + r->pixel_bytes > r->o.view_memory) {
+        atomic_fetch_sub(&r->kept_bytes, r->pixel_bytes);
+        return KD_OK;
+    }
+    uint8_t *copy = kd_malloc(r->pixel_bytes), *none = NULL;
+    if (copy == NULL)
+        return KD_OK; /* a convenience: without memory the view is rebuilt next time */
+    memcpy(copy, out, r->pixel_bytes);
+    if (!atomic_compare_exchange_strong(place, &none, copy))
+        kd_free(copy); /* the same view twice in one pass */
+    return KD_OK;
+}
+
+static kd_status load_target(kd_replay *r, worker *w, kd_feature f, const kd_view_entry *v, size_t floats, float *out, kd_err *err) {
+    kd_hash128 seen;
+    size_t width = (size_t)r->recipe->width;
+    KD_TRY(kd_reader_feature(w->reader, f, &v->image, v->view, 1, out, &seen, err));
+    if (memcmp(&seen, &v->view_hash, sizeof seen) != 0) {
+        char id[33], a[33], b[33];
+        kd_hex(id, v->image.b, 16);
+        kd_hex(a, seen.b, 16);
+        kd_hex(b, v->view_hash.b, 16);
+        return kd_fail(err, KD_EMISMATCH, "image %s, view %" PRIu32 ": the %s features were computed from view %s and the plan makes view %s; the cache mixes two runs, make it again",
+                       id, v->view, kd_feature_name(f), a, b);
+    }
+    const float *mean = r->mean[f];
+    float inverse = r->inverse_std[f];
+    for (size_t row = 0; row < floats; row += width)
+        for (size_t c = 0; c < width; c++)
+            out[row + c] = (out[row + c] - mean[c]) * inverse;
+    return KD_OK;
+}
+
+/* A slot is cls | patch | pixels. */
+static float *slot_cls(void *slot) {
+    return slot;
+}
+static float *slot_patch(const kd_replay *r, void *slot) {
+    return (float *)slot + r->cls_floats;
+}
+static uint8_t *slot_pixels(const kd_replay *r, void *slot) {
+    return (uint8_t *)((float *)slot + r->cls_floats + r->patch_floats);
+}
+
+static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, kd_err *err) {
+    kd_replay *r = ctx;
+    worker *w = &r->workers[thread];
+    const kd_replay_item *item = &r->items[index];
+    kd_view_entry v;
+    if (w->reader == NULL)
+        KD_TRY(kd_reader_create(&w->reader, r->o.cache, err));
+    KD_TRY(kd_reader_view(w->reader, &entry_of(r, item->image)->image, item->view, &v, err));
+    if (v.plan.out_w != r->recipe->image_size || v.plan.out_h != r->recipe->image_size)
+        return kd_fail(err, KD_EDAMAGED, "%s: view %" PRIu32 " measures %dx%d in its plan and the recipe says %d; check the cache with kd-cache check",
+                       kd_cache_shard_path(r->o.cache, 0), item->view, v.plan.out_w, v.plan.out_h, r->recipe->image_size);
+    KD_TRY(load_pixels(r, w, item, &v, slot_pixels(r, slot), err));
+    if (r->o.cls)
+        KD_TRY(load_target(r, w, KD_FEATURE_CLS, &v, r->cls_floats, slot_cls(slot), err));
+    if (r->o.patch)
+        KD_TRY(load_target(r, w, KD_FEATURE_PATCH, &v, r->patch_floats, slot_patch(r, slot), err));
+    return KD_OK;
+}
+
+/* ---- life ---- */
+
+static kd_status use_target(kd_replay *r, kd_feature f, int stored, kd_err *err) {
+    float std = 0;
+    r->mean[f] = kd_cache_mean(r->o.cache, f, &std);
+    if (!stored || r->mean[f] == NULL)
+        return kd_fail(err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch",
+                       kd_cache_shard_path(r->o.cache, 0), kd_feature_name(f), kd_feature_name(f));
+    if (!(std > 0))
+        return kd_fail(err, KD_EDAMAGED, "%s: the %s features have standard deviation %g; there is nothing to learn from them", kd_cache_shard_path(r->o.cache, 0),
+                       kd_feature_name(f), (double)std);
+    r->inverse_std[f] = 1.0f / std;
+    return KD_OK;
+}
+
+static kd_status prepare(kd_replay *r, kd_err *err) {
+    size_t total = kd_cache_images(r->o.cache), width = (size_t)r->recipe->width;
+    if (r->o.student_size < 1 || r->o.student_size > r->recipe->image_size)
+        return kd_fail(err, KD_EUSAGE, "--student-size %d: the cache's views measure %d and can only be reduced", r->o.student_size, r->recipe->image_size);
+    KD_TRY(check_decoder(r->recipe, err));
+    if (r->o.cls)
+        KD_TRY(use_target(r, KD_FEATURE_CLS, r->recipe->has_cls, err));
+    if (r->o.patch)
+        KD_TRY(use_target(r, KD_FEATURE_PATCH, r->recipe->has_patch, err));
+    r->cls_floats = r->o.cls ? width : 0;
+    r->patch_floats = r->o.patch ? (size_t)r->recipe->grid_h * (size_t)r->recipe->grid_w * width : 0;
+    r->pixel_bytes = (size_t)r->o.student_size * (size_t)r->o.student_size * 3;
+    KD_TRY(kd_alloc_array(&r->workers, (size_t)r->o.threads, sizeof *r->workers, err));
+    KD_TRY(kd_alloc_array(&r->cache_index, total, sizeof *r->cache_index, err));
+    KD_TRY(kd_alloc_array(&r->file, total, sizeof *r->file, err));
+    KD_TRY(kd_alloc_array(&r->first_view, total, sizeof *r->first_view, err));
+    KD_TRY(kd_locator_create(&r->locator, r->o.images, err));
+    KD_TRY(find_files(r, err));
+    return kd_alloc_array(&r->kept, r->views, sizeof *r->kept, err);
+}
+
+kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err) {
+    *out = NULL;
+    KD_ASSERT(options->threads >= 1 && options->ahead >= 1 && (options->cls || options->patch));
+    kd_replay *r;
+    KD_TRY(kd_alloc_array(&r, 1, sizeof *r, err));
+    r->o = *options;
+    r->recipe = kd_cache_recipe(options->cache);
+    pthread_mutex_init(&r->hashing, NULL);
+    kd_status status = prepare(r, err);
+    if (status != KD_OK) {
+        kd_replay_destroy(r);
+        return status;
+    }
+    *out = r;
+    return KD_OK;
+}
+
+void kd_replay_destroy(kd_replay *r) {
+    if (r == NULL)
+        return;
+    kd_replay_end(r);
+    for (int i = 0; r->workers != NULL && i < r->o.threads; i++) {
+        worker *w = &r->workers[i];
+        kd_reader_destroy(w->reader);
+        kd_image_free(&w->image);
+        kd_image_free(&w->view);
+        kd_view_scratch_free(&w->scratch);
+        kd_resample_scratch_free(&w->reduce);
+        kd_free(w->file);
+    }
+    for (size_t i = 0; r->kept != NULL && i < r->views; i++)
+        kd_free(atomic_load(&r->kept[i]));
+    kd_locator_destroy(r->locator);
+    pthread_mutex_destroy(&r->hashing);
+    kd_free(r->workers);
+    kd_free(r->cache_index);
+    kd_free(r->file);
+    kd_free(r->first_view);
+    kd_free(r->kept);
+    kd_free(r);
+}
+
+size_t kd_replay_images(const kd_replay *r) {
+    return r->images;
+}
+
+const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i) {
+    KD_ASSERT(i < r->images);
+    return entry_of(r, (uint32_t)i);
+}
+
+size_t kd_replay_missing(const kd_replay *r) {
+    return r->missing;
+}
+
+size_t kd_replay_extra(const kd_replay *r) {
+    return r->extra;
+}
+
+kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t count, kd_err *err) {
+    KD_ASSERT(r->queue == NULL);
+    for (size_t i = 0; i < count; i++)
+        KD_ASSERT(items[i].image < r->images && items[i].view < entry_of(r, items[i].image)->views);
+    r->items = items;
+    size_t bytes = (r->cls_floats + r->patch_floats) * sizeof(float) + r->pixel_bytes;
+    return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead, bytes, count, make_sample, NULL, r, err);
+}
+
+kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err) {
+    void *slot;
+    *sample = (kd_sample){0};
+    kd_status status = kd_ordered_next(r->queue, &slot, err);
+    if (status != KD_OK)
+        return status;
+    *sample = (kd_sample){.pixels = slot_pixels(r, slot),
+                          .cls = r->o.cls ? slot_cls(slot) : NULL,
+                          .patch = r->o.patch ? slot_patch(r, slot) : NULL,
+                          .slot = slot};
+    return KD_OK;
+}
+
+void kd_replay_release(kd_replay *r, kd_sample *sample) {
+    kd_ordered_release(r->queue, sample->slot);
+    *sample = (kd_sample){0};
+}
+
+void kd_replay_end(kd_replay *r) {
+    if (r->queue == NULL)
+        return;
+    r->waited += kd_ordered_wait_seconds(r->queue);
+    kd_ordered_destroy(r->queue);
+    r->queue = NULL;
+}
+
+double kd_replay_wait_seconds(const kd_replay *r) {
+    return r->waited + (r->queue != NULL ? kd_ordered_wait_seconds(r->queue) : 0);
+}
+
+uint64_t kd_replay_decoded(const kd_replay *r) {
+    return atomic_load(&((kd_replay *)(uintptr_t)r)->decoded);
+}

@@ -1,0 +1,65 @@
+/* Replay: from cached views back to pixels and targets. Fourth station of the way of the data: cache + images -> samples for the students.
+ *
+ * Every sample is proven: the view that is rebuilt from the image file and the recorded plan has the hash of the view that the teacher saw, and so has every feature
+ * record that is used with it. A view that was proven in this process may be kept in memory (reduced, as the students see it); its bytes are the same.
+ *
+ *     KD_TRY(kd_replay_create(&r, &options, err));
+ *     KD_TRY(kd_replay_begin(r, items, count, err));                     // items must live until kd_replay_end
+ *     while ((st = kd_replay_next(r, &sample, err)) == KD_OK) { ...; kd_replay_release(r, &sample); }
+ *     kd_replay_end(r);                                                  // also in the middle
+ *
+ * Samples arrive in the order of the items whatever the thread count. Thread rule: one thread; loader threads are inside. */
+#ifndef KD_TRAIN_REPLAY_H
+#define KD_TRAIN_REPLAY_H
+
+#include "cache/store.h"
+
+typedef struct kd_replay_options {
+    kd_cache *cache;         /* borrowed for the life of the replay */
+    const char *images;      /* folder or list */
+    const char *index_path;  /* where to keep (path, size, mtime -> id) when files had to be hashed; NULL: nowhere */
+    int threads;
+    int student_size;        /* side of the samples; at most the view's */
+    int cls, patch;          /* which targets are wanted */
+    int allow_missing;
+    uint64_t view_memory;    /* bytes for kept views */
+    size_t ahead;            /* samples that loaders may prepare ahead */
+} kd_replay_options;
+
+typedef struct kd_replay kd_replay;
+
+/* Finds every image of the cache by recorded path and size, and hashes the folder's files only when some are missing. KD_EMISMATCH: this program's decoder
+ * makes other pixels, or images are missing (without allow_missing), or none is there at all, with the likely cause. KD_EUSAGE: student_size. */
+kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err);
+void kd_replay_destroy(kd_replay *r); /* accepts NULL */
+
+/* Images of the cache that were found, in the order of their ids. */
+size_t kd_replay_images(const kd_replay *r);
+const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i);
+size_t kd_replay_missing(const kd_replay *r); /* of the cache, not in the folder */
+size_t kd_replay_extra(const kd_replay *r);   /* files of the folder that no image of the cache needs */
+
+typedef struct kd_replay_item {
+    uint32_t image; /* index as in kd_replay_image */
+    uint32_t view;
+} kd_replay_item;
+
+/* Borrowed until released. */
+typedef struct kd_sample {
+    const uint8_t *pixels; /* student_size x student_size x 3 */
+    const float *cls;      /* [width], standardised; NULL when not wanted */
+    const float *patch;    /* [grid_h * grid_w, width], standardised; NULL when not wanted */
+    void *slot;
+} kd_sample;
+
+kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t count, kd_err *err);
+/* KD_DONE after the last. KD_EMISMATCH: the pixels aren't the teacher's (image, view, both hashes, likely causes). KD_EFAIL: an image that can't be read or
+ * decoded. KD_EDAMAGED: the cache. */
+kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err);
+void kd_replay_release(kd_replay *r, kd_sample *sample);
+void kd_replay_end(kd_replay *r); /* nothing when no pass is open */
+
+double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has blocked, over all passes */
+uint64_t kd_replay_decoded(const kd_replay *r);    /* views rebuilt from files so far; the others came from memory */
+
+#endif

@@ -1,0 +1,212 @@
+#include "train/setup.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <math.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include "common/base/io.h"
+#include "common/base/log.h"
+#include "common/base/threads.h"
+
+static kd_status lock_run(kd_setup *s, kd_err *err) {
+    const char *out = s->config->out;
+    char *checkpoints = kd_asprintf("%s/checkpoints", out);
+    if (checkpoints == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory");
+    kd_status status = kd_io_mkdirs(checkpoints, err);
+    kd_free(checkpoints);
+    if (status != KD_OK)
+        return status;
+    s->lock = open(out, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (s->lock < 0)
+        return kd_fail_errno(err, KD_EFAIL, "%s can't be opened", out);
+    if (flock(s->lock, LOCK_EX | LOCK_NB) != 0)
+        return kd_fail(err, KD_ELOCKED, "%s: another kd-train works in this run directory; wait for it, or give another --out", out);
+    return KD_OK;
+}
+
+static kd_status open_cache(kd_setup *s, kd_err *err) {
+    const kd_train_config *c = s->config;
+    KD_TRY(kd_cache_open(&s->cache, c->cache.item, c->cache.count, err));
+    int size = kd_cache_recipe(s->cache)->image_size;
+    if (c->image_size != 0 && c->image_size != size)
+        return kd_fail(err, KD_EMISMATCH, "image_size is %d in %s and --image-size says %d; leave the option out", size, c->cache.item[0], (int)c->image_size);
+    return KD_OK;
+}
+
+static kd_status open_students(kd_setup *s, kd_err *err) {
+    const kd_train_config *c = s->config;
+    const kd_recipe *r = kd_cache_recipe(s->cache);
+    kd_student_spec spec = {.init = c->init,
+                            .image_size = c->student_size > 0 ? (int)c->student_size : r->image_size,
+                            .batch = (int)c->batch_size,
+                            .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
+                            .seed = (uint64_t)c->seed,
+                            .loss = {.width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w, .cls_weight = c->cls_weight, .patch_weight = c->patch_weight},
+                            .config = c};
+    KD_TRY(kd_alloc_array(&s->students, c->students.count, sizeof *s->students, err));
+    for (size_t i = 0; i < c->students.count; i++) {
+        spec.name = c->students.item[i];
+        KD_TRY(kd_student_create(&s->students[i], s->backend, &spec, err));
+        s->count++;
+    }
+    return KD_OK;
+}
+
+static kd_status open_replay(kd_setup *s, kd_err *err) {
+    const kd_train_config *c = s->config;
+    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
+    KD_TRY(kd_train_view_memory(&s->view_memory, c, err));
+    kd_replay_options o = {.cache = s->cache,
+                           .images = c->images,
+                           .index_path = index,
+                           .threads = s->threads,
+                           .student_size = s->students[0]->image_size,
+                           .cls = c->cls_weight > 0,
+                           .patch = c->patch_weight > 0,
+                           .allow_missing = c->allow_missing,
+                           .view_memory = s->view_memory,
+                           .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
+    kd_status status = kd_replay_create(&s->replay, &o, err);
+    kd_free(index);
+    return status;
+}
+
+static const kd_hash128 *image_id(const void *ctx, size_t i) {
+    return &kd_replay_image(ctx, i)->image;
+}
+
+/* Ids and view counts, in order: what a resumed run must find again. */
+static void hash_images(kd_setup *s) {
+    for (size_t i = 0; i < kd_replay_images(s->replay); i++) {
+        const kd_image_entry *e = kd_replay_image(s->replay, i);
+        uint8_t next[16 + 16 + 4];
+        memcpy(next, s->images.b, 16);
+        memcpy(next + 16, e->image.b, 16);
+        for (int k = 0; k < 4; k++)
+            next[32 + k] = (uint8_t)(e->views >> (8 * k));
+        s->images = kd_xxh128(next, sizeof next);
+    }
+}
+
+/* Held-out images show view 0; as many training images, evenly spread, show what the validated epoch showed of them. */
+static kd_status choose_validation(kd_setup *s, kd_err *err) {
+    const kd_split *split = &s->split;
+    s->held_count = split->held_count < KD_VAL_MAX ? split->held_count : KD_VAL_MAX;
+    s->seen_count = s->held_count > 0 ? s->held_count : KD_VAL_MAX / 16;
+    if (s->seen_count > split->train_count)
+        s->seen_count = split->train_count;
+    KD_TRY(kd_alloc_array(&s->held, s->held_count, sizeof *s->held, err));
+    KD_TRY(kd_alloc_array(&s->seen, s->seen_count, sizeof *s->seen, err));
+    for (size_t i = 0; i < s->held_count; i++)
+        s->held[i].image = split->held[i];
+    for (size_t i = 0; i < s->seen_count; i++)
+        s->seen[i].image = split->train[i * split->train_count / s->seen_count];
+    return KD_OK;
+}
+
+static kd_status plan_steps(kd_setup *s, kd_err *err) {
+    const kd_train_config *c = s->config;
+    double warmup;
+    KD_TRY(kd_split_make(&s->split, kd_replay_images(s->replay), image_id, s->replay, c->val_fraction, (uint64_t)c->val_seed, err));
+    if (s->split.train_count < (size_t)c->batch_size)
+        return kd_fail(err, KD_EUSAGE, "%zu images remain to train on (%zu are held out) and --batch-size is %lld; give a smaller batch or more images",
+                       s->split.train_count, s->split.held_count, (long long)c->batch_size);
+    hash_images(s);
+    KD_TRY(choose_validation(s, err));
+    KD_TRY(kd_train_warmup(&warmup, c, err));
+    s->epoch_steps = (int64_t)(s->split.train_count / (size_t)c->batch_size);
+    s->steps = s->epoch_steps * c->epochs;
+    s->warmup_steps = (int64_t)llround(warmup * (double)s->epoch_steps);
+    return KD_OK;
+}
+
+static kd_status resolve(kd_setup *s, kd_arena *arena, kd_err *err) {
+    kd_hyper *h;
+    KD_TRY(kd_alloc_array(&h, s->count, sizeof *h, err));
+    for (size_t i = 0; i < s->count; i++)
+        h[i] = s->students[i]->hyper;
+    kd_status status = kd_train_resolve(s->config, h, s->count, arena, err);
+    kd_free(h);
+    if (status != KD_OK)
+        return status;
+    s->options = kd_options_json(&kd_train_program, s->config);
+    return s->options != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
+}
+
+kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
+    s->config = config;
+    s->lock = -1;
+    s->threads = config->threads > 0 ? (int)config->threads : kd_cpu_count();
+    KD_TRY(kd_train_config_check(config, err));
+    KD_TRY(open_cache(s, err));
+    if (!config->dry_run)
+        KD_TRY(lock_run(s, err));
+    KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
+    KD_TRY(open_students(s, err));
+    KD_TRY(open_replay(s, err));
+    KD_TRY(plan_steps(s, err));
+    return resolve(s, arena, err);
+}
+
+void kd_setup_close(kd_setup *s) {
+    json_decref(s->options);
+    kd_free(s->held);
+    kd_free(s->seen);
+    kd_split_free(&s->split);
+    kd_replay_destroy(s->replay);
+    for (size_t i = 0; i < s->count; i++)
+        kd_student_destroy(s->students[i]);
+    kd_free(s->students);
+    kd_backend_close(s->backend);
+    kd_cache_close(s->cache);
+    if (s->lock >= 0)
+        close(s->lock);
+    *s = (kd_setup){.lock = -1};
+}
+
+/* ---- the plan in words ---- */
+
+static void print_views(const kd_setup *s) {
+    const kd_train_config *c = s->config;
+    uint32_t least = UINT32_MAX, most = 0;
+    uint64_t views = 0;
+    for (size_t i = 0; i < s->split.train_count; i++) {
+        uint32_t v = kd_replay_image(s->replay, s->split.train[i])->views;
+        least = v < least ? v : least;
+        most = v > most ? v : most;
+        views += v;
+    }
+    char range[40], memory[32], limit[32];
+    if (least == most)
+        snprintf(range, sizeof range, "%" PRIu32, most);
+    else
+        snprintf(range, sizeof range, "%" PRIu32 " to %" PRIu32, least, most);
+    kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images = %lld steps, warm-up %lld steps; an epoch shows each image once, with one of its %s views: each view is seen about %.1f times",
+           (long long)c->epochs, (long long)s->epoch_steps, (long long)c->batch_size, (long long)s->steps, (long long)s->warmup_steps, range,
+           (double)(s->steps * c->batch_size) / (double)views);
+    uint64_t side = (uint64_t)s->students[0]->image_size;
+    kd_log(KD_LOG_INFO, "views proven once are kept in memory: %s for all, at most %s (--view-memory)", kd_io_size_text(views * side * side * 3, memory, sizeof memory),
+           kd_io_size_text(s->view_memory, limit, sizeof limit));
+}
+
+void kd_setup_print(const kd_setup *s) {
+    const kd_recipe *r = kd_cache_recipe(s->cache);
+    char sha[13], memory[32];
+    kd_hex(sha, r->sha.b, 6);
+    kd_log(KD_LOG_INFO, "cache %s: recipe %s, %zu images, %" PRIu64 " views of %d px, targets of width %d%s, patches on %dx%d", kd_cache_shard_path(s->cache, 0), sha,
+           kd_cache_images(s->cache), kd_cache_view_total(s->cache), r->image_size, r->width, r->has_cls ? ", CLS" : "", r->grid_h, r->grid_w);
+    kd_log(KD_LOG_INFO, "images %s: %zu found, %zu missing, %zu other files ignored; %zu to train on, %zu held out", s->config->images, kd_replay_images(s->replay),
+           kd_replay_missing(s->replay), kd_replay_extra(s->replay), s->split.train_count, s->split.held_count);
+    print_views(s);
+    for (size_t i = 0; i < s->count; i++) {
+        const kd_student *t = s->students[i];
+        kd_log(KD_LOG_INFO, "student %s at %d px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass", t->name,
+               t->image_size, (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision,
+               kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), kd_exec_flops(t->train) / (double)t->batch * 1e-9);
+    }
+    kd_log(KD_LOG_INFO, "device: %s", s->backend->v->describe(s->backend));
+}

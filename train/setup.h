@@ -1,0 +1,40 @@
+/* Setup: everything that a training run needs, opened and checked before the first step, and the plan that says so to people.
+ *
+ *     kd_setup s = {0};
+ *     KD_TRY(kd_setup_open(&s, config, arena, err));                 // also after a failure: kd_setup_close
+ *     kd_setup_print(&s);
+ *     kd_setup_close(&s);
+ */
+#ifndef KD_TRAIN_SETUP_H
+#define KD_TRAIN_SETUP_H
+
+#include "train/schedule.h"
+#include "train/student.h"
+
+enum { KD_VAL_MAX = 4096 }; /* views that are validated; more would cost time and tell nothing new */
+
+typedef struct kd_setup {
+    kd_train_config *config;
+    int threads;
+    int lock;                 /* of the run directory; -1 = not held */
+    kd_cache *cache;
+    kd_backend *backend;
+    kd_student **students;
+    size_t count;
+    kd_replay *replay;
+    kd_split split;
+    kd_replay_item *held, *seen; /* validation; seen[].view is filled in per epoch */
+    size_t held_count, seen_count;
+    int64_t epoch_steps, steps, warmup_steps;
+    uint64_t view_memory;
+    kd_hash128 images;        /* of the ids and view counts of all images in use */
+    json_t *options;          /* resolved: what a resumed run must agree with */
+} kd_setup;
+
+/* *s must be zeroed with lock = -1. KD_ELOCKED: another kd-train works in the run directory. KD_EUSAGE: fewer training images than one batch. Creates the run directory
+ * unless it is a dry run. */
+kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err);
+void kd_setup_close(kd_setup *s);
+void kd_setup_print(const kd_setup *s); /* through kd_log */
+
+#endif

@@ -1,0 +1,20 @@
+/* Validate: how much of the teacher's features the students explain, on views that they don't train on and on views that they have seen.
+ *
+ * R2 = 1 - (mean squared error) / (variance of the standardised targets over the validated set): 0 = no better than predicting the mean, 1 = perfect. Cosine: mean over
+ * tokens of the cosine between prediction and target in standardised (hence centred) space. Networks run in inference mode (running statistics). */
+#ifndef KD_TRAIN_VALIDATE_H
+#define KD_TRAIN_VALIDATE_H
+
+#include "train/student.h"
+
+typedef struct kd_val_result {
+    double loss;             /* weighted as in training */
+    double mse[KD_FEATURES]; /* indexed by kd_feature; 0 when the term isn't trained */
+    double r2[KD_FEATURES], cosine[KD_FEATURES];
+} kd_val_result;
+
+/* One pass over `items` for all students (equal batch and image size); results[i] belongs to students[i]. count > 0; the replay prepares at least batch + 1 samples ahead.
+ * KD_ESIGINT or KD_ESIGTERM when the user asks to stop. */
+kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, kd_err *err);
+
+#endif
