@@ -202,7 +202,7 @@ comma := ,
 ## demo: the whole job on drawn pictures; IMAGES=dir WEIGHTS=file use your own
 demo: deps
 	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) KD_WITH_TOOLS=1 build
-	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' DRAW='$(abspath $(OBJ)/tests/e2e/draw_pictures)' IMAGES='$(IMAGES)' WEIGHTS='$(WEIGHTS)' tests/e2e/demo.sh
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' DRAW='$(abspath $(OBJ)/tests/demo/draw_pictures)' IMAGES='$(IMAGES)' WEIGHTS='$(WEIGHTS)' tests/demo/demo.sh
 
 ## bench: tests/bench against the peers; results in tests/bench/results/
 bench: build $(BENCH_BINARIES)

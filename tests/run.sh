@@ -18,6 +18,7 @@ export CMOCKA_MESSAGE_OUTPUT=TAP NO_COLOR=1 LC_ALL=C
 # A relative path to the real photos is meant from the root of the repository.
 [ -n "$KD_TEST_DATA" ] && [ -d "$KD_TEST_DATA" ] && KD_TEST_DATA=$(cd "$KD_TEST_DATA" && pwd)
 export KD_TEST_DATA KD_BIN KD_LIB_DIR KD_TEST_DIR
+export TSAN_OPTIONS="die_after_fork=0 $TSAN_OPTIONS" # children of tests start threads
 unset KD_LOG CMOCKA_XML_FILE
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/kd-test.XXXXXX") || exit 1

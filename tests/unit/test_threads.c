@@ -301,6 +301,8 @@ static int child_with_signals(int first, int second)
         raise(first);
         if (second)
             raise(second);
+        for (int i = 0; i < 1000 && kd_stop_requested() == KD_OK; i++) /* a sanitizer may deliver it late */
+            usleep(1000);
         _exit(kd_exit_code(kd_stop_requested()));
     }
     assert_int_equal(waitpid(child, &status, 0), child);
