@@ -24,7 +24,7 @@ typedef struct kd_graph kd_graph;
 typedef int kd_val; /* index of a value in its graph */
 
 kd_graph *kd_graph_create(void); /* NULL when memory is out */
-void kd_graph_destroy(kd_graph *g);
+void kd_graph_destroy(kd_graph *g); /* accepts NULL, as every destroy here */
 /* Out of memory while building is remembered; every builder call then does nothing. Checked by kd_params_create and kd_exec_create. */
 
 /* --- values --- */
