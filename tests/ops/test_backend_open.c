@@ -93,7 +93,7 @@ static void memory_shortage_is_an_error(void **state) {
     assert_int_equal(kd_backend_open(&b, "ref", 1, &err), KD_EFAIL);
     kd_mem_fail_after(0);
     assert_int_equal(kd_backend_open(&b, "ref", 1, &err), KD_OK);
-    assert_int_equal(b->v->alloc(b, &p, SIZE_MAX / 2, &err), KD_EFAIL);
+    assert_int_equal(b->v->alloc(b, &p, SIZE_MAX, &err), KD_EFAIL);
     assert_null(p);
     kd_backend_close(b);
 }

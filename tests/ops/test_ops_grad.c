@@ -190,10 +190,48 @@ static void normalize_has_torchvisions_bits(void **state) {
     ops_results_free(&r);
 }
 
+/* bf16 has 1 and 1 + 2^-7 and nothing between, so 1 + 2^-9 rounds to 1; with an f32 result it shows which operands were rounded. */
+static void bf16_products_round_their_operands(void **state) {
+    (void)state;
+    ops_case c = {.label = "linear with operands that bf16 can't hold",
+                  .desc = {.kind = KD_OP_LINEAR, .name = "linear", .inputs = 1, .bias = 1, .train = 1, .need_dx = 1, .need_dparam = 1, .x = {{KD_BF16, 2, {1, 1}}},
+                           .y = {KD_F32, 2, {1, 1}}}};
+    const float odd = 1 + 0x1p-9f;
+    float x = 2, w = odd, bias = 0x1p-9f, dy = odd, dx = 0, dw = 0, db = 0;
+    ops_inputs in = {.x = {&x}, .param = {&w, &bias}, .dy = &dy, .dx = {&dx}, .dparam = {&dw, &db}};
+    for (int as_conv = 0; as_conv < 2; as_conv++) {
+        if (as_conv) {
+            c.desc.kind = KD_OP_CONV2D;
+            c.desc.kernel = c.desc.stride = 1;
+            c.desc.x[0] = (kd_tdesc){KD_BF16, 4, {1, 1, 1, 1}};
+            c.desc.y = (kd_tdesc){KD_F32, 4, {1, 1, 1, 1}};
+        }
+        ops_results r = ops_run(ref, &c, &in, 0);
+        assert_true(r.y[0] == 2 + 0x1p-9f); /* weight rounded, bias not */
+        assert_true(r.dx[0][0] == 1);       /* both rounded */
+        assert_true(r.dparam[0][0] == 2);   /* gradient rounded */
+        assert_true(r.dparam[1][0] == odd); /* a sum, no product */
+        ops_results_free(&r);
+    }
+}
+
+/* Three equal scores: each probability is bf16(1/3) = 0.333984375, so values of one give 3 * 0.333984375. */
+static void bf16_attention_rounds_probabilities(void **state) {
+    (void)state;
+    ops_case c = {.label = "attention with equal scores",
+                  .desc = {.kind = KD_OP_ATTENTION, .name = "attention", .inputs = 1, .heads = 1, .x = {{KD_BF16, 3, {1, 3, 3}}}, .y = {KD_F32, 3, {1, 3, 1}}}};
+    float qkv[] = {1, 2, 1, 1, 2, 1, 1, 2, 1};
+    ops_inputs in = {.x = {qkv}};
+    ops_results r = ops_run(ref, &c, &in, 0);
+    for (int t = 0; t < 3; t++)
+        assert_true(r.y[t] == 3 * 0.333984375f);
+    ops_results_free(&r);
+}
+
 int main(void) {
     const ops_case *list;
     size_t count = ops_cases(&list), n = 0;
-    struct CMUnitTest *tests = kd_calloc(count + 4, sizeof *tests);
+    struct CMUnitTest *tests = kd_calloc(count + 6, sizeof *tests);
     if (!tests)
         return 1;
     ref = ops_open_ref();
@@ -201,6 +239,8 @@ int main(void) {
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(max_pool_tie_goes_to_the_first);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(max_pool_padding_never_wins);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(normalize_has_torchvisions_bits);
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(bf16_products_round_their_operands);
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(bf16_attention_rounds_probabilities);
     for (size_t i = 0; i < count; i++)
         tests[n++] = (struct CMUnitTest){list[i].label, ref_is_right, NULL, NULL, (void *)(uintptr_t)&list[i]};
     int failed = _cmocka_run_group_tests("ref", tests, n, NULL, NULL);
