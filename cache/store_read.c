@@ -1,0 +1,624 @@
+#include <dirent.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cache/store_internal.h"
+#include "cache/validate.h"
+#include "common/base/io.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+
+enum { PAGE = 4096 };
+
+typedef struct shard {
+    char *path;
+    kd_manifest manifest;
+    kd_recipe recipe;
+    kd_lmdb *db;
+} shard;
+
+typedef struct feature_stats {
+    float *mean;
+    float scalar_std;
+} feature_stats;
+
+struct kd_cache {
+    shard *shards;
+    size_t shard_count;
+    kd_image_entry *images; /* sorted by id */
+    uint32_t *image_shard;
+    size_t image_count;
+    uint64_t views;
+    kd_arena *arena;        /* paths of images */
+    feature_stats stats[KD_FEATURES];
+};
+
+struct kd_reader {
+    kd_cache *cache;
+    kd_lmdb_txn **txn; /* one per shard */
+    kd_record_scratch scratch;
+};
+
+/* ---- finding the files ---- */
+
+typedef struct path_list {
+    char **path;
+    size_t count, capacity;
+} path_list;
+
+static kd_status list_add(path_list *l, const char *folder, const char *name, kd_err *err)
+{
+    char *p = folder ? kd_asprintf("%s/%s", folder, name) : kd_strdup(name);
+    if (p && l->count == l->capacity) {
+        size_t capacity = l->capacity ? 2 * l->capacity : 16;
+        char **bigger = kd_realloc(l->path, capacity * sizeof *bigger);
+        if (bigger) {
+            l->path = bigger;
+            l->capacity = capacity;
+        } else {
+            kd_free(p);
+            p = NULL;
+        }
+    }
+    if (!p)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while listing shards", name);
+    l->path[l->count++] = p;
+    return KD_OK;
+}
+
+static int compare_paths(const void *a, const void *b)
+{
+    return strcmp(*(char *const *)a, *(char *const *)b);
+}
+
+static int ends_in(const char *s, const char *end)
+{
+    size_t n = strlen(s), m = strlen(end);
+    return n > m && strcmp(s + n - m, end) == 0;
+}
+
+static kd_status list_folder(path_list *l, const char *folder, kd_err *err)
+{
+    size_t before = l->count, unfinished = 0;
+    struct dirent *e;
+    kd_status status = KD_OK;
+    DIR *d = opendir(folder);
+    if (!d)
+        return kd_fail_errno(err, KD_ENOTFOUND, "%s: can't be listed", folder);
+    while (status == KD_OK && (errno = 0, e = readdir(d)) != NULL) {
+        unfinished += (size_t)ends_in(e->d_name, ".kdc.partial");
+        if (ends_in(e->d_name, ".kdc"))
+            status = list_add(l, folder, e->d_name, err);
+    }
+    if (status == KD_OK && errno != 0)
+        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be listed", folder);
+    closedir(d);
+    KD_TRY(status);
+    if (l->count == before)
+        return kd_fail(err, KD_ENOTFOUND, "%s: holds no sealed cache (*.kdc)%s", folder,
+                       unfinished ? ", but unfinished ones (*.kdc.partial): run the same kd-precompute command again to complete them" : "");
+    if (unfinished)
+        kd_log(KD_LOG_WARN, "%s: %zu shards are unfinished (*.kdc.partial) and left out; run kd-precompute again to complete them", folder, unfinished);
+    qsort(l->path + before, l->count - before, sizeof *l->path, compare_paths);
+    return KD_OK;
+}
+
+static kd_status list_paths(path_list *l, const char *const *paths, size_t count, kd_err *err)
+{
+    for (size_t i = 0; i < count; i++) {
+        char *partial;
+        int has_partial;
+        if (kd_io_is_dir(paths[i])) {
+            KD_TRY(list_folder(l, paths[i], err));
+            continue;
+        }
+        if (kd_io_exists(paths[i])) {
+            KD_TRY(list_add(l, NULL, paths[i], err));
+            continue;
+        }
+        partial = kd_asprintf("%s.partial", paths[i]);
+        has_partial = partial && kd_io_exists(partial);
+        kd_free(partial);
+        if (has_partial)
+            return kd_fail(err, KD_ENOTFOUND, "%s: not finished yet: %s.partial is there; run the same kd-precompute command again to complete it", paths[i], paths[i]);
+        return kd_fail(err, KD_ENOTFOUND, "%s: no such cache; kd-precompute --images DIR --weights FILE --cache %s makes it", paths[i], paths[i]);
+    }
+    return KD_OK;
+}
+
+/* ---- opening one shard ---- */
+
+static kd_status check_counts(const shard *s, const kd_lmdb_facts *facts, kd_err *err)
+{
+    const kd_manifest *m = &s->manifest;
+    uint64_t per_feature = m->views * (uint64_t)s->recipe.layers;
+    struct { const char *what; uint64_t have, want; } row[] = {
+        {"images", facts->entries[KD_DB_IMAGES], m->images},
+        {"views", facts->entries[KD_DB_VIEWS], m->views},
+        {"cls records", facts->entries[KD_DB_CLS], m->records[KD_FEATURE_CLS]},
+        {"patch records", facts->entries[KD_DB_PATCH], m->records[KD_FEATURE_PATCH]},
+        {"cls records for its views", m->records[KD_FEATURE_CLS], s->recipe.has_cls ? per_feature : 0},
+        {"patch records for its views", m->records[KD_FEATURE_PATCH], s->recipe.has_patch ? per_feature : 0},
+        {"bytes", facts->pages * PAGE, m->bytes},
+    };
+    for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
+        if (row[i].have != row[i].want)
+            return kd_fail(err, KD_EDAMAGED, "%s: has %llu %s where %llu are expected from its manifest; copy both files again", s->path, (unsigned long long)row[i].have,
+                           row[i].what, (unsigned long long)row[i].want);
+    }
+    return KD_OK;
+}
+
+/* The file's own account of its content must be the manifest's. */
+static kd_status check_content(const shard *s, kd_lmdb_txn *t, kd_err *err)
+{
+    json_t *content;
+    kd_sha256 digest;
+    const char *hex = "";
+    kd_status status = kd_meta_get_json(t, KD_META_CONTENT, &content, s->path, err);
+    if (status == KD_OK)
+        status = kd_json_get_string(content, "digest", s->path, &hex, err);
+    if (status == KD_OK && (kd_unhex(digest.b, hex, sizeof digest.b) != 0 || memcmp(digest.b, s->manifest.digest.b, sizeof digest.b) != 0))
+        status = kd_fail(err, KD_EDAMAGED, "%s: its content digest is %s, its manifest says otherwise: the manifest belongs to another file; copy both again", s->path, hex);
+    json_decref(content);
+    return status;
+}
+
+static kd_status read_shard_meta(void *arg, kd_err *err)
+{
+    shard *s = arg;
+    kd_lmdb_txn *t;
+    kd_status status;
+    KD_TRY(kd_lmdb_read(&t, s->db, err));
+    status = kd_read_recipe(&s->recipe, t, s->path, err);
+    if (status == KD_OK)
+        status = check_content(s, t, err);
+    kd_lmdb_read_end(t);
+    if (status == KD_DONE)
+        return kd_fail(err, KD_EDAMAGED, "%s: has no recipe or content entry; copy it again from where it came", s->path);
+    if (status == KD_OK && memcmp(s->recipe.sha.b, s->manifest.identity.b, sizeof s->recipe.sha.b) != 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: its manifest belongs to a cache of another recipe; copy both files again", s->path);
+    return status;
+}
+
+static kd_status open_shard(shard *s, kd_err *err)
+{
+    kd_lmdb_facts facts;
+    KD_TRY(kd_manifest_read(&s->manifest, s->path, err));
+    KD_TRY(kd_lmdb_validate(s->path, 1, &facts, err));
+    if (facts.first_value_at == 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: its meta database is empty; copy it again from where it came", s->path);
+    KD_TRY(kd_lmdb_open_read(&s->db, s->path, facts.pages * PAGE, facts.first_value_at, err));
+    KD_TRY(kd_lmdb_guard(s->db, read_shard_meta, s, err));
+    return check_counts(s, &facts, err);
+}
+
+/* ---- the table of images ---- */
+
+typedef struct image_load {
+    kd_cache *cache;
+    uint32_t shard;
+    kd_lmdb_cursor *cursor;
+    uint64_t views;
+} image_load;
+
+static kd_status load_images(void *arg, kd_err *err)
+{
+    image_load *l = arg;
+    kd_cache *c = l->cache;
+    shard *s = &c->shards[l->shard];
+    kd_bytes key, value;
+    kd_status status;
+    while ((status = kd_lmdb_cursor_next(l->cursor, &key, &value, err)) == KD_OK) {
+        kd_image_entry *e = &c->images[c->image_count];
+        size_t rel_size;
+        char *rel;
+        KD_TRY(kd_image_value_decode(e, &rel_size, key, value, s->recipe.sha.b, s->path, err));
+        rel = kd_arena_alloc(c->arena, rel_size + 1);
+        if (!rel)
+            return kd_fail(err, KD_EFAIL, "%s: out of memory while reading its image table", s->path);
+        memcpy(rel, e->rel, rel_size);
+        e->rel = rel;
+        if (e->views == 0)
+            return kd_fail(err, KD_EDAMAGED, "%s: lists an image without views; copy it again from where it came", s->path);
+        c->image_shard[c->image_count++] = l->shard;
+        l->views += e->views;
+    }
+    return status == KD_DONE ? KD_OK : status;
+}
+
+static kd_status load_shard_images(kd_cache *c, uint32_t shard_index, kd_err *err)
+{
+    shard *s = &c->shards[shard_index];
+    image_load l = {.cache = c, .shard = shard_index};
+    kd_lmdb_txn *t;
+    kd_status status;
+    KD_TRY(kd_lmdb_read(&t, s->db, err));
+    status = kd_lmdb_cursor_open(&l.cursor, t, KD_DB_IMAGES, err);
+    if (status == KD_OK)
+        status = kd_lmdb_guard(s->db, load_images, &l, err);
+    kd_lmdb_cursor_close(l.cursor);
+    kd_lmdb_read_end(t);
+    if (status == KD_OK && l.views != s->manifest.views)
+        return kd_fail(err, KD_EDAMAGED, "%s: its images list %llu views where its manifest has %llu; copy both files again", s->path, (unsigned long long)l.views,
+                       (unsigned long long)s->manifest.views);
+    c->views += l.views;
+    return status;
+}
+
+typedef struct image_row {
+    kd_image_entry entry;
+    uint32_t shard;
+} image_row;
+
+static int compare_rows(const void *a, const void *b)
+{
+    return memcmp(((const image_row *)a)->entry.image.b, ((const image_row *)b)->entry.image.b, KD_IMAGE_KEY_BYTES);
+}
+
+/* Each shard is sorted; several together are not. */
+static kd_status merge_images(kd_cache *c, kd_err *err)
+{
+    image_row *rows;
+    KD_TRY(kd_alloc_array(&rows, c->image_count, sizeof *rows, err));
+    for (size_t i = 0; i < c->image_count; i++)
+        rows[i] = (image_row){c->images[i], c->image_shard[i]};
+    qsort(rows, c->image_count, sizeof *rows, compare_rows);
+    for (size_t i = 0; i < c->image_count; i++) {
+        c->images[i] = rows[i].entry;
+        c->image_shard[i] = rows[i].shard;
+    }
+    kd_free(rows);
+    for (size_t i = 1; i < c->image_count; i++) {
+        if (memcmp(c->images[i].image.b, c->images[i - 1].image.b, KD_IMAGE_KEY_BYTES) == 0) {
+            char hex[33];
+            kd_hex(hex, c->images[i].image.b, 16);
+            return kd_fail(err, KD_EMISMATCH, "view 0 of image %s (%s) is in %s and in %s: these shards overlap; give only one of them, or one of each run", hex, c->images[i].rel,
+                           c->shards[c->image_shard[i - 1]].path, c->shards[c->image_shard[i]].path);
+        }
+    }
+    return KD_OK;
+}
+
+static kd_status load_all_images(kd_cache *c, kd_err *err)
+{
+    uint64_t total = 0;
+    for (size_t i = 0; i < c->shard_count; i++)
+        total += c->shards[i].manifest.images; /* equal to the entries that were counted page by page */
+    KD_TRY(kd_alloc_array(&c->images, total, sizeof *c->images, err));
+    KD_TRY(kd_alloc_array(&c->image_shard, total, sizeof *c->image_shard, err));
+    c->arena = kd_arena_create();
+    if (!c->arena)
+        return kd_fail(err, KD_EFAIL, "out of memory while reading a cache's image table");
+    for (size_t i = 0; i < c->shard_count; i++)
+        KD_TRY(load_shard_images(c, (uint32_t)i, err));
+    return c->shard_count > 1 ? merge_images(c, err) : KD_OK;
+}
+
+/* ---- statistics ---- */
+
+typedef struct stats_load {
+    kd_cache *cache;
+    kd_lmdb_txn *txn;
+} stats_load;
+
+static kd_status load_stats(void *arg, kd_err *err)
+{
+    stats_load *l = arg;
+    shard *s = &l->cache->shards[0];
+    for (int f = 0; f < KD_FEATURES; f++) {
+        feature_stats *out = &l->cache->stats[f];
+        char key[32];
+        kd_bytes b;
+        kd_status status;
+        if (!kd_recipe_has(&s->recipe, (kd_feature)f))
+            continue;
+        snprintf(key, sizeof key, KD_META_STATS "%s", kd_feature_name((kd_feature)f));
+        status = kd_meta_get(l->txn, key, &b, s->path, err);
+        if (status == KD_DONE || (status == KD_OK && (b.size != 16 + 4 * (size_t)s->recipe.width || kd_get_le(b.data + 8, 4) != (uint64_t)s->recipe.width)))
+            return kd_fail(err, KD_EDAMAGED, "%s: its statistics of %s are missing or of another width; copy it again from where it came", s->path, kd_feature_name((kd_feature)f));
+        KD_TRY(status);
+        KD_TRY(kd_alloc_array(&out->mean, (size_t)s->recipe.width, sizeof *out->mean, err));
+        memcpy(&out->scalar_std, b.data + 12, 4);
+        memcpy(out->mean, b.data + 16, 4 * (size_t)s->recipe.width);
+    }
+    return KD_OK;
+}
+
+/* Several shards together: the same rule as when sealing, over the merged key order, so that all who give these shards train on the same targets. */
+static kd_status compute_stats(kd_cache *c, kd_feature f, kd_err *err)
+{
+    const kd_recipe *r = kd_cache_recipe(c);
+    uint32_t rows = kd_recipe_rows(r, f);
+    kd_reader *reader = NULL;
+    kd_stats st;
+    float *x = NULL;
+    kd_status status = kd_stats_create(&st, r->width, err);
+    if (status == KD_OK)
+        status = kd_alloc_array(&x, (size_t)rows * (size_t)r->width, sizeof *x, err);
+    if (status == KD_OK)
+        status = kd_reader_create(&reader, c, err);
+    for (size_t i = 0; i < c->image_count && st.views < KD_STATS_VIEWS && status == KD_OK; i++) {
+        for (uint32_t v = 0; v < c->images[i].views && st.views < KD_STATS_VIEWS && status == KD_OK; v++) {
+            status = kd_reader_feature(reader, f, &c->images[i].image, v, r->layer[0], x, NULL, err);
+            if (status == KD_OK)
+                kd_stats_add_view(&st, x, rows);
+        }
+    }
+    if (status == KD_OK) {
+        kd_stats_finish(&st);
+        kd_log(KD_LOG_INFO, "%s statistics over %llu views of %zu shards: standard deviation %.4f", kd_feature_name(f), (unsigned long long)st.views, c->shard_count,
+               (double)st.scalar_std);
+        c->stats[f].scalar_std = st.scalar_std;
+        c->stats[f].mean = st.mean;
+        st.mean = NULL;
+    }
+    kd_reader_destroy(reader);
+    kd_free(x);
+    kd_stats_free(&st);
+    return status;
+}
+
+static kd_status prepare_stats(kd_cache *c, kd_err *err)
+{
+    stats_load l = {.cache = c};
+    kd_status status;
+    if (c->shard_count > 1) {
+        for (int f = 0; f < KD_FEATURES; f++) {
+            if (kd_recipe_has(kd_cache_recipe(c), (kd_feature)f))
+                KD_TRY(compute_stats(c, (kd_feature)f, err));
+        }
+        return KD_OK;
+    }
+    KD_TRY(kd_lmdb_read(&l.txn, c->shards[0].db, err));
+    status = kd_lmdb_guard(c->shards[0].db, load_stats, &l, err);
+    kd_lmdb_read_end(l.txn);
+    return status;
+}
+
+/* ---- the cache ---- */
+
+static kd_status open_all(kd_cache *c, path_list *l, kd_err *err)
+{
+    KD_TRY(kd_alloc_array(&c->shards, l->count, sizeof *c->shards, err));
+    for (size_t i = 0; i < l->count; i++) {
+        shard *s = &c->shards[c->shard_count++];
+        s->path = l->path[i];
+        l->path[i] = NULL;
+        KD_TRY(open_shard(s, err));
+        if (i > 0)
+            KD_TRY(kd_recipe_compare(&c->shards[0].recipe, c->shards[0].path, &s->recipe, s->path, err));
+    }
+    KD_TRY(load_all_images(c, err));
+    return prepare_stats(c, err);
+}
+
+kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, kd_err *err)
+{
+    kd_cache *c = kd_calloc(1, sizeof *c);
+    path_list l = {0};
+    kd_status status;
+    *out = NULL;
+    if (!c)
+        return kd_fail(err, KD_EFAIL, "out of memory while opening a cache");
+    status = count > 0 ? list_paths(&l, paths, count, err) : kd_fail(err, KD_EUSAGE, "no cache was given");
+    if (status == KD_OK)
+        status = open_all(c, &l, err);
+    for (size_t i = 0; i < l.count; i++)
+        kd_free(l.path[i]);
+    kd_free(l.path);
+    if (status != KD_OK) {
+        kd_cache_close(c);
+        return status;
+    }
+    *out = c;
+    return KD_OK;
+}
+
+void kd_cache_close(kd_cache *c)
+{
+    if (!c)
+        return;
+    for (size_t i = 0; i < c->shard_count; i++) {
+        shard *s = &c->shards[i];
+        kd_lmdb_close(s->db);
+        kd_recipe_free(&s->recipe);
+        kd_manifest_free(&s->manifest);
+        kd_free(s->path);
+    }
+    for (int f = 0; f < KD_FEATURES; f++)
+        kd_free(c->stats[f].mean);
+    kd_free(c->shards);
+    kd_free(c->images);
+    kd_free(c->image_shard);
+    kd_arena_destroy(c->arena);
+    kd_free(c);
+}
+
+const kd_recipe *kd_cache_recipe(const kd_cache *c)
+{
+    return &c->shards[0].recipe;
+}
+
+size_t kd_cache_shards(const kd_cache *c)
+{
+    return c->shard_count;
+}
+
+const char *kd_cache_shard_path(const kd_cache *c, size_t i)
+{
+    KD_ASSERT(i < c->shard_count);
+    return c->shards[i].path;
+}
+
+const json_t *kd_cache_shard_manifest(const kd_cache *c, size_t i)
+{
+    KD_ASSERT(i < c->shard_count);
+    return c->shards[i].manifest.json;
+}
+
+size_t kd_cache_images(const kd_cache *c)
+{
+    return c->image_count;
+}
+
+const kd_image_entry *kd_cache_image(const kd_cache *c, size_t i)
+{
+    KD_ASSERT(i < c->image_count);
+    return &c->images[i];
+}
+
+const kd_image_entry *kd_cache_find_image(const kd_cache *c, const kd_hash128 *id)
+{
+    size_t lo = 0, hi = c->image_count;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        int order = memcmp(c->images[mid].image.b, id->b, KD_IMAGE_KEY_BYTES);
+        if (order == 0)
+            return &c->images[mid];
+        if (order < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    return NULL;
+}
+
+uint64_t kd_cache_view_total(const kd_cache *c)
+{
+    return c->views;
+}
+
+const float *kd_cache_mean(const kd_cache *c, kd_feature f, float *scalar_std)
+{
+    if (c->stats[f].mean && scalar_std)
+        *scalar_std = c->stats[f].scalar_std;
+    return c->stats[f].mean;
+}
+
+/* ---- reading ---- */
+
+kd_status kd_reader_create(kd_reader **out, kd_cache *c, kd_err *err)
+{
+    kd_reader *r = kd_calloc(1, sizeof *r);
+    kd_status status;
+    *out = NULL;
+    if (!r)
+        return kd_fail(err, KD_EFAIL, "out of memory while creating a reader");
+    r->cache = c;
+    status = kd_alloc_array(&r->txn, c->shard_count, sizeof *r->txn, err);
+    for (size_t i = 0; i < c->shard_count && status == KD_OK; i++)
+        status = kd_lmdb_read(&r->txn[i], c->shards[i].db, err);
+    if (status != KD_OK) {
+        kd_reader_destroy(r);
+        return status;
+    }
+    *out = r;
+    return KD_OK;
+}
+
+void kd_reader_destroy(kd_reader *r)
+{
+    if (!r)
+        return;
+    for (size_t i = 0; r->txn && i < r->cache->shard_count; i++)
+        kd_lmdb_read_end(r->txn[i]);
+    kd_free(r->txn);
+    kd_record_scratch_free(&r->scratch);
+    kd_free(r);
+}
+
+/* One lookup, as it goes through the guard. */
+typedef struct lookup {
+    kd_reader *reader;
+    uint32_t shard;
+    const kd_hash128 *image;
+    uint32_t view;
+    kd_view_entry *entry; /* for a view */
+    kd_feature feature;   /* for a feature */
+    uint16_t layer;
+    float *out;
+    kd_hash128 *view_hash;
+} lookup;
+
+static kd_status find_shard(lookup *l, kd_err *err)
+{
+    const kd_cache *c = l->reader->cache;
+    const kd_image_entry *e = kd_cache_find_image(c, l->image);
+    char hex[33];
+    kd_hex(hex, l->image->b, 16);
+    if (!e)
+        return kd_fail(err, KD_ENOTFOUND, "%s: has no image %s", c->shards[0].path, hex);
+    if (l->view >= e->views)
+        return kd_fail(err, KD_ENOTFOUND, "%s: image %s (%s) has views 0 to %u, not %u", c->shards[0].path, hex, e->rel, e->views - 1, l->view);
+    l->shard = c->image_shard[e - c->images];
+    return KD_OK;
+}
+
+/* The image table knows this view, so a missing entry is damage. */
+static kd_status get(const lookup *l, kd_db db, const uint8_t *key, size_t size, kd_bytes *value, kd_err *err)
+{
+    kd_status status = kd_lmdb_get(l->reader->txn[l->shard], db, key, size, value, err);
+    char hex[2 * KD_KEY_BYTES + 1];
+    if (status != KD_DONE)
+        return status;
+    kd_hex(hex, key, size);
+    return kd_fail(err, KD_EDAMAGED, "%s: the %s entry %s is missing; copy the file again from where it came, or remove it and run kd-precompute again",
+                   l->reader->cache->shards[l->shard].path, kd_db_names[db], hex);
+}
+
+static kd_status read_view(void *arg, kd_err *err)
+{
+    lookup *l = arg;
+    const shard *s = &l->reader->cache->shards[l->shard];
+    uint8_t bytes[KD_VIEW_KEY_BYTES];
+    kd_bytes key = {bytes, sizeof bytes}, value;
+    kd_view_key(bytes, l->image, l->view);
+    KD_TRY(get(l, KD_DB_VIEWS, bytes, sizeof bytes, &value, err));
+    return kd_view_value_decode(l->entry, key, value, s->recipe.sha.b, s->path, err);
+}
+
+static kd_status read_feature(void *arg, kd_err *err)
+{
+    lookup *l = arg;
+    const shard *s = &l->reader->cache->shards[l->shard];
+    kd_record_head head = kd_recipe_head(&s->recipe, l->feature, l->image, l->view, l->layer);
+    uint8_t bytes[KD_KEY_BYTES];
+    kd_bytes value;
+    kd_err inner;
+    kd_status status;
+    kd_key_encode(bytes, &head.key);
+    KD_TRY(get(l, kd_feature_db(l->feature), bytes, sizeof bytes, &value, err));
+    kd_lmdb_will_need(value);
+    status = kd_record_decode(l->out, value.data, value.size, &head, &l->reader->scratch, &inner);
+    if (status != KD_OK) {
+        char hex[33];
+        kd_hex(hex, l->image->b, 16);
+        return kd_fail(err, status, "%s: %s of image %s, view %u, layer %u: %s", s->path, kd_feature_name(l->feature), hex, l->view, l->layer, inner.msg);
+    }
+    if (l->view_hash)
+        *l->view_hash = head.view_hash;
+    return KD_OK;
+}
+
+kd_status kd_reader_view(kd_reader *r, const kd_hash128 *image, uint32_t view, kd_view_entry *out, kd_err *err)
+{
+    lookup l = {.reader = r, .image = image, .view = view, .entry = out};
+    KD_TRY(find_shard(&l, err));
+    return kd_lmdb_guard(r->cache->shards[l.shard].db, read_view, &l, err);
+}
+
+kd_status kd_reader_feature(kd_reader *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer, float *out, kd_hash128 *view_hash, kd_err *err)
+{
+    lookup l = {.reader = r, .image = image, .view = view, .feature = f, .layer = layer, .out = out, .view_hash = view_hash};
+    const kd_recipe *recipe = kd_cache_recipe(r->cache);
+    int known = 0;
+    for (int i = 0; i < recipe->layers; i++)
+        known |= recipe->layer[i] == layer;
+    if (!known || !kd_recipe_has(recipe, f))
+        return kd_fail(err, KD_ENOTFOUND, "%s: holds no %s of layer %u", r->cache->shards[0].path, kd_feature_name(f), layer);
+    KD_TRY(find_shard(&l, err));
+    return kd_lmdb_guard(r->cache->shards[l.shard].db, read_feature, &l, err);
+}
