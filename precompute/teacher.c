@@ -18,7 +18,8 @@ struct kd_teacher {
     uint8_t *padding;       /* host: one view of zeros */
 };
 
-static const char *const output_name[KD_FEATURES] = {"cls", "patch"};
+/* Outputs that kd_model_build names. */
+static const char *const output_name[KD_FEATURES] = {"cls", "map"};
 
 void kd_teacher_feature_shape(const kd_teacher *t, kd_feature f, uint32_t *rows, uint32_t *width) {
     *rows = f == KD_FEATURE_CLS ? 1 : (uint32_t)(t->taps.map_h * t->taps.map_w);
@@ -36,10 +37,6 @@ static kd_status build(kd_teacher *t, const kd_weights *weights, kd_dtype precis
     if (t->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the teacher's graph");
     t->taps = kd_model_build(t->graph, &t->model, t->image_size);
-    if (t->want[KD_FEATURE_CLS])
-        kd_graph_output(t->graph, t->taps.cls, output_name[KD_FEATURE_CLS]);
-    if (t->want[KD_FEATURE_PATCH])
-        kd_graph_output(t->graph, t->taps.map, output_name[KD_FEATURE_PATCH]);
     KD_TRY(kd_params_create(&t->params, t->graph, t->backend, err));
     KD_TRY(kd_model_load(t->params, &t->model, weights, t->image_size, err));
     KD_TRY(kd_exec_create(&t->exec, t->graph, t->params, &(kd_exec_config){.batch = t->batch, .precision = precision}, err));

@@ -10,7 +10,8 @@
 #include "common/base/threads.h"
 #include "common/image/augment.h"
 
-static const char *const tap_name[KD_TAPS] = {"pooled", "cls", "patch"};
+/* Outputs that kd_model_build names. */
+static const char *const tap_name[KD_TAPS] = {"pooled", "cls", "map"};
 
 struct kd_extractor {
     kd_extractor_options options;
@@ -42,9 +43,6 @@ static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) 
     if (x->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
     x->taps = kd_model_build(x->graph, &x->model, x->side);
-    kd_graph_output(x->graph, x->taps.pooled, tap_name[KD_TAP_POOLED]);
-    kd_graph_output(x->graph, x->taps.cls, tap_name[KD_TAP_CLS]);
-    kd_graph_output(x->graph, x->taps.map, tap_name[KD_TAP_PATCH]);
     KD_TRY(kd_params_create(&x->params, x->graph, x->backend, err));
     KD_TRY(load_parameters(x, weights, err));
     return kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err);
