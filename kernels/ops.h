@@ -106,7 +106,7 @@ size_t kd_tdesc_numel(const kd_tdesc *t);
 size_t kd_tdesc_bytes(const kd_tdesc *t);
 
 /* Checks a desc against the contract above (ranks, shapes, dtypes, attributes); asserts with the op's name when it is violated: a builder's bug, not input.
- * Called by every backend's op_create. Lives in kernels/ops.c, linked into each module. */
+ * Called by every backend's op_create. Lives in kernels/ops.c; a module finds it in the program that loads it (programs are linked with -rdynamic). */
 void kd_op_check(const kd_op_desc *d);
 /* Elements of parameter (state) i, 0 when the op has none there. The gamma of a residual linear counts although it may be absent. */
 size_t kd_op_param_numel(const kd_op_desc *d, int i);
