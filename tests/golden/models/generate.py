@@ -304,4 +304,5 @@ def main():
                "numpy": np.__version__}, open("recipe.json", "w"), indent=1)
 
 
-main()
+if __name__ == "__main__":
+    main()
