@@ -1,0 +1,264 @@
+/* Small caches for tests: images, views, plans and features that are pure functions of (image, view), so that what is read can be compared with what was meant. */
+#ifndef KD_TESTS_CACHE_FIXTURE_H
+#define KD_TESTS_CACHE_FIXTURE_H
+
+#include <dirent.h>
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+#include "cache/store.h"
+#include "common/base/io.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+#include "common/base/rng.h"
+
+enum { FX_WIDTH = 48, FX_GRID = 5, FX_ROWS = FX_GRID * FX_GRID, FX_VIEWS = 2 };
+
+#define must(expr) fx_must((expr), #expr, &fx_err, __LINE__)
+static kd_err fx_err;
+static inline void fx_must(kd_status status, const char *expr, const kd_err *err, int line)
+{
+    if (status != KD_OK) {
+        print_error("line %d: %s gave %s: %s\n", line, expr, kd_status_name(status), err->msg);
+        fail();
+    }
+}
+#define must_be(want, expr)                                                                            \
+    do {                                                                                               \
+        kd_status got_ = (expr);                                                                       \
+        if (got_ != (want))                                                                            \
+            print_error("%s gave %s: %s\n", #expr, kd_status_name(got_), got_ < 0 ? fx_err.msg : ""); \
+        assert_int_equal(got_, (want));                                                                \
+    } while (0)
+#define must_say(text) fx_must_say(text, __LINE__)
+static inline void fx_must_say(const char *text, int line)
+{
+    if (!strstr(fx_err.msg, text)) {
+        print_error("line %d: \"%s\" doesn't say \"%s\"\n", line, fx_err.msg, text);
+        fail();
+    }
+}
+
+/* A fresh folder, removed with its files at exit. */
+static char fx_dir[64];
+static inline void fx_remove_dir(void)
+{
+    char path[512];
+    struct dirent *e;
+    DIR *d = opendir(fx_dir);
+    while (d && (e = readdir(d)) != NULL) {
+        snprintf(path, sizeof path, "%s/%s", fx_dir, e->d_name);
+        unlink(path);
+    }
+    if (d)
+        closedir(d);
+    rmdir(fx_dir);
+}
+static inline int fx_make_dir(void **state)
+{
+    (void)state;
+    fx_remove_dir();
+    snprintf(fx_dir, sizeof fx_dir, "/tmp/kd-test-XXXXXX");
+    kd_log_set_level(KD_LOG_WARN);
+    return mkdtemp(fx_dir) ? 0 : -1;
+}
+static inline int fx_drop_dir(void **state)
+{
+    (void)state;
+    fx_remove_dir();
+    return 0;
+}
+static inline const char *fx_path(const char *name)
+{
+    static char path[4][512];
+    static int next;
+    next = (next + 1) % 4;
+    snprintf(path[next], sizeof path[next], "%s/%s", fx_dir, name);
+    return path[next];
+}
+
+static inline json_t *fx_recipe_json(void)
+{
+    json_error_t e;
+    json_t *j = json_loads("{\"format_version\":0,\"teacher\":{\"sha256\":\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"family\":\"dinov2\","
+                           "\"width\":48,\"depth\":2,\"heads\":3,\"patch\":14,\"interpolation\":\"bicubic\"},\"layers\":[1],\"layer_norm\":true,\"augment\":{\"name\":\"lightly\"},"
+                           "\"seed\":7,\"image_size\":70,\"decoder\":\"0123456789abcdef0123456789abcdef\",\"exif\":\"ignore\",\"features\":[\"cls\",\"patch\"],\"grid\":[5,5],"
+                           "\"width\":48,\"patch_target\":\"full\",\"store\":{\"dtype\":\"f16\",\"zstd_level\":1}}", 0, &e);
+    assert_non_null(j);
+    return j;
+}
+static inline kd_recipe fx_recipe(void)
+{
+    kd_recipe r;
+    must(kd_recipe_from_json(&r, fx_recipe_json(), "the test's recipe", &fx_err));
+    return r;
+}
+
+static inline kd_hash128 fx_image_id(unsigned image)
+{
+    char text[32];
+    snprintf(text, sizeof text, "image %u", image);
+    return kd_xxh128(text, strlen(text));
+}
+/* The value that element i of a feature has after f16: what a reader must give. */
+static inline float fx_value(unsigned image, unsigned view, kd_feature f, size_t i)
+{
+    uint32_t h = (uint32_t)(image * 2654435761u + view * 40503u + (unsigned)f * 97u + (uint32_t)i * 2246822519u);
+    h ^= h >> 15;
+    h *= 2654435761u;
+    return kd_f16_to_f32(kd_f32_to_f16((float)(h >> 8) / 8388608.0f - 1.0f));
+}
+static inline size_t fx_count(kd_feature f)
+{
+    return (f == KD_FEATURE_CLS ? 1u : (size_t)FX_ROWS) * FX_WIDTH;
+}
+static inline kd_view_entry fx_view(unsigned image, unsigned view)
+{
+    kd_view_entry v;
+    kd_policy policy;
+    char text[32];
+    memset(&v, 0, sizeof v);
+    v.image = fx_image_id(image);
+    v.view = view;
+    snprintf(text, sizeof text, "view %u of %u", view, image);
+    v.view_hash = kd_xxh128(text, strlen(text));
+    must(kd_policy_load(&policy, "lightly", 70, &fx_err));
+    v.plan = kd_plan_draw(&policy, 7, &v.image, view, 100, 80);
+    return v;
+}
+
+/* Encodes one feature of one view. */
+static inline void fx_record(kd_record_buf *out, const kd_recipe *r, unsigned image, unsigned view, kd_feature f)
+{
+    static kd_record_scratch scratch;
+    uint8_t planes[2 * FX_ROWS * FX_WIDTH];
+    size_t n = fx_count(f);
+    kd_view_entry v = fx_view(image, view);
+    kd_record_head head = {.feature = f, .key = {v.image, view, 1}, .rows = (uint32_t)(n / FX_WIDTH), .width = FX_WIDTH, .dtype = KD_F16, .view_hash = v.view_hash};
+    memcpy(head.identity, r->sha.b, 8);
+    for (size_t i = 0; i < n; i++) {
+        uint16_t h = kd_f32_to_f16(fx_value(image, view, f, i));
+        planes[i] = (uint8_t)(h >> 8);
+        planes[n + i] = (uint8_t)h;
+    }
+    must(kd_record_encode(out, &head, planes, 1, &scratch, &fx_err));
+}
+
+static inline kd_status fx_add(kd_writer *w, const kd_recipe *r, unsigned image, unsigned view, kd_err *err)
+{
+    static kd_record_buf cls, patch;
+    kd_view_entry v = fx_view(image, view);
+    char rel[64];
+    kd_image_entry e = {.image = v.image, .rel = rel, .file_size = 1000 + image, .width = 100, .height = 80};
+    kd_record_ref refs[2];
+    size_t n = 0;
+    snprintf(rel, sizeof rel, "class %u/photo-%u.jpg", image % 3, image);
+    if (r->has_cls) {
+        fx_record(&cls, r, image, view, KD_FEATURE_CLS);
+        refs[n++] = (kd_record_ref){KD_FEATURE_CLS, 1, cls.bytes, cls.size};
+    }
+    if (r->has_patch) {
+        fx_record(&patch, r, image, view, KD_FEATURE_PATCH);
+        refs[n++] = (kd_record_ref){KD_FEATURE_PATCH, 1, patch.bytes, patch.size};
+    }
+    return kd_writer_add_view(w, &e, &v, refs, n, err);
+}
+
+/* A sealed cache of images first .. first+count-1. */
+static inline void fx_make_cache(const char *path, unsigned first, unsigned count)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    json_t *provenance = json_pack("{s:s}", "made_by", "a test");
+    must(kd_writer_open(&w, path, &r, provenance, 0, &fx_err));
+    for (unsigned i = first; i < first + count; i++) {
+        for (unsigned v = 0; v < FX_VIEWS; v++)
+            must(fx_add(w, &r, i, v, &fx_err));
+    }
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    json_decref(provenance);
+    kd_recipe_free(&r);
+}
+
+/* Reads everything of images first..+count and compares. Returns KD_OK, or the first error; fails the test on a wrong value. */
+static inline kd_status fx_compare_all(kd_cache *c, unsigned first, unsigned count, kd_err *err)
+{
+    static float x[FX_ROWS * FX_WIDTH];
+    kd_reader *r;
+    kd_status status = kd_reader_create(&r, c, err);
+    for (unsigned i = first; i < first + count && status == KD_OK; i++) {
+        for (unsigned v = 0; v < FX_VIEWS && status == KD_OK; v++) {
+            kd_view_entry want = fx_view(i, v), got;
+            status = kd_reader_view(r, &want.image, v, &got, err);
+            if (status == KD_OK) {
+                uint8_t a[KD_PLAN_BYTES], b[KD_PLAN_BYTES];
+                kd_plan_encode(&want.plan, a);
+                kd_plan_encode(&got.plan, b);
+                assert_memory_equal(a, b, sizeof a);
+                assert_memory_equal(got.view_hash.b, want.view_hash.b, 16);
+            }
+            for (int f = 0; f < KD_FEATURES && status == KD_OK; f++) {
+                kd_hash128 h;
+                status = kd_reader_feature(r, (kd_feature)f, &want.image, v, 1, x, &h, err);
+                if (status != KD_OK)
+                    break;
+                assert_memory_equal(h.b, want.view_hash.b, 16);
+                for (size_t k = 0; k < fx_count((kd_feature)f); k++) {
+                    if (!(x[k] == fx_value(i, v, (kd_feature)f, k))) {
+                        print_error("image %u, view %u, %s[%zu]: %.9g instead of %.9g\n", i, v, kd_feature_name((kd_feature)f), k, (double)x[k],
+                                    (double)fx_value(i, v, (kd_feature)f, k));
+                        fail();
+                    }
+                }
+            }
+        }
+    }
+    kd_reader_destroy(r);
+    return status;
+}
+
+static inline kd_status fx_open(kd_cache **c, const char *path, kd_err *err)
+{
+    return kd_cache_open(c, &path, 1, err);
+}
+
+static inline void fx_read_file(const char *path, uint8_t **bytes, size_t *size)
+{
+    must(kd_io_read_all(path, (size_t)1 << 30, bytes, size, &fx_err));
+}
+static inline void fx_write_file(const char *path, const void *bytes, size_t size)
+{
+    FILE *f;
+    unlink(path); /* sealed files are read-only */
+    f = fopen(path, "wb");
+    assert_non_null(f);
+    assert_int_equal(fwrite(bytes, 1, size, f), size);
+    assert_int_equal(fclose(f), 0);
+}
+static inline void fx_assert_equal_files(const char *a, const char *b)
+{
+    uint8_t *x, *y;
+    size_t nx, ny;
+    fx_read_file(a, &x, &nx);
+    fx_read_file(b, &y, &ny);
+    assert_int_equal(nx, ny);
+    for (size_t i = 0; i < nx; i++) {
+        if (x[i] != y[i]) {
+            print_error("%s and %s differ first at byte %zu (page %zu, offset %zu)\n", a, b, i, i / 4096, i % 4096);
+            fail();
+        }
+    }
+    kd_free(x);
+    kd_free(y);
+}
+
+#endif

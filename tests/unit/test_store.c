@@ -1,0 +1,381 @@
+#include "tests/cache_fixture.h"
+
+#include <math.h>
+
+
+enum { IMAGES = 40 };
+
+static void what_was_written_is_read(void **state)
+{
+    kd_cache *c;
+    float std = 0;
+    const float *mean;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, IMAGES);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    assert_int_equal(kd_cache_images(c), IMAGES);
+    assert_int_equal(kd_cache_view_total(c), IMAGES * FX_VIEWS);
+    must(fx_compare_all(c, 0, IMAGES, &fx_err));
+    for (size_t i = 1; i < IMAGES; i++)
+        assert_true(memcmp(kd_cache_image(c, i - 1)->image.b, kd_cache_image(c, i)->image.b, 16) < 0);
+    for (unsigned i = 0; i < IMAGES; i++) {
+        kd_hash128 id = fx_image_id(i);
+        const kd_image_entry *e = kd_cache_find_image(c, &id);
+        char rel[64];
+        assert_non_null(e);
+        snprintf(rel, sizeof rel, "class %u/photo-%u.jpg", i % 3, i);
+        assert_string_equal(e->rel, rel);
+        assert_int_equal(e->file_size, 1000 + i);
+        assert_int_equal(e->views, FX_VIEWS);
+    }
+    mean = kd_cache_mean(c, KD_FEATURE_PATCH, &std);
+    assert_non_null(mean);
+    assert_true(std > 0.5f && std < 0.65f); /* uniform in -1..1: 1/sqrt(3) = 0.577 */
+    kd_cache_close(c);
+}
+
+static void statistics_are_mean_and_scalar_deviation(void **state)
+{
+    kd_cache *c;
+    double sum[FX_WIDTH] = {0}, squares[FX_WIDTH] = {0}, n = 0, variance = 0;
+    float std = 0;
+    const float *mean;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, IMAGES);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    for (unsigned i = 0; i < IMAGES; i++) {
+        for (unsigned v = 0; v < FX_VIEWS; v++, n += FX_ROWS) {
+            for (size_t k = 0; k < FX_ROWS * FX_WIDTH; k++) {
+                double x = (double)fx_value(i, v, KD_FEATURE_PATCH, k);
+                sum[k % FX_WIDTH] += x;
+                squares[k % FX_WIDTH] += x * x;
+            }
+        }
+    }
+    mean = kd_cache_mean(c, KD_FEATURE_PATCH, &std);
+    for (int k = 0; k < FX_WIDTH; k++) {
+        assert_true(fabs((double)mean[k] - sum[k] / n) < 1e-6);
+        variance += squares[k] / n - sum[k] / n * (sum[k] / n);
+    }
+    assert_true(fabs((double)std - sqrt(variance / FX_WIDTH)) < 1e-6);
+    kd_cache_close(c);
+}
+
+static void sealed_bytes_depend_on_content_only(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, IMAGES);
+    /* Backwards, views interleaved, small commits, closed and opened again on the way. */
+    must(kd_writer_open(&w, fx_path("b.kdc"), &r, NULL, 1 << 20, &fx_err));
+    for (int v = FX_VIEWS - 1; v >= 0; v--) {
+        for (int i = IMAGES - 1; i >= 0; i--) {
+            must(fx_add(w, &r, (unsigned)i, (unsigned)v, &fx_err));
+            if (i % 5 == 0)
+                must(kd_writer_commit(w, &fx_err));
+            if (i % 16 == 0) {
+                kd_writer_close(w);
+                must(kd_writer_open(&w, fx_path("b.kdc"), &r, NULL, 0, &fx_err));
+            }
+        }
+    }
+    assert_true(kd_writer_view_count(w) < IMAGES * FX_VIEWS); /* what wasn't committed before a close is done again */
+    for (unsigned i = 0; i < IMAGES; i++) {
+        for (unsigned v = 0; v < FX_VIEWS; v++) {
+            kd_hash128 id = fx_image_id(i);
+            if (!kd_writer_has_view(w, &id, v))
+                must(fx_add(w, &r, i, v, &fx_err));
+        }
+    }
+    assert_int_equal(kd_writer_view_count(w), IMAGES * FX_VIEWS);
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    kd_recipe_free(&r);
+    fx_assert_equal_files(fx_path("a.kdc"), fx_path("b.kdc"));
+}
+
+static void a_closed_writer_keeps_committed_views_only(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    kd_hash128 id0 = fx_image_id(0), id1 = fx_image_id(1);
+    (void)state;
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    must(fx_add(w, &r, 0, 0, &fx_err));
+    must(kd_writer_commit(w, &fx_err));
+    must(fx_add(w, &r, 1, 0, &fx_err));
+    assert_true(kd_writer_has_view(w, &id1, 0));
+    kd_writer_close(w);
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    assert_int_equal(kd_writer_view_count(w), 1);
+    assert_true(kd_writer_has_view(w, &id0, 0));
+    assert_false(kd_writer_has_view(w, &id0, 1));
+    assert_false(kd_writer_has_view(w, &id1, 0));
+    kd_writer_close(w);
+    kd_recipe_free(&r);
+}
+
+static void a_second_writer_is_refused_by_name(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w, *second;
+    char pid[32];
+    (void)state;
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    must_be(KD_ELOCKED, kd_writer_open(&second, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    snprintf(pid, sizeof pid, "pid %ld on ", (long)getpid());
+    must_say(pid);
+    assert_null(second);
+    kd_writer_close(w);
+    assert_false(kd_io_exists(fx_path("a.kdc.partial.lock")));
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    kd_writer_close(w);
+    kd_recipe_free(&r);
+}
+
+static void a_finished_cache_is_done_and_read_only(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    struct stat st;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 3);
+    assert_int_equal(stat(fx_path("a.kdc"), &st), 0);
+    assert_int_equal(st.st_mode & 0777, 0444);
+    assert_false(kd_io_exists(fx_path("a.kdc.partial")));
+    assert_false(kd_io_exists(fx_path("a.kdc.partial.lock")));
+    assert_false(kd_io_exists(fx_path("a.kdc.sealing")));
+    must_be(KD_DONE, kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    assert_null(w);
+    kd_recipe_free(&r);
+}
+
+static void another_recipe_is_refused_naming_the_field(void **state)
+{
+    json_t *j = fx_recipe_json();
+    kd_recipe r = fx_recipe(), other;
+    kd_writer *w;
+    const char *paths[2];
+    kd_cache *c;
+    (void)state;
+    json_object_set_new(j, "seed", json_integer(8));
+    must(kd_recipe_from_json(&other, j, "other", &fx_err));
+    fx_make_cache(fx_path("a.kdc"), 0, 3);
+    must_be(KD_EMISMATCH, kd_writer_open(&w, fx_path("a.kdc"), &other, NULL, 0, &fx_err));
+    must_say("seed is 7 in ");
+    must(kd_writer_open(&w, fx_path("b.kdc"), &other, NULL, 0, &fx_err));
+    kd_writer_close(w);
+    must_be(KD_EMISMATCH, kd_writer_open(&w, fx_path("b.kdc"), &r, NULL, 0, &fx_err));
+    must_say("seed is 8 in ");
+    unlink(fx_path("b.kdc.partial"));
+    must(kd_writer_open(&w, fx_path("b.kdc"), &other, NULL, 0, &fx_err));
+    /* Its records carry the identity of the recipe: those of another one are refused when they are added. */
+    must_be(KD_EDAMAGED, fx_add(w, &r, 5, 0, &fx_err));
+    must(fx_add(w, &other, 5, 0, &fx_err));
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    paths[0] = fx_path("a.kdc");
+    paths[1] = fx_path("b.kdc");
+    must_be(KD_EMISMATCH, kd_cache_open(&c, paths, 2, &fx_err));
+    must_say("seed is 7 in ");
+    kd_recipe_free(&r);
+    kd_recipe_free(&other);
+}
+
+static void views_that_cannot_be_sealed_are_refused(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    (void)state;
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    must_be(KD_EFAIL, kd_writer_seal(w, &fx_err));
+    must_say("no view");
+    must(fx_add(w, &r, 0, 1, &fx_err));
+    must_be(KD_EFAIL, fx_add(w, &r, 0, 1, &fx_err));
+    must_say("there already");
+    must_be(KD_EFAIL, kd_writer_seal(w, &fx_err));
+    must_say("not view 0");
+    kd_writer_close(w);
+    assert_false(kd_io_exists(fx_path("a.kdc")));
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err)); /* and nothing is lost by it */
+    assert_int_equal(kd_writer_view_count(w), 1);
+    must(fx_add(w, &r, 0, 0, &fx_err));
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    kd_recipe_free(&r);
+}
+
+static void shards_read_as_one_cache(void **state)
+{
+    kd_cache *c, *all;
+    const char *dir = fx_dir;
+    float std_parts, std_all;
+    const float *mean_parts, *mean_all;
+    (void)state;
+    fx_make_cache(fx_path("s0.kdc"), 0, 15);
+    fx_make_cache(fx_path("s1.kdc"), 15, 25);
+    must(kd_cache_open(&c, &dir, 1, &fx_err));
+    assert_int_equal(kd_cache_shards(c), 2);
+    assert_int_equal(kd_cache_images(c), 40);
+    must(fx_compare_all(c, 0, 40, &fx_err));
+    fx_make_cache(fx_path("all.kdc"), 0, 40);
+    must(fx_open(&all, fx_path("all.kdc"), &fx_err));
+    mean_parts = kd_cache_mean(c, KD_FEATURE_CLS, &std_parts);
+    mean_all = kd_cache_mean(all, KD_FEATURE_CLS, &std_all);
+    assert_memory_equal(mean_parts, mean_all, FX_WIDTH * sizeof(float)); /* same order of additions: same bits */
+    assert_true(std_parts == std_all);
+    kd_cache_close(c);
+    kd_cache_close(all);
+    must_be(KD_EMISMATCH, kd_cache_open(&c, &dir, 1, &fx_err)); /* all.kdc overlaps the shards */
+    must_say("these shards overlap");
+}
+
+static void absent_and_unfinished_caches_are_not_found(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    kd_cache *c;
+    const char *dir = fx_dir;
+    (void)state;
+    must_be(KD_ENOTFOUND, fx_open(&c, fx_path("a.kdc"), &fx_err));
+    must_say("kd-precompute --images");
+    must_be(KD_ENOTFOUND, kd_cache_open(&c, &dir, 1, &fx_err));
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    kd_writer_close(w);
+    must_be(KD_ENOTFOUND, fx_open(&c, fx_path("a.kdc"), &fx_err));
+    must_say("not finished yet");
+    must_be(KD_ENOTFOUND, kd_cache_open(&c, &dir, 1, &fx_err));
+    must_say("unfinished");
+    kd_recipe_free(&r);
+}
+
+static void a_missing_manifest_is_said_and_completed(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    kd_cache *c;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 3);
+    unlink(fx_path("a.kdc.json"));
+    must_be(KD_EDAMAGED, fx_open(&c, fx_path("a.kdc"), &fx_err));
+    must_say("run the same kd-precompute command again");
+    must_be(KD_DONE, kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    kd_cache_close(c);
+    kd_recipe_free(&r);
+}
+
+static void manifests_prove_themselves_and_their_file(void **state)
+{
+    kd_cache *c;
+    uint8_t *bytes;
+    size_t size;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 3);
+    fx_make_cache(fx_path("b.kdc"), 10, 3);
+    fx_read_file(fx_path("a.kdc.json"), &bytes, &size);
+    for (size_t i = 0; i < size; i++) { /* any edit that leaves valid JSON is noticed, and so is one that doesn't */
+        uint8_t old = bytes[i];
+        if (old < '1' || old > '9')
+            continue;
+        bytes[i] = old == '9' ? '8' : (uint8_t)(old + 1);
+        fx_write_file(fx_path("a.kdc.json"), bytes, size);
+        must_be(KD_EDAMAGED, fx_open(&c, fx_path("a.kdc"), &fx_err));
+        bytes[i] = old;
+    }
+    kd_free(bytes);
+    fx_read_file(fx_path("b.kdc.json"), &bytes, &size);
+    fx_write_file(fx_path("a.kdc.json"), bytes, size);
+    must_be(KD_EDAMAGED, fx_open(&c, fx_path("a.kdc"), &fx_err));
+    must_say("copy both");
+    kd_free(bytes);
+}
+
+static void fidelity_and_provenance_stand_in_the_manifest(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    kd_cache *c;
+    const json_t *m, *f;
+    json_t *p = json_pack("{s:i}", "threads", 1), *q = json_pack("{s:i}", "threads", 2);
+    (void)state;
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, p, 0, &fx_err));
+    must(fx_add(w, &r, 0, 0, &fx_err));
+    kd_writer_add_fidelity(w, KD_FEATURE_CLS, 3, 3, 2.9, 0.03);
+    must(kd_writer_commit(w, &fx_err));
+    kd_writer_close(w);
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, q, 0, &fx_err)); /* resumed: the sums go on */
+    kd_writer_add_fidelity(w, KD_FEATURE_CLS, 1, 1, 1, 0.01);
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    m = kd_cache_shard_manifest(c, 0);
+    f = json_object_get(json_object_get(m, "fidelity"), "cls");
+    assert_true(fabs(json_number_value(json_object_get(f, "cosine")) - 3.9 / 4) < 1e-6);
+    assert_true(fabs(json_number_value(json_object_get(f, "relative_l2")) - 0.1) < 1e-6);
+    assert_int_equal(json_integer_value(json_object_get(json_object_get(m, "provenance"), "threads")), 1);
+    assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(json_object_get(m, "provenance"), "resumed"), 0), "threads")), 2);
+    kd_cache_close(c);
+    json_decref(p);
+    json_decref(q);
+    kd_recipe_free(&r);
+}
+
+static void unknown_keys_are_not_found(void **state)
+{
+    kd_cache *c;
+    kd_reader *r;
+    kd_view_entry v;
+    float x[FX_WIDTH];
+    kd_hash128 id = fx_image_id(0), other = fx_image_id(99);
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 3);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    must(kd_reader_create(&r, c, &fx_err));
+    must_be(KD_ENOTFOUND, kd_reader_view(r, &other, 0, &v, &fx_err));
+    must_be(KD_ENOTFOUND, kd_reader_view(r, &id, FX_VIEWS, &v, &fx_err));
+    must_be(KD_ENOTFOUND, kd_reader_feature(r, KD_FEATURE_CLS, &id, 0, 2, x, NULL, &fx_err));
+    must(kd_reader_feature(r, KD_FEATURE_CLS, &id, 0, 1, x, NULL, &fx_err));
+    kd_reader_destroy(r);
+    kd_cache_close(c);
+}
+
+static void two_keys_in_a_cache_of_one_feature(void **state)
+{
+    json_t *j = fx_recipe_json();
+    kd_recipe r;
+    kd_writer *w;
+    kd_cache *c;
+    kd_reader *reader;
+    kd_hash128 id = fx_image_id(0);
+    float x[FX_WIDTH * FX_ROWS];
+    (void)state;
+    json_object_set_new(j, "features", json_pack("[s]", "cls"));
+    must(kd_recipe_from_json(&r, j, "cls only", &fx_err));
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    must(fx_add(w, &r, 0, 0, &fx_err));
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    assert_null(kd_cache_mean(c, KD_FEATURE_PATCH, NULL));
+    must(kd_reader_create(&reader, c, &fx_err));
+    must(kd_reader_feature(reader, KD_FEATURE_CLS, &id, 0, 1, x, NULL, &fx_err));
+    must_be(KD_ENOTFOUND, kd_reader_feature(reader, KD_FEATURE_PATCH, &id, 0, 1, x, NULL, &fx_err));
+    kd_reader_destroy(reader);
+    kd_cache_close(c);
+    kd_recipe_free(&r);
+}
+
+int main(void)
+{
+#define T(f) cmocka_unit_test_setup_teardown(f, fx_make_dir, fx_drop_dir)
+    const struct CMUnitTest tests[] = {
+        T(what_was_written_is_read), T(statistics_are_mean_and_scalar_deviation), T(sealed_bytes_depend_on_content_only),
+        T(a_closed_writer_keeps_committed_views_only), T(a_second_writer_is_refused_by_name), T(a_finished_cache_is_done_and_read_only),
+        T(another_recipe_is_refused_naming_the_field), T(views_that_cannot_be_sealed_are_refused), T(shards_read_as_one_cache),
+        T(absent_and_unfinished_caches_are_not_found), T(a_missing_manifest_is_said_and_completed), T(manifests_prove_themselves_and_their_file),
+        T(fidelity_and_provenance_stand_in_the_manifest), T(unknown_keys_are_not_found), T(two_keys_in_a_cache_of_one_feature),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
