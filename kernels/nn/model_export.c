@@ -42,7 +42,7 @@ static int set_text(json_t *o, const char *key, const char *text) {
 
 static int set_triple(json_t *o, const char *key, const float v[3]) {
     char text[100];
-    snprintf(text, sizeof text, "[%.9g, %.9g, %.9g]", (double)v[0], (double)v[1], (double)v[2]);
+    snprintf(text, sizeof text, "[%.7g, %.7g, %.7g]", (double)v[0], (double)v[1], (double)v[2]);
     return set_text(o, key, text);
 }
 

@@ -12,7 +12,13 @@
 static kd_err err;
 static kd_backend *ref;
 static size_t device_allocs; /* calls of the backend's alloc */
+static size_t packs;         /* calls of its op_pack */
 static kd_backend_table counting;
+
+static kd_status counted_pack(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *e) {
+    packs++;
+    return kd_backend_ref_table()->op_pack(b, op, args, e);
+}
 
 static kd_status counted_alloc(kd_backend *b, void **out, size_t bytes, kd_err *e) {
     device_allocs++;
@@ -25,6 +31,7 @@ static int open_ref(void **state) {
         return -1;
     counting = *ref->v;
     counting.alloc = counted_alloc;
+    counting.op_pack = counted_pack;
     ref->v = &counting;
     return 0;
 }
@@ -61,8 +68,11 @@ static void build(kd_graph *g) {
     y = kd_graph_layer_norm(g, x, "norm2", 1e-6f);
     y = kd_graph_act(g, kd_graph_linear(g, y, "fc1", 2 * WIDTH, 1), KD_ACT_GELU);
     x = kd_graph_add(g, x, kd_graph_linear(g, y, "fc2", WIDTH, 1));
+    kd_val early = x; /* the residual of two joins: only one can share its gradient's buffer */
     y = kd_graph_silu_gate(g, kd_graph_linear(g, x, "w12", 2 * WIDTH, 0));
     x = kd_graph_add(g, kd_graph_linear(g, y, "w3", WIDTH, 1), x); /* the linear layer on the left this time */
+    x = kd_graph_add(g, early, kd_graph_linear(g, kd_graph_layer_norm(g, x, "norm3", 1e-6f), "last", WIDTH, 0));
+    x = kd_graph_add(g, early, kd_graph_linear(g, x, "last2", WIDTH, 0));
     x = kd_graph_as_f32(g, kd_graph_layer_norm(g, x, "norm", 1e-6f));
     kd_val cls = kd_graph_reshape(g, kd_graph_token_slice(g, x, 0, 1), 1, (int64_t[]){WIDTH});
     kd_val map = kd_graph_reshape(g, kd_graph_token_slice(g, x, 1, 16), 3, (int64_t[]){4, 4, WIDTH});
@@ -203,6 +213,8 @@ static void fused_inference_equals_the_unfused_forward_pass(void **state) {
     kd_val y = kd_graph_act(g, kd_graph_linear(g, x, "a", 16, 1), KD_ACT_GELU);
     y = kd_graph_scale_add(g, x, kd_graph_linear(g, y, "b", 8, 1), "gamma");
     kd_val z = kd_graph_add(g, kd_graph_linear(g, y, "c", 8, 0), y);
+    kd_val twice = kd_graph_linear(g, z, "e", 8, 1); /* read by two nodes: stays */
+    z = kd_graph_add(g, twice, kd_graph_act(g, twice, KD_ACT_GELU));
     kd_val tapped = kd_graph_linear(g, z, "d", 8, 1);
     kd_graph_output(g, tapped, "tapped"); /* an output isn't fused away */
     kd_graph_output(g, kd_graph_act(g, tapped, KD_ACT_RELU), "relu");
@@ -212,8 +224,8 @@ static void fused_inference_equals_the_unfused_forward_pass(void **state) {
     formula_targets(in, "x", 80);
     must(kd_exec_create(&train, g, p, &(kd_exec_config){.batch = 2, .train = 1}, &err));
     must(kd_exec_create(&infer, g, p, &(kd_exec_config){.batch = 2}, &err));
-    assert_int_equal(train->node_count, 8);
-    assert_int_equal(infer->node_count, 5); /* a+gelu, b+scale_add, c+add, d, relu */
+    assert_int_equal(train->node_count, 11);
+    assert_int_equal(infer->node_count, 8); /* a+gelu, b+scale_add, c+add, e, gelu, add, d, relu */
     must(kd_exec_upload(train, "x", in, &err));
     must(kd_exec_upload(infer, "x", in, &err));
     must(kd_exec_forward(train, &err));
@@ -229,6 +241,49 @@ static void fused_inference_equals_the_unfused_forward_pass(void **state) {
     kd_exec_destroy(infer);
     kd_params_destroy(p);
     kd_graph_destroy(g);
+}
+
+/* The fused op wants a residual of its result's type; a bf16 residual keeps its own node. */
+static void a_residual_of_another_type_is_not_fused(void **state) {
+    (void)state;
+    kd_graph *g = kd_graph_create();
+    kd_params *p = NULL;
+    kd_exec *e = NULL;
+    kd_val x = kd_graph_layer_norm(g, kd_graph_input(g, "x", 1, (int64_t[]){8}), "norm", 1e-6f);
+    kd_graph_output(g, kd_graph_add(g, x, kd_graph_linear(g, x, "a", 8, 1)), "y");
+    must(kd_params_create(&p, g, ref, &err));
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        must(kd_exec_create(&e, g, p, &(kd_exec_config){.batch = 2, .precision = bf16 ? KD_BF16 : KD_F32}, &err));
+        assert_int_equal(e->node_count, bf16 ? 3 : 2);
+        kd_exec_destroy(e);
+    }
+    kd_params_destroy(p);
+    kd_graph_destroy(g);
+}
+
+static void weights_are_packed_once_per_change(void **state) {
+    (void)state;
+    fixture f;
+    make(&f);
+    kd_exec *infer = compile(&f, KD_F32, 0), *train = compile(&f, KD_F32, 1);
+    size_t before = packs;
+    (void)loss(train);
+    assert_int_equal(packs - before, train->node_count);
+    (void)loss(train); /* batch statistics moved, weights didn't */
+    assert_int_equal(packs - before, train->node_count);
+    before = packs;
+    must(kd_exec_forward(infer, &err));
+    must(kd_exec_forward(infer, &err));
+    assert_int_equal(packs - before, infer->node_count);
+    (void)loss(train); /* running statistics may be packed into an inference program */
+    must(kd_exec_forward(infer, &err));
+    assert_int_equal(packs - before, 2 * (size_t)infer->node_count);
+    kd_params_changed(f.p);
+    must(kd_exec_forward(infer, &err));
+    assert_int_equal(packs - before, 3 * (size_t)infer->node_count);
+    kd_exec_destroy(infer);
+    kd_exec_destroy(train);
+    drop(&f);
 }
 
 static void inference_has_neither_losses_nor_their_inputs(void **state) {
@@ -563,6 +618,8 @@ int main(void) {
         cmocka_unit_test(gradients_equal_central_differences_through_the_whole_graph),
         cmocka_unit_test(accumulated_gradients_are_sums_and_others_start_from_zero),
         cmocka_unit_test(fused_inference_equals_the_unfused_forward_pass),
+        cmocka_unit_test(a_residual_of_another_type_is_not_fused),
+        cmocka_unit_test(weights_are_packed_once_per_change),
         cmocka_unit_test(inference_has_neither_losses_nor_their_inputs),
         cmocka_unit_test(programs_see_changed_parameters_and_statistics),
         cmocka_unit_test(a_part_of_the_batch_can_be_uploaded),

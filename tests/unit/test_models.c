@@ -370,6 +370,29 @@ static void models_have_the_reference_number_of_tensors_and_parameters(void **st
     count_names("dinov2_vitg14", 567, 1136480768);
 }
 
+/* Too small to show in features of ordinary size, so looked up: torch.nn.BatchNorm2d 1e-5 and 0.1, both ViT families 1e-6. */
+static void normalisations_have_the_libraries_constants(void **state) {
+    (void)state;
+    static const char *const names[] = {"resnet18", "vit_tiny_patch16_224", "dinov2_w64_d2"};
+    for (int i = 0; i < 3; i++) {
+        kd_model_info m;
+        kd_graph *g = NULL;
+        int seen = 0;
+        assert_ok(kd_model_find(&m, names[i], NULL, &err));
+        assert_ok(kd_model_graph(&g, &m, &err));
+        for (int k = 0; k < g->node_count; k++) {
+            const kd_op_desc *d = &g->nodes[k].desc;
+            if (d->kind == KD_OP_BATCH_NORM)
+                assert_true(d->eps == 1e-5f && d->momentum == 0.1f);
+            if (d->kind == KD_OP_LAYER_NORM)
+                assert_true(d->eps == 1e-6f);
+            seen += d->kind == KD_OP_BATCH_NORM || d->kind == KD_OP_LAYER_NORM;
+        }
+        assert_true(seen >= 5);
+        kd_graph_destroy(g);
+    }
+}
+
 static void unknown_names_and_sizes_say_what_would_fit(void **state) {
     (void)state;
     kd_model_info m;
@@ -633,6 +656,7 @@ int main(void) {
         cmocka_unit_test(a_dinov2_file_gives_the_official_features_at_every_size),
         cmocka_unit_test(positions_are_interpolated_as_each_library_does),
         cmocka_unit_test(models_have_the_reference_number_of_tensors_and_parameters),
+        cmocka_unit_test(normalisations_have_the_libraries_constants),
         cmocka_unit_test(unknown_names_and_sizes_say_what_would_fit),
         cmocka_unit_test(a_name_that_is_not_what_the_file_holds_is_refused),
         cmocka_unit_test(an_exported_model_loads_with_equal_values),
