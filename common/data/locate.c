@@ -1,12 +1,7 @@
-/* Finding the files of known images: see locate.h.
- *
- * The index file is a cache of hashes: "kdcache-index 1\n", then for each file `id size mtime path` (hex, decimal, decimal, absolute path)
- * ended by a zero byte, as a path may hold anything else. A wrong or foreign index costs time, not correctness: view hashes prove each image. */
 #include "common/data/locate.h"
 
-#include <inttypes.h>
-#include <pthread.h>
-#include <stdio.h>
+#include <limits.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,51 +11,75 @@
 #include "common/base/progress.h"
 #include "common/base/threads.h"
 
-static const char index_header[] = "kdcache-index 1\n";
-enum { MAX_PATH = 8192, MAX_INDEX_BYTES = 1 << 30, ID_HEX = 32 };
+/* The index file: "KDINDEX1", then per file id 16 | size u64 | mtime i64 | path length u32 | path, all little endian, then the XXH3-128 of everything before.
+ * It saves time only: one that is damaged or missing is made anew. */
+static const char magic[8] = {'K', 'D', 'I', 'N', 'D', 'E', 'X', '1'};
+enum { ROW_HEAD = 36, MAX_INDEX_BYTES = 1 << 30, PATH_CAP = 8192 };
 
-typedef enum hash_state { UNHASHED = 0, HASHED, UNREADABLE } hash_state;
+typedef enum id_state { ID_UNKNOWN = 0, ID_KNOWN, ID_UNREADABLE } id_state;
 
-typedef struct by_id_entry {
+typedef struct by_id_row {
     kd_hash128 id;
-    size_t file;
-} by_id_entry;
+    int64_t file;
+} by_id_row;
 
 struct kd_locator {
     kd_dataset data;
-    kd_hash128 *id;  /* of each file, valid when state is HASHED */
-    uint8_t *state;
-    by_id_entry *sorted; /* by id, then by file */
+    char *real_root;      /* resolved, so that the index knows a folder by one name */
+    kd_hash128 *id;       /* per file */
+    uint8_t *state;       /* id_state per file */
+    by_id_row *sorted;    /* files with a known id */
     size_t sorted_count;
 };
 
-kd_status kd_locator_create(kd_locator **out, const char *source, kd_err *err) {
-    kd_locator *l = NULL;
-    KD_TRY(kd_alloc_array(&l, 1, sizeof *l, err));
+kd_status kd_locator_create(kd_locator **out, const char *source, kd_err *err)
+{
+    kd_locator *l = kd_calloc(1, sizeof *l);
+    char resolved[PATH_MAX];
     kd_status status;
-    KD_TRY_TO(fail, status, kd_dataset_open(&l->data, source, err));
-    KD_TRY_TO(fail, status, kd_alloc_array(&l->id, l->data.count, sizeof *l->id, err));
-    KD_TRY_TO(fail, status, kd_alloc_array(&l->state, l->data.count, sizeof *l->state, err));
+    *out = NULL;
+    if (!l)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while opening", source);
+    status = kd_dataset_open(&l->data, source, err);
+    if (status != KD_OK) {
+        kd_free(l);
+        return status;
+    }
+    l->real_root = kd_strdup(l->data.root[0] && realpath(l->data.root, resolved) ? resolved : l->data.root);
+    status = l->real_root ? KD_OK : kd_fail(err, KD_EFAIL, "%s: out of memory while opening", source);
+    if (status == KD_OK)
+        status = kd_alloc_array(&l->id, l->data.count, sizeof *l->id, err);
+    if (status == KD_OK)
+        status = kd_alloc_array(&l->state, l->data.count, sizeof *l->state, err);
+    if (status == KD_OK)
+        status = kd_alloc_array(&l->sorted, l->data.count, sizeof *l->sorted, err);
+    if (status != KD_OK) {
+        kd_locator_destroy(l);
+        return status;
+    }
     *out = l;
     return KD_OK;
-fail:
-    kd_locator_destroy(l);
-    return status;
 }
 
-void kd_locator_destroy(kd_locator *l) {
+void kd_locator_destroy(kd_locator *l)
+{
     if (!l)
         return;
     kd_dataset_close(&l->data);
+    kd_free(l->real_root);
     kd_free(l->id);
     kd_free(l->state);
     kd_free(l->sorted);
     kd_free(l);
 }
 
-size_t kd_locator_files(const kd_locator *l) { return l->data.count; }
+size_t kd_locator_files(const kd_locator *l)
+{
+    return l->data.count;
+}
 
-int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size) {
+int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size)
+{
     size_t lo = 0, hi = l->data.count;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
@@ -75,197 +94,207 @@ int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size) 
     return -1;
 }
 
-kd_status kd_locator_path(const kd_locator *l, int64_t i, char *buf, size_t cap, kd_err *err) {
-    KD_ASSERT(i >= 0);
+kd_status kd_locator_path(const kd_locator *l, int64_t i, char *buf, size_t cap, kd_err *err)
+{
+    KD_ASSERT(i >= 0 && (size_t)i < l->data.count);
     return kd_dataset_path(&l->data, (size_t)i, buf, cap, err);
 }
 
-/* ---- index file ---- */
+/* ---- the index file ---- */
 
-typedef struct record {
-    const char *path; /* inside the index's bytes */
-    uint64_t size;
-    int64_t mtime_ns;
-    kd_hash128 id;
-} record;
-
-static int by_path(const void *a, const void *b) { return strcmp(((const record *)a)->path, ((const record *)b)->path); }
-
-/* One record's text (NUL terminated); false when it isn't one. */
-static int parse_record(record *r, const char *text) {
-    if (strlen(text) <= ID_HEX || text[ID_HEX] != ' ')
-        return 0;
-    char hex[ID_HEX + 1];
-    memcpy(hex, text, ID_HEX);
-    hex[ID_HEX] = '\0';
-    int path = 0;
-    if (kd_unhex(r->id.b, hex, 16) != 0 || sscanf(text + ID_HEX, " %" SCNu64 " %" SCNd64 " %n", &r->size, &r->mtime_ns, &path) != 2 || path == 0)
-        return 0;
-    r->path = text + ID_HEX + path;
-    return 1;
+static void put_le(uint8_t *p, uint64_t v, int bytes)
+{
+    for (int i = 0; i < bytes; i++)
+        p[i] = (uint8_t)(v >> (8 * i));
 }
 
-/* The absolute path under which file i stands in the index; false when there is none. */
-static int index_path_of(const kd_locator *l, size_t i, char *buf) {
-    char path[MAX_PATH];
-    if (kd_dataset_path(&l->data, i, path, sizeof path, NULL) != KD_OK)
-        return 0;
-    char *real = realpath(path, NULL);
-    size_t n = real ? strlen(real) : 0;
-    int ok = real && n < MAX_PATH;
-    if (ok)
-        memcpy(buf, real, n + 1);
-    free(real);
-    return ok;
+static uint64_t get_le(const uint8_t *p, int bytes)
+{
+    uint64_t v = 0;
+    for (int i = bytes - 1; i >= 0; i--)
+        v = v << 8 | p[i];
+    return v;
 }
 
-static void use_records(kd_locator *l, record *records, size_t n) {
-    qsort(records, n, sizeof *records, by_path);
-    for (size_t i = 0; i < l->data.count; i++) {
-        char path[MAX_PATH];
-        if (l->state[i] != UNHASHED || !index_path_of(l, i, path))
-            continue;
-        record key = {.path = path};
-        const record *r = bsearch(&key, records, n, sizeof *records, by_path);
-        if (r && r->size == l->data.file[i].size && r->mtime_ns == l->data.file[i].mtime_ns) {
-            l->id[i] = r->id;
-            l->state[i] = HASHED;
-        }
+/* Takes over what the index knows about file `path` of this size and time. The folder that the index calls real_root/rel is the same one under any name. */
+static void take_row(kd_locator *l, const uint8_t *row, size_t path_size)
+{
+    const char *path = (const char *)row + ROW_HEAD;
+    size_t root = strlen(l->real_root), skip = root && l->real_root[root - 1] != '/' ? root + 1 : root;
+    char rel[PATH_CAP];
+    int64_t i;
+    if (path_size < skip || path_size - skip >= sizeof rel || memcmp(path, l->real_root, root) != 0 || (skip > root && path[root] != '/'))
+        return;
+    memcpy(rel, path + skip, path_size - skip);
+    rel[path_size - skip] = 0;
+    i = kd_locator_by_path(l, rel, get_le(row + 16, 8));
+    if (i < 0 || l->data.file[i].mtime_ns != (int64_t)get_le(row + 24, 8))
+        return;
+    memcpy(l->id[i].b, row, 16);
+    l->state[i] = ID_KNOWN;
+}
+
+static void read_index(kd_locator *l, const char *index_path)
+{
+    uint8_t *bytes;
+    size_t size, at = sizeof magic;
+    kd_hash128 h;
+    kd_err err;
+    if (!kd_io_exists(index_path))
+        return;
+    if (kd_io_read_all(index_path, MAX_INDEX_BYTES, &bytes, &size, &err) != KD_OK) {
+        kd_log(KD_LOG_WARN, "%s; the files are hashed again", err.msg);
+        return;
     }
-}
-
-static kd_status read_index(kd_locator *l, const char *path, kd_err *err) {
-    if (!kd_io_exists(path))
-        return KD_OK;
-    uint8_t *bytes = NULL;
-    size_t size = 0, n = 0, head = sizeof index_header - 1;
-    kd_err why = {0};
-    if (kd_io_read_all(path, MAX_INDEX_BYTES, &bytes, &size, &why) != KD_OK || size < head || memcmp(bytes, index_header, head) != 0) {
-        kd_log(KD_LOG_WARN, "%s isn't a readable index of image ids%s%s; it is made anew", path, why.msg[0] ? ": " : "", why.msg);
+    if (size >= sizeof magic + 16)
+        h = kd_xxh128(bytes, size - 16);
+    if (size < sizeof magic + 16 || memcmp(bytes, magic, sizeof magic) != 0 || memcmp(h.b, bytes + size - 16, 16) != 0) {
+        kd_log(KD_LOG_WARN, "%s: damaged or of another version; the files are hashed again", index_path);
         kd_free(bytes);
-        return KD_OK;
+        return;
     }
-    for (size_t i = head; i < size; i++)
-        n += bytes[i] == 0;
-    record *records = NULL;
-    kd_status status = kd_alloc_array(&records, n, sizeof *records, err);
-    if (status == KD_OK) {
-        size_t good = 0;
-        const char *text = (const char *)bytes + head;
-        for (size_t i = 0; i < n; i++, text += strlen(text) + 1)
-            good += (size_t)parse_record(&records[good], text);
-        use_records(l, records, good);
+    while (size - 16 - at >= ROW_HEAD) {
+        size_t path_size = (size_t)get_le(bytes + at + 32, 4);
+        if (path_size > size - 16 - at - ROW_HEAD)
+            break;
+        take_row(l, bytes + at, path_size);
+        at += ROW_HEAD + path_size;
     }
-    kd_free(records);
+    kd_free(bytes);
+}
+
+static kd_status write_index(const kd_locator *l, const char *index_path, kd_err *err)
+{
+    size_t root = strlen(l->real_root), slash = root && l->real_root[root - 1] != '/', size = sizeof magic + 16, at = sizeof magic;
+    uint8_t *bytes;
+    kd_hash128 h;
+    kd_status status;
+    for (size_t i = 0; i < l->data.count; i++)
+        size += l->state[i] == ID_KNOWN ? ROW_HEAD + root + slash + strlen(l->data.file[i].rel) : 0;
+    bytes = kd_malloc(size);
+    if (!bytes)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while writing the index of %zu files", index_path, l->data.count);
+    memcpy(bytes, magic, sizeof magic);
+    for (size_t i = 0; i < l->data.count; i++) {
+        const kd_data_file *f = &l->data.file[i];
+        size_t n = strlen(f->rel);
+        if (l->state[i] != ID_KNOWN)
+            continue;
+        memcpy(bytes + at, l->id[i].b, 16);
+        put_le(bytes + at + 16, f->size, 8);
+        put_le(bytes + at + 24, (uint64_t)f->mtime_ns, 8);
+        put_le(bytes + at + 32, root + slash + n, 4);
+        at += ROW_HEAD;
+        memcpy(bytes + at, l->real_root, root);
+        at += root;
+        if (slash)
+            bytes[at++] = '/';
+        memcpy(bytes + at, f->rel, n);
+        at += n;
+    }
+    KD_ASSERT(at + 16 == size);
+    h = kd_xxh128(bytes, at);
+    memcpy(bytes + at, h.b, 16);
+    status = kd_io_write_atomic(index_path, bytes, size, err);
     kd_free(bytes);
     return status;
 }
 
-/* Failing to keep the index is no reason to stop: it only saves time. */
-static void write_index(const kd_locator *l, const char *path) {
-    kd_err why = {0};
-    kd_replace *file = NULL;
-    kd_status status = kd_io_replace_begin(&file, path, &why);
-    if (status == KD_OK) {
-        status = kd_io_replace_write(file, index_header, sizeof index_header - 1, &why);
-        for (size_t i = 0; i < l->data.count && status == KD_OK; i++) {
-            char text[MAX_PATH + 128], where[MAX_PATH], hex[ID_HEX + 1];
-            if (l->state[i] != HASHED || !index_path_of(l, i, where))
-                continue;
-            kd_hex(hex, l->id[i].b, 16);
-            int n = snprintf(text, sizeof text, "%s %" PRIu64 " %" PRId64 " %s", hex, l->data.file[i].size, l->data.file[i].mtime_ns, where);
-            status = kd_io_replace_write(file, text, (size_t)n + 1, &why);
-        }
-        if (status == KD_OK)
-            status = kd_io_replace_commit(file, &why);
-        else
-            kd_io_replace_abort(file);
-    }
-    if (status != KD_OK)
-        kd_log(KD_LOG_WARN, "the index of image ids isn't kept: %s", why.msg);
-}
-
 /* ---- hashing ---- */
 
-typedef struct hash_job {
+typedef struct hasher {
     kd_locator *l;
-    struct reader {
+    size_t *todo;
+    struct {
         uint8_t *bytes;
-        size_t capacity;
-    } *reader; /* one per worker */
-    pthread_mutex_t lock;
+        size_t cap;
+    } *buffer; /* per worker */
+    atomic_size_t done, unreadable;
     kd_progress *progress;
-    uint64_t done;
-} hash_job;
+} hasher;
 
-static void hash_one(void *ctx, int worker, size_t i) {
-    hash_job *job = ctx;
-    kd_locator *l = job->l;
-    if (l->state[i] != UNHASHED || kd_stop_requested() != KD_OK)
+static void hash_one(void *ctx, int worker, size_t i)
+{
+    hasher *h = ctx;
+    size_t file = h->todo[i], size;
+    char path[PATH_CAP];
+    kd_err err;
+    kd_status status;
+    if (kd_stop_requested() != KD_OK)
         return;
-    char path[MAX_PATH];
-    size_t size = 0;
-    struct reader *r = &job->reader[worker];
-    if (kd_dataset_path(&l->data, i, path, sizeof path, NULL) == KD_OK && kd_io_read_into(path, KD_MAX_IMAGE_FILE, &r->bytes, &r->capacity, &size, NULL) == KD_OK) {
-        l->id[i] = kd_image_id(r->bytes, size);
-        l->state[i] = HASHED;
+    status = kd_dataset_path(&h->l->data, file, path, sizeof path, &err);
+    if (status == KD_OK)
+        status = kd_io_read_into(path, KD_MAX_IMAGE_FILE, &h->buffer[worker].bytes, &h->buffer[worker].cap, &size, &err);
+    if (status == KD_OK) {
+        h->l->id[file] = kd_image_id(h->buffer[worker].bytes, size);
+        h->l->state[file] = ID_KNOWN;
     } else {
-        l->state[i] = UNREADABLE;
+        h->l->state[file] = ID_UNREADABLE;
+        atomic_fetch_add(&h->unreadable, 1);
+        kd_log(KD_LOG_DEBUG, "%s", err.msg);
     }
-    pthread_mutex_lock(&job->lock);
-    kd_progress_update(job->progress, ++job->done, 0.0, NULL);
-    pthread_mutex_unlock(&job->lock);
+    size = atomic_fetch_add(&h->done, 1) + 1;
+    if (worker == 0)
+        kd_progress_update(h->progress, size, 0, NULL);
 }
 
-static kd_status hash_missing(kd_locator *l, int threads, uint64_t missing, kd_err *err) {
-    hash_job job = {.l = l, .lock = PTHREAD_MUTEX_INITIALIZER};
-    KD_TRY(kd_alloc_array(&job.reader, (size_t)threads, sizeof *job.reader, err));
-    job.progress = kd_progress_create("finding images by content", "file", missing, 0, 0);
-    kd_parallel_for(threads, l->data.count, hash_one, &job);
-    kd_progress_finish(job.progress);
-    for (int t = 0; t < threads; t++)
-        kd_free(job.reader[t].bytes);
-    kd_free(job.reader);
-    kd_status stop = kd_stop_requested();
-    return stop == KD_OK ? KD_OK : kd_fail(err, stop, "stopped while looking for images by content");
-}
-
-static int by_id(const void *a, const void *b) {
-    const by_id_entry *x = a, *y = b;
+static int compare_ids(const void *a, const void *b)
+{
+    const by_id_row *x = a, *y = b;
     int order = memcmp(x->id.b, y->id.b, sizeof x->id.b);
-    return order ? order : x->file < y->file ? -1 : x->file > y->file;
+    return order ? order : (x->file > y->file) - (x->file < y->file);
 }
 
-static uint64_t count_state(const kd_locator *l, hash_state state) {
-    uint64_t n = 0;
-    for (size_t i = 0; i < l->data.count; i++)
-        n += l->state[i] == state;
-    return n;
-}
-
-kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path, kd_err *err) {
-    KD_ASSERT(threads >= 1);
-    if (index_path)
-        KD_TRY(read_index(l, index_path, err));
-    uint64_t missing = count_state(l, UNHASHED);
-    if (missing > 0) {
-        kd_status status = hash_missing(l, threads, missing, err);
-        if (index_path)
-            write_index(l, index_path); /* also what was done before an interruption */
-        KD_TRY(status);
-    }
-    kd_free(l->sorted);
-    l->sorted = NULL;
+static void sort_ids(kd_locator *l)
+{
     l->sorted_count = 0;
-    KD_TRY(kd_alloc_array(&l->sorted, count_state(l, HASHED), sizeof *l->sorted, err));
-    for (size_t i = 0; i < l->data.count; i++)
-        if (l->state[i] == HASHED)
-            l->sorted[l->sorted_count++] = (by_id_entry){l->id[i], i};
-    qsort(l->sorted, l->sorted_count, sizeof *l->sorted, by_id);
+    for (size_t i = 0; i < l->data.count; i++) {
+        if (l->state[i] == ID_KNOWN)
+            l->sorted[l->sorted_count++] = (by_id_row){l->id[i], (int64_t)i};
+    }
+    qsort(l->sorted, l->sorted_count, sizeof *l->sorted, compare_ids);
+}
+
+static kd_status hash_todo(kd_locator *l, size_t *todo, size_t n, int threads, kd_err *err)
+{
+    hasher h = {.l = l, .todo = todo};
+    KD_TRY(kd_alloc_array(&h.buffer, (size_t)threads, sizeof *h.buffer, err));
+    h.progress = kd_progress_create("hashing files", "file", n, 0, 0);
+    kd_parallel_for(threads, n, hash_one, &h);
+    kd_progress_finish(h.progress);
+    for (int i = 0; i < threads; i++)
+        kd_free(h.buffer[i].bytes);
+    kd_free(h.buffer);
+    if (kd_stop_requested() != KD_OK)
+        return kd_fail(err, kd_stop_requested(), "interrupted while hashing files");
+    if (atomic_load(&h.unreadable))
+        kd_log(KD_LOG_WARN, "%zu of %zu files could not be read and have no id", atomic_load(&h.unreadable), n);
     return KD_OK;
 }
 
-int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id) {
+kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path, kd_err *err)
+{
+    size_t *todo, n = 0;
+    kd_status status;
+    if (threads < 1)
+        threads = kd_cpu_count();
+    if (index_path)
+        read_index(l, index_path);
+    KD_TRY(kd_alloc_array(&todo, l->data.count, sizeof *todo, err));
+    for (size_t i = 0; i < l->data.count; i++) {
+        if (l->state[i] == ID_UNKNOWN)
+            todo[n++] = i;
+    }
+    status = n > 0 ? hash_todo(l, todo, n, threads, err) : KD_OK;
+    kd_free(todo);
+    if (status != KD_OK)
+        return status;
+    sort_ids(l);
+    return index_path && n > 0 ? write_index(l, index_path, err) : KD_OK;
+}
+
+int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id)
+{
     size_t lo = 0, hi = l->sorted_count;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
@@ -274,5 +303,5 @@ int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id) {
         else
             hi = mid;
     }
-    return lo < l->sorted_count && memcmp(l->sorted[lo].id.b, id->b, sizeof id->b) == 0 ? (int64_t)l->sorted[lo].file : -1;
+    return lo < l->sorted_count && memcmp(l->sorted[lo].id.b, id->b, sizeof id->b) == 0 ? l->sorted[lo].file : -1;
 }
