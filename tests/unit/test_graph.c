@@ -130,8 +130,8 @@ static double loss(kd_exec *e) {
 
 /* ---- gradients ---- */
 
-/* Central differences for some values of one parameter. The graph stores activations in f32, so a difference carries noise of about 1e-7 / step; a larger step would
- * cross the kinks of ReLU and max pooling (seen at 1e-2: 20% off). */
+/* The slopes to the left and to the right for some values of one parameter: the gradient is their mean, or anything between them where a kink of ReLU or max pooling
+ * lies inside the step. The graph stores activations in f32, so a slope carries noise of about 1e-7 / step. */
 static void check_parameter(fixture *f, kd_exec *e, int i, const float *gradient) {
     kd_param_info info = kd_params_info(f->p, i);
     float values[4096];
@@ -139,21 +139,22 @@ static void check_parameter(fixture *f, kd_exec *e, int i, const float *gradient
     must(kd_params_get(f->p, i, values, &err));
     for (size_t k = 0; k < info.count; k += info.count / 3 + 1) {
         float old = values[k];
-        double side[2];
-        for (int s = 0; s < 2; s++) {
-            values[k] = (float)(old + (s ? step : -step));
+        double at[3];
+        for (int s = 0; s < 3; s++) {
+            values[k] = (float)(old + (s - 1) * step);
             must(kd_params_set(f->p, i, values, &err));
-            side[s] = loss(e);
+            at[s] = loss(e);
         }
         values[k] = old;
         must(kd_params_set(f->p, i, values, &err));
-        double want = (side[1] - side[0]) / (2 * step), got = (double)gradient[k];
-        if (!(fabs(got - want) <= 3e-3 + 0.02 * fabs(want)))
-            fail_msg("d loss / d %s[%zu] is %g, central difference %g", info.name, k, got, want);
+        double left = (at[1] - at[0]) / step, right = (at[2] - at[1]) / step, got = (double)gradient[k];
+        double mean = (left + right) / 2, slack = 1e-3 + 0.01 * fabs(mean), half = fabs(right - left) / 2;
+        if (!(fabs(got - mean) <= slack + half))
+            fail_msg("d loss / d %s[%zu] is %g, slopes %g and %g", info.name, k, got, left, right);
     }
 }
 
-static void gradients_equal_central_differences_through_the_whole_graph(void **state) {
+static void gradients_equal_differences_through_the_whole_graph(void **state) {
     (void)state;
     fixture f;
     make(&f);
@@ -615,7 +616,7 @@ static void batch_norm_of_single_values_is_refused_in_training(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gradients_equal_central_differences_through_the_whole_graph),
+        cmocka_unit_test(gradients_equal_differences_through_the_whole_graph),
         cmocka_unit_test(accumulated_gradients_are_sums_and_others_start_from_zero),
         cmocka_unit_test(fused_inference_equals_the_unfused_forward_pass),
         cmocka_unit_test(a_residual_of_another_type_is_not_fused),
