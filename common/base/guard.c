@@ -58,7 +58,7 @@ kd_status kd_io_guard(const void *base, size_t size, const char *what, kd_status
     g.base = (uintptr_t)base;
     g.size = size;
     g.fault = 0;
-    if (sigsetjmp(g.jump, 0) == 0) {
+    if (sigsetjmp(g.jump, 1) == 0) { /* with the signal mask: a handler may run with more signals blocked (thread sanitizer) */
         innermost = &g;
         status = fn(arg, err);
     } else {

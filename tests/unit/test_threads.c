@@ -331,6 +331,7 @@ static void there_is_a_processor(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_first_signal_asks_and_the_second_ends), /* first: it forks, and there are no other threads yet */
         cmocka_unit_test(results_are_in_order_with_their_failures),
         cmocka_unit_test(workers_run_at_most_the_slots_ahead),
         cmocka_unit_test(several_items_may_be_held_and_released_in_any_order),
@@ -340,7 +341,6 @@ int main(void)
         cmocka_unit_test(a_parallel_loop_visits_each_index_once),
         cmocka_unit_test(parallel_loops_may_run_at_the_same_time),
         cmocka_unit_test(a_parallel_loop_works_in_a_child_process),
-        cmocka_unit_test(the_first_signal_asks_and_the_second_ends),
         cmocka_unit_test(there_is_a_processor),
     };
     return cmocka_run_group_tests_name("threads", tests, NULL, NULL);
