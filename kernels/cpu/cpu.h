@@ -1,0 +1,76 @@
+/* The cpu backend's inside: what its files share. One file per family of ops, each giving a kd_cpu_kind; cpu_backend.c is the table over them.
+ * Matrix products and convolutions are oneDNN's (dnn.h); everything that is bound by memory is written here with simd.h. */
+#ifndef KD_KERNELS_CPU_CPU_H
+#define KD_KERNELS_CPU_CPU_H
+
+#include "kernels/backend.h"
+#include "kernels/cpu/dnn.h"
+
+typedef struct kd_cpu {
+    kd_backend base;
+    kd_dnn_engine *engine;
+    char about[160];
+} kd_cpu;
+
+typedef struct kd_cpu_kind {
+    kd_status (*create)(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err); /* fills op->impl; NULL: nothing to prepare */
+    void (*destroy)(void *impl);
+    kd_status (*pack)(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err);  /* NULL: nothing to pack */
+    kd_status (*forward)(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err);
+    kd_status (*backward)(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err); /* NULL: no gradient */
+} kd_cpu_kind;
+
+struct kd_op {
+    kd_op_desc desc;
+    const kd_cpu_kind *kind;
+    void *impl;
+};
+
+extern const kd_cpu_kind kd_cpu_conv2d, kd_cpu_linear, kd_cpu_attention, kd_cpu_batch_norm, kd_cpu_layer_norm;
+extern const kd_cpu_kind kd_cpu_normalize, kd_cpu_act, kd_cpu_silu_gate, kd_cpu_add, kd_cpu_scale_add, kd_cpu_mse;
+extern const kd_cpu_kind kd_cpu_max_pool, kd_cpu_mean_tokens, kd_cpu_tokens, kd_cpu_token_slice, kd_cpu_resize_bilinear;
+
+/* --- flat vectors (cpu_flat.c) --- */
+kd_status kd_cpu_sum_squares(kd_backend *b, float *out, const float *x, size_t n, kd_err *err);
+kd_status kd_cpu_clip_scale(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err);
+kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
+kd_status kd_cpu_encode_f16(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err);
+
+/* --- loops (cpu_loops.c) --- */
+
+/* fn(ctx, slice, begin, end) for `threads` slices of [0, n), in parallel; slice i of a given thread count is always the same range, and some may be empty
+ * (then fn isn't called). Borders are multiples of 16 elements when unit is 1. unit: elements per index, so that small work stays on the calling thread. */
+typedef void (*kd_cpu_range)(const void *ctx, int slice, size_t begin, size_t end);
+void kd_cpu_parallel(int threads, size_t n, size_t unit, kd_cpu_range fn, const void *ctx);
+
+/* Rows and width of a tensor: the last dimension and all others. */
+size_t kd_cpu_rows(const kd_tdesc *t);
+size_t kd_cpu_width(const kd_tdesc *t);
+
+/* A region of a scratch buffer, 64-byte aligned: returns the offset and advances *at. */
+size_t kd_cpu_region(size_t *at, size_t bytes);
+void *kd_cpu_at(void *base, size_t offset);
+
+/* dst = src, or dst += src, between F32 and BF16. */
+void kd_cpu_copy(int threads, void *dst, kd_dtype dst_type, const void *src, kd_dtype src_type, size_t n, int add);
+/* out[width] += sums over `rows` of g, or of g * times, which lie `stride` elements apart from row to row (f64 inside, order independent of the thread count). */
+typedef struct kd_cpu_columns {
+    float *out;
+    const void *g, *times; /* times may be NULL */
+    kd_dtype g_type, times_type;
+    size_t rows, stride, width;
+} kd_cpu_columns;
+void kd_cpu_add_columns(int threads, const kd_cpu_columns *c);
+/* g = dy * act'; RELU looks at y's sign (`at` = y), GELU at its input (`at` = what came before it). NONE only converts. */
+typedef struct kd_cpu_act_grad {
+    void *g;
+    const void *dy, *at;
+    kd_dtype g_type, dy_type, at_type;
+    kd_act act;
+    int add; /* g += instead */
+} kd_cpu_act_grad;
+void kd_cpu_act_backward(int threads, const kd_cpu_act_grad *c, size_t n);
+/* y = act(x). */
+void kd_cpu_act_forward(int threads, void *y, kd_dtype y_type, const void *x, kd_dtype x_type, kd_act act, size_t n);
+
+#endif

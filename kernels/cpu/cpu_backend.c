@@ -1,0 +1,193 @@
+/* The cpu backend's table: host memory, one kd_cpu_kind per op kind. */
+#include <omp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/base/mem.h"
+#include "kernels/cpu/cpu.h"
+
+static const kd_backend_table table;
+
+static const kd_cpu_kind *kind_of(kd_op_kind k) {
+    static const kd_cpu_kind *const kinds[KD_OP_KINDS] = {
+        [KD_OP_NORMALIZE] = &kd_cpu_normalize,
+        [KD_OP_CONV2D] = &kd_cpu_conv2d,
+        [KD_OP_LINEAR] = &kd_cpu_linear,
+        [KD_OP_BATCH_NORM] = &kd_cpu_batch_norm,
+        [KD_OP_LAYER_NORM] = &kd_cpu_layer_norm,
+        [KD_OP_RELU] = &kd_cpu_act,
+        [KD_OP_GELU] = &kd_cpu_act,
+        [KD_OP_SILU_GATE] = &kd_cpu_silu_gate,
+        [KD_OP_ADD] = &kd_cpu_add,
+        [KD_OP_SCALE_ADD] = &kd_cpu_scale_add,
+        [KD_OP_MAX_POOL] = &kd_cpu_max_pool,
+        [KD_OP_MEAN_TOKENS] = &kd_cpu_mean_tokens,
+        [KD_OP_ATTENTION] = &kd_cpu_attention,
+        [KD_OP_TOKENS] = &kd_cpu_tokens,
+        [KD_OP_TOKEN_SLICE] = &kd_cpu_token_slice,
+        [KD_OP_RESIZE_BILINEAR] = &kd_cpu_resize_bilinear,
+        [KD_OP_MSE] = &kd_cpu_mse,
+    };
+    KD_ASSERT((unsigned)k < KD_OP_KINDS);
+    return kinds[k];
+}
+
+/* OpenMP's thread count is a property of the calling thread; a backend may have been opened on another one. */
+static void use_threads(const kd_backend *b) {
+    if (omp_get_max_threads() != b->threads)
+        omp_set_num_threads(b->threads);
+}
+
+/* ---- device and memory ---- */
+
+static const char *instructions(void) {
+    if (__builtin_cpu_supports("avx512bf16"))
+        return "AVX-512 bf16";
+    if (__builtin_cpu_supports("avx512bw"))
+        return "AVX-512";
+    return __builtin_cpu_supports("avx2") ? "AVX2" : "SSE";
+}
+
+static kd_status cpu_open(kd_backend **out, int threads, int ordinal, kd_err *err) {
+    (void)ordinal;
+    KD_ASSERT(threads >= 1);
+    kd_cpu *b = NULL;
+    KD_TRY(kd_alloc_array(&b, 1, sizeof *b, err));
+    b->base.v = &table;
+    b->base.threads = threads;
+    use_threads(&b->base);
+    kd_status status = kd_dnn_engine_create(&b->engine, err);
+    if (status != KD_OK) {
+        kd_free(b);
+        return status;
+    }
+    int major, minor, patch;
+    kd_dnn_version(&major, &minor, &patch);
+    snprintf(b->about, sizeof b->about, "oneDNN %d.%d.%d, %s, %d thread%s", major, minor, patch, instructions(), threads, threads == 1 ? "" : "s");
+    *out = &b->base;
+    return KD_OK;
+}
+
+static void cpu_close(kd_backend *base) {
+    kd_cpu *b = (kd_cpu *)base;
+    kd_dnn_engine_destroy(b->engine);
+    kd_free(b);
+}
+
+static const char *cpu_describe(const kd_backend *b) {
+    return ((const kd_cpu *)b)->about;
+}
+
+static kd_status cpu_check_bf16(const kd_backend *b, kd_err *err) {
+    (void)b;
+    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+        return KD_OK;
+    return kd_fail(err, KD_ENODEVICE, "bf16 on the CPU needs AVX-512 (BW, VL, DQ), this processor has %s; use --precision f32", instructions());
+}
+
+static kd_status cpu_alloc(kd_backend *b, void **out, size_t bytes, kd_err *err) {
+    (void)b;
+    return kd_alloc_array(out, bytes, 1, err);
+}
+
+static void cpu_release(kd_backend *b, void *p) {
+    (void)b;
+    kd_free(p);
+}
+
+static kd_status cpu_copy(kd_backend *b, void *dst, const void *src, size_t bytes, kd_err *err) {
+    (void)b, (void)err;
+    if (bytes > 0)
+        memcpy(dst, src, bytes);
+    return KD_OK;
+}
+
+static kd_status cpu_zero(kd_backend *b, void *dst, size_t bytes, kd_err *err) {
+    (void)b, (void)err;
+    if (bytes > 0)
+        memset(dst, 0, bytes);
+    return KD_OK;
+}
+
+static kd_status cpu_sync(kd_backend *b, kd_err *err) {
+    (void)b, (void)err;
+    return KD_OK;
+}
+
+/* ---- ops ---- */
+
+static void cpu_op_destroy(kd_backend *b, kd_op *op) {
+    (void)b;
+    if (op && op->kind->destroy)
+        op->kind->destroy(op->impl);
+    kd_free(op);
+}
+
+static int uses_bf16(const kd_op_desc *d) {
+    return d->y.dtype == KD_BF16 || d->x[0].dtype == KD_BF16 || (d->inputs > 1 && d->x[1].dtype == KD_BF16);
+}
+
+static kd_status cpu_op_create(kd_backend *base, kd_op **out, const kd_op_desc *desc, kd_op_needs *needs, kd_err *err) {
+    kd_op_check(desc);
+    if (uses_bf16(desc))
+        KD_TRY(cpu_check_bf16(base, err));
+    use_threads(base);
+    kd_op *op = NULL;
+    KD_TRY(kd_alloc_array(&op, 1, sizeof *op, err));
+    op->desc = *desc;
+    op->kind = kind_of(desc->kind);
+    *needs = (kd_op_needs){0};
+    kd_status status = op->kind->create ? op->kind->create((kd_cpu *)base, op, needs, err) : KD_OK;
+    if (status != KD_OK) {
+        cpu_op_destroy(base, op);
+        return status;
+    }
+    op->desc.name = NULL; /* the caller's string may not live as long */
+    *out = op;
+    return KD_OK;
+}
+
+static kd_status cpu_op_pack(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err) {
+    use_threads(b);
+    return op->kind->pack ? op->kind->pack((kd_cpu *)b, op, args, err) : KD_OK;
+}
+
+static kd_status cpu_op_forward(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err) {
+    use_threads(b);
+    return op->kind->forward((kd_cpu *)b, op, args, err);
+}
+
+static kd_status cpu_op_backward(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err) {
+    KD_ASSERT(op->desc.train && op->kind->backward);
+    use_threads(b);
+    return op->kind->backward((kd_cpu *)b, op, args, err);
+}
+
+static const kd_backend_table table = {
+    .abi = KD_BACKEND_ABI,
+    .name = "cpu",
+    .open = cpu_open,
+    .close = cpu_close,
+    .describe = cpu_describe,
+    .check_bf16 = cpu_check_bf16,
+    .alloc = cpu_alloc,
+    .release = cpu_release,
+    .upload = cpu_copy,
+    .download = cpu_copy,
+    .zero = cpu_zero,
+    .sync = cpu_sync,
+    .op_create = cpu_op_create,
+    .op_destroy = cpu_op_destroy,
+    .op_pack = cpu_op_pack,
+    .op_forward = cpu_op_forward,
+    .op_backward = cpu_op_backward,
+    .sum_squares = kd_cpu_sum_squares,
+    .clip_scale = kd_cpu_clip_scale,
+    .adamw = kd_cpu_adamw,
+    .encode_f16 = kd_cpu_encode_f16,
+};
+
+const kd_backend_table *kd_backend_table_get(void); /* KD_BACKEND_ENTRY_NAME */
+const kd_backend_table *kd_backend_table_get(void) {
+    return &table;
+}

@@ -1,0 +1,170 @@
+/* Flat vectors: gradient norm and clipping, AdamW, target encoding. */
+#include <math.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+/* ---- sum of squares ---- */
+
+enum { PARTS = 64 }; /* a partition that doesn't depend on the thread count, so neither does the sum */
+typedef double vd __attribute__((vector_size(64)));
+typedef float vf8 __attribute__((vector_size(32)));
+
+typedef struct squares_ctx {
+    double *part;
+    const float *x;
+    size_t n;
+} squares_ctx;
+
+KD_LANE vd load_double(const float *p) {
+    vf8 v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, vd);
+}
+
+static double sum_double(vd v) {
+    double s[8];
+    memcpy(s, &v, sizeof s);
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
+KD_HOT static void squares_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const squares_ctx c = *(const squares_ctx *)ctx;
+    (void)slice;
+    for (size_t p = begin; p < end; p++) {
+        size_t i = c.n * p / PARTS, last = c.n * (p + 1) / PARTS;
+        vd a = {0}, b = {0};
+        for (; i + 16 <= last; i += 16) {
+            vd x = load_double(c.x + i), y = load_double(c.x + i + 8);
+            a += x * x;
+            b += y * y;
+        }
+        double sum = sum_double(a + b);
+        for (; i < last; i++)
+            sum += (double)c.x[i] * (double)c.x[i];
+        c.part[p] = sum;
+    }
+}
+
+kd_status kd_cpu_sum_squares(kd_backend *b, float *out, const float *x, size_t n, kd_err *err) {
+    double part[PARTS], sum = 0;
+    (void)err;
+    kd_cpu_parallel(b->threads, PARTS, n / PARTS + 1, squares_range, &(squares_ctx){part, x, n});
+    for (int p = 0; p < PARTS; p++)
+        sum += part[p];
+    *out = (float)sum;
+    return KD_OK;
+}
+
+kd_status kd_cpu_clip_scale(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err) {
+    (void)b, (void)err;
+    double norm = sqrt((double)*sumsq);
+    if (!isfinite(norm))
+        *scale = NAN;
+    else
+        *scale = max_norm > 0 && norm > (double)max_norm ? (float)((double)max_norm / (norm + 1e-6)) : 1;
+    return KD_OK;
+}
+
+/* ---- AdamW ---- */
+
+typedef struct adamw_ctx {
+    float *w, *m, *v;
+    const float *g;
+    double scale, b1, b2, keep, step, root, eps; /* keep: what weight decay leaves; step: lr / (1 - b1^t); root: sqrt(1 - b2^t) */
+} adamw_ctx;
+
+/* In double inside: memory is the limit anyway. */
+KD_HOT static void adamw_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const adamw_ctx c = *(const adamw_ctx *)ctx;
+    (void)slice;
+    float *KD_RESTRICT w = c.w, *KD_RESTRICT m = c.m, *KD_RESTRICT v = c.v;
+    const float *KD_RESTRICT g = c.g;
+    for (size_t i = begin; i < end; i++) {
+        double gi = (double)g[i] * c.scale;
+        double mi = c.b1 * (double)m[i] + (1 - c.b1) * gi;
+        double vi = c.b2 * (double)v[i] + (1 - c.b2) * gi * gi;
+        m[i] = (float)mi;
+        v[i] = (float)vi;
+        w[i] = (float)((double)w[i] * c.keep - c.step * mi / (sqrt(vi) / c.root + c.eps));
+    }
+}
+
+kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err) {
+    (void)err;
+    if (isnan(*scale))
+        return KD_OK;
+    double lr = (double)h->lr, b1 = (double)h->beta1, b2 = (double)h->beta2, t = (double)h->step;
+    adamw_ctx c = {.w = w, .m = m, .v = v, .g = g, .scale = (double)*scale, .b1 = b1, .b2 = b2, .eps = (double)h->eps};
+    c.keep = 1 - lr * (double)h->weight_decay;
+    c.step = lr / (1 - pow(b1, t));
+    c.root = sqrt(1 - pow(b2, t));
+    kd_cpu_parallel(b->threads, n, 1, adamw_range, &c);
+    return KD_OK;
+}
+
+/* ---- encoding ---- */
+
+typedef struct encode_ctx {
+    uint8_t *out;
+    kd_encode_stats *stats;
+    const float *x;
+    size_t n;
+} encode_ctx;
+
+enum { BLOCK = 1024 };
+
+KD_HOT static void encode_stats(kd_encode_stats *s, const float *x, const float *q, size_t n) {
+    vd xx = {0}, qq = {0}, xq = {0}, err2 = {0};
+    size_t i = 0, bad = 0;
+    for (; i + 8 <= n; i += 8) {
+        vd a = load_double(x + i), b = load_double(q + i);
+        xx += a * a;
+        qq += b * b;
+        xq += a * b;
+        err2 += (a - b) * (a - b);
+    }
+    *s = (kd_encode_stats){s->xx + sum_double(xx), s->qq + sum_double(qq), s->xq + sum_double(xq), s->err2 + sum_double(err2), s->bad};
+    for (; i < n; i++) {
+        double a = (double)x[i], b = (double)q[i];
+        s->xx += a * a;
+        s->qq += b * b;
+        s->xq += a * b;
+        s->err2 += (a - b) * (a - b);
+    }
+    for (i = 0; i < n; i++)
+        bad += !(fabsf(x[i]) <= 65504.0f);
+    s->bad += (double)bad;
+}
+
+KD_HOT static void split_planes(uint8_t *KD_RESTRICT high, uint8_t *KD_RESTRICT low, const uint16_t *KD_RESTRICT h, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        high[i] = (uint8_t)(h[i] >> 8);
+        low[i] = (uint8_t)(h[i] & 255);
+    }
+}
+
+static void encode_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const encode_ctx *c = ctx;
+    (void)slice;
+    for (size_t r = begin; r < end; r++) {
+        const float *x = c->x + r * c->n;
+        uint8_t *out = c->out + r * 2 * c->n;
+        c->stats[r] = (kd_encode_stats){0};
+        for (size_t i = 0; i < c->n; i += BLOCK) {
+            uint16_t half[BLOCK];
+            float back[BLOCK];
+            size_t n = c->n - i < BLOCK ? c->n - i : BLOCK;
+            kd_f32_to_f16_n(half, x + i, n);
+            kd_f16_to_f32_n(back, half, n);
+            split_planes(out + i, out + c->n + i, half, n);
+            encode_stats(&c->stats[r], x + i, back, n);
+        }
+    }
+}
+
+kd_status kd_cpu_encode_f16(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err) {
+    (void)err;
+    kd_cpu_parallel(b->threads, records, n < 2 ? 2 : n, encode_range, &(encode_ctx){out, stats, x, n});
+    return KD_OK;
+}

@@ -1,0 +1,164 @@
+/* linear: oneDNN matrix products with packed weights. Bias, activation, LayerScale and the residual join ride on the product in inference. */
+#include "common/base/mem.h"
+#include "kernels/cpu/cpu.h"
+
+typedef struct linear {
+    kd_dnn *forward, *dx, *dw;
+    kd_dnn *pack_forward, *pack_dx;
+    size_t packed_dx, gamma;   /* offsets in args->packed; gamma: ones when the op has none */
+    size_t y32, g, work;       /* offsets in args->scratch */
+    kd_dtype type;             /* of the operands */
+    kd_dtype product;          /* of what oneDNN writes */
+    int saves_input_of_act;    /* GELU in training: the product goes to args->saved in f32, its activation to y */
+    int own_g;                 /* dy isn't the product's gradient yet: activation or type differ */
+} linear;
+
+static void linear_destroy(void *impl) {
+    linear *l = impl;
+    if (!l)
+        return;
+    kd_dnn *const all[] = {l->forward, l->dx, l->dw, l->pack_forward, l->pack_dx};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        kd_dnn_destroy(all[i]);
+    kd_free(l);
+}
+
+typedef struct dims {
+    int64_t rows, in, out;
+} dims;
+
+static dims dims_of(const kd_op_desc *d) {
+    return (dims){(int64_t)kd_cpu_rows(&d->y), (int64_t)kd_cpu_width(&d->x[0]), (int64_t)kd_cpu_width(&d->y)};
+}
+
+static kd_dnn_tensor packed_matrix(kd_dtype type, int64_t rows, int64_t width) {
+    return (kd_dnn_tensor){.dtype = type, .rank = 2, .dim = {rows, width}};
+}
+
+/* y[M,O] = x[M,I] W^T */
+static kd_status create_forward(kd_cpu *b, linear *l, const kd_op_desc *d, kd_err *err) {
+    static const kd_dnn_act act[] = {[KD_ACT_NONE] = KD_DNN_NONE, [KD_ACT_RELU] = KD_DNN_RELU, [KD_ACT_GELU] = KD_DNN_GELU};
+    dims s = dims_of(d);
+    kd_dnn_matmul_desc m = {.a = kd_dnn_rows(l->type, s.rows, s.in), .b = packed_matrix(l->type, s.in, s.out), .c = kd_dnn_rows(l->product, s.rows, s.out)};
+    if (d->bias)
+        m.bias = kd_dnn_rows(KD_F32, 1, s.out);
+    if (!l->saves_input_of_act)
+        m.act = act[d->act];
+    if (d->residual) {
+        m.scale = kd_dnn_rows(KD_F32, 1, s.out);
+        m.join = kd_dnn_rows(d->x[1].dtype, s.rows, s.out);
+    }
+    kd_dnn_tensor plain = kd_dnn_transposed(kd_dnn_rows(KD_F32, s.out, s.in));
+    KD_TRY(kd_dnn_matmul(&l->forward, b->engine, &m, d->name, err));
+    return kd_dnn_pack(&l->pack_forward, l->forward, &plain, d->name, err);
+}
+
+/* dx[M,I] = g[M,O] W and dW[O,I] += g^T x */
+static kd_status create_backward(kd_cpu *b, linear *l, const kd_op_desc *d, kd_err *err) {
+    dims s = dims_of(d);
+    kd_dnn_tensor g = kd_dnn_rows(l->type, s.rows, s.out), x = kd_dnn_rows(l->type, s.rows, s.in), plain = kd_dnn_rows(KD_F32, s.out, s.in);
+    if (d->need_dx & 1) {
+        kd_dnn_matmul_desc m = {.a = g, .b = packed_matrix(l->type, s.out, s.in), .c = x, .add = (d->add_dx & 1) != 0};
+        KD_TRY(kd_dnn_matmul(&l->dx, b->engine, &m, d->name, err));
+        KD_TRY(kd_dnn_pack(&l->pack_dx, l->dx, &plain, d->name, err));
+    }
+    if (d->need_dparam) {
+        kd_dnn_matmul_desc m = {.a = kd_dnn_transposed(g), .b = x, .c = plain, .add = 1};
+        KD_TRY(kd_dnn_matmul(&l->dw, b->engine, &m, d->name, err));
+    }
+    return KD_OK;
+}
+
+static void plan(linear *l, const kd_op_desc *d, kd_op_needs *needs) {
+    size_t outputs = kd_tdesc_numel(&d->y), work = 0;
+    const kd_dnn *const all[] = {l->forward, l->dx, l->dw, l->pack_forward, l->pack_dx};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        if (kd_dnn_scratch_bytes(all[i]) > work)
+            work = kd_dnn_scratch_bytes(all[i]);
+    kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(l->forward));
+    if (l->dx)
+        l->packed_dx = kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(l->dx));
+    if (d->residual)
+        l->gamma = kd_cpu_region(&needs->packed, kd_cpu_width(&d->y) * sizeof(float));
+    if (l->saves_input_of_act)
+        needs->saved = outputs * sizeof(float);
+    l->work = kd_cpu_region(&needs->scratch, work);
+    l->y32 = kd_cpu_region(&needs->scratch, l->product != d->y.dtype && !l->saves_input_of_act ? outputs * sizeof(float) : 0);
+    l->g = kd_cpu_region(&needs->scratch, l->own_g ? outputs * kd_dtype_size(l->type) : 0);
+}
+
+static kd_status linear_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
+    const kd_op_desc *d = &op->desc;
+    linear *l = NULL;
+    KD_TRY(kd_alloc_array(&l, 1, sizeof *l, err));
+    op->impl = l;
+    l->type = d->x[0].dtype;
+    l->saves_input_of_act = d->train && d->act == KD_ACT_GELU;
+    l->product = l->type == KD_F32 || l->saves_input_of_act ? KD_F32 : d->y.dtype;
+    l->own_g = d->train && (d->act != KD_ACT_NONE || d->y.dtype != l->type);
+    KD_TRY(create_forward(b, l, d, err));
+    if (d->train)
+        KD_TRY(create_backward(b, l, d, err));
+    plan(l, d, needs);
+    return KD_OK;
+}
+
+static kd_status linear_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const linear *l = op->impl;
+    (void)b;
+    void *work = kd_cpu_at(a->scratch, l->work);
+    KD_TRY(kd_dnn_run(l->pack_forward, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a->param[0], [KD_DNN_DST] = a->packed, [KD_DNN_SCRATCH] = work}, err));
+    float *gamma = kd_cpu_at(a->packed, l->gamma);
+    for (size_t i = 0; op->desc.residual && i < kd_cpu_width(&op->desc.y); i++)
+        gamma[i] = a->param[2] ? a->param[2][i] : 1;
+    if (!l->dx)
+        return KD_OK;
+    return kd_dnn_run(l->pack_dx, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a->param[0], [KD_DNN_DST] = kd_cpu_at(a->packed, l->packed_dx), [KD_DNN_SCRATCH] = work}, err);
+}
+
+static kd_status linear_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const linear *l = op->impl;
+    const kd_op_desc *d = &op->desc;
+    int direct = l->product == d->y.dtype && !l->saves_input_of_act;
+    void *product = l->saves_input_of_act ? a->saved : direct ? a->y : kd_cpu_at(a->scratch, l->y32);
+    KD_TRY(kd_dnn_run(l->forward,
+                      (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a->x[0], [KD_DNN_WEIGHTS] = a->packed, [KD_DNN_BIAS] = (void *)a->param[1], [KD_DNN_DST] = product,
+                                            [KD_DNN_SCALE] = kd_cpu_at(a->packed, l->gamma), [KD_DNN_JOIN] = (void *)a->x[1], [KD_DNN_SCRATCH] = kd_cpu_at(a->scratch, l->work)},
+                      err));
+    if (!direct)
+        kd_cpu_act_forward(b->base.threads, a->y, d->y.dtype, product, KD_F32, l->saves_input_of_act ? d->act : KD_ACT_NONE, kd_tdesc_numel(&d->y));
+    return KD_OK;
+}
+
+/* Sums of the unrounded gradient where there is one: without an activation that is dy itself. */
+static void add_bias_gradient(int threads, const linear *l, const kd_op_desc *d, const kd_op_args *a, const void *g) {
+    size_t width = kd_cpu_width(&d->y);
+    kd_cpu_columns columns = {.out = a->dparam[1], .g = g, .g_type = l->type, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width};
+    if (d->act == KD_ACT_NONE)
+        columns.g = a->dy, columns.g_type = d->y.dtype;
+    kd_cpu_add_columns(threads, &columns);
+}
+
+static kd_status linear_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const linear *l = op->impl;
+    const kd_op_desc *d = &op->desc;
+    int threads = b->base.threads;
+    void *g = (void *)a->dy, *work = kd_cpu_at(a->scratch, l->work);
+    if (l->own_g) {
+        g = kd_cpu_at(a->scratch, l->g);
+        kd_cpu_act_grad grad = {.g = g, .dy = a->dy, .g_type = l->type, .dy_type = d->y.dtype, .act = d->act};
+        grad.at = l->saves_input_of_act ? a->saved : a->y;
+        grad.at_type = l->saves_input_of_act ? KD_F32 : d->y.dtype;
+        kd_cpu_act_backward(threads, &grad, kd_tdesc_numel(&d->y));
+    }
+    if (l->dw) {
+        KD_TRY(kd_dnn_run(l->dw, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = g, [KD_DNN_WEIGHTS] = (void *)a->x[0], [KD_DNN_DST] = a->dparam[0], [KD_DNN_SCRATCH] = work}, err));
+        if (d->bias)
+            add_bias_gradient(threads, l, d, a, g);
+    }
+    if (!l->dx)
+        return KD_OK;
+    return kd_dnn_run(l->dx, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = g, [KD_DNN_WEIGHTS] = kd_cpu_at(a->packed, l->packed_dx), [KD_DNN_DST] = a->dx[0], [KD_DNN_SCRATCH] = work}, err);
+}
+
+const kd_cpu_kind kd_cpu_linear = {linear_create, linear_destroy, linear_pack, linear_forward, linear_backward};

@@ -1,0 +1,137 @@
+#include <omp.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+/* Below this many elements, waking other threads costs more than it saves. */
+enum { SERIAL_ELEMENTS = 16384 };
+
+void kd_cpu_parallel(int threads, size_t n, size_t unit, kd_cpu_range fn, const void *ctx) {
+    size_t grain = unit == 1 ? KD_VF : 1, grains = (n + grain - 1) / grain, slices = (size_t)threads;
+#pragma omp parallel for schedule(static, 1) num_threads(threads) if (threads > 1 && n * unit >= SERIAL_ELEMENTS)
+    for (size_t i = 0; i < slices; i++) {
+        size_t begin = grains * i / slices * grain, end = grains * (i + 1) / slices * grain;
+        if (end > n)
+            end = n;
+        if (begin < end)
+            fn(ctx, (int)i, begin, end);
+    }
+}
+
+size_t kd_cpu_width(const kd_tdesc *t) {
+    return (size_t)t->shape[t->rank - 1];
+}
+
+size_t kd_cpu_rows(const kd_tdesc *t) {
+    return kd_tdesc_numel(t) / kd_cpu_width(t);
+}
+
+size_t kd_cpu_region(size_t *at, size_t bytes) {
+    size_t offset = *at;
+    *at += (bytes + 63) / 64 * 64;
+    return offset;
+}
+
+void *kd_cpu_at(void *base, size_t offset) {
+    return (char *)base + offset;
+}
+
+/* ---- copy ---- */
+
+typedef struct copy_ctx {
+    void *dst;
+    const void *src;
+    kd_dtype dst_type, src_type;
+    int add;
+} copy_ctx;
+
+KD_HOT static void copy_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const copy_ctx c = *(const copy_ctx *)ctx;
+    (void)slice;
+    for (size_t i = begin; i < end; i += KD_VF) {
+        int n = kd_lanes(end - i);
+        kd_store_grad(c.dst, c.dst_type, i, kd_load(c.src, c.src_type, i, n), n, c.add);
+    }
+}
+
+void kd_cpu_copy(int threads, void *dst, kd_dtype dst_type, const void *src, kd_dtype src_type, size_t n, int add) {
+    kd_cpu_parallel(threads, n, 1, copy_range, &(copy_ctx){dst, src, dst_type, src_type, add});
+}
+
+/* ---- column sums ---- */
+
+enum { COLUMNS = 64, FOLD = 64 }; /* columns of one task; rows summed in f32 before they are folded into f64 */
+
+/* part[COLUMNS] += rows r0 .. r1-1 of `count` columns from `first`. */
+KD_LANE void add_rows(float *part, const kd_cpu_columns *c, size_t r0, size_t r1, size_t first, size_t count) {
+    for (size_t r = r0; r < r1; r++)
+        for (size_t i = 0; i < count; i += KD_VF) {
+            int n = kd_lanes(count - i);
+            kd_vf g = kd_load(c->g, c->g_type, r * c->stride + first + i, n);
+            if (c->times)
+                g *= kd_load(c->times, c->times_type, r * c->stride + first + i, n);
+            kd_store_f32(part + i, kd_load_f32(part + i, KD_VF) + g, KD_VF);
+        }
+}
+
+KD_HOT static void columns_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const kd_cpu_columns c = *(const kd_cpu_columns *)ctx;
+    (void)slice;
+    for (size_t block = begin; block < end; block++) {
+        size_t first = block * COLUMNS, count = c.width - first < COLUMNS ? c.width - first : COLUMNS;
+        double total[COLUMNS] = {0};
+        for (size_t r = 0; r < c.rows; r += FOLD) {
+            float part[COLUMNS] = {0};
+            add_rows(part, &c, r, c.rows - r < FOLD ? c.rows : r + FOLD, first, count);
+            for (size_t i = 0; i < count; i++)
+                total[i] += (double)part[i];
+        }
+        for (size_t i = 0; i < count; i++)
+            c.out[first + i] += (float)total[i];
+    }
+}
+
+void kd_cpu_add_columns(int threads, const kd_cpu_columns *c) {
+    kd_cpu_parallel(threads, (c->width + COLUMNS - 1) / COLUMNS, c->rows * COLUMNS, columns_range, c);
+}
+
+/* ---- activations ---- */
+
+KD_HOT static void act_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const kd_cpu_act_grad c = *(const kd_cpu_act_grad *)ctx;
+    (void)slice;
+    for (size_t i = begin; i < end; i += KD_VF) {
+        int n = kd_lanes(end - i);
+        kd_vf d = kd_load(c.dy, c.dy_type, i, n);
+        if (c.act == KD_ACT_RELU)
+            d = kd_relu_grad(d, kd_load(c.at, c.at_type, i, n));
+        else if (c.act == KD_ACT_GELU)
+            d *= kd_gelu_derivative(kd_load(c.at, c.at_type, i, n));
+        kd_store_grad(c.g, c.g_type, i, d, n, c.add);
+    }
+}
+
+void kd_cpu_act_backward(int threads, const kd_cpu_act_grad *c, size_t n) {
+    kd_cpu_parallel(threads, n, 1, act_grad_range, c);
+}
+
+typedef struct act_ctx {
+    void *y;
+    const void *x;
+    kd_dtype y_type, x_type;
+    kd_act act;
+} act_ctx;
+
+KD_HOT static void act_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const act_ctx c = *(const act_ctx *)ctx;
+    (void)slice;
+    for (size_t i = begin; i < end; i += KD_VF) {
+        int n = kd_lanes(end - i);
+        kd_vf x = kd_load(c.x, c.x_type, i, n);
+        kd_store(c.y, c.y_type, i, c.act == KD_ACT_RELU ? kd_relu(x) : c.act == KD_ACT_GELU ? kd_gelu(x) : x, n);
+    }
+}
+
+void kd_cpu_act_forward(int threads, void *y, kd_dtype y_type, const void *x, kd_dtype x_type, kd_act act, size_t n) {
+    kd_cpu_parallel(threads, n, 1, act_range, &(act_ctx){y, x, y_type, x_type, act});
+}

@@ -1,0 +1,278 @@
+/* max_pool and resize_bilinear on channels-last maps: vectors run over channels. Backward passes gather (every input pixel collects from the outputs that
+ * read it), so nothing is zeroed first, no two threads write one place, and the order of additions is fixed. */
+#include "common/base/mem.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+/* ---- max_pool. Training keeps each window's winner: its position in the window, row-major, one byte per output ---- */
+
+enum { MAX_KERNEL = 16 };
+
+typedef uint8_t vb __attribute__((vector_size(16)));
+
+typedef struct op_ctx {
+    const kd_op_desc *d;
+    const kd_op_args *p;
+} op_ctx;
+
+static kd_status pool_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
+    (void)b;
+    if (op->desc.kernel > MAX_KERNEL)
+        return kd_fail(err, KD_EFAIL, "%s: a pooling window of %d is above the cpu backend's limit of %d; use --device ref", op->desc.name, op->desc.kernel, MAX_KERNEL);
+    if (op->desc.train)
+        needs->saved = kd_tdesc_numel(&op->desc.y);
+    return KD_OK;
+}
+
+/* The part of a window that lies inside the map: positions [low, high) of `kernel`, the first at pixel `origin` (possibly outside). */
+typedef struct span {
+    int64_t origin, low, high;
+} span;
+
+KD_LANE span span_of(int64_t out, int64_t size, const kd_op_desc *d) {
+    int64_t origin = out * d->stride - d->pad;
+    return (span){origin, origin < 0 ? -origin : 0, size - origin < d->kernel ? size - origin : d->kernel};
+}
+
+KD_LANE void store_winner(uint8_t *p, kd_vi winner, int n) {
+    vb v = __builtin_convertvector(winner, vb);
+    uint8_t part[KD_VF];
+    memcpy(part, &v, sizeof part);
+    for (int i = 0; i < n; i++)
+        p[i] = part[i];
+}
+
+KD_HOT static void pool_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const kd_op_desc d = *((const op_ctx *)ctx)->d;
+    const kd_op_args p = *((const op_ctx *)ctx)->p;
+    const int64_t *xs = d.x[0].shape, *ys = d.y.shape;
+    size_t width = (size_t)xs[3];
+    (void)slice;
+    for (size_t r = begin; r < end; r++) { /* one output pixel */
+        int64_t ox = (int64_t)r % ys[2], oy = (int64_t)r / ys[2] % ys[1], image = (int64_t)r / (ys[2] * ys[1]);
+        span sy = span_of(oy, xs[1], &d), sx = span_of(ox, xs[2], &d);
+        for (size_t i = 0; i < width; i += KD_VF) {
+            int n = kd_lanes(width - i), first = 1;
+            kd_vf best = {0};
+            kd_vi winner = {0};
+            for (int64_t ky = sy.low; ky < sy.high; ky++)
+                for (int64_t kx = sx.low; kx < sx.high; kx++) {
+                    size_t at = (size_t)((image * xs[1] + sy.origin + ky) * xs[2] + sx.origin + kx) * width + i;
+                    kd_vf v = kd_load(p.x[0], d.x[0].dtype, at, n);
+                    kd_vi better = first ? (kd_vi){0} - 1 : (v > best) | ((v != v) & (best == best)); /* a NaN wins */
+                    best = kd_select(better, v, best);
+                    winner = (better & ((kd_vi){0} + (int32_t)(ky * d.kernel + kx))) | (~better & winner);
+                    first = 0;
+                }
+            kd_store(p.y, d.y.dtype, r * width + i, best, n);
+            if (d.train)
+                store_winner((uint8_t *)p.saved + r * width + i, winner, n);
+        }
+    }
+}
+
+/* Windows [low, high) that contain pixel `in`. */
+KD_LANE span windows_of(int64_t in, int64_t outputs, const kd_op_desc *d) {
+    int64_t first = in + d->pad - d->kernel + 1, last = (in + d->pad) / d->stride;
+    return (span){0, first <= 0 ? 0 : (first + d->stride - 1) / d->stride, last + 1 < outputs ? last + 1 : outputs};
+}
+
+KD_LANE kd_vi load_winner(const uint8_t *p, int n) {
+    vb v;
+    uint8_t part[KD_VF] = {0};
+    for (int i = 0; i < n; i++)
+        part[i] = p[i];
+    memcpy(&v, n == KD_VF ? p : part, sizeof v);
+    return __builtin_convertvector(v, kd_vi);
+}
+
+KD_HOT static void pool_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const kd_op_desc d = *((const op_ctx *)ctx)->d;
+    const kd_op_args p = *((const op_ctx *)ctx)->p;
+    const int64_t *xs = d.x[0].shape, *ys = d.y.shape;
+    size_t width = (size_t)xs[3];
+    int add = (d.add_dx & 1) != 0;
+    (void)slice;
+    for (size_t r = begin; r < end; r++) { /* one input pixel */
+        int64_t ix = (int64_t)r % xs[2], iy = (int64_t)r / xs[2] % xs[1], image = (int64_t)r / (xs[2] * xs[1]);
+        span wy = windows_of(iy, ys[1], &d), wx = windows_of(ix, ys[2], &d);
+        for (size_t i = 0; i < width; i += KD_VF) {
+            int n = kd_lanes(width - i);
+            kd_vf sum = {0};
+            for (int64_t oy = wy.low; oy < wy.high; oy++)
+                for (int64_t ox = wx.low; ox < wx.high; ox++) {
+                    int32_t position = (int32_t)((iy + d.pad - oy * d.stride) * d.kernel + ix + d.pad - ox * d.stride);
+                    size_t at = (size_t)((image * ys[1] + oy) * ys[2] + ox) * width + i;
+                    kd_vi won = load_winner((const uint8_t *)p.saved + at, n) == position;
+                    sum += (kd_vf)(won & (kd_vi)kd_load(p.dy, d.y.dtype, at, n));
+                }
+            kd_store_grad(p.dx[0], d.x[0].dtype, r * width + i, sum, n, add);
+        }
+    }
+}
+
+static kd_status pool_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    (void)err;
+    kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.y), kd_cpu_width(&op->desc.y), pool_range, &(op_ctx){&op->desc, a});
+    return KD_OK;
+}
+
+static kd_status pool_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    (void)err;
+    if (op->desc.need_dx & 1)
+        kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.x[0]), kd_cpu_width(&op->desc.y), pool_grad_range, &(op_ctx){&op->desc, a});
+    return KD_OK;
+}
+
+const kd_cpu_kind kd_cpu_max_pool = {pool_create, NULL, NULL, pool_forward, pool_backward};
+
+/* ---- resize_bilinear ---- */
+
+/* One axis. Forward: output o reads lines a[o] and b[o] with weights 1 - wb[o] and wb[o]. Backward: input i is read by the readers
+ * start[i] .. start[i+1]-1, each an output and its weight. */
+typedef struct axis {
+    int64_t in, out;
+    int64_t *a, *b, *start, *reader;
+    float *wb, *weight;
+} axis;
+
+typedef struct resize {
+    axis y, x;
+} resize;
+
+static void axis_free(axis *s) {
+    void *const all[] = {s->a, s->b, s->start, s->reader, s->wb, s->weight};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        kd_free(all[i]);
+}
+
+static void resize_destroy(void *impl) {
+    resize *s = impl;
+    if (!s)
+        return;
+    axis_free(&s->y);
+    axis_free(&s->x);
+    kd_free(s);
+}
+
+/* torch.nn.functional.interpolate with align_corners = false. */
+static void fill_sources(axis *s) {
+    for (int64_t o = 0; o < s->out; o++) {
+        double at = ((double)o + 0.5) * (double)s->in / (double)s->out - 0.5;
+        if (at < 0)
+            at = 0;
+        s->a[o] = (int64_t)at < s->in - 1 ? (int64_t)at : s->in - 1;
+        s->b[o] = s->a[o] + 1 < s->in ? s->a[o] + 1 : s->a[o];
+        s->wb[o] = (float)(at - (double)s->a[o]);
+    }
+}
+
+/* Counting sort of all (input, output) pairs by input. */
+static void fill_readers(axis *s) {
+    for (int64_t o = 0; o < s->out; o++) {
+        s->start[s->a[o] + 1]++;
+        s->start[s->b[o] + 1]++;
+    }
+    for (int64_t i = 0; i < s->in; i++)
+        s->start[i + 1] += s->start[i];
+    for (int64_t o = 0; o < s->out; o++)
+        for (int k = 0; k < 2; k++) {
+            int64_t at = s->start[k ? s->b[o] : s->a[o]]++;
+            s->reader[at] = o;
+            s->weight[at] = k ? s->wb[o] : 1 - s->wb[o];
+        }
+    for (int64_t i = s->in; i > 0; i--) /* each start has moved to its end, which is the next one's start */
+        s->start[i] = s->start[i - 1];
+    s->start[0] = 0;
+}
+
+static kd_status axis_create(axis *s, int64_t in, int64_t out, kd_err *err) {
+    size_t n = (size_t)out;
+    s->in = in;
+    s->out = out;
+    KD_TRY(kd_alloc_array(&s->a, n, sizeof *s->a, err));
+    KD_TRY(kd_alloc_array(&s->b, n, sizeof *s->b, err));
+    KD_TRY(kd_alloc_array(&s->wb, n, sizeof *s->wb, err));
+    KD_TRY(kd_alloc_array(&s->start, (size_t)in + 1, sizeof *s->start, err));
+    KD_TRY(kd_alloc_array(&s->reader, 2 * n, sizeof *s->reader, err));
+    KD_TRY(kd_alloc_array(&s->weight, 2 * n, sizeof *s->weight, err));
+    fill_sources(s);
+    fill_readers(s);
+    return KD_OK;
+}
+
+static kd_status resize_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
+    const int64_t *x = op->desc.x[0].shape, *y = op->desc.y.shape;
+    resize *s = NULL;
+    (void)b, (void)needs;
+    KD_TRY(kd_alloc_array(&s, 1, sizeof *s, err));
+    op->impl = s;
+    KD_TRY(axis_create(&s->y, x[1], y[1], err));
+    return axis_create(&s->x, x[2], y[2], err);
+}
+
+typedef struct resize_ctx {
+    const kd_op_desc *d;
+    const kd_op_args *p;
+    const resize *s;
+} resize_ctx;
+
+KD_HOT static void resize_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const resize_ctx c = *(const resize_ctx *)ctx;
+    const axis ya = c.s->y, xa = c.s->x;
+    const void *x = c.p->x[0];
+    kd_dtype tx = c.d->x[0].dtype, ty = c.d->y.dtype;
+    size_t width = kd_cpu_width(&c.d->y);
+    (void)slice;
+    for (size_t r = begin; r < end; r++) { /* one output pixel */
+        int64_t ox = (int64_t)r % xa.out, oy = (int64_t)r / xa.out % ya.out, image = (int64_t)r / (xa.out * ya.out);
+        size_t top = (size_t)((image * ya.in + ya.a[oy]) * xa.in), low = (size_t)((image * ya.in + ya.b[oy]) * xa.in);
+        size_t left = (size_t)xa.a[ox], right = (size_t)xa.b[ox];
+        float wy = ya.wb[oy], wx = xa.wb[ox];
+        for (size_t i = 0; i < width; i += KD_VF) {
+            int n = kd_lanes(width - i);
+            kd_vf upper = kd_load(x, tx, (top + left) * width + i, n) * (1 - wx) + kd_load(x, tx, (top + right) * width + i, n) * wx;
+            kd_vf lower = kd_load(x, tx, (low + left) * width + i, n) * (1 - wx) + kd_load(x, tx, (low + right) * width + i, n) * wx;
+            kd_store(c.p->y, ty, r * width + i, upper * (1 - wy) + lower * wy, n);
+        }
+    }
+}
+
+KD_HOT static void resize_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const resize_ctx c = *(const resize_ctx *)ctx;
+    const axis ya = c.s->y, xa = c.s->x;
+    kd_dtype tx = c.d->x[0].dtype, ty = c.d->y.dtype;
+    size_t width = kd_cpu_width(&c.d->y);
+    int add = (c.d->add_dx & 1) != 0;
+    (void)slice;
+    for (size_t r = begin; r < end; r++) { /* one input pixel */
+        int64_t ix = (int64_t)r % xa.in, iy = (int64_t)r / xa.in % ya.in, image = (int64_t)r / (xa.in * ya.in);
+        for (size_t i = 0; i < width; i += KD_VF) {
+            int n = kd_lanes(width - i);
+            kd_vf sum = {0};
+            for (int64_t v = ya.start[iy]; v < ya.start[iy + 1]; v++) {
+                size_t line = (size_t)((image * ya.out + ya.reader[v]) * xa.out);
+                kd_vf part = {0};
+                for (int64_t h = xa.start[ix]; h < xa.start[ix + 1]; h++)
+                    part += kd_load(c.p->dy, ty, (line + (size_t)xa.reader[h]) * width + i, n) * xa.weight[h];
+                sum += part * ya.weight[v];
+            }
+            kd_store_grad(c.p->dx[0], tx, r * width + i, sum, n, add);
+        }
+    }
+}
+
+static kd_status resize_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    (void)err;
+    kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.y), kd_cpu_width(&op->desc.y), resize_range, &(resize_ctx){&op->desc, a, op->impl});
+    return KD_OK;
+}
+
+static kd_status resize_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    (void)err;
+    if (op->desc.need_dx & 1)
+        kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.x[0]), kd_cpu_width(&op->desc.y), resize_grad_range, &(resize_ctx){&op->desc, a, op->impl});
+    return KD_OK;
+}
+
+const kd_cpu_kind kd_cpu_resize_bilinear = {resize_create, resize_destroy, NULL, resize_forward, resize_backward};

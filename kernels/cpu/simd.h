@@ -1,0 +1,215 @@
+/* Sixteen floats at a time, for every x86-64: gcc and clang lower these vectors to AVX-512, AVX2 or SSE2, and KD_HOT compiles a function once for each of the three and
+ * picks at load time. Hot loops are functions over a range of rows (see kd_cpu_parallel), because OpenMP's outlined functions can't be cloned.
+ *
+ *     KD_HOT static void scale(const void *ctx, int slice, size_t begin, size_t end) {
+ *         const scale_ctx c = *(const scale_ctx *)ctx;                // a copy: stores can't change it
+ *         for (size_t i = begin; i < end; i += KD_VF) {
+ *             int n = kd_lanes(end - i);                              // 16, fewer at the end
+ *             kd_store(c.y, c.type, i, kd_load(c.x, c.type, i, n) * c.s, n);
+ *         }
+ *     }
+ *
+ * Vectors are passed by value between always-inlined functions only, so the calling convention doesn't matter (-Wno-psabi). */
+#ifndef KD_KERNELS_CPU_SIMD_H
+#define KD_KERNELS_CPU_SIMD_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "common/tensor/dtype.h"
+
+#if defined(__clang__) || __GNUC__ < 12
+#define KD_HOT __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define KD_HOT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#endif
+#define KD_LANE static inline __attribute__((always_inline, unused))
+
+enum { KD_VF = 16 };
+typedef float kd_vf __attribute__((vector_size(64)));
+typedef int32_t kd_vi __attribute__((vector_size(64)));
+typedef uint32_t kd_vu __attribute__((vector_size(64)));
+typedef uint16_t kd_vh __attribute__((vector_size(32)));
+
+KD_LANE int kd_lanes(size_t left) {
+    return left < KD_VF ? (int)left : KD_VF;
+}
+
+KD_LANE kd_vf kd_splat(float x) {
+    return x - (kd_vf){0};
+}
+
+/* mask lanes are 0 or -1, as comparisons give them. */
+KD_LANE kd_vf kd_select(kd_vi mask, kd_vf a, kd_vf b) {
+    return (kd_vf)((mask & (kd_vi)a) | (~mask & (kd_vi)b));
+}
+
+/* Mask of the first n lanes. */
+KD_LANE kd_vi kd_first(int n) {
+    const kd_vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < n;
+}
+
+KD_LANE kd_vf kd_max(kd_vf a, kd_vf b) {
+    return kd_select(a > b, a, b);
+}
+
+/* max(x, 0); NaN stays. */
+KD_LANE kd_vf kd_relu(kd_vf x) {
+    return kd_select(x <= 0, (kd_vf){0}, x);
+}
+
+/* d where y > 0, else 0. */
+KD_LANE kd_vf kd_relu_grad(kd_vf d, kd_vf y) {
+    return (kd_vf)((kd_vi)(y > 0) & (kd_vi)d);
+}
+
+/* ---- memory: element i of an array of F32 or BF16; n lanes are touched, the others read as 0 ---- */
+
+/* The rare incomplete vector goes through its own buffer, so that the usual one stays in a register. */
+KD_LANE kd_vf kd_load_f32(const float *p, int n) {
+    kd_vf v;
+    if (n == KD_VF) {
+        memcpy(&v, p, sizeof v);
+        return v;
+    }
+    float part[KD_VF] = {0};
+    for (int i = 0; i < n; i++)
+        part[i] = p[i];
+    memcpy(&v, part, sizeof v);
+    return v;
+}
+
+KD_LANE void kd_store_f32(float *p, kd_vf v, int n) {
+    if (n == KD_VF) {
+        memcpy(p, &v, sizeof v);
+        return;
+    }
+    float part[KD_VF];
+    memcpy(part, &v, sizeof v);
+    for (int i = 0; i < n; i++)
+        p[i] = part[i];
+}
+
+KD_LANE kd_vf kd_widen_bf16(kd_vh h) {
+    return (kd_vf)(__builtin_convertvector(h, kd_vu) << 16);
+}
+
+KD_LANE kd_vf kd_load_bf16(const uint16_t *p, int n) {
+    kd_vh h;
+    if (n == KD_VF) {
+        memcpy(&h, p, sizeof h);
+        return kd_widen_bf16(h);
+    }
+    uint16_t part[KD_VF] = {0};
+    for (int i = 0; i < n; i++)
+        part[i] = p[i];
+    memcpy(&h, part, sizeof h);
+    return kd_widen_bf16(h);
+}
+
+/* Round to nearest even as kd_f32_to_bf16: subnormals exact, NaN quiet. */
+KD_LANE void kd_store_bf16(uint16_t *p, kd_vf v, int n) {
+    kd_vu u = (kd_vu)v;
+    kd_vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
+    kd_vu nan = (kd_vu)(v != v);
+    kd_vh h = __builtin_convertvector((nan & quiet) | (~nan & rounded), kd_vh);
+    if (n == KD_VF) {
+        memcpy(p, &h, sizeof h);
+        return;
+    }
+    uint16_t part[KD_VF];
+    memcpy(part, &h, sizeof h);
+    for (int i = 0; i < n; i++)
+        p[i] = part[i];
+}
+
+KD_LANE kd_vf kd_load(const void *p, kd_dtype t, size_t i, int n) {
+    return t == KD_F32 ? kd_load_f32((const float *)p + i, n) : kd_load_bf16((const uint16_t *)p + i, n);
+}
+
+KD_LANE void kd_store(void *p, kd_dtype t, size_t i, kd_vf v, int n) {
+    if (t == KD_F32)
+        kd_store_f32((float *)p + i, v, n);
+    else
+        kd_store_bf16((uint16_t *)p + i, v, n);
+}
+
+/* Writes a gradient: over what is there, or added to it. */
+KD_LANE void kd_store_grad(void *p, kd_dtype t, size_t i, kd_vf v, int n, int add) {
+    if (add)
+        v += kd_load(p, t, i, n);
+    kd_store(p, t, i, v, n);
+}
+
+/* Sums of lanes, pairwise, so the order is the same for every instruction set. */
+KD_LANE float kd_sum(kd_vf v) {
+    float s[KD_VF];
+    memcpy(s, &v, sizeof s);
+    for (int w = KD_VF / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++)
+            s[i] += s[i + w];
+    return s[0];
+}
+
+KD_LANE float kd_max_lane(kd_vf v) {
+    float s[KD_VF];
+    memcpy(s, &v, sizeof s);
+    for (int w = KD_VF / 2; w > 0; w /= 2)
+        for (int i = 0; i < w; i++)
+            s[i] = s[i] > s[i + w] ? s[i] : s[i + w];
+    return s[0];
+}
+
+/* ---- functions. Coefficients: Lawson-weighted least squares fits for the smallest relative error ---- */
+
+/* e^x to about 1.5e-7 relative; 0 below -87.3, infinity above 88.7, NaN stays. */
+KD_LANE kd_vf kd_exp(kd_vf x) {
+    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
+    kd_vf low = kd_select(x < -87.3f, kd_splat(-87.3f), x), in = kd_select(low > 88.7f, kd_splat(88.7f), low);
+    kd_vf k = (in * 1.44269504f + round) - round;
+    kd_vf r = in - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts, the first exact in 9 bits */
+    kd_vf g = (((1.3813153e-3f * r + 8.3694216e-3f) * r + 4.1668456e-2f) * r + 0.16666515f) * r + 0.49999994f;
+    kd_vf e = r * r * g + r + 1;
+    /* 2^k in two factors, because k = 128 has no float of its own. NaN becomes some integer; e is NaN then. */
+    kd_vi ki = __builtin_convertvector(kd_select(k == k, k, (kd_vf){0}), kd_vi), half = ki >> 1;
+    kd_vf y = e * (kd_vf)((half + 127) << 23) * (kd_vf)((ki - half + 127) << 23);
+    y = kd_select(x < -87.3f, (kd_vf){0}, y);
+    return kd_select(x > 88.72f, kd_splat(__builtin_inff()), y);
+}
+
+/* The normal distribution at x: density phi and cumulative Phi, each to about 4e-7. Phi(-|x|) = e^(-x^2/2) q(|x|), where q (Mills' ratio) is smooth. */
+typedef struct kd_normal {
+    kd_vf density, cumulative;
+} kd_normal;
+
+KD_LANE kd_normal kd_normal_at(kd_vf x) {
+    kd_vf a = kd_select(x < 0, -x, x), t = 1 / (a + 3);
+    kd_vf q = kd_splat(-441.71817f);
+    q = q * t + 840.27014f;
+    q = q * t - 586.61383f;
+    q = q * t + 157.16585f;
+    q = q * t - 12.427953f;
+    q = q * t + 9.639978f;
+    q = q * t + 3.0411937f;
+    q = q * t + 1.2019169f;
+    q = (q * t + 0.39886937f) * t;
+    kd_vf e = kd_exp(x * x * -0.5f), tail = e * q;
+    return (kd_normal){e * 0.39894228f, kd_select(x < 0, tail, 1 - tail)};
+}
+
+KD_LANE kd_vf kd_gelu(kd_vf x) {
+    return x * kd_normal_at(x).cumulative;
+}
+
+KD_LANE kd_vf kd_gelu_derivative(kd_vf x) {
+    kd_normal p = kd_normal_at(x);
+    return p.cumulative + x * p.density;
+}
+
+KD_LANE kd_vf kd_sigmoid(kd_vf x) {
+    return 1 / (1 + kd_exp(-x));
+}
+
+#endif
