@@ -78,6 +78,8 @@ static kd_status load_module(const kd_backend_table **out, const char *module, k
     }
     char path[2 * PATH_MAX];
     KD_TRY(find_module(path, sizeof path, module, err));
+    /* Idle OpenMP threads would spin for milliseconds and take the processor from decoding threads (a factor of 2 on a shared machine); libgomp reads this when it is loaded. */
+    setenv("GOMP_SPINCOUNT", "1000", 0);
     /* Never unloaded: the libraries underneath (OpenMP, CUDA) keep threads that outlive a backend. */
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (!handle)
