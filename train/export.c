@@ -32,7 +32,7 @@ static kd_status export_student(kd_backend *backend, const kd_checkpoint *c, siz
     long long size;
     KD_TRY(kd_json_get_int(j, "image_size", "the checkpoint", &size, err));
     KD_TRY(kd_model_find(&model, text_of(j, "model"), NULL, err));
-    if (size < model.multiple || size > 4096 || size % model.multiple != 0)
+    if (size < model.smallest || size > 8192 || size % model.multiple != 0)
         return kd_fail(err, KD_EFAIL, "the checkpoint's image size %lld isn't one of %s; the file is damaged", size, model.name);
     graph = kd_graph_create();
     kd_status status = graph != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", model.name);

@@ -1,0 +1,265 @@
+/* Training steps against PyTorch: 20 AdamW steps with warm-up, cosine and clipping; a non-finite loss changes nothing; padding of the flat array stays zero. */
+#include "tests/unit/unit.h"
+
+#include <math.h>
+
+#include "common/base/mem.h"
+#include "common/weights/weights.h"
+#include "tests/unit/formula.h"
+#include "train/schedule.h"
+#include "train/step.h"
+
+#define GOLDEN "tests/golden/train/"
+
+enum { STEPS = 20, WARMUP = 5, BATCH = 4, BATCHES = 2, WIDTH = 24, GRID = 4 };
+
+static kd_err err;
+
+typedef struct curve_case {
+    const char *model, *file, *lr;
+    int size;
+} curve_case;
+
+static const curve_case dinov2 = {"dinov2_w64_d2", GOLDEN "curve_dinov2.safetensors", "2e-3", 56};
+static const curve_case resnet = {"resnet18", GOLDEN "curve_resnet18.safetensors", "1e-4", 64};
+
+static kd_student *make_student(kd_backend *b, const curve_case *c, kd_dtype precision) {
+    static kd_train_config config;
+    kd_student *s;
+    config = (kd_train_config){.lr = c->lr, .weight_decay = "0.05", .batch_size = BATCH};
+    kd_student_spec spec = {.name = c->model, .image_size = c->size, .batch = BATCH, .precision = precision, .config = &config,
+                            .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}};
+    assert_ok(kd_student_create(&s, b, &spec, &err));
+    size_t largest = 0;
+    float *buf;
+    for (int i = 0; i < kd_params_count(s->params); i++)
+        if (kd_params_info(s->params, i).count > largest)
+            largest = kd_params_info(s->params, i).count;
+    assert_ok(kd_alloc_array(&buf, largest, sizeof *buf, &err));
+    assert_ok(formula_params(s->params, buf, &err));
+    kd_free(buf);
+    return s;
+}
+
+typedef struct data {
+    uint8_t *pixels;
+    float *cls, *patch;
+    size_t pixel_row;
+} data;
+
+static data make_data(int size) {
+    enum { N = BATCH * BATCHES };
+    data d = {.pixel_row = (size_t)(size * size * 3)};
+    assert_ok(kd_alloc_array(&d.pixels, N * d.pixel_row, 1, &err));
+    assert_ok(kd_alloc_array(&d.cls, N * WIDTH, sizeof(float), &err));
+    assert_ok(kd_alloc_array(&d.patch, N * GRID * GRID * WIDTH, sizeof(float), &err));
+    formula_pictures(d.pixels, N * d.pixel_row);
+    formula_targets(d.cls, "target.cls", N * WIDTH);
+    formula_targets(d.patch, "target.patch", N * GRID * GRID * WIDTH);
+    return d;
+}
+
+static void free_data(data *d) {
+    kd_free(d->pixels);
+    kd_free(d->cls);
+    kd_free(d->patch);
+}
+
+static void put_batch(kd_student *s, const data *d, int step) {
+    for (int row = 0; row < BATCH; row++) {
+        size_t i = (size_t)(step % BATCHES * BATCH + row);
+        kd_sample sample = {.pixels = d->pixels + i * d->pixel_row, .cls = d->cls + i * WIDTH, .patch = d->patch + i * GRID * GRID * WIDTH};
+        assert_ok(kd_student_put(s, s->train, row, &sample, 1, &err));
+    }
+}
+
+static void read_golden(const kd_weights *w, const char *name, float out[STEPS]) {
+    int i = kd_weights_find(w, name);
+    assert_true(i >= 0);
+    assert_ok(kd_weights_read_f32(w, i, out, STEPS, &err));
+}
+
+/* PyTorch in float64 is the truth; PyTorch in float32 says how far rounding alone has carried a correct program away by this step. A multiple of that, and single rounding, is allowed. */
+static void check_step(const char *what, int step, double got, const float want[STEPS], const float single[STEPS], double times) {
+    double spread = 0;
+    for (int i = 0; i <= step; i++)
+        spread = fmax(spread, fabs((double)want[i] - (double)single[i]));
+    double allowed = times * spread + 4e-6 * fabs((double)want[step]);
+    if (!(fabs(got - (double)want[step]) <= allowed))
+        fail_msg("%s of step %d is %.9g, PyTorch's is %.9g (allowed %.3g)", what, step, got, (double)want[step], allowed);
+}
+
+/* As sample() of the generator: norm, then four values. */
+static void check_weights(kd_student *s, const kd_weights *w, double relative) {
+    int compared = 0;
+    for (int i = 0; i < kd_params_count(s->params); i++) {
+        kd_param_info info = kd_params_info(s->params, i);
+        char name[200];
+        float want[5], *values;
+        snprintf(name, sizeof name, "weight/%s", info.name);
+        int at = kd_weights_find(w, name);
+        if (at < 0)
+            continue;
+        assert_ok(kd_weights_read_f32(w, at, want, 5, &err));
+        assert_ok(kd_alloc_array(&values, info.count, sizeof *values, &err));
+        assert_ok(kd_params_get(s->params, i, values, &err));
+        size_t n = info.count, at4[4] = {0, n / 3, 2 * n / 3, n - 1};
+        double norm = 0;
+        for (size_t k = 0; k < n; k++)
+            norm += (double)values[k] * (double)values[k];
+        norm = sqrt(norm);
+        if (!(fabs(norm - (double)want[0]) <= relative * (double)want[0]))
+            fail_msg("the norm of %s is %.9g, PyTorch's is %.9g", info.name, norm, (double)want[0]);
+        for (int k = 0; k < 4; k++)
+            if (!(fabs((double)(values[at4[k]] - want[k + 1])) <= relative * fmax(1, fabs((double)want[k + 1]))))
+                fail_msg("%s[%zu] is %.9g, PyTorch's is %.9g", info.name, at4[k], (double)values[at4[k]], (double)want[k + 1]);
+        kd_free(values);
+        compared++;
+    }
+    assert_true(compared > 20);
+}
+
+static void run_curve(const char *device, const curve_case *c, double times, double weights_relative) {
+    kd_backend *b;
+    kd_weights *w;
+    float want[8][STEPS];
+    static const char *const names[8] = {"loss_cls", "loss_patch", "grad_norm", "lr", "f32/loss_cls", "f32/loss_patch", "f32/grad_norm", "f32/lr"};
+    if (kd_backend_open(&b, device, 2, &err) != KD_OK) {
+        print_message("skipped: %s\n", err.msg);
+        skip();
+    }
+    assert_ok(kd_weights_open(&w, c->file, &err));
+    for (int i = 0; i < 8; i++)
+        read_golden(w, names[i], want[i]);
+    kd_student *s = make_student(b, c, KD_F32);
+    data d = make_data(c->size);
+    kd_schedule schedule = {.base = s->hyper.lr, .warmup = WARMUP, .total = STEPS};
+    for (int step = 0; step < STEPS; step++) {
+        kd_step_result x;
+        double lr = kd_schedule_lr(&schedule, step);
+        put_batch(s, &d, step);
+        assert_ok(kd_step_run(s, lr, 1.0, &x, &err));
+        check_step("learning rate", step, lr, want[3], want[7], times);
+        check_step("CLS loss", step, x.cls, want[0], want[4], times);
+        check_step("patch loss", step, x.patch, want[1], want[5], times);
+        check_step("gradient norm", step, x.grad_norm, want[2], want[6], times);
+        assert_true(fabs(x.loss - (x.cls + x.patch)) < 1e-12);
+    }
+    check_weights(s, w, weights_relative);
+    assert_int_equal(s->optim.steps, STEPS);
+    free_data(&d);
+    kd_student_destroy(s);
+    kd_weights_close(w);
+    kd_backend_close(b);
+}
+
+/* Batch norm over a few dozen values amplifies rounding, so one run of PyTorch in f32 is a rough measure for ResNet-18: ref is measured at 18 times its distance, cpu below 10.
+ * Adam divides by the root of small second moments, so single weights move by a few lr in either direction where gradients are noise: 20 lr bounds it. */
+static void vit_curve_matches_pytorch_on_ref(void **state) {
+    (void)state;
+    run_curve("ref", &dinov2, 10, 2e-4);
+}
+static void vit_curve_matches_pytorch_on_cpu(void **state) {
+    (void)state;
+    run_curve("cpu", &dinov2, 10, 2e-4);
+}
+static void resnet_curve_matches_pytorch_on_ref(void **state) {
+    (void)state;
+    run_curve("ref", &resnet, 40, 2e-3);
+}
+static void resnet_curve_matches_pytorch_on_cpu(void **state) {
+    (void)state;
+    run_curve("cpu", &resnet, 40, 2e-3);
+}
+
+/* bf16 is another arithmetic: the curve must stay close, not equal. */
+static void bf16_curve_stays_close(void **state) {
+    (void)state;
+    kd_backend *b;
+    kd_weights *w;
+    float want[2][STEPS];
+    assert_ok(kd_weights_open(&w, dinov2.file, &err));
+    read_golden(w, "loss_cls", want[0]);
+    read_golden(w, "loss_patch", want[1]);
+    kd_weights_close(w);
+    assert_ok(kd_backend_open(&b, "ref", 1, &err));
+    kd_student *s = make_student(b, &dinov2, KD_BF16);
+    data d = make_data(dinov2.size);
+    kd_schedule schedule = {.base = s->hyper.lr, .warmup = WARMUP, .total = STEPS};
+    for (int step = 0; step < STEPS; step++) {
+        kd_step_result x;
+        put_batch(s, &d, step);
+        assert_ok(kd_step_run(s, kd_schedule_lr(&schedule, step), 1.0, &x, &err));
+        if (!(fabs(x.cls - (double)want[0][step]) < 0.03 && fabs(x.patch - (double)want[1][step]) < 0.03))
+            fail_msg("step %d: losses %.4f %.4f, in f32 %.4f %.4f", step, x.cls, x.patch, (double)want[0][step], (double)want[1][step]);
+    }
+    free_data(&d);
+    kd_student_destroy(s);
+    kd_backend_close(b);
+}
+
+static void a_non_finite_loss_changes_no_weight(void **state) {
+    (void)state;
+    kd_backend *b;
+    float before[64], after[64];
+    kd_step_result x;
+    assert_ok(kd_backend_open(&b, "ref", 1, &err));
+    kd_student *s = make_student(b, &dinov2, KD_F32);
+    data d = make_data(dinov2.size);
+    int at = kd_params_find(s->params, "norm.weight");
+    assert_ok(kd_params_get(s->params, at, before, &err));
+    d.cls[5] = NAN;
+    put_batch(s, &d, 0);
+    assert_int_equal(kd_step_run(s, 1e-3, 1.0, &x, &err), KD_ENONFINITE);
+    assert_contains(err.msg, "dinov2_w64_d2");
+    assert_contains(err.msg, "--lr");
+    assert_ok(kd_params_get(s->params, at, after, &err));
+    assert_memory_equal(before, after, sizeof before);
+    assert_int_equal(s->optim.steps, 0);
+    d.cls[5] = 1e25f; /* the loss overflows */
+    put_batch(s, &d, 0);
+    assert_int_equal(kd_step_run(s, 1e-3, 1.0, &x, &err), KD_ENONFINITE);
+    d.cls[5] = 1e17f; /* the loss is finite, the square of the gradient's norm isn't */
+    put_batch(s, &d, 0);
+    kd_status status = kd_step_run(s, 1e-3, 1.0, &x, &err);
+    assert_true(status == KD_ENONFINITE || (status == KD_OK && isfinite(x.grad_norm)));
+    free_data(&d);
+    kd_student_destroy(s);
+    kd_backend_close(b);
+}
+
+static void names_sizes_and_files_of_students_are_checked(void **state) {
+    (void)state;
+    kd_backend *b;
+    kd_student *s;
+    kd_train_config config = {.lr = "auto", .weight_decay = "auto", .batch_size = 256};
+    kd_student_spec spec = {.name = "resnet19", .image_size = 56, .batch = 2, .config = &config, .loss = {.width = 8, .grid_h = 2, .grid_w = 2, .cls_weight = 1}};
+    assert_ok(kd_backend_open(&b, "ref", 1, &err));
+    assert_int_equal(kd_student_create(&s, b, &spec, &err), KD_EUSAGE);
+    assert_contains(err.msg, "resnet18");
+    spec.name = "dinov2_w64_d1";
+    spec.image_size = 50;
+    assert_int_equal(kd_student_create(&s, b, &spec, &err), KD_EUSAGE);
+    spec.image_size = 28;
+    spec.init = "no/such/file.safetensors";
+    assert_int_equal(kd_student_create(&s, b, &spec, &err), KD_EFAIL);
+    assert_contains(err.msg, "no/such/file.safetensors");
+    spec.init = NULL;
+    assert_ok(kd_student_create(&s, b, &spec, &err));
+    assert_true(fabs(s->hyper.lr - 1e-3) < 1e-9 && fabs(s->hyper.weight_decay - 0.04) < 1e-9); /* 5e-4 sqrt(256 / 64) */
+    kd_student_destroy(s);
+    kd_backend_close(b);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(vit_curve_matches_pytorch_on_ref),
+        cmocka_unit_test(vit_curve_matches_pytorch_on_cpu),
+        cmocka_unit_test(resnet_curve_matches_pytorch_on_ref),
+        cmocka_unit_test(resnet_curve_matches_pytorch_on_cpu),
+        cmocka_unit_test(bf16_curve_stays_close),
+        cmocka_unit_test(a_non_finite_loss_changes_no_weight),
+        cmocka_unit_test(names_sizes_and_files_of_students_are_checked),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
