@@ -760,7 +760,10 @@ kd_status kd_unpickle_tensors(const uint8_t *bytes, size_t size, const char *wha
     m->arena = arena;
     m->err = err;
     m->budget = MAX_VALUES;
-    kd_status status = run(m, &root);
+    /* The stack exists from the start, so that even an empty mark points into it. */
+    kd_status status = grow(m, &m->stack, &m->stack_capacity, 1, MAX_STACK, "stack");
+    if (status == KD_OK)
+        status = run(m, &root);
     if (status == KD_OK)
         status = collect(m, root, tensors, count);
     kd_free(m->stack);

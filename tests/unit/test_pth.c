@@ -313,6 +313,7 @@ static void malformed_pickles_are_refused(void **state)
     RAW_REFUSED("cos\nsystem\n(X\x06\0\0\0touch tR.", "a Python object"); /* the call that would run a command */
     RAW_REFUSED("N.", "holds None");
     RAW_REFUSED("].", "no tensors");
+    RAW_REFUSED("(t.", "no tensors"); /* a mark on a stack that never held anything */
 }
 
 /* Lists that hold themselves or each other many times over must not be walked for ever. */
