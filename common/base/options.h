@@ -74,6 +74,19 @@ void kd_options_help(const kd_program *prog, FILE *out);
 void kd_options_man(const kd_program *prog, FILE *out);        /* roff, section 1 */
 void kd_options_completion(const kd_program *prog, FILE *out); /* bash */
 
+/* A program made of commands (kd-cache, kd-eval): one kd_program each, named "kd-cache list". */
+typedef struct kd_command_set {
+    const char *name;    /* "kd-cache" */
+    const char *summary; /* one sentence */
+    const kd_program *const *programs;
+    size_t count;
+    const char *epilog; /* exit codes, files; may be NULL */
+} kd_command_set;
+
+/* Finds the command that argv[1] names: *which is its index, and kd_options_parse takes argc - 1, argv + 1. KD_DONE after --help,
+ * --version, --man or --completion of the program itself; KD_EUSAGE otherwise, with the nearest name. *json as in kd_options_parse. */
+kd_status kd_options_command(const kd_command_set *set, int argc, char **argv, size_t *which, int *json, kd_err *err);
+
 /* Every option with its resolved value: as a JSON object (new reference), and as a YAML file that --config accepts. */
 json_t *kd_options_json(const kd_program *prog, const void *config);
 kd_status kd_options_write_yaml(const kd_program *prog, const void *config, const char *path, kd_err *err);

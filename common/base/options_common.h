@@ -23,6 +23,12 @@ typedef struct kd_common_option {
     const char *help;
 } kd_common_option;
 
+/* Pieces of the texts that a program with commands puts together anew. */
+void kd_options_roff(FILE *out, const char *before, const char *text); /* `before` as it is, text escaped, newline */
+void kd_options_man_heading(FILE *out, const char *name, const char *summary);
+void kd_options_man_body(const kd_program *prog, FILE *out, const char *section); /* ".SH" or ".SS" in front of each heading */
+void kd_options_completion_cases(const kd_program *prog, FILE *out, const char *indent);
+
 extern const kd_common_option kd_common_options[KD_COMMON_COUNT];
 
 #endif

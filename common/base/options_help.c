@@ -144,30 +144,32 @@ static void roff(FILE *out, const char *text)
     }
 }
 
-static void roff_line(FILE *out, const char *before, const char *text)
+void kd_options_roff(FILE *out, const char *before, const char *text)
 {
     fputs(before, out);
     roff(out, text);
     fputc('\n', out);
 }
 
-void kd_options_man(const kd_program *prog, FILE *out)
+void kd_options_man_heading(FILE *out, const char *name, const char *summary)
 {
-    char left[256], extra[256];
     fputs(".TH \"", out);
-    for (const char *c = prog->name; *c; c++)
+    for (const char *c = name; *c; c++)
         fputc(*c == ' ' ? '-' : toupper((unsigned char)*c), out);
     fprintf(out, "\" 1 \"\" \"kdcache %s\"\n.SH NAME\n", kd_version);
-    roff(out, prog->name);
+    roff(out, name);
     fputs(" \\- ", out);
-    roff_line(out, "", prog->summary);
-    fputs(".SH SYNOPSIS\n.nf\n", out);
-    usage(prog, out);
-    fputs(".fi\n.SH OPTIONS\n", out);
+    kd_options_roff(out, "", summary);
+}
+
+static void man_options(const kd_program *prog, FILE *out)
+{
+    char left[256], extra[256];
     for (const kd_option *o = prog->options; o->name; o++) {
-        snprintf(left, sizeof left, "%s%s%s%s", o->flags & KD_OPT_POSITIONAL ? "" : "--", o->name,
-                 o->kind == KD_OPT_FLAG || (o->flags & KD_OPT_POSITIONAL) ? "" : " ", o->flags & KD_OPT_POSITIONAL ? "" : o->metavar);
-        roff_line(out, ".TP\n.B ", left);
+        int positional = (o->flags & KD_OPT_POSITIONAL) != 0;
+        snprintf(left, sizeof left, "%s%s%s%s", positional ? "" : "--", o->name, o->kind == KD_OPT_FLAG || positional ? "" : " ",
+                 positional ? "" : o->metavar);
+        kd_options_roff(out, ".TP\n.B ", left);
         roff(out, o->help);
         facts(o, extra, sizeof extra);
         if (extra[0]) {
@@ -177,23 +179,63 @@ void kd_options_man(const kd_program *prog, FILE *out)
         }
         fputc('\n', out);
     }
+}
+
+static void man_common_options(FILE *out)
+{
+    char left[256];
     for (int i = 0; i < KD_COMMON_COUNT; i++) {
-        roff_line(out, ".TP\n.B ", common_name(&kd_common_options[i], left, sizeof left));
-        roff_line(out, "", kd_common_options[i].help);
+        kd_options_roff(out, ".TP\n.B ", common_name(&kd_common_options[i], left, sizeof left));
+        kd_options_roff(out, "", kd_common_options[i].help);
     }
+}
+
+void kd_options_man_body(const kd_program *prog, FILE *out, const char *section)
+{
+    fprintf(out, "%s SYNOPSIS\n.nf\n", section);
+    usage(prog, out);
+    fprintf(out, ".fi\n%s OPTIONS\n", section);
+    man_options(prog, out);
+    man_common_options(out);
     if (prog->examples) {
-        fputs(".SH EXAMPLES\n.nf\n", out);
-        roff_line(out, "", prog->examples);
+        fprintf(out, "%s EXAMPLES\n.nf\n", section);
+        kd_options_roff(out, "", prog->examples);
         fputs(".fi\n", out);
     }
     if (prog->epilog) {
-        fputs(".SH NOTES\n.nf\n", out);
-        roff_line(out, "", prog->epilog);
+        fprintf(out, "%s NOTES\n.nf\n", section);
+        kd_options_roff(out, "", prog->epilog);
         fputs(".fi\n", out);
     }
 }
 
+void kd_options_man(const kd_program *prog, FILE *out)
+{
+    kd_options_man_heading(out, prog->name, prog->summary);
+    kd_options_man_body(prog, out, ".SH");
+}
+
 /* ---- completion ---- */
+
+void kd_options_completion_cases(const kd_program *prog, FILE *out, const char *indent)
+{
+    fprintf(out, "%scase ${COMP_WORDS[COMP_CWORD-1]} in\n", indent);
+    for (const kd_option *o = prog->options; o->name; o++) {
+        if (o->kind != KD_OPT_CHOICE)
+            continue;
+        fprintf(out, "%s--%s) COMPREPLY=($(compgen -W \"", indent, o->name);
+        for (const char *c = o->metavar; *c; c++)
+            fputc(*c == '|' ? ' ' : *c, out);
+        fputs("\" -- \"$word\")); return;;\n", out);
+    }
+    fprintf(out, "%sesac\n%scase $word in\n%s-*) COMPREPLY=($(compgen -W \"", indent, indent, indent);
+    for (const kd_option *o = prog->options; o->name; o++)
+        if (!(o->flags & KD_OPT_POSITIONAL))
+            fprintf(out, "--%s ", o->name);
+    for (int i = 0; i < KD_COMMON_COUNT; i++)
+        fprintf(out, "--%s ", kd_common_options[i].name);
+    fprintf(out, "\" -- \"$word\"));;\n%sesac\n", indent);
+}
 
 void kd_options_completion(const kd_program *prog, FILE *out)
 {
@@ -202,21 +244,7 @@ void kd_options_completion(const kd_program *prog, FILE *out)
     for (const char *c = prog->name; *c && n + 1 < sizeof function; c++)
         function[n++] = isalnum((unsigned char)*c) ? *c : '_';
     function[n] = '\0';
-    fprintf(out, "# bash completion for %s\n_%s() {\n    local word=${COMP_WORDS[COMP_CWORD]}\n    case ${COMP_WORDS[COMP_CWORD-1]} in\n", prog->name,
-            function);
-    for (const kd_option *o = prog->options; o->name; o++) {
-        if (o->kind != KD_OPT_CHOICE)
-            continue;
-        fprintf(out, "    --%s) COMPREPLY=($(compgen -W \"", o->name);
-        for (const char *c = o->metavar; *c; c++)
-            fputc(*c == '|' ? ' ' : *c, out);
-        fputs("\" -- \"$word\")); return;;\n", out);
-    }
-    fputs("    esac\n    case $word in\n    -*) COMPREPLY=($(compgen -W \"", out);
-    for (const kd_option *o = prog->options; o->name; o++)
-        if (!(o->flags & KD_OPT_POSITIONAL))
-            fprintf(out, "--%s ", o->name);
-    for (int i = 0; i < KD_COMMON_COUNT; i++)
-        fprintf(out, "--%s ", kd_common_options[i].name);
-    fprintf(out, "\" -- \"$word\"));;\n    esac\n}\ncomplete -o default -F _%s %s\n", function, prog->name);
+    fprintf(out, "# bash completion for %s\n_%s() {\n    local word=${COMP_WORDS[COMP_CWORD]}\n", prog->name, function);
+    kd_options_completion_cases(prog, out, "    ");
+    fprintf(out, "}\ncomplete -o default -F _%s %s\n", function, prog->name);
 }

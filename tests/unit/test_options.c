@@ -318,6 +318,61 @@ static void completion_is_valid_bash(void **state)
     free(text);
 }
 
+static kd_status command_of(size_t *which, int *json, FILE *into, const char *a, const char *b)
+{
+    static const kd_program *const programs[] = {&positional, &prog};
+    static const kd_command_set set = {.name = "kd-test", .summary = "Has commands.", .programs = programs, .count = 2, .epilog = "exit codes: 0 ok"};
+    char *argv[] = {(char *)(uintptr_t) "kd-test", (char *)(uintptr_t)a, (char *)(uintptr_t)b, NULL};
+    int saved = -1;
+    kd_status status;
+    if (into) {
+        fflush(stdout);
+        saved = dup(1);
+        dup2(fileno(into), 1);
+    }
+    status = kd_options_command(&set, !a ? 1 : b ? 3 : 2, argv, which, json, &err);
+    if (into) {
+        fflush(stdout);
+        dup2(saved, 1);
+        close(saved);
+    }
+    return status;
+}
+
+static void commands_are_found_and_documented(void **state)
+{
+    static const struct { const char *word, *said[4]; } texts[] = {
+        {"--help", {"usage: kd-test COMMAND [options]", "  list         Lists.", "  kd-test      Tests the options.", "exit codes: 0 ok"}},
+        {"--version", {"kd-test 0."}},
+        {"--man", {".TH \"KD-TEST\" 1", ".SH COMMAND list\nLists.\n.SS SYNOPSIS", ".TP\n.B \\-\\-batch\\-size N", ".SH NOTES"}},
+        {"--completion", {"compgen -W \"list kd-test --help", "    list)\n", "--batch-size", "complete -o default -F _kd_test kd-test"}}};
+    size_t which = 9;
+    int json = 0;
+    (void)state;
+    assert_ok(command_of(&which, &json, NULL, "list", "--json"));
+    assert_int_equal(which, 0);
+    assert_int_equal(json, 1);
+    assert_int_equal(command_of(&which, NULL, NULL, "lsit", NULL), KD_EUSAGE);
+    assert_contains(err.msg, "unknown command \"lsit\"; did you mean list; kd-test --help lists them");
+    assert_int_equal(command_of(&which, NULL, NULL, NULL, NULL), KD_EUSAGE);
+    assert_contains(err.msg, "no command given");
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        static char buf[20000];
+        char command[4300];
+        FILE *f = fopen(path, "w+");
+        assert_non_null(f);
+        assert_int_equal(command_of(&which, NULL, f, texts[i].word, NULL), KD_DONE);
+        rewind(f);
+        buf[fread(buf, 1, sizeof buf - 1, f)] = '\0';
+        fclose(f);
+        for (size_t k = 0; k < 4 && texts[i].said[k]; k++)
+            assert_contains(buf, texts[i].said[k]);
+        snprintf(command, sizeof command, "bash -n '%s'", path);
+        if (i == 3)
+            assert_int_equal(system(command), 0);
+    }
+}
+
 static void resolved_values_read_back(void **state)
 {
     config c, again;
@@ -381,6 +436,7 @@ int main(void)
         OPTIONS_TEST(help_and_version_go_to_stdout_and_end_with_0),
         OPTIONS_TEST(the_manual_page_is_roff),
         OPTIONS_TEST(completion_is_valid_bash),
+        OPTIONS_TEST(commands_are_found_and_documented),
         OPTIONS_TEST(resolved_values_read_back),
         OPTIONS_TEST(nearest_names),
         OPTIONS_TEST(out_of_memory_is_reported),
