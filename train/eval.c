@@ -234,45 +234,17 @@ static kd_status run_knn(const eval_config *c, kd_err *err) {
 
 /* ---- dispatch ---- */
 
-static const struct command {
-    const char *name;
-    const kd_program *program;
-    kd_status (*run)(const eval_config *c, kd_err *err);
-} commands[] = {
-    {"knn", &knn_program, run_knn},
-    {"features", &features_program, run_features},
-};
-enum { COMMANDS = sizeof commands / sizeof commands[0] };
-
-static void print_commands(FILE *out) {
-    fprintf(out, "usage: kd-eval COMMAND [options]\n\nMeasures what a network's frozen features know.\n\n");
-    for (size_t i = 0; i < COMMANDS; i++)
-        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].program->summary);
-    fprintf(out, "\nkd-eval COMMAND --help explains each.\n");
-}
+static const kd_program *const programs[] = {&knn_program, &features_program};
+static kd_status (*const runs[])(const eval_config *c, kd_err *err) = {run_knn, run_features};
+static const kd_command_set commands = {.name = "kd-eval", .summary = "Measures what a network's frozen features know.", .programs = programs,
+                                        .count = sizeof programs / sizeof programs[0]};
 
 kd_status kd_eval_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err) {
-    if (argc >= 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        print_commands(stdout);
-        return KD_DONE;
-    }
-    if (argc >= 2 && strcmp(argv[1], "--version") == 0) {
-        printf("kd-eval %s\n", kd_version);
-        return KD_DONE;
-    }
-    if (argc < 2)
-        return kd_fail(err, KD_EUSAGE, "no command given; kd-eval --help lists them");
-    for (size_t i = 0; i < COMMANDS; i++)
-        if (strcmp(argv[1], commands[i].name) == 0) {
-            eval_config c = {0};
-            KD_TRY(kd_options_parse(commands[i].program, &c, argc - 1, argv + 1, json, arena, err));
-            c.json = *json;
-            kd_signals_catch();
-            return commands[i].run(&c, err);
-        }
-    const char *names[COMMANDS];
-    for (size_t i = 0; i < COMMANDS; i++)
-        names[i] = commands[i].name;
-    const char *near = kd_nearest_name(argv[1], names, COMMANDS);
-    return kd_fail(err, KD_EUSAGE, "unknown command %s%s%s; kd-eval --help lists them", argv[1], near != NULL ? "; did you mean " : "", near != NULL ? near : "");
+    eval_config c = {0};
+    size_t which;
+    KD_TRY(kd_options_command(&commands, argc, argv, &which, json, err));
+    KD_TRY(kd_options_parse(programs[which], &c, argc - 1, argv + 1, json, arena, err));
+    c.json = *json;
+    kd_signals_catch();
+    return runs[which](&c, err);
 }
