@@ -6,15 +6,16 @@
 
 typedef struct kd_check_result {
     uint64_t images, views, records, bytes;
-    uint64_t bad;                  /* problems found; the first 100 are reported through the callback */
-    uint64_t replayed, replay_bad, replay_missing; /* with an image folder */
+    uint64_t bad;                  /* damage found; the first 100 problems of any kind are reported through the callback */
+    uint64_t replayed, replay_bad, replay_missing; /* views, with an image folder; missing: no file has the image's id */
 } kd_check_result;
 
-/* Called for each problem; json-able fields. */
+/* Called for each problem, one call at a time. */
 typedef void (*kd_check_report)(void *ctx, const char *sentence);
 
-/* Walks every view and decodes every record on `threads` threads; recomputes the content digest; with images != NULL replays every view from the files under that folder and compares the hashes
- * (found by recorded path, then by id). KD_OK even when problems were found (they are in the result); other statuses when the walk itself could not go on. */
+/* Compares the SHA-256 of every shard with its manifest, recomputes the content digest, walks every view and decodes every record on `threads` threads (0: all processors);
+ * with images != NULL replays every view from the files under that folder and compares the hashes (found by recorded path, then by id).
+ * KD_OK even when problems were found (they are in the result); other statuses when the walk itself could not go on. */
 kd_status kd_cache_check(kd_cache *c, const char *images, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err);
 
 #endif

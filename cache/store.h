@@ -78,6 +78,9 @@ size_t kd_cache_shards(const kd_cache *c);
 const char *kd_cache_shard_path(const kd_cache *c, size_t i);
 const json_t *kd_cache_shard_manifest(const kd_cache *c, size_t i);
 
+/* The content digest of shard i, computed anew from every key and stored checksum (the payloads behind them are kd_reader_feature's to check). */
+kd_status kd_cache_shard_digest(kd_cache *c, size_t i, kd_sha256 *out, kd_err *err);
+
 /* Images sorted by id. */
 size_t kd_cache_images(const kd_cache *c);
 const kd_image_entry *kd_cache_image(const kd_cache *c, size_t i);

@@ -498,6 +498,50 @@ const float *kd_cache_mean(const kd_cache *c, kd_feature f, float *scalar_std)
     return c->stats[f].mean;
 }
 
+/* ---- digest ---- */
+
+typedef struct digest_load {
+    shard *s;
+    kd_lmdb_cursor *cursor;
+    kd_sha256_ctx *sha;
+    size_t hash_at, least; /* where the checksum stands in a value */
+} digest_load;
+
+static kd_status digest_values(void *arg, kd_err *err)
+{
+    digest_load *l = arg;
+    kd_bytes key, value;
+    kd_status status;
+    while ((status = kd_lmdb_cursor_next(l->cursor, &key, &value, err)) == KD_OK) {
+        if (value.size < l->least)
+            return kd_fail(err, KD_EDAMAGED, "%s: a value of %zu bytes is shorter than its head of %zu", l->s->path, value.size, l->least);
+        kd_sha256_update(l->sha, key.data, key.size);
+        kd_sha256_update(l->sha, value.data + l->hash_at, 16);
+    }
+    return status == KD_DONE ? KD_OK : status;
+}
+
+kd_status kd_cache_shard_digest(kd_cache *c, size_t i, kd_sha256 *out, kd_err *err)
+{
+    digest_load l = {.s = &c->shards[i], .sha = kd_sha256_begin()};
+    kd_lmdb_txn *t = NULL;
+    kd_status status = l.sha ? kd_lmdb_read(&t, l.s->db, err) : kd_fail(err, KD_EFAIL, "out of memory: a digest can't be computed");
+    for (int db = KD_DB_IMAGES; db < KD_DBS && status == KD_OK; db++) {
+        int is_record = db == KD_DB_CLS || db == KD_DB_PATCH;
+        l.hash_at = is_record ? KD_RECORD_HEADER_BYTES - 16 : 0;
+        l.least = is_record ? KD_RECORD_HEADER_BYTES : KD_VALUE_HASH_BYTES;
+        status = kd_lmdb_cursor_open(&l.cursor, t, (kd_db)db, err);
+        if (status == KD_OK)
+            status = kd_lmdb_guard(l.s->db, digest_values, &l, err);
+        kd_lmdb_cursor_close(l.cursor);
+        l.cursor = NULL;
+    }
+    kd_lmdb_read_end(t);
+    if (l.sha)
+        *out = kd_sha256_final(l.sha);
+    return status;
+}
+
 /* ---- reading ---- */
 
 kd_status kd_reader_create(kd_reader **out, kd_cache *c, kd_err *err)

@@ -1,0 +1,218 @@
+#include "cache/check.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <string.h>
+
+#include "cache/find.h"
+#include "common/base/io.h"
+#include "common/base/log.h"
+#include "common/base/mem.h"
+#include "common/base/progress.h"
+#include "common/base/threads.h"
+
+enum { MAX_REPORTS = 100 };
+
+typedef struct worker {
+    kd_reader *reader;
+    kd_found found;
+    float *values;
+} worker;
+
+typedef struct check {
+    kd_cache *cache;
+    kd_locator *locator;      /* NULL: no replay */
+    worker *workers;
+    uint8_t *elsewhere;       /* per image: its file isn't at its recorded path */
+    int by_id;                /* second pass */
+    kd_check_report report;
+    void *ctx;
+    pthread_mutex_t lock;     /* of result and report */
+    kd_check_result *result;
+    uint64_t reported, done;
+    kd_progress *progress;
+} check;
+
+static void say(check *c, const char *sentence)
+{
+    if (c->reported++ < MAX_REPORTS)
+        c->report(c->ctx, sentence);
+}
+
+static void bad(check *c, const char *sentence)
+{
+    pthread_mutex_lock(&c->lock);
+    c->result->bad++;
+    say(c, sentence);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* ---- whole files ---- */
+
+static kd_status check_shard(check *c, size_t i, kd_err *err)
+{
+    const char *path = kd_cache_shard_path(c->cache, i), *sha_hex = "", *digest_hex = "";
+    const json_t *manifest = kd_cache_shard_manifest(c->cache, i);
+    kd_sha256 sha, digest;
+    uint64_t bytes;
+    char have[65];
+    kd_err said;
+    KD_TRY(kd_json_get_string(manifest, "sha256", path, &sha_hex, err));
+    KD_TRY(kd_json_get_string(json_object_get(manifest, "content"), "digest", path, &digest_hex, err));
+    KD_TRY(kd_io_file_size(path, &bytes, err));
+    c->result->bytes += bytes;
+    if (kd_sha256_file(path, &sha, &said) != KD_OK) {
+        bad(c, said.msg);
+    } else {
+        kd_hex(have, sha.b, sizeof sha.b);
+        if (strcmp(have, sha_hex) != 0) {
+            kd_fail(&said, KD_EDAMAGED, "%s: the file's SHA-256 is %s, its manifest has %s; copy it again from where it came, or remove it and run kd-precompute again", path, have, sha_hex);
+            bad(c, said.msg);
+        }
+    }
+    if (kd_cache_shard_digest(c->cache, i, &digest, &said) != KD_OK) {
+        bad(c, said.msg);
+        return KD_OK;
+    }
+    kd_hex(have, digest.b, sizeof digest.b);
+    if (strcmp(have, digest_hex) != 0) {
+        kd_fail(&said, KD_EDAMAGED, "%s: the digest of its content is %s, its manifest has %s; keys or records were changed", path, have, digest_hex);
+        bad(c, said.msg);
+    }
+    return KD_OK;
+}
+
+/* ---- one image ---- */
+
+static void check_view(check *c, worker *w, const kd_image_entry *e, uint32_t v, uint64_t *records)
+{
+    const kd_recipe *r = kd_cache_recipe(c->cache);
+    kd_view_entry view;
+    kd_hash128 hash;
+    kd_err said;
+    int have_view = kd_reader_view(w->reader, &e->image, v, &view, &said) == KD_OK;
+    if (!have_view)
+        bad(c, said.msg);
+    for (int f = 0; f < KD_FEATURES; f++) {
+        for (int l = 0; l < r->layers && (f == KD_FEATURE_CLS ? r->has_cls : r->has_patch); l++) {
+            ++*records;
+            if (kd_reader_feature(w->reader, (kd_feature)f, &e->image, v, r->layer[l], w->values, &hash, &said) != KD_OK) {
+                bad(c, said.msg);
+            } else if (have_view && memcmp(hash.b, view.view_hash.b, 16) != 0) {
+                kd_fail(&said, KD_EDAMAGED, "view %u of %s: its %s record belongs to another view (their hashes differ)", v, e->rel, kd_feature_name((kd_feature)f));
+                bad(c, said.msg);
+            }
+        }
+    }
+}
+
+/* Plays all views of an image from its file. KD_DONE: the file isn't where it was. */
+static kd_status replay_image(check *c, worker *w, const kd_image_entry *e)
+{
+    kd_err said;
+    uint64_t wrong = 0;
+    kd_status status = kd_find_file(&w->found, c->locator, e, c->by_id, &said);
+    if (status == KD_DONE)
+        return KD_DONE;
+    if (status == KD_OK)
+        status = kd_find_decode(&w->found, &said);
+    for (uint32_t v = 0; v < e->views; v++) {
+        kd_view_entry view;
+        if (status == KD_OK && kd_reader_view(w->reader, &e->image, v, &view, &said) != KD_OK)
+            continue; /* counted as damage already */
+        if (status == KD_OK && kd_find_replay(&w->found, e, &view, &said) == KD_OK)
+            continue;
+        wrong++;
+        pthread_mutex_lock(&c->lock);
+        say(c, said.msg);
+        pthread_mutex_unlock(&c->lock);
+    }
+    pthread_mutex_lock(&c->lock);
+    c->result->replayed += e->views;
+    c->result->replay_bad += wrong;
+    pthread_mutex_unlock(&c->lock);
+    return KD_OK;
+}
+
+static void check_image(void *ctx, int worker_index, size_t i)
+{
+    check *c = ctx;
+    worker *w = &c->workers[worker_index];
+    const kd_image_entry *e = kd_cache_image(c->cache, i);
+    uint64_t records = 0, done;
+    if (kd_stop_requested() != KD_OK || (c->by_id && !c->elsewhere[i]))
+        return;
+    for (uint32_t v = 0; v < e->views && !c->by_id; v++)
+        check_view(c, w, e, v, &records);
+    if (c->locator)
+        c->elsewhere[i] = replay_image(c, w, e) == KD_DONE;
+    pthread_mutex_lock(&c->lock);
+    c->result->records += records;
+    done = ++c->done;
+    kd_progress_update(c->progress, done, 0, NULL);
+    pthread_mutex_unlock(&c->lock);
+}
+
+/* ---- all ---- */
+
+static kd_status create_workers(check *c, int threads, kd_err *err)
+{
+    const kd_recipe *r = kd_cache_recipe(c->cache);
+    size_t values = (r->has_patch ? (size_t)r->grid_h * (size_t)r->grid_w : 1) * (size_t)r->width;
+    KD_TRY(kd_alloc_array(&c->workers, (size_t)threads, sizeof *c->workers, err));
+    KD_TRY(kd_alloc_array(&c->elsewhere, kd_cache_images(c->cache), 1, err));
+    for (int i = 0; i < threads; i++) {
+        KD_TRY(kd_reader_create(&c->workers[i].reader, c->cache, err));
+        KD_TRY(kd_alloc_array(&c->workers[i].values, values, sizeof(float), err));
+    }
+    return KD_OK;
+}
+
+static kd_status run(check *c, const char *images, int threads, kd_err *err)
+{
+    size_t n = kd_cache_images(c->cache), missing = 0;
+    KD_TRY(create_workers(c, threads, err));
+    if (images)
+        KD_TRY(kd_locator_create(&c->locator, images, err));
+    for (size_t i = 0; i < kd_cache_shards(c->cache); i++)
+        KD_TRY(check_shard(c, i, err));
+    c->progress = kd_progress_create("checking", "image", n, 0, 0);
+    kd_parallel_for(threads, n, check_image, c);
+    for (size_t i = 0; i < n; i++)
+        missing += c->elsewhere[i];
+    if (missing && kd_stop_requested() == KD_OK) {
+        kd_log(KD_LOG_INFO, "%zu images are not at their recorded paths: every file under %s is hashed to find them", missing, images);
+        KD_TRY(kd_locator_hash_all(c->locator, threads, NULL, err));
+        c->by_id = 1;
+        kd_parallel_for(threads, n, check_image, c);
+    }
+    for (size_t i = 0; i < n; i++)
+        c->result->replay_missing += c->elsewhere[i] ? kd_cache_image(c->cache, i)->views : 0;
+    if (kd_stop_requested() != KD_OK)
+        return kd_fail(err, kd_stop_requested(), "interrupted after %llu of %zu images", (unsigned long long)c->done, n);
+    return KD_OK;
+}
+
+kd_status kd_cache_check(kd_cache *cache, const char *images, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err)
+{
+    check c = {.cache = cache, .report = report, .ctx = ctx, .result = result};
+    kd_status status;
+    if (threads < 1)
+        threads = kd_cpu_count();
+    memset(result, 0, sizeof *result);
+    result->images = kd_cache_images(cache);
+    result->views = kd_cache_view_total(cache);
+    pthread_mutex_init(&c.lock, NULL);
+    status = run(&c, images, threads, err);
+    kd_progress_finish(c.progress);
+    for (int i = 0; c.workers && i < threads; i++) {
+        kd_reader_destroy(c.workers[i].reader);
+        kd_found_free(&c.workers[i].found);
+        kd_free(c.workers[i].values);
+    }
+    kd_locator_destroy(c.locator);
+    kd_free(c.workers);
+    kd_free(c.elsewhere);
+    pthread_mutex_destroy(&c.lock);
+    return status;
+}

@@ -1,0 +1,35 @@
+/* Commands of kd-cache: one option table and one run function each; commands.c dispatches. Inside cache/ only (kd_cache.c is the main). */
+#ifndef KD_CACHE_COMMANDS_H
+#define KD_CACHE_COMMANDS_H
+
+#include "cache/store.h"
+#include "common/base/options.h"
+
+typedef struct kd_cache_config {
+    kd_strings files;
+    const char *images, *id, *out;
+    int64_t view, threads;
+    int json;
+} kd_cache_config;
+
+extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program;
+kd_status kd_cache_info_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_list_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_check_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_dump_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_view_run(const kd_cache_config *c, kd_err *err);
+
+/* Parses and runs. *json: --json was seen. KD_DONE after help, version, man page or completion. */
+kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
+
+/* Table rows that several commands share. */
+#define KD_CACHE_FILES {"FILE.kdc|DIR", KD_OPT_STRINGS, offsetof(kd_cache_config, files), "FILE.kdc|DIR", NULL, 0, 0, KD_OPT_REQUIRED | KD_OPT_POSITIONAL, \
+                        "sealed cache, or folder of shards; several are read as one"}
+#define KD_CACHE_ID KD_OPTION_STRING(kd_cache_config, id, "id", "ID", NULL, KD_OPT_REQUIRED, "image: its id, 32 hexadecimal digits as `kd-cache list` prints them")
+#define KD_CACHE_VIEW KD_OPTION_INT(kd_cache_config, view, "view", "V", "0", 0, 4294967294.0, "view of the image, counted from 0")
+
+kd_status kd_cache_open_files(kd_cache **c, const kd_cache_config *config, kd_err *err);
+/* The image of --id; KD_EUSAGE when the text isn't an id, KD_ENOTFOUND when the cache hasn't it or has fewer views. */
+kd_status kd_cache_pick(const kd_image_entry **e, const kd_cache *c, const kd_cache_config *config, kd_err *err);
+
+#endif

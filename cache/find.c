@@ -1,0 +1,57 @@
+#include "cache/find.h"
+
+#include <string.h>
+
+#include "common/base/io.h"
+#include "common/base/mem.h"
+
+void kd_found_free(kd_found *f)
+{
+    kd_free(f->bytes);
+    kd_image_free(&f->image);
+    kd_view_scratch_free(&f->scratch);
+    kd_free(f->view);
+    memset(f, 0, sizeof *f);
+}
+
+kd_status kd_find_file(kd_found *f, const kd_locator *l, const kd_image_entry *e, int by_id, kd_err *err)
+{
+    int64_t file = by_id ? kd_locator_by_id(l, &e->image) : kd_locator_by_path(l, e->rel, e->file_size);
+    kd_err unreadable;
+    kd_hash128 id;
+    if (file < 0)
+        return KD_DONE;
+    KD_TRY(kd_locator_path(l, file, f->path, sizeof f->path, err));
+    if (kd_io_read_into(f->path, KD_MAX_IMAGE_FILE, &f->bytes, &f->capacity, &f->size, &unreadable) != KD_OK)
+        return KD_DONE;
+    id = kd_image_id(f->bytes, f->size);
+    return memcmp(id.b, e->image.b, sizeof id.b) == 0 ? KD_OK : KD_DONE;
+}
+
+kd_status kd_find_decode(kd_found *f, kd_err *err)
+{
+    return kd_image_decode(&f->image, f->bytes, f->size, f->path, err);
+}
+
+kd_status kd_find_replay(kd_found *f, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)
+{
+    size_t size = (size_t)v->plan.out_w * (size_t)v->plan.out_h * 3;
+    kd_hash128 h;
+    char want[33], have[33];
+    if (size > f->view_capacity) {
+        uint8_t *bigger = kd_malloc(size);
+        if (!bigger)
+            return kd_fail(err, KD_EFAIL, "out of memory: no room for a view of %d x %d pixels", v->plan.out_w, v->plan.out_h);
+        kd_free(f->view);
+        f->view = bigger;
+        f->view_capacity = size;
+    }
+    KD_TRY(kd_plan_apply(&v->plan, &f->image, f->view, &f->scratch, err));
+    h = kd_view_hash(f->view, v->plan.out_w, v->plan.out_h);
+    if (memcmp(h.b, v->view_hash.b, sizeof h.b) == 0)
+        return KD_OK;
+    kd_hex(want, v->view_hash.b, 16);
+    kd_hex(have, h.b, 16);
+    return kd_fail(err, KD_EMISMATCH, "%s: view %u of %s has hash %s here, but the teacher saw %s: the JPEG decoder or the augmentation code differs from the one that made the cache",
+                   f->path, v->view, e->rel, have, want);
+}

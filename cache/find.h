@@ -1,0 +1,28 @@
+/* Find: the file of a known image, proven by its id. Used by `kd-cache check --images` and `kd-cache view`. Inside cache/ only. */
+#ifndef KD_CACHE_FIND_H
+#define KD_CACHE_FIND_H
+
+#include "cache/store.h"
+#include "common/data/locate.h"
+#include "common/image/image.h"
+
+/* Buffers of one thread. Zero-initialise. */
+typedef struct kd_found {
+    char path[8192];
+    uint8_t *bytes;
+    size_t capacity, size;
+    kd_image image;
+    kd_view_scratch scratch;
+    uint8_t *view;
+    size_t view_capacity;
+} kd_found;
+void kd_found_free(kd_found *f);
+
+/* Reads the image's file into f: the one at its recorded path, or (by_id, after kd_locator_hash_all) any with its id. KD_DONE: there is none, or it holds other bytes. */
+kd_status kd_find_file(kd_found *f, const kd_locator *l, const kd_image_entry *e, int by_id, kd_err *err);
+/* Decodes f's file once for all of its views. */
+kd_status kd_find_decode(kd_found *f, kd_err *err);
+/* Replays the plan into f->view and compares the hash. KD_EMISMATCH naming both hashes. */
+kd_status kd_find_replay(kd_found *f, const kd_image_entry *e, const kd_view_entry *v, kd_err *err);
+
+#endif
