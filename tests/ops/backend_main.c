@@ -9,7 +9,7 @@
 #include "common/base/mem.h"
 #include "tests/ops/harness.h"
 
-static kd_backend *tested, *reference;
+static kd_backend *tested, *uneven, *reference; /* uneven: the tested backend with a thread count that splits nothing evenly */
 static char missing[1200]; /* why there is nothing to test */
 static char no_bf16[1200];
 
@@ -21,13 +21,15 @@ static void matches_ref(void **state) {
         skip();
     }
     ops_inputs in = ops_inputs_make(c, 1);
-    ops_results want = ops_run(reference, c, &in, 0), got = ops_run(tested, c, &in, 0), again = ops_run(tested, c, &in, 1);
+    ops_results want = ops_run(reference, c, &in, 0), got = ops_run(tested, c, &in, 0), again = ops_run(tested, c, &in, 1), other = ops_run(uneven, c, &in, 0);
     ops_tolerance t = ops_tolerance_vs_ref(c->desc.kind);
     ops_compare(tested->v->name, c, &got, &want, &t);
+    ops_compare(tested->v->name, c, &other, &want, &t);
     ops_assert_identical(c, &got, &again);
     ops_results_free(&want);
     ops_results_free(&got);
     ops_results_free(&again);
+    ops_results_free(&other);
     ops_inputs_free(&in);
 }
 
@@ -80,7 +82,7 @@ int ops_backend_main(const char *device) {
     if (!tests)
         return 1;
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(backend_is_present);
-    if (kd_backend_open(&tested, device, 2, &err) == KD_OK && kd_backend_open(&reference, "ref", 1, &err) == KD_OK) {
+    if (kd_backend_open(&tested, device, 2, &err) == KD_OK && kd_backend_open(&uneven, device, 3, &err) == KD_OK && kd_backend_open(&reference, "ref", 1, &err) == KD_OK) {
         if (tested->v->check_bf16(tested, &err) != KD_OK)
             snprintf(no_bf16, sizeof no_bf16, "%s", err.msg);
         tests[n++] = (struct CMUnitTest)cmocka_unit_test(memory_is_zeroed_and_aligned);
@@ -96,6 +98,7 @@ int ops_backend_main(const char *device) {
     int failed = _cmocka_run_group_tests(device, tests, n, NULL, NULL);
     ops_print_measured();
     kd_backend_close(tested);
+    kd_backend_close(uneven);
     kd_backend_close(reference);
     kd_free(tests);
     return failed;
