@@ -80,7 +80,7 @@ enum { LANES = sizeof(ints) / sizeof(int32_t) };
 /* Convert.c rgb2hsv_row in float32. Of (max-r), (max-g), (max-b), divided by max-min, one is 0 and one is 1, so the hue in sixths is
  * base + sign * f, where f belongs to the middle component:
  *     red max:   b min  1 - f,  g min -1 + f        green max:  b min  1 + f,  r min  3 - f        blue max:  r min  3 + f,  g min  5 - f
- * Pillow computes parts of this in double; that the bytes are the same for all 2^24 colours is proven by tests/golden/image/prove_color.py. */
+ * Pillow computes parts of this in double; that the bytes are the same for all 2^24 colours is proven by tests/unit/test_color.c. */
 static inline __attribute__((always_inline)) void to_hsv(const ints *r, const ints *g, const ints *b, ints *h, ints *s, ints *v) {
     ints max = SELECT(*r > *g, *r, *g), min = SELECT(*r < *g, *r, *g);
     max = SELECT(*b > max, *b, max);

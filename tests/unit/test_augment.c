@@ -1,0 +1,329 @@
+/* Views: drawn plans and their pixels equal those of an independent drawing and of Pillow + torchvision (tests/golden/image/views), records are
+ * read back exactly or refused, and each variable has its own random numbers. */
+#include "tests/unit/unit.h"
+
+#include <math.h>
+
+#include "common/base/io.h"
+#include "common/base/mem.h"
+#include "common/image/augment.h"
+
+#define VIEWS "tests/golden/image/views/"
+
+static kd_err err;
+
+/* ---- reading goldens ---- */
+
+static void ints_of(const json_t *plan, const char *key, int n, int32_t *const *out) {
+    const json_t *a = json_object_get(plan, key);
+    assert_int_equal(json_array_size(a), n);
+    for (int i = 0; i < n; i++)
+        *out[i] = (int32_t)json_integer_value(json_array_get(a, (size_t)i));
+}
+
+static kd_plan plan_of(const json_t *j) {
+    static const char *const jitter[4] = {"brightness", "contrast", "saturation", "hue"}, *const filter[3] = {"box", "bilinear", "bicubic"};
+    kd_plan p;
+    memset(&p, 0, sizeof p);
+    ints_of(j, "crop", 4, (int32_t *const[]){&p.crop_x, &p.crop_y, &p.crop_w, &p.crop_h});
+    ints_of(j, "resize", 2, (int32_t *const[]){&p.resize_w, &p.resize_h});
+    ints_of(j, "out", 4, (int32_t *const[]){&p.out_x, &p.out_y, &p.out_w, &p.out_h});
+    for (uint8_t i = 0; i < 3; i++)
+        if (strcmp(json_string_value(json_object_get(j, "filter")), filter[i]) == 0)
+            p.filter = i;
+    p.hflip = json_is_true(json_object_get(j, "hflip"));
+    p.gray = json_is_true(json_object_get(j, "gray"));
+    const json_t *order = json_object_get(j, "jitter_order"), *factor = json_object_get(j, "jitter_factor");
+    memset(p.jitter_order, KD_JITTER_NONE, 4);
+    for (uint8_t k = 0; k < 4; k++) {
+        p.jitter_factor[k] = (float)json_number_value(json_object_get(factor, jitter[k]));
+        for (size_t i = 0; i < json_array_size(order); i++)
+            if (strcmp(json_string_value(json_array_get(order, i)), jitter[k]) == 0)
+                p.jitter_order[i] = k;
+    }
+    p.solarize = 256;
+    p.mix_lambda = 1.0f;
+    return p;
+}
+
+static void assert_same_plan(const kd_plan *a, const kd_plan *b, const char *what) {
+    uint8_t x[KD_PLAN_BYTES], y[KD_PLAN_BYTES];
+    kd_plan_encode(a, x);
+    kd_plan_encode(b, y);
+    for (int i = 0; i < KD_PLAN_BYTES; i++)
+        if (x[i] != y[i])
+            fail_msg("%s: the plans differ at byte %d of their records", what, i);
+}
+
+typedef struct golden_case {
+    json_t *line;
+    const char *file;
+    uint8_t *bytes;
+    size_t size;
+    kd_image img;
+} golden_case;
+
+static void check_case(golden_case *c, kd_view_scratch *scratch) {
+    kd_plan expected = plan_of(json_object_get(c->line, "plan")), plan = expected, decoded;
+    if (strcmp(json_string_value(json_object_get(c->line, "kind")), "drawn") == 0) {
+        kd_policy policy;
+        const char *preset = json_string_value(json_object_get(c->line, "preset"));
+        assert_ok(kd_policy_load(&policy, preset, (int)json_integer_value(json_object_get(c->line, "size")), &err));
+        kd_hash128 id = kd_xxh128(c->bytes, c->size);
+        uint64_t seed = strtoull(json_string_value(json_object_get(c->line, "seed")), NULL, 10);
+        plan = kd_plan_draw(&policy, seed, &id, (uint32_t)json_integer_value(json_object_get(c->line, "view")), c->img.width, c->img.height);
+        assert_same_plan(&plan, &expected, preset);
+    }
+    uint8_t record[KD_PLAN_BYTES];
+    kd_plan_encode(&plan, record);
+    assert_ok(kd_plan_decode(&decoded, record, &err));
+    assert_same_plan(&decoded, &plan, "decoded");
+    json_t *json = kd_plan_json(&decoded); /* what Python users replay from must hold every parameter */
+    kd_plan from_json = plan_of(json);
+    assert_same_plan(&from_json, &plan, "from JSON");
+    json_decref(json);
+
+    uint8_t *out = malloc((size_t)plan.out_w * (size_t)plan.out_h * 3);
+    assert_non_null(out);
+    assert_ok(kd_plan_apply(&decoded, &c->img, out, scratch, &err));
+    kd_hash128 h = kd_view_hash(out, plan.out_w, plan.out_h);
+    char hex[33];
+    kd_hex(hex, h.b, 16);
+    if (strcmp(hex, json_string_value(json_object_get(c->line, "hash"))) != 0) {
+        char *text = json_dumps(c->line, JSON_COMPACT);
+        print_error("%s\n", text);
+        fail_msg("%s: the view has other pixels than in Pillow", c->file);
+    }
+    free(out);
+}
+
+static void views_equal_pillow_and_torchvision(void **state) {
+    (void)state;
+    FILE *f = fopen(VIEWS "views.jsonl", "r");
+    assert_non_null(f);
+    char text[4096], path[256];
+    int drawn = 0, given = 0;
+    kd_view_scratch scratch = {0};
+    golden_case c = {0};
+    while (fgets(text, sizeof text, f)) {
+        assert_ok(kd_json_parse(text, strlen(text), "views.jsonl", &c.line, &err));
+        c.file = json_string_value(json_object_get(c.line, "file"));
+        snprintf(path, sizeof path, VIEWS "%s", c.file);
+        assert_ok(kd_io_read_all(path, 1 << 20, &c.bytes, &c.size, &err));
+        assert_ok(kd_image_decode(&c.img, c.bytes, c.size, path, &err));
+        if (json_object_get(c.line, "preset"))
+            drawn++;
+        else
+            given++;
+        check_case(&c, &scratch);
+        kd_free(c.bytes);
+        json_decref(c.line);
+    }
+    assert_int_equal(drawn, 66);
+    assert_int_equal(given, 68);
+    kd_image_free(&c.img);
+    kd_view_scratch_free(&scratch);
+    fclose(f);
+}
+
+/* ---- drawing ---- */
+
+static kd_hash128 id_of(uint64_t n) { return kd_xxh128(&n, sizeof n); }
+
+/* The shape of the picture changes which of the ten crop tries succeeds; nothing else may move. */
+static void the_crop_shifts_no_other_variable(void **state) {
+    (void)state;
+    kd_policy p;
+    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    for (uint32_t view = 0; view < 500; view++) {
+        kd_hash128 id = id_of(9);
+        kd_plan a = kd_plan_draw(&p, 3, &id, view, 640, 480), b = kd_plan_draw(&p, 3, &id, view, 2000, 31);
+        assert_int_equal(a.hflip, b.hflip);
+        assert_int_equal(a.gray, b.gray);
+        assert_memory_equal(a.jitter_order, b.jitter_order, sizeof a.jitter_order);
+        assert_memory_equal(a.jitter_factor, b.jitter_factor, sizeof a.jitter_factor);
+    }
+}
+
+static void plans_follow_the_policy(void **state) {
+    (void)state;
+    enum { N = 20000 };
+    kd_policy p;
+    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    int flips = 0, grays = 0, jitters = 0, first[4] = {0}, last[4] = {0};
+    double area = 0;
+    for (uint64_t i = 0; i < N; i++) {
+        kd_hash128 id = id_of(i);
+        kd_plan plan = kd_plan_draw(&p, 1, &id, (uint32_t)(i % 8), 500, 375);
+        double share = (double)plan.crop_w * plan.crop_h / (500.0 * 375.0), ratio = (double)plan.crop_w / plan.crop_h;
+        assert_true(share > 0.135 && share <= 1.0);
+        assert_true(ratio > 0.74 && ratio < 1.35);
+        assert_true(plan.crop_x >= 0 && plan.crop_y >= 0 && plan.crop_x + plan.crop_w <= 500 && plan.crop_y + plan.crop_h <= 375);
+        assert_true(plan.jitter_factor[0] >= 0.6f && plan.jitter_factor[0] <= 1.4f && plan.jitter_factor[2] >= 0.8f && plan.jitter_factor[2] <= 1.2f);
+        assert_true(fabsf(plan.jitter_factor[3]) <= 0.1f);
+        area += share;
+        flips += plan.hflip;
+        grays += plan.gray;
+        if (plan.jitter_order[0] != KD_JITTER_NONE) {
+            jitters++;
+            first[plan.jitter_order[0]]++;
+            last[plan.jitter_order[3]]++;
+        }
+    }
+    assert_in_range(flips, N * 48 / 100, N * 52 / 100);
+    assert_in_range(grays, N * 19 / 100, N * 21 / 100);
+    assert_in_range(jitters, N * 79 / 100, N * 81 / 100);
+    for (int i = 0; i < 4; i++) {
+        assert_in_range(first[i], jitters * 23 / 100, jitters * 27 / 100);
+        assert_in_range(last[i], jitters * 23 / 100, jitters * 27 / 100);
+    }
+    assert_true(fabs(area / N - 0.465) < 0.007); /* 20,000 draws of torchvision's get_params: 0.465 */
+}
+
+static void every_shape_of_picture_has_a_plan(void **state) {
+    (void)state;
+    const char *const presets[] = {"lightly", "crop-flip", "eval"};
+    const int side[] = {1, 2, 3, 13, 14, 255, 256, 257, 2400, 65500};
+    for (size_t k = 0; k < 3; k++)
+        for (size_t a = 0; a < 10; a++)
+            for (size_t b = 0; b < 10; b++)
+                for (uint32_t view = 0; view < 4; view++) {
+                    kd_policy p;
+                    kd_plan decoded;
+                    uint8_t record[KD_PLAN_BYTES];
+                    kd_hash128 id = id_of(a * 10 + b);
+                    assert_ok(kd_policy_load(&p, presets[k], 224, &err));
+                    kd_plan plan = kd_plan_draw(&p, 0, &id, view, side[a], side[b]);
+                    assert_true(plan.crop_x + plan.crop_w <= side[a] && plan.crop_y + plan.crop_h <= side[b]);
+                    assert_int_equal(plan.out_w, 224);
+                    kd_plan_encode(&plan, record);
+                    assert_ok(kd_plan_decode(&decoded, record, &err));
+                }
+}
+
+static void seeds_views_and_images_draw_differently(void **state) {
+    (void)state;
+    kd_policy p;
+    assert_ok(kd_policy_load(&p, "crop-flip", 224, &err));
+    kd_hash128 one = id_of(1), two = id_of(2);
+    kd_plan base = kd_plan_draw(&p, 5, &one, 0, 400, 300), others[] = {kd_plan_draw(&p, 6, &one, 0, 400, 300), kd_plan_draw(&p, 5 + (1ULL << 32), &one, 0, 400, 300),
+        kd_plan_draw(&p, 5, &one, 1, 400, 300), kd_plan_draw(&p, 5, &two, 0, 400, 300)};
+    for (size_t i = 0; i < 4; i++)
+        assert_memory_not_equal(&base, &others[i], 16);
+    kd_plan again = kd_plan_draw(&p, 5, &one, 0, 400, 300);
+    assert_memory_equal(&base, &again, sizeof base);
+}
+
+/* ---- records and policies ---- */
+
+/* A changed byte is either refused or a plan whose record has exactly these bytes: nothing is silently ignored. */
+static void no_byte_of_a_record_is_ignored(void **state) {
+    (void)state;
+    kd_policy p;
+    kd_hash128 id = id_of(4);
+    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    kd_plan plan = kd_plan_draw(&p, 1, &id, 2, 500, 375), decoded;
+    uint8_t record[KD_PLAN_BYTES], again[KD_PLAN_BYTES];
+    kd_plan_encode(&plan, record);
+    int refused = 0;
+    for (int i = 0; i < KD_PLAN_BYTES; i++)
+        for (int v = 0; v < 256; v++) {
+            uint8_t was = record[i];
+            record[i] = (uint8_t)v;
+            kd_status status = kd_plan_decode(&decoded, record, &err);
+            if (status == KD_OK) {
+                kd_plan_encode(&decoded, again);
+                assert_memory_equal(record, again, KD_PLAN_BYTES);
+            } else {
+                assert_int_equal(status, KD_EDAMAGED);
+                refused++;
+            }
+            record[i] = was;
+        }
+    assert_true(refused > 100 * 255); /* 120 bytes belong to operations that aren't drawn yet */
+    record[0] = 9;
+    assert_int_equal(kd_plan_decode(&decoded, record, &err), KD_EDAMAGED);
+    assert_contains(err.msg, "version 9");
+    record[0] = KD_PLAN_VERSION;
+    record[70] = 4; /* blur radius */
+    assert_int_equal(kd_plan_decode(&decoded, record, &err), KD_EDAMAGED);
+    assert_contains(err.msg, "update the program");
+}
+
+static void nonsense_numbers_are_refused(void **state) {
+    (void)state;
+    kd_policy p;
+    kd_hash128 id = id_of(4);
+    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    const kd_plan good = kd_plan_draw(&p, 1, &id, 2, 500, 375);
+    kd_plan bad[9];
+    for (int i = 0; i < 9; i++)
+        bad[i] = good;
+    bad[0].jitter_factor[1] = NAN;
+    bad[1].jitter_factor[0] = INFINITY;
+    bad[2].jitter_factor[3] = 0.51f;
+    bad[3].crop_x = -1;
+    bad[4].crop_w = INT32_MAX;
+    bad[5].out_w = 225;
+    bad[6].jitter_order[1] = bad[6].jitter_order[0] = KD_JITTER_HUE;
+    bad[7].resize_w = 0;
+    bad[8].jitter_factor[2] = -0.5f;
+    for (int i = 0; i < 9; i++) {
+        uint8_t record[KD_PLAN_BYTES];
+        kd_plan decoded;
+        kd_plan_encode(&bad[i], record);
+        assert_int_equal(kd_plan_decode(&decoded, record, &err), KD_EDAMAGED);
+        assert_contains(err.msg, "impossible");
+    }
+}
+
+static void another_picture_than_planned_is_a_mismatch(void **state) {
+    (void)state;
+    kd_policy p;
+    kd_hash128 id = id_of(4);
+    assert_ok(kd_policy_load(&p, "lightly", 32, &err));
+    kd_plan plan = kd_plan_draw(&p, 1, &id, 2, 500, 375);
+    kd_image img = {0};
+    kd_view_scratch scratch = {0};
+    uint8_t out[32 * 32 * 3];
+    assert_ok(kd_image_resize_buffer(&img, 50, 40, &err));
+    assert_int_equal(kd_plan_apply(&plan, &img, out, &scratch, &err), KD_EMISMATCH);
+    assert_contains(err.msg, "isn't the file that was planned");
+    kd_image_free(&img);
+    kd_view_scratch_free(&scratch);
+}
+
+static void policies_have_names_and_a_canonical_text(void **state) {
+    (void)state;
+    kd_policy p;
+    assert_int_equal(kd_policy_load(&p, "lightli", 224, &err), KD_EUSAGE);
+    assert_contains(err.msg, "did you mean \"lightly\"");
+    assert_int_equal(kd_policy_load(&p, "lightly", 0, &err), KD_EUSAGE);
+    assert_int_equal(kd_policy_load(&p, "lightly", KD_VIEW_MAX_SIDE + 1, &err), KD_EUSAGE);
+    assert_ok(kd_policy_load(&p, "eval", 112, &err));
+    assert_int_equal(p.resize_short, 128);
+    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    json_t *json = kd_policy_json(&p);
+    char *text = kd_json_canonical(json);
+    assert_string_equal(text, "{\"brightness\":0.40000000000000002,\"contrast\":0.40000000000000002,\"gray_p\":0.20000000000000001,\"hflip_p\":0.5,"
+                              "\"hue\":0.10000000000000001,\"image_size\":224,\"interpolation\":\"bicubic\",\"jitter_p\":0.80000000000000004,\"name\":\"lightly\","
+                              "\"ratio\":[0.75,1.3333333333333333],\"resize_short\":0,\"rng\":\"philox4x32-10\",\"saturation\":0.20000000000000001,"
+                              "\"scale\":[0.14000000000000001,1.0],\"version\":1}");
+    kd_free(text);
+    json_decref(json);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(views_equal_pillow_and_torchvision),
+        cmocka_unit_test(the_crop_shifts_no_other_variable),
+        cmocka_unit_test(plans_follow_the_policy),
+        cmocka_unit_test(every_shape_of_picture_has_a_plan),
+        cmocka_unit_test(seeds_views_and_images_draw_differently),
+        cmocka_unit_test(no_byte_of_a_record_is_ignored),
+        cmocka_unit_test(nonsense_numbers_are_refused),
+        cmocka_unit_test(another_picture_than_planned_is_a_mismatch),
+        cmocka_unit_test(policies_have_names_and_a_canonical_text),
+    };
+    return cmocka_run_group_tests_name("augment", tests, NULL, NULL);
+}

@@ -1,0 +1,102 @@
+/* Colour operations equal Pillow's on all 2^24 colours (tests/golden/image/color.txt has the hashes of Pillow's results). */
+#include "tests/unit/unit.h"
+
+#include "common/base/hash.h"
+#include "common/image/color.h"
+
+static void gray_of(uint8_t *rgb, size_t n, float factor) {
+    (void)factor;
+    kd_color_grayscale(rgb, n);
+}
+
+static void every_colour_equals_pillow(void **state) {
+    (void)state;
+    static const struct { const char *name; void (*op)(uint8_t *, size_t, float); } ops[] = {{"brightness", kd_color_brightness}, {"contrast", kd_color_contrast},
+        {"saturation", kd_color_saturation}, {"hue", kd_color_hue}, {"grayscale", gray_of}};
+    enum { COLOURS = 1 << 24 };
+    uint8_t *rgb = malloc((size_t)COLOURS * 3);
+    assert_non_null(rgb);
+    FILE *f = fopen("tests/golden/image/color.txt", "r");
+    assert_non_null(f);
+    char name[32], hex[33], got[33];
+    double factor;
+    int n = 0;
+    while (fscanf(f, "%31s %lf %32s", name, &factor, hex) == 3) {
+        for (size_t i = 0; i < COLOURS; i++) {
+            rgb[3 * i] = (uint8_t)(i >> 16);
+            rgb[3 * i + 1] = (uint8_t)(i >> 8);
+            rgb[3 * i + 2] = (uint8_t)i;
+        }
+        int known = 0;
+        for (size_t k = 0; k < sizeof ops / sizeof *ops; k++)
+            if (strcmp(ops[k].name, name) == 0) {
+                ops[k].op(rgb, COLOURS, (float)factor);
+                known++;
+            }
+        assert_int_equal(known, 1);
+        kd_hash128 h = kd_xxh128(rgb, (size_t)COLOURS * 3);
+        kd_hex(got, h.b, 16);
+        if (strcmp(got, hex) != 0)
+            fail_msg("%s by %g differs from Pillow", name, factor);
+        n++;
+    }
+    assert_int_equal(n, 14);
+    fclose(f);
+    free(rgb);
+}
+
+/* Blocks and vectors have ends: any number of pixels gives what each pixel gives alone, and the bytes behind stay. */
+static void any_number_of_pixels(void **state) {
+    (void)state;
+    static void (*const op[])(uint8_t *, size_t, float) = {kd_color_brightness, kd_color_saturation, kd_color_hue, gray_of};
+    for (size_t n = 0; n < 300; n += n < 40 ? 1 : 37)
+        for (int k = 0; k < 4; k++) {
+            uint8_t all[301 * 3], one[301 * 3];
+            for (size_t i = 0; i < sizeof all; i++)
+                all[i] = one[i] = (uint8_t)(i * i * 7 + i / 3);
+            op[k](all, n, 0.3f);
+            for (size_t i = 0; i < n; i++)
+                op[k](one + 3 * i, 1, 0.3f);
+            assert_memory_equal(all, one, sizeof all);
+        }
+}
+
+static void factors_at_the_edges(void **state) {
+    (void)state;
+    uint8_t rgb[] = {10, 200, 30, 255, 0, 7, 90, 90, 90}, same[9], zero[9] = {0};
+    memcpy(same, rgb, 9);
+    kd_color_brightness(rgb, 3, 1.0f);
+    kd_color_contrast(rgb, 3, 1.0f);
+    kd_color_saturation(rgb, 3, 1.0f);
+    assert_memory_equal(rgb, same, 9);
+    kd_color_saturation(rgb, 3, 0.0f);
+    kd_color_grayscale(same, 3);
+    assert_memory_equal(rgb, same, 9);
+    kd_color_brightness(rgb, 3, 0.0f);
+    assert_memory_equal(rgb, zero, 9);
+    kd_color_contrast(rgb, 0, 0.5f); /* no pixels, no mean */
+}
+
+static void flips_mirror_rows(void **state) {
+    (void)state;
+    for (int width = 1; width < 6; width++) {
+        uint8_t rgb[5 * 2 * 3 + 3], was[sizeof rgb];
+        for (size_t i = 0; i < sizeof rgb; i++)
+            was[i] = rgb[i] = (uint8_t)i;
+        kd_color_hflip(rgb, width, 2);
+        for (int y = 0; y < 2; y++)
+            for (int x = 0; x < width; x++)
+                assert_memory_equal(rgb + 3 * (y * width + x), was + 3 * (y * width + width - 1 - x), 3);
+        assert_memory_equal(rgb + 6 * width, was + 6 * width, sizeof rgb - 6 * (size_t)width);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_colour_equals_pillow),
+        cmocka_unit_test(any_number_of_pixels),
+        cmocka_unit_test(factors_at_the_edges),
+        cmocka_unit_test(flips_mirror_rows),
+    };
+    return cmocka_run_group_tests_name("color", tests, NULL, NULL);
+}
