@@ -24,7 +24,7 @@ kd_status kd_image_resize_buffer(kd_image *img, int width, int height, kd_err *e
     if (bytes > img->capacity) {
         /* The old content isn't needed, so nothing is copied. */
         kd_free(img->rgb);
-        img->capacity = 0;
+        *img = (kd_image){0};
         img->rgb = kd_malloc(bytes);
         if (!img->rgb)
             return kd_fail(err, KD_EFAIL, "out of memory: %zu bytes for an image of %d x %d pixels", bytes, width, height);
