@@ -70,10 +70,11 @@ static kd_tdesc tensor_desc(const kd_exec *e, const kd_graph *g, kd_val v) {
 
 /* Bytes of a value, checked: a batch from a command line may be absurd. */
 static kd_status value_bytes(const kd_tdesc *t, const char *what, size_t *bytes, kd_err *err) {
+    const size_t limit = (size_t)1 << 40;
     size_t n = kd_dtype_size(t->dtype);
     for (int i = 0; i < t->rank; i++)
-        if (!kd_mul_size(n, (size_t)t->shape[i], &n) || n > (size_t)1 << 48)
-            return kd_fail(err, KD_EFAIL, "batch %lld is too large: the result of %s has no representable size; choose a smaller batch", (long long)t->shape[0], what);
+        if (!kd_mul_size(n, (size_t)t->shape[i], &n) || n > limit)
+            return kd_fail(err, KD_EFAIL, "batch %lld is too large: the result of %s alone would take more than 1 TiB; choose a smaller batch", (long long)t->shape[0], what);
     *bytes = n;
     return KD_OK;
 }

@@ -2,7 +2,7 @@
  *
  *     bench_model NAME BATCH SIZE f32|bf16 infer|train THREADS [DEVICE [ROUNDS [profile]]]
  *
- * Prints one JSON line: the median of the rounds. With `profile`, also the time of every op on stderr (slower: the device is waited for after each). */
+ * Prints one JSON line: the median of the rounds; cpu_ms is processor time of all threads per round, which a busy machine doesn't change. With `profile`, also the time of every op on stderr (slower: the device is waited for after each). */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,9 +23,9 @@ typedef struct bench {
     int64_t step;
 } bench;
 
-static double now(void) {
+static double now(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
@@ -99,20 +99,22 @@ static int by_value(const void *a, const void *b) {
 }
 
 static kd_status measure(bench *o, kd_err *err) {
-    double seconds[1000];
+    double seconds[1000], cpu;
     KD_TRY(one_pass(o, err)); /* warm-up */
     KD_TRY(one_pass(o, err));
     kd_exec_profile(o->e, o->profile);
+    cpu = now(CLOCK_PROCESS_CPUTIME_ID);
     for (int i = 0; i < o->rounds; i++) {
-        double begin = now();
+        double begin = now(CLOCK_MONOTONIC);
         KD_TRY(one_pass(o, err));
-        seconds[i] = now() - begin;
+        seconds[i] = now(CLOCK_MONOTONIC) - begin;
     }
+    cpu = (now(CLOCK_PROCESS_CPUTIME_ID) - cpu) / o->rounds;
     qsort(seconds, (size_t)o->rounds, sizeof *seconds, by_value);
     double median = seconds[o->rounds / 2], flops = kd_exec_flops(o->e) * (o->train ? 3 : 1);
-    printf("{\"model\":\"%s\",\"device\":\"%s\",\"mode\":\"%s\",\"precision\":\"%s\",\"batch\":%d,\"size\":%d,\"threads\":%d,\"rounds\":%d,\"ms\":%.3f,\"best_ms\":%.3f,"
+    printf("{\"model\":\"%s\",\"device\":\"%s\",\"mode\":\"%s\",\"precision\":\"%s\",\"batch\":%d,\"size\":%d,\"threads\":%d,\"rounds\":%d,\"ms\":%.3f,\"best_ms\":%.3f,\"cpu_ms\":%.3f,"
            "\"images_per_s\":%.2f,\"gflops\":%.1f,\"device_mib\":%.1f}\n",
-           o->model, o->b->v->name, o->train ? "train" : "infer", kd_dtype_name(o->precision), o->batch, o->size, o->b->threads, o->rounds, median * 1e3, seconds[0] * 1e3,
+           o->model, o->b->v->name, o->train ? "train" : "infer", kd_dtype_name(o->precision), o->batch, o->size, o->b->threads, o->rounds, median * 1e3, seconds[0] * 1e3, cpu * 1e3,
            o->batch / median, flops / median * 1e-9, (double)kd_exec_device_bytes(o->e) / (1 << 20));
     if (o->profile)
         kd_exec_print_profile(o->e, stderr);

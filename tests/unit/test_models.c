@@ -177,14 +177,16 @@ static void check_step(const step_case *c) {
         if (!s.b)
             continue;
         step_run(&s, KD_F32);
-        /* Measured on ref and cpu: outputs to 2e-6, gradients to 4e-6 of their norm (f32 storage; the goldens are f64). */
-        kd_tolerance tol = {.abs = 1e-5, .rel = 1e-4};
+        /* Goldens are f64. Measured, largest of the four models: ref (f32 storage, f64 inside) outputs 4e-6, gradients 6e-7 of their norm; cpu (f32 throughout) 4e-5 and
+         * 8e-6, both in resnet18, whose last batch norms see 12 values. */
+        double bound = d == 0 ? 1e-5 : 2e-4;
+        kd_tolerance tol = {.abs = bound, .rel = bound};
         check_output(&s, w, "pooled", tol);
         check_output(&s, w, "map", tol);
         check_output(&s, w, "pred_cls", tol);
         check_output(&s, w, "loss_cls", tol);
         check_output(&s, w, "loss_patch", tol);
-        check_parameters(&s, w, 1e-4);
+        check_parameters(&s, w, bound);
         assert_int_equal(kd_params_counter(s.p), 1);
         step_drop(&s);
         ran++;
@@ -253,6 +255,33 @@ static void bf16_training_step_stays_close(void **state) {
         step_drop(&s);
     }
     kd_weights_close(w);
+}
+
+/* Training is bit-equal on one machine and thread count: two programs, the same step, equal gradients and statistics. */
+static void the_same_step_gives_the_same_bits(void **state) {
+    (void)state;
+    step_case c = {.size = 48, .batch = 3, .target_side = 3};
+    assert_ok(kd_model_find(&c.model, "resnet18", NULL, &err));
+    for (int d = 0; d < DEVICES; d++) {
+        step s[2] = {{.c = &c, .b = try_open(devices[d])}, {.c = &c, .b = try_open(devices[d])}};
+        if (!s[0].b || !s[1].b)
+            continue;
+        size_t total, states;
+        float *bits[2];
+        for (int k = 0; k < 2; k++) {
+            step_run(&s[k], KD_F32);
+            kd_params_trained(s[k].p, NULL, &total);
+            const float *running = kd_params_states(s[k].p, &states);
+            assert_ok(kd_alloc_array(&bits[k], total + states, sizeof(float), &err));
+            assert_ok(s[k].b->v->download(s[k].b, bits[k], kd_exec_gradients(s[k].e), total * sizeof(float), &err));
+            assert_ok(s[k].b->v->download(s[k].b, bits[k] + total, running, states * sizeof(float), &err));
+        }
+        assert_memory_equal(bits[0], bits[1], (total + states) * sizeof(float));
+        for (int k = 0; k < 2; k++) {
+            kd_free(bits[k]);
+            step_drop(&s[k]);
+        }
+    }
 }
 
 /* ---- weight files ---- */
@@ -639,8 +668,10 @@ static void real_photos_and_weights_give_pytorch_features(void **state) {
     for (int i = 0; i < 4; i++)
         for (int k = 0; k < 8; k++)
             memcpy(picked + (i * 8 + k) * 192, map + (i * 256 + tokens[k]) * 192, 192 * sizeof *map);
-    check_golden(want, "cls", cls, 4 * 192, (kd_tolerance){.abs = 1e-4, .min_cosine = 0.999999});
-    check_golden(want, "patch", picked, 4 * 8 * 192, (kd_tolerance){.abs = 1e-4, .min_cosine = 0.999999});
+    /* Measured: ref 9e-6, cpu 8e-5 in values up to 10. */
+    kd_tolerance tol = {.abs = 3e-4, .min_cosine = 0.999999};
+    check_golden(want, "cls", cls, 4 * 192, tol);
+    check_golden(want, "patch", picked, 4 * 8 * 192, tol);
     unload(&l);
     kd_weights_close(want);
     free(folder);
@@ -653,6 +684,7 @@ int main(void) {
         cmocka_unit_test(dinov2_training_step_equals_pytorch),
         cmocka_unit_test(swiglu_training_step_equals_pytorch),
         cmocka_unit_test(bf16_training_step_stays_close),
+        cmocka_unit_test(the_same_step_gives_the_same_bits),
         cmocka_unit_test(a_dinov2_file_gives_the_official_features_at_every_size),
         cmocka_unit_test(positions_are_interpolated_as_each_library_does),
         cmocka_unit_test(models_have_the_reference_number_of_tensors_and_parameters),
