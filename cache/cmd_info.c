@@ -1,4 +1,5 @@
 /* kd-cache info and list. */
+#include <stdlib.h>
 #include <string.h>
 
 #include "cache/commands.h"
@@ -30,10 +31,10 @@ const kd_program kd_cache_list_program = {
 static void print_field(const char *name, const json_t *v)
 {
     char line[2000];
-    char *text = v && !json_is_string(v) ? kd_json_canonical(v) : NULL;
+    char *text = v && !json_is_string(v) ? json_dumps(v, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY | JSON_REAL_PRECISION(6)) : NULL;
     kd_text_escape(line, sizeof line, json_is_string(v) ? json_string_value(v) : text ? text : "-");
     printf("  %-14s %s\n", name, line);
-    kd_free(text);
+    free(text); /* jansson's own allocation */
 }
 
 static void print_object(const char *name, const json_t *v)

@@ -36,6 +36,7 @@ struct kd_lmdb_txn {
 
 struct kd_lmdb_cursor {
     kd_lmdb_txn *txn;
+    MDB_dbi dbi;
     MDB_cursor *cursor;
 };
 
@@ -252,18 +253,31 @@ void kd_lmdb_abort(kd_lmdb *e)
     e->txn = NULL;
 }
 
+/* LMDB looks at pages in these too, so they go through the guard by themselves, where there is one. */
+static kd_status guarded(kd_lmdb *e, kd_status (*fn)(void *arg, kd_err *err), void *arg, kd_err *err)
+{
+    return e->base ? kd_lmdb_guard(e, fn, arg, err) : fn(arg, err);
+}
+
+static kd_status begin_reading(void *arg, kd_err *err)
+{
+    kd_lmdb_txn *t = arg;
+    int rc = mdb_txn_begin(t->env->env, NULL, MDB_RDONLY, &t->txn);
+    return rc == 0 ? KD_OK : failed(t->env, rc, "starting to read", err);
+}
+
 kd_status kd_lmdb_read(kd_lmdb_txn **out, kd_lmdb *e, kd_err *err)
 {
     kd_lmdb_txn *t = kd_calloc(1, sizeof *t);
-    int rc;
+    kd_status status;
     *out = NULL;
     if (!t)
         return kd_fail(err, KD_EFAIL, "%s: out of memory while starting to read", e->path);
     t->env = e;
-    rc = mdb_txn_begin(e->env, NULL, MDB_RDONLY, &t->txn);
-    if (rc != 0) {
+    status = guarded(e, begin_reading, t, err);
+    if (status != KD_OK) {
         kd_free(t);
-        return failed(e, rc, "starting to read", err);
+        return status;
     }
     *out = t;
     return KD_OK;
@@ -290,16 +304,6 @@ kd_status kd_lmdb_get(kd_lmdb_txn *t, kd_db db, const void *key, size_t key_size
     return KD_OK;
 }
 
-kd_status kd_lmdb_entries(kd_lmdb_txn *t, kd_db db, uint64_t *n, kd_err *err)
-{
-    MDB_stat stat;
-    int rc = mdb_stat(t->txn, t->env->dbi[db], &stat);
-    if (rc != 0)
-        return failed(t->env, rc, "counting records", err);
-    *n = stat.ms_entries;
-    return KD_OK;
-}
-
 void kd_lmdb_will_need(kd_bytes value)
 {
     uintptr_t start = (uintptr_t)value.data & ~(uintptr_t)(PAGE - 1);
@@ -307,18 +311,26 @@ void kd_lmdb_will_need(kd_bytes value)
         (void)madvise((void *)start, (uintptr_t)value.data + value.size - start, MADV_WILLNEED);
 }
 
+static kd_status open_cursor(void *arg, kd_err *err)
+{
+    kd_lmdb_cursor *c = arg;
+    int rc = mdb_cursor_open(c->txn->txn, c->dbi, &c->cursor);
+    return rc == 0 ? KD_OK : failed(c->txn->env, rc, "starting to read", err);
+}
+
 kd_status kd_lmdb_cursor_open(kd_lmdb_cursor **out, kd_lmdb_txn *t, kd_db db, kd_err *err)
 {
     kd_lmdb_cursor *c = kd_calloc(1, sizeof *c);
-    int rc;
+    kd_status status;
     *out = NULL;
     if (!c)
         return kd_fail(err, KD_EFAIL, "%s: out of memory while starting to read", t->env->path);
     c->txn = t;
-    rc = mdb_cursor_open(t->txn, t->env->dbi[db], &c->cursor);
-    if (rc != 0) {
+    c->dbi = t->env->dbi[db];
+    status = guarded(t->env, open_cursor, c, err);
+    if (status != KD_OK) {
         kd_free(c);
-        return failed(t->env, rc, "starting to read", err);
+        return status;
     }
     *out = c;
     return KD_OK;

@@ -43,7 +43,6 @@ kd_status kd_lmdb_read(kd_lmdb_txn **out, kd_lmdb *e, kd_err *err); /* a snapsho
 void kd_lmdb_read_end(kd_lmdb_txn *t);                               /* accepts NULL */
 /* KD_DONE: no such key. The value points into the map until the transaction ends; touch it inside kd_lmdb_guard. */
 kd_status kd_lmdb_get(kd_lmdb_txn *t, kd_db db, const void *key, size_t key_size, kd_bytes *value, kd_err *err);
-kd_status kd_lmdb_entries(kd_lmdb_txn *t, kd_db db, uint64_t *n, kd_err *err);
 /* Asks the kernel to read a large value in one go instead of page fault by page fault. */
 void kd_lmdb_will_need(kd_bytes value);
 
@@ -52,7 +51,7 @@ kd_status kd_lmdb_cursor_open(kd_lmdb_cursor **out, kd_lmdb_txn *t, kd_db db, kd
 kd_status kd_lmdb_cursor_next(kd_lmdb_cursor *c, kd_bytes *key, kd_bytes *value, kd_err *err); /* KD_DONE after the last */
 void kd_lmdb_cursor_close(kd_lmdb_cursor *c); /* before its transaction ends; accepts NULL */
 
-/* kd_io_guard over the mapped file of a reading environment. */
+/* kd_io_guard over the mapped file of a reading environment: around kd_lmdb_get, kd_lmdb_cursor_next and every look at a value. */
 kd_status kd_lmdb_guard(kd_lmdb *e, kd_status (*fn)(void *arg, kd_err *err), void *arg, kd_err *err);
 
 #endif

@@ -1,0 +1,130 @@
+#include "tests/cache_fixture.h"
+
+#include "cache/identity.h"
+
+/* Sets a field given by a dotted path. */
+static void set(json_t *j, const char *path, json_t *value)
+{
+    const char *dot = strchr(path, '.');
+    char head[64];
+    if (!dot) {
+        if (value)
+            json_object_set_new(j, path, value);
+        else
+            json_object_del(j, path);
+        return;
+    }
+    snprintf(head, sizeof head, "%.*s", (int)(dot - path), path);
+    set(json_object_get(j, head), dot + 1, value);
+}
+
+static void a_recipe_is_read(void **state)
+{
+    kd_recipe r = fx_recipe();
+    (void)state;
+    assert_int_equal(r.seed, 7);
+    assert_int_equal(r.image_size, 70);
+    assert_int_equal(r.width, 48);
+    assert_int_equal(r.grid_h, 5);
+    assert_int_equal(r.layers, 1);
+    assert_int_equal(r.layer[0], 1);
+    assert_true(r.has_cls && r.has_patch);
+    kd_recipe_free(&r);
+}
+
+static void the_hash_is_of_the_canonical_text(void **state)
+{
+    kd_recipe r = fx_recipe(), s;
+    char *text = kd_json_canonical(r.json);
+    kd_sha256 sha = kd_sha256_of(text, strlen(text));
+    json_t *shuffled = json_object(), *v;
+    const char *key;
+    (void)state;
+    assert_memory_equal(sha.b, r.sha.b, 32);
+    json_object_set(shuffled, "width", json_object_get(r.json, "width")); /* another order of the same fields */
+    json_object_foreach(r.json, key, v)
+        json_object_set(shuffled, key, v);
+    must(kd_recipe_from_json(&s, shuffled, "shuffled", &fx_err));
+    assert_memory_equal(s.sha.b, r.sha.b, 32);
+    must(kd_recipe_compare(&r, "a", &s, "b", &fx_err));
+    kd_free(text);
+    kd_recipe_free(&r);
+    kd_recipe_free(&s);
+}
+
+static void every_required_field_is_missed_by_name(void **state)
+{
+    static const char *const field[] = {"format_version", "teacher", "teacher.sha256", "teacher.family", "teacher.width", "teacher.depth", "teacher.heads", "teacher.patch", "layers",
+                                        "layer_norm", "augment", "seed", "image_size", "decoder", "exif", "features", "grid", "width", "patch_target", "store", "store.dtype",
+                                        "store.zstd_level"};
+    (void)state;
+    for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
+        json_t *j = fx_recipe_json();
+        const char *last = strrchr(field[i], '.');
+        kd_recipe r;
+        set(j, field[i], NULL);
+        must_be(KD_EDAMAGED, kd_recipe_from_json(&r, j, "X.kdc", &fx_err));
+        must_say("X.kdc");
+        must_say(last ? last + 1 : field[i]);
+    }
+}
+
+static void values_out_of_range_are_refused(void **state)
+{
+    struct { const char *path, *json; } bad[] = {
+        {"format_version", "1"}, {"teacher.sha256", "\"12\""}, {"teacher.width", "0"}, {"teacher.depth", "1e9"}, {"layers", "[]"}, {"layers", "[2,1]"}, {"layers", "[0]"},
+        {"layers", "[70000]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "0"}, {"image_size", "70000"}, {"decoder", "\"xyz\""}, {"exif", "\"apply\""}, {"features", "[]"},
+        {"features", "[\"cls\",\"cls\"]"}, {"features", "[\"rgb\"]"}, {"grid", "[5]"}, {"grid", "[0,5]"}, {"grid", "[5,100000]"}, {"width", "100000"}, {"patch_target", "\"pool:4\""},
+        {"store.dtype", "\"f64\""}, {"store.zstd_level", "99"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        json_t *j = fx_recipe_json(), *v = json_loads(bad[i].json, JSON_DECODE_ANY, NULL);
+        kd_recipe r;
+        assert_non_null(v);
+        set(j, bad[i].path, v);
+        must_be(KD_EDAMAGED, kd_recipe_from_json(&r, j, "X.kdc", &fx_err));
+    }
+}
+
+/* Law 2: whatever differs is refused naming the field and both values. */
+static void every_difference_is_named(void **state)
+{
+    struct { const char *path, *json, *says; } change[] = {
+        {"teacher.sha256", "\"ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"", "teacher.sha256 is \"00112233445..\" in A, \"ff112233445..\" in B"},
+        {"teacher.family", "\"dinov3\"", "teacher.family is \"dinov2\" in A, \"dinov3\" in B"},
+        {"teacher.depth", "3", "teacher.depth is 2 in A, 3 in B"},
+        {"teacher.interpolation", "\"bilinear\"", "teacher.interpolation"},
+        {"layers", "[2]", "layers is [1] in A, [2] in B"},
+        {"layer_norm", "false", "layer_norm is true in A, false in B"},
+        {"augment.name", "\"eval\"", "augment.name is \"lightly\" in A, \"eval\" in B"},
+        {"augment.scale_min", "0.5", "augment.scale_min is absent in A, 0.5 in B"},
+        {"seed", "8", "seed is 7 in A, 8 in B"},
+        {"image_size", "84", "image_size is 70 in A, 84 in B"},
+        {"decoder", "\"1123456789abcdef0123456789abcdef\"", "decoder is"},
+        {"features", "[\"cls\"]", "features is [\"cls\",\"patch\"] in A, [\"cls\"] in B"},
+        {"grid", "[5,6]", "grid is [5,5] in A, [5,6] in B"},
+        {"width", "47", "width is 48 in A, 47 in B"},
+        {"store.zstd_level", "3", "store.zstd_level is 1 in A, 3 in B"},
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof change / sizeof change[0]; i++) {
+        kd_recipe a = fx_recipe(), b;
+        json_t *j = fx_recipe_json();
+        set(j, change[i].path, json_loads(change[i].json, JSON_DECODE_ANY, NULL));
+        must(kd_recipe_from_json(&b, j, "B", &fx_err));
+        must_be(KD_EMISMATCH, kd_recipe_compare(&a, "A", &b, "B", &fx_err));
+        must_say(change[i].says);
+        kd_recipe_free(&a);
+        kd_recipe_free(&b);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_recipe_is_read), cmocka_unit_test(the_hash_is_of_the_canonical_text), cmocka_unit_test(every_required_field_is_missed_by_name),
+        cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(every_difference_is_named),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
