@@ -75,6 +75,7 @@ SAN_FLAGS_address := -fsanitize=address -fno-omit-frame-pointer
 SAN_FLAGS_undefined := -fsanitize=undefined -fno-sanitize-recover=undefined
 # Functions with clones are chosen before the thread sanitizer has started, which crashes it: it gets the portable clone only.
 SAN_FLAGS_thread := -fsanitize=thread -Dtarget_clones\(...\)=unused
+SAN_FLAGS_fuzzer := -fsanitize=fuzzer-no-link,address -DKD_LIBFUZZER
 SAN_FLAGS := $(SAN_FLAGS_$(SAN))
 ALL_CFLAGS = $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(SAN_FLAGS) $(SEARCH_LDFLAGS) -Wl,--as-needed $(LDFLAGS)
@@ -210,9 +211,10 @@ bench: build $(BENCH_BINARIES)
 	$(Q)if [ -x tests/bench/run.sh ]; then KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/run.sh; \
 	    else echo 'there are no benches in this tree'; fi
 
-## fuzz: build the fuzz targets (run with their seed corpora by the tests)
+## fuzz: build the fuzz targets as replayers of files; with CC=clang SAN=fuzzer for libFuzzer
 .PHONY: fuzz
 fuzz: required $(FUZZ_BINARIES)
+	@echo 'in $(OBJ)/tests/fuzz:' $(notdir $(FUZZ_BINARIES))
 
 # ---- rules ------------------------------------------------------------------------------------------------------------
 $(OBJ)/kernels/%.o: kernels/%.c
@@ -277,7 +279,7 @@ $(LIB)/libkd_cuda.so: $(patsubst %.cu,$(OBJ)/%.cu.o,$(filter %.cu,$(CUDA_SOURCES
 .SECONDEXPANSION:
 $(OBJ)/tests/%: $(OBJ)/tests/%.o $$(call test_helpers,$$(patsubst %/,%,$$(dir $$*))) $(call archives,$(LAYERS))
 	@$(if $(Q),echo '  link $@')
-	$(Q)$(CC) $(ALL_LDFLAGS) -rdynamic $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(call libs,cmocka) $(CACHE_LIBS) $(COMMON_LIBS) -o $@
+	$(Q)$(CC) $(ALL_LDFLAGS) $(if $(filter fuzzer,$(SAN)),-fsanitize=fuzzer) -rdynamic $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(call libs,cmocka) $(CACHE_LIBS) $(COMMON_LIBS) -o $@
 
 .SECONDARY:
 -include $(wildcard $(addsuffix .d,$(basename $(call objects,$(COMMON_SRC) $(KERNELS_SRC) $(CACHE_SRC) $(PRECOMPUTE_SRC) $(TRAIN_SRC) $(CPU_SRC) $(HAVE_MAINS) $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) $(foreach d,$(TEST_DIRS) bench fuzz,$(wildcard tests/$(d)/*.c))))))
@@ -295,7 +297,7 @@ HEADERS = $(sort $(wildcard common/*/*.h kernels/*.h kernels/*/*.h cache/*.h pre
 NVCC_HEADERS = $(filter kernels/%.h,$(filter-out kernels/cpu/%,$(HEADERS))) common/base/err.h
 headers:
 	$(Q)bad=0; for h in $(filter-out kernels/cuda/%,$(HEADERS)); do \
-	    printf '#include "%s"\ntypedef int kd_header_check;\n' $$h | $(CC) $(ALL_CFLAGS) -fsyntax-only -x c - || { echo "$$h: does not compile alone"; bad=1; }; done; \
+	    printf '#include "%s"\ntypedef int kd_header_check;\n' $$h | $(CC) $(ALL_CFLAGS) -Wno-psabi -fsyntax-only -x c - || { echo "$$h: does not compile alone"; bad=1; }; done; \
 	$(if $(NVCC),for h in $(NVCC_HEADERS); do printf '#include "%s"\n' $$h > $(OBJ)/header.cu; \
 	    $(NVCC) -I. -c $(OBJ)/header.cu -o /dev/null || { echo "$$h: does not compile with nvcc"; bad=1; }; done;) \
 	[ $$bad = 0 ] && echo 'headers: $(words $(HEADERS)) compile alone'
