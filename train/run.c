@@ -1,7 +1,9 @@
 #include "train/run.h"
 
+#include <dirent.h>
 #include <math.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "common/base/io.h"
 #include "common/base/log.h"
@@ -315,6 +317,21 @@ static kd_status train_to(run *r, int64_t last, kd_err *err) {
 
 /* ---- beginning and end ---- */
 
+/* Half-written files of a run that was killed while it replaced a checkpoint or an export. The run directory is locked, so nobody is writing them. */
+static void remove_leftovers(const char *run_folder, const char *folder) {
+    char *path = kd_asprintf("%s/%s", run_folder, folder);
+    DIR *d = path != NULL ? opendir(path) : NULL;
+    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
+        char *file = strstr(e->d_name, ".tmp.") != NULL ? kd_asprintf("%s/%s", path, e->d_name) : NULL;
+        if (file != NULL)
+            unlink(file);
+        kd_free(file);
+    }
+    if (d != NULL)
+        closedir(d);
+    kd_free(path);
+}
+
 static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     kd_setup *u = &r->setup;
     const kd_train_config *c = u->config;
@@ -325,6 +342,8 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     if (log == NULL || yaml == NULL || metrics == NULL || r->latest == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
     KD_TRY(kd_log_open_file(log, err));
+    remove_leftovers(c->out, "checkpoints");
+    remove_leftovers(c->out, "exported");
     if (kd_io_exists(r->latest)) {
         KD_TRY(resume(r, &keep, err));
         kd_log(KD_LOG_INFO, "resuming after step %lld of %lld", (long long)r->step, (long long)u->steps);

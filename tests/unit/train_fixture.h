@@ -1,0 +1,133 @@
+/* A folder of drawn pictures and a cache of their views, for tests of replaying and training: real plans, real view hashes, features that are a formula of (image, view). */
+#ifndef KD_TESTS_UNIT_TRAIN_FIXTURE_H
+#define KD_TESTS_UNIT_TRAIN_FIXTURE_H
+
+#include "tests/unit/unit.h"
+
+#include <math.h>
+
+#include "cache/store.h"
+#include "common/base/io.h"
+#include "common/base/mem.h"
+#include "common/data/dataset.h"
+#include "tests/unit/formula.h"
+
+enum { TF_SIZE = 32, TF_WIDTH = 8, TF_GRID = 2, TF_ROWS = TF_GRID * TF_GRID };
+
+/* A picture that no other index has. */
+static inline void tf_draw(const char *path, int index) {
+    kd_err err = {0};
+    enum { W = 60, H = 48 };
+    uint8_t rgb[W * H * 3];
+    for (int y = 0; y < H; y++)
+        for (int x = 0; x < W; x++)
+            for (int c = 0; c < 3; c++)
+                rgb[(y * W + x) * 3 + c] = (uint8_t)(128 + 100 * sin(0.13 * (index + 1) * x + 0.4 * c) * cos(0.21 * y + index));
+    assert_ok(kd_jpeg_write(path, rgb, W, H, 90, &err));
+}
+
+static inline void tf_pictures(const char *folder, int count) {
+    kd_err err = {0};
+    char path[4200];
+    assert_ok(kd_io_mkdirs(folder, &err));
+    for (int i = 0; i < count; i++) {
+        snprintf(path, sizeof path, "%s/%03d.jpg", folder, i);
+        tf_draw(path, i);
+    }
+}
+
+static inline kd_recipe tf_recipe(int patches, const char *decoder) {
+    kd_err err = {0};
+    kd_recipe r;
+    kd_policy policy;
+    assert_ok(kd_policy_load(&policy, "lightly", TF_SIZE, &err));
+    json_t *features = patches ? json_pack("[s,s]", "cls", "patch") : json_pack("[s]", "cls");
+    json_t *j = json_pack("{s:i, s:{s:s, s:s, s:i, s:i, s:i, s:i, s:s}, s:[i], s:b, s:o, s:i, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher",
+                          "sha256", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "family", "dinov2", "width", TF_WIDTH, "depth", 2, "heads", 1, "patch", 14,
+                          "interpolation", "official", "layers", 1, "layer_norm", 1, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_SIZE, "decoder", decoder,
+                          "exif", "ignore", "features", features, "grid", TF_GRID, TF_GRID, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16", "zstd_level", 1);
+    assert_non_null(j);
+    assert_ok(kd_recipe_from_json(&r, j, "the test's recipe", &err));
+    return r;
+}
+
+/* What the teacher "saw": depends on the image's bytes and the view, and has a mean and a spread that standardising must remove. */
+static inline void tf_features(float *out, const kd_hash128 *id, uint32_t view, kd_feature f, size_t n) {
+    char name[64], hex[33];
+    kd_hex(hex, id->b, 16);
+    snprintf(name, sizeof name, "%s/%u/%d", hex, view, (int)f);
+    for (size_t i = 0; i < n; i++)
+        out[i] = kd_f16_to_f32(kd_f32_to_f16((float)(3.0 * formula_unit(name, (uint32_t)i) + 1.0 + 0.5 * (double)(i % TF_WIDTH))));
+}
+
+static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *folder, const char *rel, uint32_t views) {
+    kd_err err = {0};
+    char path[4200];
+    uint8_t *bytes = NULL, pixels[TF_SIZE * TF_SIZE * 3];
+    size_t size;
+    kd_image img = {0};
+    kd_policy policy;
+    kd_view_scratch scratch = {0};
+    kd_record_scratch codec = {0};
+    kd_record_buf record[2] = {{0}};
+    snprintf(path, sizeof path, "%s/%s", folder, rel);
+    assert_ok(kd_policy_load(&policy, "lightly", TF_SIZE, &err));
+    assert_ok(kd_io_read_all(path, KD_MAX_IMAGE_FILE, &bytes, &size, &err));
+    assert_ok(kd_image_decode(&img, bytes, size, path, &err));
+    kd_image_entry e = {.image = kd_image_id(bytes, size), .rel = rel, .file_size = size, .width = img.width, .height = img.height};
+    for (uint32_t v = 0; v < views; v++) {
+        kd_view_entry entry = {.image = e.image, .view = v, .plan = kd_plan_draw(&policy, 3, &e.image, v, img.width, img.height)};
+        kd_record_ref refs[2];
+        size_t n = 0;
+        assert_ok(kd_plan_apply(&entry.plan, &img, pixels, &scratch, &err));
+        entry.view_hash = kd_view_hash(pixels, TF_SIZE, TF_SIZE);
+        for (int f = 0; f < (recipe->has_patch ? 2 : 1); f++) {
+            size_t rows = f == KD_FEATURE_CLS ? 1 : TF_ROWS, values = rows * TF_WIDTH;
+            float x[TF_ROWS * TF_WIDTH];
+            uint8_t planes[2 * TF_ROWS * TF_WIDTH];
+            tf_features(x, &e.image, v, (kd_feature)f, values);
+            for (size_t i = 0; i < values; i++) {
+                uint16_t h = kd_f32_to_f16(x[i]);
+                planes[i] = (uint8_t)(h >> 8);
+                planes[values + i] = (uint8_t)h;
+            }
+            kd_record_head head = {.feature = (kd_feature)f, .key = {e.image, v, 1}, .rows = (uint32_t)rows, .width = TF_WIDTH, .dtype = KD_F16, .view_hash = entry.view_hash};
+            memcpy(head.identity, recipe->sha.b, 8);
+            assert_ok(kd_record_encode(&record[f], &head, planes, 1, &codec, &err));
+            refs[n++] = (kd_record_ref){(kd_feature)f, 1, record[f].bytes, record[f].size};
+        }
+        assert_ok(kd_writer_add_view(w, &e, &entry, refs, n, &err));
+    }
+    kd_record_buf_free(&record[0]);
+    kd_record_buf_free(&record[1]);
+    kd_record_scratch_free(&codec);
+    kd_view_scratch_free(&scratch);
+    kd_image_free(&img);
+    kd_free(bytes);
+}
+
+/* A sealed cache of folder/000.jpg .. with `views` views each, opened. decoder NULL: this program's. */
+static inline kd_cache *tf_cache(const char *file, const char *folder, int count, uint32_t views, int patches, const char *decoder) {
+    kd_err err = {0};
+    kd_hash128 mine;
+    char hex[33], rel[32];
+    kd_writer *w;
+    kd_cache *c;
+    assert_ok(kd_decoder_hash(&mine, &err));
+    kd_hex(hex, mine.b, 16);
+    kd_recipe recipe = tf_recipe(patches, decoder != NULL ? decoder : hex);
+    json_t *provenance = json_pack("{s:s}", "made_by", "a test");
+    assert_ok(kd_writer_open(&w, file, &recipe, provenance, 0, &err));
+    for (int i = 0; i < count; i++) {
+        snprintf(rel, sizeof rel, "%03d.jpg", i);
+        tf_add(w, &recipe, folder, rel, views);
+    }
+    assert_ok(kd_writer_seal(w, &err));
+    kd_writer_close(w);
+    json_decref(provenance);
+    kd_recipe_free(&recipe);
+    assert_ok(kd_cache_open(&c, &file, 1, &err));
+    return c;
+}
+
+#endif
