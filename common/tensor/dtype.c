@@ -1,6 +1,8 @@
 #include "common/tensor/dtype.h"
 
+#include <cpuid.h>
 #include <immintrin.h>
+#include <stdatomic.h>
 #include <string.h>
 
 #include "common/base/err.h"
@@ -104,9 +106,17 @@ __attribute__((target("avx,f16c"))) static void f16_to_f32_f16c(float *dst, cons
         dst[i] = kd_f16_to_f32(src[i]);
 }
 
+/* clang's __builtin_cpu_supports doesn't know f16c, so the processor is asked; once, because a virtual machine answers slowly. */
 static int have_f16c(void)
 {
-    return __builtin_cpu_supports("avx") && __builtin_cpu_supports("f16c");
+    static atomic_int known; /* 0: not asked yet, 1: no, 2: yes */
+    int answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (answer == 0) {
+        unsigned a, b, c = 0, d;
+        answer = __builtin_cpu_supports("avx") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C) ? 2 : 1;
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer == 2;
 }
 
 void kd_f32_to_f16_n(uint16_t *dst, const float *src, size_t n)
