@@ -120,6 +120,8 @@ typedef struct softmax_ctx {
     float scale;
 } softmax_ctx;
 
+static const float LOWEST = -1e38f;
+
 /* operand = softmax(scale * score). May run in place: a bf16 row is written behind where it is read. */
 KD_HOT static void softmax_range(const void *ctx, int slice, size_t begin, size_t end) {
     const softmax_ctx c = *(const softmax_ctx *)ctx;
@@ -127,11 +129,11 @@ KD_HOT static void softmax_range(const void *ctx, int slice, size_t begin, size_
     size_t t = (size_t)c.t;
     for (size_t r = begin; r < end; r++) {
         float *score = c.score + r * (size_t)c.ld;
-        kd_vf top = kd_splat(-INFINITY), total = {0};
+        kd_vf top = kd_splat(LOWEST), total = {0};
         for (size_t i = 0; i < t; i += KD_VF) {
             int n = kd_lanes(t - i);
             for (int k = n; k < KD_VF; k++)
-                score[i + (size_t)k] = -INFINITY; /* the padding of the row: its exponential is 0 */
+                score[i + (size_t)k] = LOWEST; /* the padding of the row: its exponential is 0 */
             top = kd_max(top, kd_load_f32(score + i, KD_VF));
         }
         float shift = kd_max_lane(top) * c.scale;

@@ -1,11 +1,13 @@
-/* linear: oneDNN matrix products with packed weights. Bias, activation, LayerScale and the residual join ride on the product in inference. */
+/* linear: oneDNN matrix products with packed weights; bias and (in inference) the activation ride on the product. The residual join is an own pass over the product:
+ * oneDNN's binary post operations took four times as long. */
 #include "common/base/mem.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
 
 typedef struct linear {
     kd_dnn *forward, *dx, *dw;
     kd_dnn *pack_forward, *pack_dx;
-    size_t packed_dx, gamma;   /* offsets in args->packed; gamma: ones when the op has none */
+    size_t packed_dx;          /* offset in args->packed */
     size_t y32, g, work;       /* offsets in args->scratch */
     kd_dtype type;             /* of the operands */
     kd_dtype product;          /* of what oneDNN writes */
@@ -44,10 +46,6 @@ static kd_status create_forward(kd_cpu *b, linear *l, const kd_op_desc *d, kd_er
         m.bias = kd_dnn_rows(KD_F32, 1, s.out);
     if (!l->saves_input_of_act)
         m.act = act[d->act];
-    if (d->residual) {
-        m.scale = kd_dnn_rows(KD_F32, 1, s.out);
-        m.join = kd_dnn_rows(d->x[1].dtype, s.rows, s.out);
-    }
     kd_dnn_tensor plain = kd_dnn_transposed(kd_dnn_rows(KD_F32, s.out, s.in));
     KD_TRY(kd_dnn_matmul(&l->forward, b->engine, &m, d->name, err));
     return kd_dnn_pack(&l->pack_forward, l->forward, &plain, d->name, err);
@@ -78,8 +76,6 @@ static void plan(linear *l, const kd_op_desc *d, kd_op_needs *needs) {
     kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(l->forward));
     if (l->dx)
         l->packed_dx = kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(l->dx));
-    if (d->residual)
-        l->gamma = kd_cpu_region(&needs->packed, kd_cpu_width(&d->y) * sizeof(float));
     if (l->saves_input_of_act)
         needs->saved = outputs * sizeof(float);
     l->work = kd_cpu_region(&needs->scratch, work);
@@ -94,7 +90,7 @@ static kd_status linear_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err 
     op->impl = l;
     l->type = d->x[0].dtype;
     l->saves_input_of_act = d->train && d->act == KD_ACT_GELU;
-    l->product = l->type == KD_F32 || l->saves_input_of_act ? KD_F32 : d->y.dtype;
+    l->product = l->type == KD_F32 || l->saves_input_of_act || d->residual ? KD_F32 : d->y.dtype;
     l->own_g = d->train && (d->act != KD_ACT_NONE || d->y.dtype != l->type);
     KD_TRY(create_forward(b, l, d, err));
     if (d->train)
@@ -108,12 +104,31 @@ static kd_status linear_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *
     (void)b;
     void *work = kd_cpu_at(a->scratch, l->work);
     KD_TRY(kd_dnn_run(l->pack_forward, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a->param[0], [KD_DNN_DST] = a->packed, [KD_DNN_SCRATCH] = work}, err));
-    float *gamma = kd_cpu_at(a->packed, l->gamma);
-    for (size_t i = 0; op->desc.residual && i < kd_cpu_width(&op->desc.y); i++)
-        gamma[i] = a->param[2] ? a->param[2][i] : 1;
     if (!l->dx)
         return KD_OK;
     return kd_dnn_run(l->pack_dx, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a->param[0], [KD_DNN_DST] = kd_cpu_at(a->packed, l->packed_dx), [KD_DNN_SCRATCH] = work}, err);
+}
+
+typedef struct join_ctx {
+    void *y;
+    const void *x1;
+    kd_dtype type; /* of y and x1 */
+    const float *product, *gamma; /* gamma may be NULL; y may be the product's memory */
+    size_t width;
+} join_ctx;
+
+KD_HOT static void join_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const join_ctx c = *(const join_ctx *)ctx;
+    (void)slice;
+    for (size_t r = begin; r < end; r++)
+        for (size_t i = 0; i < c.width; i += KD_VF) {
+            int n = kd_lanes(c.width - i);
+            size_t at = r * c.width + i;
+            kd_vf v = kd_load_f32(c.product + at, n);
+            if (c.gamma)
+                v *= kd_load_f32(c.gamma + i, n);
+            kd_store(c.y, c.type, at, kd_load(c.x1, c.type, at, n) + v, n);
+        }
 }
 
 static kd_status linear_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
@@ -123,9 +138,12 @@ static kd_status linear_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_er
     void *product = l->saves_input_of_act ? a->saved : direct ? a->y : kd_cpu_at(a->scratch, l->y32);
     KD_TRY(kd_dnn_run(l->forward,
                       (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a->x[0], [KD_DNN_WEIGHTS] = a->packed, [KD_DNN_BIAS] = (void *)a->param[1], [KD_DNN_DST] = product,
-                                            [KD_DNN_SCALE] = kd_cpu_at(a->packed, l->gamma), [KD_DNN_JOIN] = (void *)a->x[1], [KD_DNN_SCRATCH] = kd_cpu_at(a->scratch, l->work)},
+                                            [KD_DNN_SCRATCH] = kd_cpu_at(a->scratch, l->work)},
                       err));
-    if (!direct)
+    if (d->residual)
+        kd_cpu_parallel(b->base.threads, kd_cpu_rows(&d->y), kd_cpu_width(&d->y), join_range,
+                        &(join_ctx){a->y, a->x[1], d->y.dtype, product, a->param[2], kd_cpu_width(&d->y)});
+    else if (!direct)
         kd_cpu_act_forward(b->base.threads, a->y, d->y.dtype, product, KD_F32, l->saves_input_of_act ? d->act : KD_ACT_NONE, kd_tdesc_numel(&d->y));
     return KD_OK;
 }

@@ -60,18 +60,27 @@ void kd_cpu_copy(int threads, void *dst, kd_dtype dst_type, const void *src, kd_
 
 /* ---- column sums ---- */
 
-enum { COLUMNS = 64, FOLD = 64 }; /* columns of one task; rows summed in f32 before they are folded into f64 */
+enum { COLUMNS = 128, FOLD = 64 }; /* columns of one task; rows summed in f32 before they are folded into f64 */
 
-/* part[COLUMNS] += rows r0 .. r1-1 of `count` columns from `first`. */
-KD_LANE void add_rows(float *part, const kd_cpu_columns *c, size_t r0, size_t r1, size_t first, size_t count) {
+KD_LANE kd_vf column_value(const kd_cpu_columns *c, size_t at, int n) {
+    kd_vf g = kd_load(c->g, c->g_type, at, n);
+    return c->times ? g * kd_load(c->times, c->times_type, at, n) : g;
+}
+
+/* part = sums of rows r0 .. r1-1 of `count` columns from `first`. */
+KD_LANE void sum_rows(float *part, const kd_cpu_columns *c, size_t r0, size_t r1, size_t first, size_t count) {
+    if (count == COLUMNS) { /* the usual case keeps its sums in registers */
+        kd_vf sum[COLUMNS / KD_VF] = {{0}};
+        for (size_t r = r0; r < r1; r++)
+            for (size_t i = 0; i < COLUMNS / KD_VF; i++)
+                sum[i] += column_value(c, r * c->stride + first + i * KD_VF, KD_VF);
+        memcpy(part, sum, sizeof sum);
+        return;
+    }
+    memset(part, 0, COLUMNS * sizeof *part);
     for (size_t r = r0; r < r1; r++)
-        for (size_t i = 0; i < count; i += KD_VF) {
-            int n = kd_lanes(count - i);
-            kd_vf g = kd_load(c->g, c->g_type, r * c->stride + first + i, n);
-            if (c->times)
-                g *= kd_load(c->times, c->times_type, r * c->stride + first + i, n);
-            kd_store_f32(part + i, kd_load_f32(part + i, KD_VF) + g, KD_VF);
-        }
+        for (size_t i = 0; i < count; i += KD_VF)
+            kd_store_f32(part + i, kd_load_f32(part + i, KD_VF) + column_value(c, r * c->stride + first + i, kd_lanes(count - i)), KD_VF);
 }
 
 KD_HOT static void columns_range(const void *ctx, int slice, size_t begin, size_t end) {
@@ -81,8 +90,8 @@ KD_HOT static void columns_range(const void *ctx, int slice, size_t begin, size_
         size_t first = block * COLUMNS, count = c.width - first < COLUMNS ? c.width - first : COLUMNS;
         double total[COLUMNS] = {0};
         for (size_t r = 0; r < c.rows; r += FOLD) {
-            float part[COLUMNS] = {0};
-            add_rows(part, &c, r, c.rows - r < FOLD ? c.rows : r + FOLD, first, count);
+            float part[COLUMNS];
+            sum_rows(part, &c, r, c.rows - r < FOLD ? c.rows : r + FOLD, first, count);
             for (size_t i = 0; i < count; i++)
                 total[i] += (double)part[i];
         }

@@ -34,8 +34,13 @@ KD_LANE span span_of(int64_t out, int64_t size, const kd_op_desc *d) {
     return (span){origin, origin < 0 ? -origin : 0, size - origin < d->kernel ? size - origin : d->kernel};
 }
 
+/* By way of 16 bits: gcc 12 takes a direct conversion between 32 and 8 bits apart, lane by lane. */
 KD_LANE void store_winner(uint8_t *p, kd_vi winner, int n) {
-    vb v = __builtin_convertvector(winner, vb);
+    vb v = __builtin_convertvector(__builtin_convertvector(winner, kd_vh), vb);
+    if (n == KD_VF) {
+        memcpy(p, &v, sizeof v);
+        return;
+    }
     uint8_t part[KD_VF];
     memcpy(part, &v, sizeof part);
     for (int i = 0; i < n; i++)
@@ -52,19 +57,20 @@ KD_HOT static void pool_range(const void *ctx, int slice, size_t begin, size_t e
         int64_t ox = (int64_t)r % ys[2], oy = (int64_t)r / ys[2] % ys[1], image = (int64_t)r / (ys[2] * ys[1]);
         span sy = span_of(oy, xs[1], &d), sx = span_of(ox, xs[2], &d);
         for (size_t i = 0; i < width; i += KD_VF) {
-            int n = kd_lanes(width - i), first = 1;
-            kd_vf best = {0};
-            kd_vi winner = {0};
+            int n = kd_lanes(width - i);
+            size_t corner = (size_t)((image * xs[1] + sy.origin + sy.low) * xs[2] + sx.origin + sx.low) * width + i;
+            kd_vf best = kd_load(p.x[0], d.x[0].dtype, corner, n), zero = best - best;
+            kd_vi winner = (kd_vi){0} + (int32_t)(sy.low * d.kernel + sx.low);
             for (int64_t ky = sy.low; ky < sy.high; ky++)
                 for (int64_t kx = sx.low; kx < sx.high; kx++) {
                     size_t at = (size_t)((image * xs[1] + sy.origin + ky) * xs[2] + sx.origin + kx) * width + i;
                     kd_vf v = kd_load(p.x[0], d.x[0].dtype, at, n);
-                    kd_vi better = first ? (kd_vi){0} - 1 : (v > best) | ((v != v) & (best == best)); /* a NaN wins */
+                    kd_vi better = kd_negative(best - v);
                     best = kd_select(better, v, best);
-                    winner = (better & ((kd_vi){0} + (int32_t)(ky * d.kernel + kx))) | (~better & winner);
-                    first = 0;
+                    winner = (better & (int32_t)(ky * d.kernel + kx)) | (~better & winner);
+                    zero += v - v; /* NaN when one of the values isn't finite: it must show in y */
                 }
-            kd_store(p.y, d.y.dtype, r * width + i, best, n);
+            kd_store(p.y, d.y.dtype, r * width + i, best + zero, n);
             if (d.train)
                 store_winner((uint8_t *)p.saved + r * width + i, winner, n);
         }
@@ -79,11 +85,15 @@ KD_LANE span windows_of(int64_t in, int64_t outputs, const kd_op_desc *d) {
 
 KD_LANE kd_vi load_winner(const uint8_t *p, int n) {
     vb v;
-    uint8_t part[KD_VF] = {0};
-    for (int i = 0; i < n; i++)
-        part[i] = p[i];
-    memcpy(&v, n == KD_VF ? p : part, sizeof v);
-    return __builtin_convertvector(v, kd_vi);
+    if (n == KD_VF) {
+        memcpy(&v, p, sizeof v);
+    } else {
+        uint8_t part[KD_VF] = {0};
+        for (int i = 0; i < n; i++)
+            part[i] = p[i];
+        memcpy(&v, part, sizeof v);
+    }
+    return __builtin_convertvector(__builtin_convertvector(v, kd_vh), kd_vi);
 }
 
 KD_HOT static void pool_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
@@ -103,8 +113,8 @@ KD_HOT static void pool_grad_range(const void *ctx, int slice, size_t begin, siz
                 for (int64_t ox = wx.low; ox < wx.high; ox++) {
                     int32_t position = (int32_t)((iy + d.pad - oy * d.stride) * d.kernel + ix + d.pad - ox * d.stride);
                     size_t at = (size_t)((image * ys[1] + oy) * ys[2] + ox) * width + i;
-                    kd_vi won = load_winner((const uint8_t *)p.saved + at, n) == position;
-                    sum += (kd_vf)(won & (kd_vi)kd_load(p.dy, d.y.dtype, at, n));
+                    kd_vi other = load_winner((const uint8_t *)p.saved + at, n) ^ position; /* 0 where this pixel won; small numbers */
+                    sum += (kd_vf)((other - 1) >> 31 & (kd_vi)kd_load(p.dy, d.y.dtype, at, n));
                 }
             kd_store_grad(p.dx[0], d.x[0].dtype, r * width + i, sum, n, add);
         }

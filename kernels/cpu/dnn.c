@@ -180,23 +180,12 @@ void kd_dnn_destroy(kd_dnn *p) {
     kd_free(p);
 }
 
-/* The description of post operation k's second operand. */
-static int binary_arg(int k) {
-    return DNNL_ARG_ATTR_MULTIPLE_POST_OP(k) | DNNL_ARG_SRC_1;
-}
+enum { A, B, C, BIAS, MATMUL_TENSORS };
 
-enum { A, B, C, BIAS, SCALE, JOIN, MATMUL_TENSORS };
-
-static kd_status matmul_post_ops(dnnl_post_ops_t ops, const kd_dnn_matmul_desc *d, const md *m, const char *what, kd_err *err) {
+static kd_status matmul_post_ops(dnnl_post_ops_t ops, const kd_dnn_matmul_desc *d, const char *what, kd_err *err) {
     if (d->act != KD_DNN_NONE)
         KD_TRY(add_eltwise(ops, d->act, what, err));
-    if (d->scale.rank)
-        KD_TRY(check(dnnl_post_ops_append_binary(ops, dnnl_binary_mul, md_of(&m[SCALE])), what, "scale", err));
-    if (d->join.rank)
-        KD_TRY(check(dnnl_post_ops_append_binary(ops, dnnl_binary_add, md_of(&m[JOIN])), what, "join", err));
-    if (d->add)
-        KD_TRY(add_sum(ops, what, err));
-    return KD_OK;
+    return d->add ? add_sum(ops, what, err) : KD_OK;
 }
 
 static kd_status matmul_pd(dnnl_primitive_desc_t *out, kd_dnn_engine *e, const md *m, int bias, dnnl_primitive_attr_t attr, const char *what, kd_err *err) {
@@ -211,17 +200,10 @@ static kd_status matmul_pd(dnnl_primitive_desc_t *out, kd_dnn_engine *e, const m
 }
 
 static kd_status matmul_args(kd_dnn *p, const kd_dnn_matmul_desc *d, const md *m, const char *what, kd_err *err) {
-    int k = d->act != KD_DNN_NONE;
     KD_TRY(add_queried(p, KD_DNN_SRC, DNNL_ARG_SRC, dnnl_query_src_md, what, err));
     KD_TRY(add_queried(p, KD_DNN_WEIGHTS, DNNL_ARG_WEIGHTS, dnnl_query_weights_md, what, err));
     KD_TRY(add_queried(p, KD_DNN_DST, DNNL_ARG_DST, dnnl_query_dst_md, what, err));
-    if (d->bias.rank)
-        KD_TRY(add_arg(p, KD_DNN_BIAS, DNNL_ARG_BIAS, md_of(&m[BIAS]), what, err));
-    if (d->scale.rank)
-        KD_TRY(add_arg(p, KD_DNN_SCALE, binary_arg(k++), md_of(&m[SCALE]), what, err));
-    if (d->join.rank)
-        KD_TRY(add_arg(p, KD_DNN_JOIN, binary_arg(k++), md_of(&m[JOIN]), what, err));
-    return KD_OK;
+    return d->bias.rank ? add_arg(p, KD_DNN_BIAS, DNNL_ARG_BIAS, md_of(&m[BIAS]), what, err) : KD_OK;
 }
 
 static void mds_destroy(md *m, int n) {
@@ -241,11 +223,11 @@ kd_status kd_dnn_matmul(kd_dnn **out, kd_dnn_engine *e, const kd_dnn_matmul_desc
     dnnl_primitive_attr_t attr = NULL;
     dnnl_primitive_desc_t pd = NULL;
     kd_dnn *p = NULL;
-    kd_status status = mds_create(m, (const kd_dnn_tensor *[]){&d->a, &d->b, &d->c, &d->bias, &d->scale, &d->join}, MATMUL_TENSORS, what, err);
+    kd_status status = mds_create(m, (const kd_dnn_tensor *[]){&d->a, &d->b, &d->c, &d->bias}, MATMUL_TENSORS, what, err);
     if (status == KD_OK)
         status = check(dnnl_post_ops_create(&ops), what, "post operations", err);
     KD_TRY_TO(done, status, status);
-    KD_TRY_TO(done, status, matmul_post_ops(ops, d, m, what, err));
+    KD_TRY_TO(done, status, matmul_post_ops(ops, d, what, err));
     KD_TRY_TO(done, status, attr_create(&attr, ops, what, err));
     KD_TRY_TO(done, status, matmul_pd(&pd, e, m, d->bias.rank > 0, attr, what, err));
     KD_TRY_TO(done, status, dnn_create(&p, e, pd, what, err));

@@ -31,13 +31,13 @@ kd_dnn_tensor kd_dnn_nhwc(kd_dtype dtype, const int64_t shape[4]);      /* shape
 
 /* Arguments of kd_dnn_run. In a backward pass SRC, WEIGHTS and DST are the places of the gradients too: backward data reads WEIGHTS and DST and writes SRC,
  * backward weights reads SRC and DST and writes WEIGHTS. A re-ordering reads SRC and writes DST. */
-enum { KD_DNN_SRC, KD_DNN_WEIGHTS, KD_DNN_BIAS, KD_DNN_DST, KD_DNN_SCALE, KD_DNN_JOIN, KD_DNN_SCRATCH, KD_DNN_ARGS };
+enum { KD_DNN_SRC, KD_DNN_WEIGHTS, KD_DNN_BIAS, KD_DNN_DST, KD_DNN_SCRATCH, KD_DNN_ARGS };
 
 typedef enum kd_dnn_act { KD_DNN_NONE, KD_DNN_RELU, KD_DNN_GELU } kd_dnn_act;
 
-/* c = act(a b + bias), then c = c * scale + join where given, c += the old c where `add`. Leading dimensions are a batch. bias, scale: one f32 per column, shape 1 x n. */
+/* c = act(a b + bias), plus the old c where `add`. Leading dimensions are a batch. bias: one f32 per column, shape 1 x n. */
 typedef struct kd_dnn_matmul_desc {
-    kd_dnn_tensor a, b, c, bias, scale, join;
+    kd_dnn_tensor a, b, c, bias;
     kd_dnn_act act;
     int add;
 } kd_dnn_matmul_desc;

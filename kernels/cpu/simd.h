@@ -40,29 +40,38 @@ KD_LANE kd_vf kd_splat(float x) {
     return x - (kd_vf){0};
 }
 
-/* mask lanes are 0 or -1, as comparisons give them. */
+/* Masks have lanes of 0 or -1. They come from sign bits, never from comparisons: gcc takes a comparison of vectors that are wider than the machine's apart, lane by lane. */
+KD_LANE kd_vi kd_negative(kd_vf x) {
+    return (kd_vi)x >> 31;
+}
+
 KD_LANE kd_vf kd_select(kd_vi mask, kd_vf a, kd_vf b) {
     return (kd_vf)((mask & (kd_vi)a) | (~mask & (kd_vi)b));
 }
 
-/* Mask of the first n lanes. */
 KD_LANE kd_vi kd_first(int n) {
     const kd_vi lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return lane < n;
+    return (lane - n) >> 31;
 }
 
+/* For finite values; a NaN may win or lose. */
 KD_LANE kd_vf kd_max(kd_vf a, kd_vf b) {
-    return kd_select(a > b, a, b);
+    return kd_select(kd_negative(a - b), b, a);
 }
 
-/* max(x, 0); NaN stays. */
+KD_LANE kd_vf kd_abs(kd_vf x) {
+    return (kd_vf)((kd_vi)x & 0x7fffffff);
+}
+
+/* max(x, 0), exact below 1.7e38; NaN stays. */
 KD_LANE kd_vf kd_relu(kd_vf x) {
-    return kd_select(x <= 0, (kd_vf){0}, x);
+    return (x + kd_abs(x)) * 0.5f;
 }
 
-/* d where y > 0, else 0. */
+/* d where y > 0, else 0 (also for y = -0). */
 KD_LANE kd_vf kd_relu_grad(kd_vf d, kd_vf y) {
-    return (kd_vf)((kd_vi)(y > 0) & (kd_vi)d);
+    kd_vu u = (kd_vu)y;
+    return (kd_vf)(~((kd_vi)((u - 1) | u) >> 31) & (kd_vi)d);
 }
 
 /* ---- memory: element i of an array of F32 or BF16; n lanes are touched, the others read as 0 ---- */
@@ -113,7 +122,7 @@ KD_LANE kd_vf kd_load_bf16(const uint16_t *p, int n) {
 KD_LANE void kd_store_bf16(uint16_t *p, kd_vf v, int n) {
     kd_vu u = (kd_vu)v;
     kd_vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
-    kd_vu nan = (kd_vu)(v != v);
+    kd_vu nan = (kd_vu)((0x7f800000 - (kd_vi)(u & 0x7fffffff)) >> 31);
     kd_vh h = __builtin_convertvector((nan & quiet) | (~nan & rounded), kd_vh);
     if (n == KD_VF) {
         memcpy(p, &h, sizeof h);
@@ -164,19 +173,20 @@ KD_LANE float kd_max_lane(kd_vf v) {
 
 /* ---- functions. Coefficients: Lawson-weighted least squares fits for the smallest relative error ---- */
 
-/* e^x to about 1.5e-7 relative; 0 below -87.3, infinity above 88.7, NaN stays. */
+/* e^x to about 1.5e-7 relative; 0 below -87.3, e^88.7 (almost the largest float) above 88.7. NaN stays; infinities give NaN. */
 KD_LANE kd_vf kd_exp(kd_vf x) {
+    const float low = -87.3f, high = 88.7f;
     const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
-    kd_vf low = kd_select(x < -87.3f, kd_splat(-87.3f), x), in = kd_select(low > 88.7f, kd_splat(88.7f), low);
-    kd_vf k = (in * 1.44269504f + round) - round;
+    kd_vi below = kd_negative(x - low);
+    kd_vf in = kd_select(below, kd_splat(low), kd_select(kd_negative(high - x), kd_splat(high), x));
+    kd_vf shifted = in * 1.44269504f + round, k = shifted - round;
     kd_vf r = in - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts, the first exact in 9 bits */
     kd_vf g = (((1.3813153e-3f * r + 8.3694216e-3f) * r + 4.1668456e-2f) * r + 0.16666515f) * r + 0.49999994f;
     kd_vf e = r * r * g + r + 1;
-    /* 2^k in two factors, because k = 128 has no float of its own. NaN becomes some integer; e is NaN then. */
-    kd_vi ki = __builtin_convertvector(kd_select(k == k, k, (kd_vf){0}), kd_vi), half = ki >> 1;
+    /* 2^k in two factors, because k = 128 has no float of its own. */
+    kd_vi ki = (kd_vi)shifted - 0x4b400000, half = ki >> 1;
     kd_vf y = e * (kd_vf)((half + 127) << 23) * (kd_vf)((ki - half + 127) << 23);
-    y = kd_select(x < -87.3f, (kd_vf){0}, y);
-    return kd_select(x > 88.72f, kd_splat(__builtin_inff()), y);
+    return (kd_vf)((kd_vi)y & ~below) + (x - x);
 }
 
 /* The normal distribution at x: density phi and cumulative Phi, each to about 4e-7. Phi(-|x|) = e^(-x^2/2) q(|x|), where q (Mills' ratio) is smooth. */
@@ -185,7 +195,7 @@ typedef struct kd_normal {
 } kd_normal;
 
 KD_LANE kd_normal kd_normal_at(kd_vf x) {
-    kd_vf a = kd_select(x < 0, -x, x), t = 1 / (a + 3);
+    kd_vf a = kd_abs(x), t = 1 / (a + 3);
     kd_vf q = kd_splat(-441.71817f);
     q = q * t + 840.27014f;
     q = q * t - 586.61383f;
@@ -196,7 +206,7 @@ KD_LANE kd_normal kd_normal_at(kd_vf x) {
     q = q * t + 1.2019169f;
     q = (q * t + 0.39886937f) * t;
     kd_vf e = kd_exp(x * x * -0.5f), tail = e * q;
-    return (kd_normal){e * 0.39894228f, kd_select(x < 0, tail, 1 - tail)};
+    return (kd_normal){e * 0.39894228f, kd_select(kd_negative(x), tail, 1 - tail)};
 }
 
 KD_LANE kd_vf kd_gelu(kd_vf x) {
