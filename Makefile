@@ -222,9 +222,9 @@ $(OBJ)/kernels/%.o: kernels/%.c
 	@$(if $(Q),echo '  cc   $<')
 	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(if $(filter kernels/cpu/%,$<),-fopenmp -Wno-psabi) -MMD -MP -c $< -o $@
 
-# Pixel loops: vectorised, and assuming that no floating-point exception is caught. Neither changes a bit.
 # Conversions and XXH3 run 2 to 4 times as fast when the compiler vectorises them (no bits change: still no fast-math).
 $(OBJ)/common/tensor/%.o $(OBJ)/common/base/hash.o: ALL_CFLAGS += -O3
+# Pixel loops: vectorised, and assuming that no floating-point exception is caught. Neither changes a bit.
 $(OBJ)/common/image/%.o: ALL_CFLAGS += -O3 -fno-math-errno -fno-trapping-math
 
 $(OBJ)/%.o: %.c
