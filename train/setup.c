@@ -37,11 +37,26 @@ static kd_status open_cache(kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
+static int student_size(const kd_setup *s) {
+    return s->config->student_size > 0 ? (int)s->config->student_size : kd_cache_recipe(s->cache)->image_size;
+}
+
+/* Names and sizes, before anything takes time or memory. With --init, the file has a say too: that is checked when it is opened. */
+static kd_status check_students(const kd_setup *s, kd_err *err) {
+    const kd_train_config *c = s->config;
+    for (size_t i = 0; i < c->students.count && c->init == NULL; i++) {
+        kd_model_info m;
+        KD_TRY(kd_model_find(&m, c->students.item[i], NULL, err));
+        KD_TRY(kd_model_check_size(&m, student_size(s), err));
+    }
+    return KD_OK;
+}
+
 static kd_status open_students(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
     const kd_recipe *r = kd_cache_recipe(s->cache);
     kd_student_spec spec = {.init = c->init,
-                            .image_size = c->student_size > 0 ? (int)c->student_size : r->image_size,
+                            .image_size = student_size(s),
                             .batch = (int)c->batch_size,
                             .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
                             .seed = (uint64_t)c->seed,
@@ -64,7 +79,7 @@ static kd_status open_replay(kd_setup *s, kd_err *err) {
                            .images = c->images,
                            .index_path = index,
                            .threads = s->threads,
-                           .student_size = s->students[0]->image_size,
+                           .student_size = student_size(s),
                            .cls = c->cls_weight > 0,
                            .patch = c->patch_weight > 0,
                            .allow_missing = c->allow_missing,
@@ -145,10 +160,11 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     KD_TRY(open_cache(s, err));
     if (!config->dry_run)
         KD_TRY(lock_run(s, err));
-    KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
-    KD_TRY(open_students(s, err));
+    KD_TRY(check_students(s, err));
     KD_TRY(open_replay(s, err));
     KD_TRY(plan_steps(s, err));
+    KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
+    KD_TRY(open_students(s, err));
     return resolve(s, arena, err);
 }
 
