@@ -8,7 +8,7 @@
 set -eu
 top=$(cd "$(dirname "$0")/../.." && pwd)
 dir=${DEMO_DIR:-$top/build/demo}
-bin=$top/bin
+bin=${KD_BIN:-$top/bin}
 weights=${WEIGHTS:-$top/tests/golden/demo_teacher/demo_teacher.safetensors}
 views=${VIEWS:-4}
 epochs=${EPOCHS:-24}
