@@ -138,7 +138,7 @@ KD_HOT static void softmax_range(const void *ctx, int slice, size_t begin, size_
         }
         float shift = kd_max_lane(top) * c.scale;
         for (size_t i = 0; i < t; i += KD_VF) {
-            kd_vf e = kd_exp(kd_load_f32(score + i, KD_VF) * c.scale - shift);
+            kd_vf e = kd_exp_negative(kd_load_f32(score + i, KD_VF) * c.scale - shift);
             kd_store_f32(score + i, e, KD_VF);
             total += e;
         }

@@ -173,20 +173,16 @@ KD_LANE float kd_max_lane(kd_vf v) {
 
 /* ---- functions. Coefficients: Lawson-weighted least squares fits for the smallest relative error ---- */
 
-/* e^x to about 1.5e-7 relative; 0 below -87.3, e^88.7 (almost the largest float) above 88.7. NaN stays; infinities give NaN. */
-KD_LANE kd_vf kd_exp(kd_vf x) {
-    const float low = -87.3f, high = 88.7f;
-    const float round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
+/* e^x for x <= 0, to about 1.5e-7 relative; 0 below -87.3. NaN stays; -infinity gives NaN. */
+KD_LANE kd_vf kd_exp_negative(kd_vf x) {
+    const float low = -87.3f, round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
     kd_vi below = kd_negative(x - low);
-    kd_vf in = kd_select(below, kd_splat(low), kd_select(kd_negative(high - x), kd_splat(high), x));
-    kd_vf shifted = in * 1.44269504f + round, k = shifted - round;
-    kd_vf r = in - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts, the first exact in 9 bits */
+    kd_vf shifted = x * 1.44269504f + round, k = shifted - round;
+    kd_vf r = x - k * 0.693359375f + k * 2.12194440e-4f; /* ln 2 in two parts, the first exact in 9 bits */
     kd_vf g = (((1.3813153e-3f * r + 8.3694216e-3f) * r + 4.1668456e-2f) * r + 0.16666515f) * r + 0.49999994f;
-    kd_vf e = r * r * g + r + 1;
-    /* 2^k in two factors, because k = 128 has no float of its own. */
-    kd_vi ki = (kd_vi)shifted - 0x4b400000, half = ki >> 1;
-    kd_vf y = e * (kd_vf)((half + 127) << 23) * (kd_vf)((ki - half + 127) << 23);
-    return (kd_vf)((kd_vi)y & ~below) + (x - x);
+    kd_vf e = (r * g + 1) * r + 1;
+    kd_vi power = ((kd_vi)shifted - 0x4b400000 + 127) << 23; /* the bits of 2^k */
+    return (kd_vf)((kd_vi)(e * (kd_vf)power) & ~below) + (x - x);
 }
 
 /* The normal distribution at x: density phi and cumulative Phi, each to about 4e-7. Phi(-|x|) = e^(-x^2/2) q(|x|), where q (Mills' ratio) is smooth. */
@@ -205,7 +201,7 @@ KD_LANE kd_normal kd_normal_at(kd_vf x) {
     q = q * t + 3.0411937f;
     q = q * t + 1.2019169f;
     q = (q * t + 0.39886937f) * t;
-    kd_vf e = kd_exp(x * x * -0.5f), tail = e * q;
+    kd_vf e = kd_exp_negative(x * x * -0.5f), tail = e * q;
     return (kd_normal){e * 0.39894228f, kd_select(kd_negative(x), tail, 1 - tail)};
 }
 
@@ -218,8 +214,10 @@ KD_LANE kd_vf kd_gelu_derivative(kd_vf x) {
     return p.cumulative + x * p.density;
 }
 
+/* 1 / (1 + e^-x); for negative x as e^x / (1 + e^x), so that nothing overflows. */
 KD_LANE kd_vf kd_sigmoid(kd_vf x) {
-    return 1 / (1 + kd_exp(-x));
+    kd_vf e = kd_exp_negative(-kd_abs(x));
+    return kd_select(kd_negative(x), e, kd_splat(1)) / (1 + e);
 }
 
 #endif
