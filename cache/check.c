@@ -139,7 +139,7 @@ static void check_image(void *ctx, int worker_index, size_t i)
     check *c = ctx;
     worker *w = &c->workers[worker_index];
     const kd_image_entry *e = kd_cache_image(c->cache, i);
-    uint64_t records = 0, done;
+    uint64_t records = 0;
     if (kd_stop_requested() != KD_OK || (c->by_id && !c->elsewhere[i]))
         return;
     for (uint32_t v = 0; v < e->views && !c->by_id; v++)
@@ -148,8 +148,8 @@ static void check_image(void *ctx, int worker_index, size_t i)
         c->elsewhere[i] = replay_image(c, w, e) == KD_DONE;
     pthread_mutex_lock(&c->lock);
     c->result->records += records;
-    done = ++c->done;
-    kd_progress_update(c->progress, done, 0, NULL);
+    if (!c->by_id) /* the second round looks at the same images again */
+        kd_progress_update(c->progress, ++c->done, 0, NULL);
     pthread_mutex_unlock(&c->lock);
 }
 

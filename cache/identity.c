@@ -1,6 +1,7 @@
 #include "cache/identity.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/base/mem.h"
@@ -145,6 +146,16 @@ void kd_recipe_free(kd_recipe *r)
     memset(r, 0, sizeof *r);
 }
 
+/* As few digits as give the same number back. */
+static void real_text(char *out, size_t cap, double x)
+{
+    for (int digits = 6; digits <= 17; digits++) {
+        snprintf(out, cap, "%.*g", digits, x);
+        if (strtod(out, NULL) == x)
+            return;
+    }
+}
+
 /* A value as it stands in a sentence: long texts and lists are cut. */
 static void value_text(char *out, size_t cap, const json_t *v)
 {
@@ -152,6 +163,8 @@ static void value_text(char *out, size_t cap, const json_t *v)
     size_t n = text ? strlen(text) : 0;
     if (!v)
         snprintf(out, cap, "absent");
+    else if (json_is_real(v))
+        real_text(out, cap, json_real_value(v));
     else if (n > 24 && json_is_string(v))
         snprintf(out, cap, "%.12s..\"", text);
     else

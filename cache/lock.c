@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/base/io.h"
 #include "common/base/mem.h"
 
 struct kd_lock {
@@ -52,8 +53,12 @@ kd_status kd_lock_take(kd_lock **out, const char *path, const char *what, kd_err
     *out = NULL;
     for (;;) {
         fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0666);
-        if (fd < 0)
+        if (fd < 0) {
+            int cause = errno;
+            KD_TRY(kd_io_check_target(path, err));
+            errno = cause;
             return kd_fail_errno(err, KD_EFAIL, "%s: the lock can't be created", path);
+        }
         if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
             status = errno == EWOULDBLOCK ? held(fd, path, what, err) : kd_fail_errno(err, KD_EFAIL, "%s: can't be locked", path);
             close(fd);

@@ -22,7 +22,7 @@ typedef struct kd_fidelity {
 } kd_fidelity;
 
 struct kd_writer {
-    char *path, *partial, *sealing, *lock_path;
+    char *path, *partial, *sealing, *lock_path, *manifest;
     kd_lock *lock;
     kd_recipe recipe;
     kd_lmdb *db;

@@ -1,11 +1,11 @@
 #include "cache/store_lmdb.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <lmdb.h>
@@ -40,13 +40,28 @@ struct kd_lmdb_cursor {
     MDB_cursor *cursor;
 };
 
-/* LMDB reports a short write as EIO, and a limit on the file's size as EFBIG; only the file system knows whether it is full. */
+/* LMDB reports a short write as EIO. Whether the cause is a full disk, a quota or a limit on file sizes, another try to take space there shows. */
 static int disk_is_full(const char *path, int rc)
 {
-    uint64_t free_bytes;
+    char *probe;
+    struct stat st;
+    int fd, full = 0;
     if (rc == ENOSPC || rc == EDQUOT || rc == EFBIG)
         return 1;
-    return rc == EIO && kd_io_free_bytes(path, &free_bytes, NULL) == KD_OK && free_bytes < (1 << 20);
+    if (rc != EIO)
+        return 0;
+    probe = kd_asprintf("%s.probe", path);
+    fd = probe && stat(path, &st) == 0 ? open(probe, O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600) : -1;
+    if (fd >= 0) {
+        int error = posix_fallocate(fd, st.st_size, 1 << 20);
+        full = error == ENOSPC || error == EDQUOT || error == EFBIG;
+        close(fd);
+        unlink(probe);
+    } else {
+        full = probe && (errno == ENOSPC || errno == EDQUOT);
+    }
+    kd_free(probe);
+    return full;
 }
 
 static kd_status failed(const kd_lmdb *e, int rc, const char *doing, kd_err *err)
@@ -55,8 +70,8 @@ static kd_status failed(const kd_lmdb *e, int rc, const char *doing, kd_err *err
     uint64_t free_bytes = 0;
     if (disk_is_full(e->path, rc)) {
         kd_io_free_bytes(e->path, &free_bytes, NULL);
-        return kd_fail(err, KD_ENOSPACE, "%s: no space left while %s (%s free there%s); what was committed before is safe: make room and run the same command again",
-                       e->path, doing, kd_io_size_text(free_bytes, size, sizeof size), rc == EFBIG ? "; the limit on file sizes was reached, see ulimit -f" : "");
+        return kd_fail(err, KD_ENOSPACE, "%s: no space left while %s (%s free there; see also quotas and ulimit -f); what was committed before is safe: make room and run "
+                       "the same command again", e->path, doing, kd_io_size_text(free_bytes, size, sizeof size));
     }
     switch (rc) {
     case MDB_CORRUPTED: case MDB_PAGE_NOTFOUND: case MDB_INVALID: case MDB_VERSION_MISMATCH: case MDB_INCOMPATIBLE: case MDB_BAD_VALSIZE: case MDB_CURSOR_FULL:

@@ -212,26 +212,16 @@ void kd_writer_unlink_leftovers(kd_writer *w)
     unlink(w->partial);
 }
 
-/* KD_OK: not sealed yet. KD_DONE: sealed with this recipe. */
+/* KD_DONE: sealed with this recipe. */
 static kd_status check_sealed(kd_writer *w, kd_err *err)
 {
     const char *path = w->path;
     kd_cache *c;
     kd_status status;
-    if (!kd_io_exists(w->path))
-        return KD_OK;
     KD_TRY(kd_cache_open(&c, &path, 1, err));
     status = kd_recipe_compare(kd_cache_recipe(c), w->path, &w->recipe, "this run", err);
     kd_cache_close(c);
     return status == KD_OK ? KD_DONE : status;
-}
-
-static int manifest_exists(const kd_writer *w)
-{
-    char *m = kd_manifest_path(w->path);
-    int yes = m && kd_io_exists(m);
-    kd_free(m);
-    return yes;
 }
 
 static kd_status make_paths(kd_writer *w, const char *path, kd_err *err)
@@ -243,31 +233,42 @@ static kd_status make_paths(kd_writer *w, const char *path, kd_err *err)
     w->partial = kd_asprintf("%s.partial", path);
     w->sealing = kd_asprintf("%s.sealing", path);
     w->lock_path = kd_asprintf("%s.partial.lock", path);
+    w->manifest = kd_manifest_path(path);
     w->value = kd_malloc(KD_IMAGE_VALUE_HEAD + KD_MAX_REL);
-    if (!w->path || !w->partial || !w->sealing || !w->lock_path || !w->value)
+    if (!w->path || !w->partial || !w->sealing || !w->lock_path || !w->manifest || !w->value)
         return kd_fail(err, KD_EFAIL, "%s: out of memory while opening", path);
     return KD_OK;
 }
 
+/* A kill after the manifest leaves files that nobody needs. Where they can't be removed (no write permission), they stay: the cache is complete. */
+static void tidy(kd_writer *w)
+{
+    if (!kd_io_exists(w->partial) && !kd_io_exists(w->sealing) && !kd_io_exists(w->lock_path))
+        return;
+    if (w->lock || kd_lock_take(&w->lock, w->lock_path, w->path, NULL) == KD_OK)
+        kd_writer_unlink_leftovers(w);
+}
+
 static kd_status writer_open(kd_writer *w, const char *path, const kd_recipe *recipe, const json_t *provenance, kd_err *err)
 {
-    kd_status status;
+    kd_status status = KD_OK;
     KD_TRY(make_paths(w, path, err));
     KD_TRY(kd_recipe_from_json(&w->recipe, json_deep_copy(recipe->json), "this run's recipe", err));
-    if (manifest_exists(w) && !kd_io_exists(w->partial)) /* finished: a folder without write permission is enough */
-        KD_TRY(check_sealed(w, err));
-    KD_TRY(kd_lock_take(&w->lock, w->lock_path, w->path, err));
-    if (kd_io_exists(w->path)) {
-        if (!manifest_exists(w)) { /* killed between the rename and the manifest */
-            if (kd_io_exists(w->partial))
-                KD_TRY(open_partial(w, provenance, err));
-            KD_TRY(kd_writer_finish(w, err));
-            return KD_DONE;
-        }
+    if (!(kd_io_exists(w->path) && kd_io_exists(w->manifest))) /* else: finished, and reading is enough to see it */
+        KD_TRY(kd_lock_take(&w->lock, w->lock_path, w->path, err));
+    if (kd_io_exists(w->path) && kd_io_exists(w->manifest)) {
         status = check_sealed(w, err);
         if (status == KD_DONE)
-            kd_writer_unlink_leftovers(w); /* killed between the manifest and their removal */
+            tidy(w);
         return status;
+    }
+    if (!w->lock) /* the finished cache has just been removed */
+        KD_TRY(kd_lock_take(&w->lock, w->lock_path, w->path, err));
+    if (kd_io_exists(w->path)) { /* killed between the rename and the manifest */
+        if (kd_io_exists(w->partial))
+            KD_TRY(open_partial(w, provenance, err));
+        KD_TRY(kd_writer_finish(w, err));
+        return KD_DONE;
     }
     unlink(w->sealing);
     return open_partial(w, provenance, err);
@@ -303,6 +304,7 @@ void kd_writer_close(kd_writer *w)
     kd_free(w->partial);
     kd_free(w->sealing);
     kd_free(w->lock_path);
+    kd_free(w->manifest);
     kd_free(w->value);
     kd_free(w);
 }
