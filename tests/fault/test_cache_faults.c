@@ -49,7 +49,6 @@ ssize_t pwritev(int fd, const struct iovec *v, int n, off_t at) { return fault()
 ssize_t writev(int fd, const struct iovec *v, int n) { return fault() ? -1 : after(syscall(SYS_writev, fd, v, n)); }
 int fsync(int fd) { return fault() ? -1 : (int)after(syscall(SYS_fsync, fd)); }
 int fdatasync(int fd) { return fault() ? -1 : (int)after(syscall(SYS_fdatasync, fd)); }
-int fdatasync(int fd) { return fault() ? -1 : (int)after(syscall(SYS_fdatasync, fd)); }
 int ftruncate(int fd, off_t n) { return fault() ? -1 : (int)after(syscall(SYS_ftruncate, fd, n)); }
 int fchmod(int fd, mode_t m) { return fault() ? -1 : (int)after(syscall(SYS_fchmod, fd, m)); }
 int rename(const char *a, const char *b) { return fault() ? -1 : (int)after(syscall(SYS_rename, a, b)); }
