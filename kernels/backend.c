@@ -67,8 +67,8 @@ static kd_status find_module(char *path, size_t cap, const char *module, kd_err 
         if (n > 0 && (size_t)n < cap && kd_io_exists(path))
             return KD_OK;
     }
-    return kd_fail(err, KD_ENODEVICE, "device %s: module libkd_%s.so is neither in KD_LIB_DIR (%s) nor in %s; build it with 'make %s' or choose another --device",
-                   module, module, dir[0] && *dir[0] ? dir[0] : "not set", dir[1] ? dir[1] : "../lib", module);
+    return kd_fail(err, KD_ENODEVICE, "device %s: module libkd_%s.so is neither in KD_LIB_DIR (%s) nor in %s; run 'make', whose report says what is missing, or choose another --device",
+                   module, module, dir[0] && *dir[0] ? dir[0] : "not set", dir[1] ? dir[1] : "../lib");
 }
 
 static kd_status load_module(const kd_backend_table **out, const char *module, kd_err *err) {

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/threads.h"
 #include "common/weights/safetensors.h"
@@ -103,7 +104,9 @@ static kd_status write_features(const char *path, const kd_feature_set *set, con
 static kd_status run_features(const eval_config *c, kd_err *err) {
     kd_extractor *x = NULL;
     kd_feature_set set = {0};
-    kd_status status = open_network(&x, c, err);
+    kd_status status = kd_io_check_target(c->out, err);
+    if (status == KD_OK)
+        status = open_network(&x, c, err);
     if (status == KD_OK)
         status = kd_extractor_run(x, c->images, 1u << KD_TAP_POOLED | 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, err);
     if (status == KD_OK)

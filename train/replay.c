@@ -314,9 +314,14 @@ kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd
     kd_replay *r;
     KD_TRY(kd_alloc_array(&r, 1, sizeof *r, err));
     r->o = *options;
+    r->o.index_path = NULL; /* needed for as long as files may be searched: an own copy */
     r->recipe = kd_cache_recipe(options->cache);
     pthread_mutex_init(&r->hashing, NULL);
-    kd_status status = prepare(r, err);
+    kd_status status = KD_OK;
+    if (options->index_path != NULL && (r->o.index_path = kd_strdup(options->index_path)) == NULL)
+        status = kd_fail(err, KD_EFAIL, "out of memory for the image index's path");
+    if (status == KD_OK)
+        status = prepare(r, err);
     if (status != KD_OK) {
         kd_replay_destroy(r);
         return status;
@@ -342,6 +347,7 @@ void kd_replay_destroy(kd_replay *r) {
         kd_free(atomic_load(&r->kept[i]));
     kd_locator_destroy(r->locator);
     pthread_mutex_destroy(&r->hashing);
+    kd_free((void *)(uintptr_t)r->o.index_path);
     kd_free(r->workers);
     kd_free(r->cache_index);
     kd_free(r->file);

@@ -73,8 +73,8 @@ static kd_status open_students(kd_setup *s, kd_err *err) {
 
 static kd_status open_replay(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
-    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
     KD_TRY(kd_train_view_memory(&s->view_memory, c, err));
+    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
     kd_replay_options o = {.cache = s->cache,
                            .images = c->images,
                            .index_path = index,

@@ -179,6 +179,8 @@ static void replace_free(kd_replace *r)
 kd_status kd_io_replace_begin(kd_replace **out, const char *path, kd_err *err)
 {
     static atomic_uint counter; /* two threads may replace files of one name in one process */
+    *out = NULL;
+    KD_TRY(kd_io_check_target(path, err));
     kd_replace *r = kd_calloc(1, sizeof *r);
     kd_status status;
     *out = NULL;
@@ -291,6 +293,22 @@ static char *parent_of(const char *path)
     if (slash == path)
         return kd_strdup("/");
     return kd_asprintf("%.*s", (int)(slash - path), path);
+}
+
+kd_status kd_io_check_target(const char *path, kd_err *err)
+{
+    char *dir = parent_of(path);
+    kd_status status = KD_OK;
+    if (!dir)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while preparing to write", path);
+    if (kd_io_is_dir(path))
+        status = kd_fail(err, KD_EFAIL, "%s: a folder, not a file that can be written; give the name of a file in it", path);
+    else if (!kd_io_is_dir(dir))
+        status = kd_fail(err, KD_EFAIL, "%s: can't be written: there is no folder %s; create it, or give another path", path, dir);
+    else if (access(dir, W_OK) != 0)
+        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be written: nothing can be created in the folder %s", path, dir);
+    kd_free(dir);
+    return status;
 }
 
 kd_status kd_io_fsync_dir_of(const char *path, kd_err *err)

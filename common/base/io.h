@@ -32,7 +32,10 @@ kd_status kd_io_guard(const void *base, size_t size, const char *what, kd_status
  * temporary file in the same directory, write, fsync, rename, fsync of the directory. KD_ENOSPACE when the disk is full. */
 kd_status kd_io_write_atomic(const char *path, const void *bytes, size_t size, kd_err *err);
 
-/* The same for content that is produced piece by piece. After kd_io_replace_begin exactly one of commit or abort follows. */
+/* KD_EFAIL when path could not be replaced now: its folder is missing or not writable, or path is a folder. For finding out before hours of work. */
+kd_status kd_io_check_target(const char *path, kd_err *err);
+
+/* The same as kd_io_write_atomic for content that is produced piece by piece. After kd_io_replace_begin exactly one of commit or abort follows. */
 typedef struct kd_replace kd_replace;
 kd_status kd_io_replace_begin(kd_replace **out, const char *path, kd_err *err);
 kd_status kd_io_replace_write(kd_replace *r, const void *bytes, size_t size, kd_err *err);

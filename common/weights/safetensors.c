@@ -31,10 +31,10 @@ static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_star
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--)
         n = n << 8 | size_bytes[i];
-    if (n > HEADER_LIMIT)
+    if (n == 0 || n > HEADER_LIMIT)
         return kd_fail(err, KD_EFAIL,
                        "%s: is neither a PyTorch zip .pth nor .safetensors (its first 8 bytes would mean a header of %" PRIu64
-                       " bytes, the limit is %" PRIu64 "); download it again or convert it", w->path, n, HEADER_LIMIT);
+                       " bytes; none is empty and the limit is %" PRIu64 "); download it again or convert it", w->path, n, HEADER_LIMIT);
     if (n > w->map.size - 8)
         return kd_fail(err, KD_EFAIL, "%s: truncated .safetensors: the header has %" PRIu64 " bytes, the file only %zu; copy it again", w->path,
                        n, w->map.size);

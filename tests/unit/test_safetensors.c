@@ -253,7 +253,7 @@ static void header_size_is_checked_before_use(void **state)
 static void header_must_be_strict_json(void **state)
 {
     (void)state;
-    refused("", 0, "not valid JSON");
+    refused("", 0, "neither a PyTorch zip .pth nor .safetensors");
     refused("{", 0, "not valid JSON");
     refused("[]", 0, "isn't a JSON object");
     refused("{} x", 0, "not valid JSON");
