@@ -38,6 +38,8 @@ kd_status kd_cpu_encode_f16(kd_backend *b, uint8_t *out, kd_encode_stats *stats,
 
 /* --- loops (cpu_loops.c) --- */
 
+enum { KD_CPU_MAX_THREADS = 256 }; /* of arrays with an entry per thread */
+
 /* fn(ctx, slice, begin, end) for `threads` slices of [0, n), in parallel; slice i of a given thread count is always the same range, and some may be empty
  * (then fn isn't called). Borders are multiples of 16 elements when unit is 1. unit: elements per index, so that small work stays on the calling thread. */
 typedef void (*kd_cpu_range)(const void *ctx, int slice, size_t begin, size_t end);
