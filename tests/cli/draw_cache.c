@@ -1,0 +1,95 @@
+/* draw_cache DIR [wrong]: draws JPEG files under DIR/images and a sealed cache DIR/photos.kdc of two real views of each, with made-up features; for tests of kd-cache, which needs no teacher.
+ * One image's path has a space, one a newline, one a byte that is not UTF-8. Prints "ID PATH" lines.
+ * wrong: view 0 of the first image carries the hash of other pixels, as if another decoder had made it. */
+#include "tests/cache_fixture.h"
+
+enum { PICTURES = 5 };
+
+static void draw(const char *path, unsigned which)
+{
+    enum { W = 120, H = 90 };
+    static uint8_t rgb[W * H * 3];
+    for (unsigned y = 0; y < H; y++) {
+        for (unsigned x = 0; x < W; x++) {
+            uint8_t *p = rgb + 3 * (y * W + x);
+            p[0] = (uint8_t)(2 * x + 40 * which);
+            p[1] = (uint8_t)(2 * y + ((x / 8 + y / 8 + which) % 2 ? 60 : 0));
+            p[2] = (uint8_t)(x * y / (10 + which));
+        }
+    }
+    must(kd_jpeg_write(path, rgb, W, H, 85, &fx_err));
+}
+
+static void add_view(kd_writer *w, const kd_recipe *r, const kd_image_entry *e, const kd_image *img, unsigned which, uint32_t view, int wrong)
+{
+    static uint8_t pixels[70 * 70 * 3], planes[2 * FX_ROWS * FX_WIDTH];
+    static kd_view_scratch scratch;
+    static kd_record_scratch record_scratch;
+    kd_record_buf buf[KD_FEATURES] = {{0}};
+    kd_record_ref refs[KD_FEATURES];
+    kd_view_entry v = {.image = e->image, .view = view};
+    kd_policy policy;
+    must(kd_policy_load(&policy, "lightly", 70, &fx_err));
+    v.plan = kd_plan_draw(&policy, r->seed, &e->image, view, img->width, img->height);
+    must(kd_plan_apply(&v.plan, img, pixels, &scratch, &fx_err));
+    v.view_hash = kd_view_hash(pixels, v.plan.out_w, v.plan.out_h);
+    v.view_hash.b[0] ^= (uint8_t)wrong;
+    for (int f = 0; f < KD_FEATURES; f++) {
+        size_t n = fx_count((kd_feature)f);
+        kd_record_head head = {.feature = (kd_feature)f, .key = {e->image, view, 1}, .rows = (uint32_t)(n / FX_WIDTH), .width = FX_WIDTH, .dtype = KD_F16, .view_hash = v.view_hash};
+        memcpy(head.identity, r->sha.b, 8);
+        for (size_t i = 0; i < n; i++) {
+            uint16_t h = kd_f32_to_f16(fx_value(which, view, (kd_feature)f, i));
+            planes[i] = (uint8_t)(h >> 8);
+            planes[n + i] = (uint8_t)h;
+        }
+        must(kd_record_encode(&buf[f], &head, planes, 1, &record_scratch, &fx_err));
+        refs[f] = (kd_record_ref){(kd_feature)f, 1, buf[f].bytes, buf[f].size};
+    }
+    must(kd_writer_add_view(w, e, &v, refs, KD_FEATURES, &fx_err));
+    kd_record_buf_free(&buf[0]);
+    kd_record_buf_free(&buf[1]);
+}
+
+int main(int argc, char **argv)
+{
+    static const char *const rel[PICTURES] = {"a/plain.jpg", "a/with space.jpg", "b/new\nline.jpg", "b/latin\xe9.jpg", "c.jpg"};
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    kd_image img = {0};
+    char path[1000], id[33];
+    json_t *provenance = json_pack("{s:s}", "note", "drawn");
+    if (argc < 2)
+        return 2;
+    snprintf(path, sizeof path, "%s/images/a", argv[1]);
+    must(kd_io_mkdirs(path, &fx_err));
+    snprintf(path, sizeof path, "%s/images/b", argv[1]);
+    must(kd_io_mkdirs(path, &fx_err));
+    snprintf(path, sizeof path, "%s/photos.kdc", argv[1]);
+    must(kd_writer_open(&w, path, &r, provenance, 0, &fx_err));
+    for (unsigned i = 0; i < PICTURES; i++) {
+        uint8_t *bytes;
+        size_t size;
+        kd_image_entry e = {.rel = rel[i]};
+        snprintf(path, sizeof path, "%s/images/%s", argv[1], rel[i]);
+        draw(path, i);
+        fx_read_file(path, &bytes, &size);
+        must(kd_image_decode(&img, bytes, size, path, &fx_err));
+        e.image = kd_xxh128(bytes, size);
+        e.file_size = size;
+        e.width = img.width;
+        e.height = img.height;
+        for (uint32_t v = 0; v < FX_VIEWS; v++)
+            add_view(w, &r, &e, &img, i, v, argc == 3 && i == 0 && v == 0);
+        kd_hex(id, e.image.b, 16);
+        kd_text_escape(path, sizeof path, rel[i]);
+        printf("%s %s\n", id, path);
+        kd_free(bytes);
+    }
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    kd_image_free(&img);
+    json_decref(provenance);
+    kd_recipe_free(&r);
+    return 0;
+}

@@ -1,0 +1,102 @@
+#!/bin/bash
+# kd-cache as a user meets it: outputs that others rely on, exit codes, sentences.
+. "$(dirname "$0")/../lib.sh"
+kd=$KD_BIN/kd-cache
+c=$work/photos.kdc
+"$KD_TEST_DIR/cli/draw_cache" "$work" >"$work/ids" 2>"$work/err" || exit 1
+id=$(awk '/plain/ { print $1 }' "$work/ids")
+
+# says CODE TEXT COMMAND...: ends with that exit code and says the text on stderr or stdout
+says() {
+    local code=$1 text=$2 got
+    shift 2
+    "$@" >"$work/out" 2>"$work/err"
+    got=$?
+    [ $got = "$code" ] || { echo "exit $got instead of $code" >>"$work/err"; return 1; }
+    [ -z "$text" ] || grep -qF -- "$text" "$work/out" "$work/err" || { echo "nothing says: $text" >>"$work/err"; return 1; }
+}
+count() { [ "$(grep -cF -- "$2" "$work/out")" = "$1" ] || { echo "not $1 times in the output: $2" >>"$work/err"; return 1; }; }
+
+check "help goes to stdout with status 0" says 0 "usage: kd-cache COMMAND" "$kd" --help
+check "each command has help" eval 'for x in info list check dump view; do says 0 "usage: kd-cache $x" "$kd" $x --help || exit 1; done'
+check "no command is a usage error" says 2 "no command given" "$kd"
+check "an unknown command suggests the nearest" says 2 "did you mean check" "$kd" chekc
+check "commands of later versions are not pretended" says 2 "unknown command merge" "$kd" merge
+check "an unknown option suggests the nearest" says 2 "--threads" "$kd" check "$c" --thread 2
+check "the page and the completion are printed" eval 'says 0 ".SH NAME" "$kd" --man && says 0 "complete -o filenames" "$kd" --completion && bash -n "$work/out"'
+
+check "info names the recipe and the counts" eval 'says 0 "5 images, 10 views" "$kd" info "$c" && count 1 "lightly" && count 1 "note"'
+check "info --json is one line of JSON" eval 'says 0 "\"images\":5" "$kd" info "$c" --json && [ "$(wc -l <"$work/out")" = 1 ] && count 1 "\"type\":\"result\""'
+check "list has a line for each view" eval 'says 0 "$id    0 " "$kd" list "$c" && [ "$(wc -l <"$work/out")" = 10 ]'
+check "list --json has id, path, view, hash and plan" eval 'says 0 "\"path\":\"a/with space.jpg\"" "$kd" list "$c" --json && [ "$(wc -l <"$work/out")" = 10 ] && count 10 "\"plan\":{" && count 10 "\"hash\":\"" && count 2 "\"id\":\"$id\""'
+check "names that are not UTF-8 are escaped" eval 'says 0 "latin\\xe9.jpg" "$kd" list "$c" && says 0 "new\\nline.jpg" "$kd" list "$c"'
+
+check "check finds nothing in a sound cache" says 0 "20 records" "$kd" check "$c"
+check "check --images replays every view" says 0 "10 views replayed: 0 differ, 0 more lack" "$kd" check "$c" --images "$work/images" --threads 2
+check "check --json ends with a summary" says 0 '{"type":"summary","images":5,"views":10,"records":20' "$kd" check "$c" --json
+mkdir "$work/moved" && cp -r "$work/images/a" "$work/images/b" "$work/moved/" && mv "$work/moved/a/plain.jpg" "$work/moved/elsewhere.jpg"
+check "images are found under other names; missing ones are exit 3" says 3 "8 views replayed: 0 differ, 2 more lack" "$kd" check "$c" --images "$work/moved"
+cp -r "$work/images" "$work/swapped" && cp "$work/images/c.jpg" "$work/swapped/a/plain.jpg"
+check "another file under a recorded path is not taken for it" says 3 "8 views replayed" "$kd" check "$c" --images "$work/swapped"
+
+check "dump writes a safetensors file" eval 'says 0 "" "$kd" dump "$c" --id $id --view 1 --out "$work/x.safetensors" && grep -q "\"cls\":{\"dtype\":\"F32\",\"shape\":\[1,48\]" "$work/x.safetensors" && grep -q "\"shape\":\[1,25,48\]" "$work/x.safetensors"'
+check "dump of an unknown image is exit 10" says 10 "has no image" "$kd" dump "$c" --id 00000000000000000000000000000000 --view 0 --out "$work/y"
+check "dump of an unknown view is exit 10" says 10 "views 0 to 1, not 2" "$kd" dump "$c" --id $id --view 2 --out "$work/y"
+check "dump of a bad id is exit 2" says 2 "32 hexadecimal digits" "$kd" dump "$c" --id xyz --view 0 --out "$work/y"
+check "view writes a PNG" eval 'says 0 "" "$kd" view "$c" --images "$work/images" --id $id --view 1 --out "$work/x.png" && head -c 4 "$work/x.png" | grep -q PNG'
+check "view finds a renamed image by content" eval 'says 0 "" "$kd" view "$c" --images "$work/moved" --id $id --view 1 --out "$work/y.png" && cmp "$work/x.png" "$work/y.png"'
+check "view without its image is exit 1" says 1 "no file there has the id" "$kd" view "$c" --images "$work/moved" --id "$(awk '/ c.jpg/ { print $1 }' "$work/ids")" --view 0 --out "$work/z.png"
+
+check "no cache is exit 10 with the command that makes one" says 10 "kd-precompute --images" "$kd" info "$work/none.kdc"
+touch "$work/half.kdc.partial"
+check "an unfinished cache is exit 10 and says so" says 10 "not finished yet" "$kd" info "$work/half.kdc"
+cp "$c" "$work/bad.kdc"; cp "$c.json" "$work/bad.kdc.json"; chmod u+w "$work/bad.kdc"
+# The last patch record ends before the pages of meta: change bytes in its middle.
+at=$(grep -obUaP 'KDFR\x00\x00\x01' "$work/bad.kdc" | tail -1 | cut -d: -f1)
+printf '\377\377' | dd of="$work/bad.kdc" bs=1 seek=$((at + 300)) conv=notrunc 2>/dev/null
+check "a damaged record is exit 12 and named" eval 'says 12 "fails its XXH3-128 checksum" "$kd" check "$work/bad.kdc" && count 1 "SHA-256"'
+check "--json reports problems as lines" eval 'says 12 "\"problem\":" "$kd" check "$work/bad.kdc" --json && count 1 "\"type\":\"error\"" && count 1 "\"type\":\"summary\""'
+truncate -s -4096 "$work/bad.kdc"
+check "a cut cache is exit 12" says 12 "the file ends here" "$kd" info "$work/bad.kdc"
+rm "$work/bad.kdc.json"
+check "a missing manifest is exit 12 and says what to do" says 12 "run the same kd-precompute command again" "$kd" list "$work/bad.kdc"
+
+"$KD_TEST_DIR/cli/draw_cache" "$work/differs" wrong >/dev/null 2>&1
+check "pixels that the teacher didn't see are exit 13" says 13 "10 views replayed: 1 differ" "$kd" check "$work/differs/photos.kdc" --images "$work/images"
+check "view refuses to write them" eval 'says 13 "but the teacher saw" "$kd" view "$work/differs/photos.kdc" --images "$work/images" --id $id --view 0 --out "$work/no.png" && [ ! -e "$work/no.png" ]'
+mkdir "$work/two" "$work/other" && "$KD_TEST_DIR/cli/draw_cache" "$work/other" >/dev/null 2>&1
+cp "$c" "$work/two/a.kdc"; cp "$c.json" "$work/two/a.kdc.json"; cp "$work/other/photos.kdc" "$work/two/b.kdc"; cp "$work/other/photos.kdc.json" "$work/two/b.kdc.json"
+check "overlapping shards are exit 13" says 13 "these shards overlap" "$kd" info "$work/two"
+check "equal work gives equal files" cmp "$c" "$work/other/photos.kdc"
+
+if /usr/bin/env python3 -c 'import lmdb, zstandard, numpy' 2>/dev/null; then
+    cat >"$work/read.py" <<'PY'
+import json, struct, subprocess, sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, sys.argv[1])
+import kdcache
+import numpy as np
+
+def dumped(kd, cache, image, view, out):
+    subprocess.check_call([kd, "dump", cache, "--id", image, "--view", str(view), "--out", out])
+    b = open(out, "rb").read()
+    n = struct.unpack("<Q", b[:8])[0]
+    return {k: np.frombuffer(b[8 + n + v["data_offsets"][0]:8 + n + v["data_offsets"][1]], "<f4").reshape(v["shape"]) for k, v in json.loads(b[8:8 + n]).items() if k != "__metadata__"}
+
+kd, cache, out = sys.argv[2:]
+lines = [json.loads(x) for x in subprocess.check_output([kd, "list", cache, "--json"]).splitlines()]
+with kdcache.Cache(cache) as c:
+    assert len(list(c.images())) == 5
+    for x in lines:
+        image = bytes.fromhex(x["id"])
+        v = c.view(image, x["view"])
+        assert v.hash.hex() == x["hash"] and v.plan == x["plan"], x
+        d = dumped(kd, cache, x["id"], x["view"], out)
+        assert (d["cls"][0] == c.feature("cls", image, x["view"])).all() and (d["patch"][0] == c.feature("patch", image, x["view"])).all()
+assert len(lines) == 10
+PY
+    check "the Python reader gives the same values, plans and hashes" eval 'python3 "$work/read.py" "$top/cache/python" "$kd" "$c" "$work/d.safetensors" 2>"$work/err"'
+else
+    skip "the Python reader gives the same values, plans and hashes" "python3 with lmdb, zstandard and numpy"
+fi
+finish
