@@ -49,7 +49,8 @@ const kd_program kd_train_program = {
     .examples = "  $ kd-train --cache photos.kdc --images photos --student resnet18 --out runs/r18 --dry-run\n"
                 "  $ kd-train --cache photos.kdc --images photos --student resnet18 --student-size 112 --out runs/r18 --precision bf16\n"
                 "  $ kd-train --cache photos.kdc --images photos --student vit_tiny_patch16_224 --init vit_tiny.safetensors --out runs/vit\n",
-    .epilog = "The run directory holds config.resolved.yaml, metrics.jsonl, train.log, checkpoints/ and exported/NAME.safetensors.\n"
+    .epilog = "The run directory holds config.resolved.yaml, metrics.jsonl, train.log, checkpoints/,\n"
+              "exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
               "The same command continues an interrupted run, bit for bit on the same machine and thread count.\n"
               "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 10 cache not found; 12 cache damaged; 13 images or cache\n"
               "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",

@@ -73,7 +73,7 @@ char *kd_checkpoint_path(const char *run, const char *which, const char *student
 
 static const kd_option table[] = {
     KD_OPTION_STRING(T, run, "run", "DIR", NULL, KD_OPT_REQUIRED, "run directory of kd-train"),
-    KD_OPTION_STRING(T, checkpoint, "checkpoint", "best|latest|FILE", "best", 0, "which state: the best validation loss, the latest, or a .kdt file"),
+    KD_OPTION_STRING(T, checkpoint, "checkpoint", "latest|best|FILE", "latest", 0, "which state: the latest, the best validation loss, or a .kdt file"),
     KD_OPTION_STRING(T, student, "student", "NAME", NULL, 0, "which student of the run; may be left out when there is one"),
     KD_OPTION_CHOICE(T, format, "format", "safetensors", "safetensors", "safetensors: loads strictly in the student's library (torchvision, timm, DINOv2)"),
     KD_OPTION_CHOICE(T, dtype, "dtype", "f32|f16", "f32", "type of the exported weights"),
@@ -84,7 +84,7 @@ static const kd_option table[] = {
 const kd_program kd_export_program = {
     .name = "kd-export",
     .summary = "Writes a trained student as a weight file for its own library.",
-    .examples = "  $ kd-export --run runs/r18 --out r18.safetensors\n  $ kd-export --run runs/two --student resnet18 --checkpoint latest --dtype f16 --out r18.safetensors\n",
+    .examples = "  $ kd-export --run runs/r18 --out r18.safetensors\n  $ kd-export --run runs/two --student resnet18 --checkpoint best --dtype f16 --out r18.safetensors\n",
     .epilog = "Exit codes: 0 done; 1 failure, e.g. a damaged checkpoint; 2 usage; 14 disk full.\n",
     .options = table,
 };

@@ -357,25 +357,36 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     return KD_OK;
 }
 
+/* Writes the state of a checkpoint as `out` (owned here) and says so. */
+static kd_status export_one(run *r, const kd_student *s, char *checkpoint, char *out, const char *what, kd_err *err) {
+    kd_setup *u = &r->setup;
+    kd_status status = out != NULL && checkpoint != NULL ? kd_export_checkpoint(u->backend, checkpoint, s->name, out, KD_F32, err) : kd_fail(err, KD_EFAIL, "out of memory");
+    if (status == KD_OK)
+        kd_log(KD_LOG_INFO, "exported %s (%s)", out, what);
+    if (status == KD_OK && u->config->json) {
+        json_t *line = json_pack("{s:s, s:s, s:s, s:s}", "type", "result", "student", s->name, "exported", out, "state", what);
+        kd_json_line(line);
+        json_decref(line);
+    }
+    kd_free(out);
+    kd_free(checkpoint);
+    return status;
+}
+
+/* The last state is the one to use: it is where the schedule ends, and on photos its k-NN is higher (README). The best validation loss is kept beside it. */
 static kd_status export_all(run *r, kd_err *err) {
     kd_setup *u = &r->setup;
-    char *folder = kd_asprintf("%s/exported", u->config->out);
+    const char *dir = u->config->out;
+    char *folder = kd_asprintf("%s/exported", dir);
     kd_status status = folder != NULL ? kd_io_mkdirs(folder, err) : kd_fail(err, KD_EFAIL, "out of memory");
     for (size_t i = 0; i < u->count && status == KD_OK; i++) {
-        kd_student *s = u->students[i];
-        char *out = kd_asprintf("%s/%s.safetensors", folder, s->name);
-        char *best = kd_checkpoint_path(u->config->out, s->best_epoch > 0 ? "best" : "latest", s->name);
-        status = out != NULL && best != NULL ? kd_export_checkpoint(u->backend, best, s->name, out, KD_F32, err) : kd_fail(err, KD_EFAIL, "out of memory");
-        if (status == KD_OK)
-            kd_log(KD_LOG_INFO, "exported %s (epoch %lld, validation loss %.4f)", out, (long long)s->best_epoch, s->best_loss);
-        if (status == KD_OK && u->config->json) {
-            json_t *line = json_pack("{s:s, s:s, s:s, s:I, s:o}", "type", "result", "student", s->name, "exported", out, "best_epoch", (json_int_t)s->best_epoch, "val_loss",
-                                     isfinite(s->best_loss) ? json_real(s->best_loss) : json_null());
-            kd_json_line(line);
-            json_decref(line);
-        }
-        kd_free(out);
-        kd_free(best);
+        const kd_student *s = u->students[i];
+        char what[80];
+        status = export_one(r, s, kd_checkpoint_path(dir, "latest", s->name), kd_asprintf("%s/%s.safetensors", folder, s->name), "last epoch", err);
+        if (status != KD_OK || s->best_epoch <= 0)
+            continue;
+        snprintf(what, sizeof what, "epoch %lld, best validation loss %.4f", (long long)s->best_epoch, s->best_loss);
+        status = export_one(r, s, kd_checkpoint_path(dir, "best", s->name), kd_asprintf("%s/%s-best.safetensors", folder, s->name), what, err);
     }
     kd_free(folder);
     return status;

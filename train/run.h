@@ -1,7 +1,8 @@
 /* Run: kd-train from its options to its exports: plan, resume, epochs, validation, checkpoints.
  *
  * Files of the run directory: config.resolved.yaml, metrics.jsonl, train.log, image-index (when files had to be hashed), checkpoints/latest.kdt,
- * checkpoints/best-STUDENT.kdt, exported/STUDENT.safetensors (the best state). */
+ * checkpoints/best-STUDENT.kdt, exported/STUDENT.safetensors (the last state), exported/STUDENT-best.safetensors (the best
+ * validation loss). */
 #ifndef KD_TRAIN_RUN_H
 #define KD_TRAIN_RUN_H
 

@@ -26,7 +26,8 @@ same_run() { # NAME DIR: the weights of both checkpoints and the metrics are tho
 train --out "$work/a" 2>"$work/err"
 check "a run ends with 0" test $? -eq 0
 for which in best latest; do "$KD_BIN/kd-export" --run "$work/a" --checkpoint $which --out "$work/a-$which" 2>"$work/err"; done
-check "the best state is exported" cmp "$work/a/exported/dinov2_w192_d4.safetensors" "$work/a-best"
+check "the last state is exported" cmp "$work/a/exported/dinov2_w192_d4.safetensors" "$work/a-latest"
+check "and the best beside it" cmp "$work/a/exported/dinov2_w192_d4-best.safetensors" "$work/a-best"
 numbers "$work/a" >"$work/a-metrics"
 steps=$(grep -c '"lr"' "$work/a-metrics")
 check "a line per step and per epoch" test "$(wc -l <"$work/a-metrics")" -eq $((steps + 4))
