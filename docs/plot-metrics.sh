@@ -27,7 +27,7 @@ END {
     if (n == 0) { print "no validation lines in this file" > "/dev/stderr"; exit 1 }
     print "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"800\" height=\"262\" font-family=\"sans-serif\" font-size=\"12\">"
     print "<rect width=\"100%\" height=\"100%\" fill=\"white\"/>"
-    frame(50, "loss (0 = equals the teacher)", top); line(v, top, 50, "#c33", "held-out images", 52); line(t, top, 50, "#36c", "seen views", 68)
+    frame(50, "loss (0 = equals the teacher)", top); line(v, top, 50, "#c33", "held-out images", 200); line(t, top, 50, "#36c", "seen views", 216)
     frame(450, "held-out cosine with the teacher, centred", 1); line(c, 1, 450, "#c33", "CLS", 52); line(p, 1, 450, "#393", "patches", 68)
     print "</svg>"
 }' "$1"
