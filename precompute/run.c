@@ -12,6 +12,7 @@
 #include "common/base/log.h"
 #include "common/base/progress.h"
 #include "precompute/plan.h"
+#include "precompute/sealed.h"
 #include "precompute/teacher.h"
 #include "precompute/views.h"
 
@@ -379,10 +380,8 @@ static kd_status execute(run *r, kd_err *err) {
     KD_TRY(open_teacher(r, err));
     KD_TRY(open_buffers(r, err));
     kd_status status = open_writer(r, err);
-    if (status == KD_DONE) {
-        kd_log(KD_LOG_INFO, "%s is already sealed with this recipe; nothing to do", r->config->cache);
-        return KD_OK;
-    }
+    if (status == KD_DONE)
+        return kd_sealed_check(r->config->cache, &r->data, r->plan.views, err);
     KD_TRY(status);
     r->views_before = kd_writer_view_count(r->writer);
     if (r->views_before > 0)

@@ -59,6 +59,8 @@ refused 'another augmentation' 13 'augment.' pre --images "$images" --weights "$
 refused 'other features' 13 'features' pre --images "$images" --weights "$weights" --cache "$cache" --features cls
 refused 'another size than the views have' 13 'image_size is 70' train --images "$images" --cache "$cache" --out "$work/r1" --image-size 84
 refused 'a larger size than the views have' 2 '--student-size 140' train --images "$images" --cache "$cache" --out "$work/r1" --student-size 140
+refused 'more views than the sealed cache has' 13 'sealed with 1 view per image' pre --images "$images" --weights "$weights" --cache "$cache" --views 2
+refused 'other images than those of the sealed cache' 13 'none of the 12 files' pre --images "$pictures/test" --weights "$weights" --cache "$cache"
 check 'the cache is as it was' cmp "$cache" "$work/first.kdc"
 
 # ---- where to write ----
