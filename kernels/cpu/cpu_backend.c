@@ -41,10 +41,8 @@ static void use_threads(const kd_backend *b) {
 /* ---- device and memory ---- */
 
 static const char *instructions(void) {
-    if (__builtin_cpu_supports("avx512bf16"))
-        return "AVX-512 bf16";
-    if (__builtin_cpu_supports("avx512bw"))
-        return "AVX-512";
+    if (kd_dnn_has_bf16())
+        return __builtin_cpu_supports("avx512bf16") ? "AVX-512 bf16" : "AVX-512";
     return __builtin_cpu_supports("avx2") ? "AVX2" : "SSE";
 }
 
@@ -80,9 +78,9 @@ static const char *cpu_describe(const kd_backend *b) {
 
 static kd_status cpu_check_bf16(const kd_backend *b, kd_err *err) {
     (void)b;
-    if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+    if (kd_dnn_has_bf16())
         return KD_OK;
-    return kd_fail(err, KD_ENODEVICE, "bf16 on the CPU needs AVX-512 (BW, VL, DQ), this processor has %s; use --precision f32", instructions());
+    return kd_fail(err, KD_ENODEVICE, "bf16 on the CPU needs AVX-512 (BW, VL, DQ), oneDNN has %s here; use --precision f32", instructions());
 }
 
 static kd_status cpu_alloc(kd_backend *b, void **out, size_t bytes, kd_err *err) {

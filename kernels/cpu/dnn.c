@@ -469,3 +469,7 @@ void kd_dnn_version(int *major, int *minor, int *patch) {
     *minor = v->minor;
     *patch = v->patch;
 }
+
+int kd_dnn_has_bf16(void) {
+    return (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core;
+}
