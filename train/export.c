@@ -120,7 +120,7 @@ kd_status kd_export_run(const kd_export_config *c, kd_err *err) {
     if (path == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
     if (!kd_io_exists(path)) {
-        kd_status status = kd_fail(err, KD_EUSAGE, "%s: no such checkpoint; see %s/checkpoints", path, c->run);
+        kd_status status = kd_fail(err, KD_EUSAGE, "%s: no such checkpoint; --run is the --out directory of a kd-train run, and %s/checkpoints holds what it saved", path, c->run);
         kd_free(path);
         return status;
     }

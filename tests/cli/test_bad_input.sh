@@ -160,7 +160,7 @@ refused 'training: no such cache' 10 'kd-precompute' train --cache "$work/nope.k
 refused 'no such image' 10 'has no image' show --id 00112233445566778899aabbccddeeff --view 0
 refused 'no such view' 10 'has views 0 to 0' show --id "$id" --view 1
 refused 'an id that is none' 2 '32 hexadecimal digits' show --id xyz --view 0
-refused 'export: not a run' 2 'no checkpoint there' "$KD_BIN/kd-export" --run "$work/empty" --out "$work/e.safetensors"
+refused 'export: not a run' 2 'no such checkpoint; --run is' "$KD_BIN/kd-export" --run "$work/empty" --out "$work/e.safetensors"
 refused 'export: no such student' 2 'resnet18' "$KD_BIN/kd-export" --run "$work/run" --student resnet18 --out "$work/e.safetensors"
 refused 'export: not a checkpoint' 1 'no checkpoint metadata' "$KD_BIN/kd-export" --run "$work/run" --checkpoint "$student" --out "$work/e.safetensors"
 finish
