@@ -40,17 +40,17 @@ check "sealing leaves no partial file" test ! -e "$work/one.kdc.partial"
 check "1 and 2 threads give byte-equal sealed caches" cmp "$work/one.kdc" "$work/threads.kdc"
 
 kills=0
-for delay in 0.05 0.15 0.3 0.5 0.8; do
-    pre --images "$pictures/train" --cache "$work/killed.kdc" --views 2 --batch-size 4 2>/dev/null &
+for delay in 0.1 0.2 0.3 0.4 0.6 0.9; do
+    pre --images "$pictures/train" --cache "$work/killed.kdc" --views 24 --batch-size 4 2>/dev/null &
     pid=$!
     sleep "$delay"
     kill -KILL $pid 2>/dev/null && kills=$((kills + 1))
     wait $pid 2>/dev/null
 done
 echo "killed $kills times"
-pre --images "$pictures/train" --cache "$work/killed.kdc" --views 2 --batch-size 4 2>/dev/null
+pre --images "$pictures/train" --cache "$work/killed.kdc" --views 24 --batch-size 4 2>/dev/null
 check "after SIGKILLs the same command completes" test $? -eq 0
-pre --images "$pictures/train" --cache "$work/batch.kdc" --views 2 --batch-size 4 2>/dev/null
+pre --images "$pictures/train" --cache "$work/batch.kdc" --views 24 --batch-size 4 2>/dev/null
 check "an interrupted and an uninterrupted precompute are byte-equal" cmp "$work/batch.kdc" "$work/killed.kdc"
 pre --images "$pictures/train" --cache "$work/one.kdc" --views 2 2>"$work/err"
 check "a sealed cache is left alone, exit 0" test $? -eq 0
