@@ -69,6 +69,7 @@ static kd_status cpu_open(kd_backend **out, int threads, int ordinal, kd_err *er
 static void cpu_close(kd_backend *base) {
     kd_cpu *b = (kd_cpu *)base;
     kd_dnn_engine_destroy(b->engine);
+    omp_pause_resource_all(omp_pause_soft); /* ends the worker threads of this thread; another backend starts its own */
     kd_free(b);
 }
 
