@@ -8,6 +8,12 @@
 #include "cache/entry.h"
 #include "common/base/mem.h"
 
+#ifdef __clang__
+#define VECTORISED
+#else
+#define VECTORISED __attribute__((optimize("O3")))
+#endif
+
 /* Offsets inside the header (FORMAT.md, "Feature records"). Everything from HASH_AT back to 0 is covered by the hash, the payload after it. */
 enum {
     FEATURE_AT = 6, DTYPE_AT = 7, CODEC_AT = 8, KEY_AT = 10, ROWS_AT = 32, WIDTH_AT = 36, RAW_AT = 40, PACKED_AT = 48,
@@ -165,8 +171,8 @@ kd_status kd_record_check(const uint8_t *b, size_t size, kd_record_head *expect,
     return KD_OK;
 }
 
-/* Byte planes back to 16-bit values; gcc vectorises it. */
-static void join_planes(uint16_t *KD_RESTRICT out, const uint8_t *KD_RESTRICT high, const uint8_t *KD_RESTRICT low, size_t n)
+/* Byte planes back to 16-bit values. At -O2 gcc leaves a loop of unknown length scalar, which is ten times slower. */
+VECTORISED static void join_planes(uint16_t *KD_RESTRICT out, const uint8_t *KD_RESTRICT high, const uint8_t *KD_RESTRICT low, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         out[i] = (uint16_t)(high[i] << 8 | low[i]);

@@ -5,6 +5,12 @@
 
 #include "common/base/mem.h"
 
+#ifdef __clang__
+#define VECTORISED
+#else
+#define VECTORISED __attribute__((optimize("O3")))
+#endif
+
 kd_status kd_stats_create(kd_stats *s, int width, kd_err *err)
 {
     memset(s, 0, sizeof *s);
@@ -15,7 +21,7 @@ kd_status kd_stats_create(kd_stats *s, int width, kd_err *err)
 }
 
 /* Each channel is summed over the rows in order, so the compiler may work on several channels at once without changing a bit. */
-__attribute__((target_clones("avx512f", "avx2", "default"))) static void add_rows(double *KD_RESTRICT sum, double *KD_RESTRICT squares, const float *KD_RESTRICT rows,
+VECTORISED __attribute__((target_clones("avx512f", "avx2", "default"))) static void add_rows(double *KD_RESTRICT sum, double *KD_RESTRICT squares, const float *KD_RESTRICT rows,
                                                                                  size_t count, size_t width)
 {
     for (size_t r = 0; r < count; r++) {

@@ -107,9 +107,35 @@ static void values_with_valid_checksums_are_not_trusted(void **state)
     }
 }
 
+/* Inputs that the fuzzer's corpus keeps; from the root of the repository. */
+static void the_corpus_is_replayed(void **state)
+{
+    static const char folder[] = "tests/fuzz/corpus/cache";
+    DIR *d = opendir(folder);
+    struct dirent *e;
+    unsigned n = 0;
+    (void)state;
+    assert_non_null(d);
+    while ((e = readdir(d)) != NULL) {
+        char path[500];
+        uint8_t *bytes;
+        size_t bytes_size;
+        if (e->d_name[0] == '.')
+            continue;
+        snprintf(path, sizeof path, "%s/%s", folder, e->d_name);
+        fx_read_file(path, &bytes, &bytes_size);
+        exercise_pages(bytes, bytes_size);
+        exercise_values(bytes, bytes_size);
+        kd_free(bytes);
+        n++;
+    }
+    closedir(d);
+    assert_true(n >= 5);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
-    const struct CMUnitTest tests[] = {T(accepted_pages_can_be_read), T(values_with_valid_checksums_are_not_trusted)};
+    const struct CMUnitTest tests[] = {T(accepted_pages_can_be_read), T(values_with_valid_checksums_are_not_trusted), cmocka_unit_test(the_corpus_is_replayed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

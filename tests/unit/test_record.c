@@ -1,5 +1,7 @@
 #include "tests/cache_fixture.h"
 
+#include "cache/entry.h"
+
 static const uint8_t identity[8] = {1, 2, 3, 4, 5, 6, 7, 8};
 
 static kd_record_head make_head(kd_feature f, uint32_t rows, uint32_t width)
@@ -189,11 +191,63 @@ static void crafted_headers_are_refused_before_unpacking(void **state)
     kd_record_scratch_free(&s);
 }
 
+static size_t unhex(uint8_t *out, const char *text)
+{
+    size_t n = strlen(text) / 2;
+    assert_int_equal(kd_unhex(out, text, n), 0);
+    return n;
+}
+
+/* The worked examples of cache/FORMAT.md. */
+static void the_examples_of_the_specification_hold(void **state)
+{
+    static const char record[] = "4b444652000000010100000102030405" "060708090a0b0c0d0e0f000000010001" "01000000040000000800000000000000" "1500000000000000a0a1a2a3a4a5a6a7"
+                                 "101112131415161718191a1b1c1d1e1f" "00000000000000000000000000000000" "00000000000000000000000000000000" "8b6d5c96bc4c9c8ada0c67412b29b1d9"
+                                 "28b52ffd24084100003cc0387b000000" "ffca7b969a";
+    static const char view[] = "7971100d10c746fd39bdff0040cdf53b" "a0a1a2a3a4a5a6a70000000000000000" "101112131415161718191a1b1c1d1e1f" "010000000a000000140000002c010000"
+                               "c8000000e0000000e000000000000000" "00000000e0000000e000000002010000" "010002030000a03f0000403f0000803f" "000080bd000100000000000000000000"
+                               "00000000000000000000000000000000" "00000000000000000000000000000000" "0000000000000000000000000000803f";
+    static const char image[] = "1ef880a397b46e8b6964ab3f7f324d24" "a0a1a2a3a4a5a6a77011010000000000" "80020000e0010000080000000a000000" "636174732f612e6a7067";
+    static const float want[4] = {1, -2, 0.5f, 65504};
+    kd_record_head h = {.feature = KD_FEATURE_CLS, .rows = 1, .width = 4, .dtype = KD_F16};
+    kd_record_scratch s = {0};
+    kd_view_entry v;
+    kd_image_entry e;
+    uint8_t bytes[256] = {0}, key[KD_VIEW_KEY_BYTES];
+    size_t n, rel;
+    float x[4];
+    (void)state;
+    h.key.view = h.key.layer = 1;
+    for (int i = 0; i < 16; i++)
+        h.key.image.b[i] = (uint8_t)i;
+    for (int i = 0; i < 8; i++)
+        h.identity[i] = (uint8_t)(0xa0 + i);
+    n = unhex(bytes, record);
+    must(kd_record_decode(x, bytes, n, &h, &s, &fx_err));
+    assert_memory_equal(x, want, sizeof want);
+    assert_int_equal(h.view_hash.b[15], 0x1f);
+    kd_view_key(key, &h.key.image, 1);
+    memset(bytes, 0, sizeof bytes);
+    unhex(bytes, view);
+    must(kd_view_value_decode(&v, (kd_bytes){key, sizeof key}, (kd_bytes){bytes, 240}, h.identity, "example", &fx_err));
+    assert_int_equal(v.plan.crop_w, 300);
+    assert_int_equal(v.plan.jitter_order[0], KD_JITTER_CONTRAST);
+    assert_true(v.plan.jitter_factor[KD_JITTER_HUE] == -0.0625f && v.plan.hflip == 1);
+    n = unhex(bytes, image);
+    must(kd_image_value_decode(&e, &rel, (kd_bytes){key, 16}, (kd_bytes){bytes, n}, h.identity, "example", &fx_err));
+    assert_int_equal(rel, 10);
+    assert_memory_equal(e.rel, "cats/a.jpg", 10);
+    assert_int_equal(e.file_size, 70000);
+    assert_int_equal(e.views, 8);
+    kd_record_scratch_free(&s);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_sort_by_image_view_layer), cmocka_unit_test(values_survive_encoding), cmocka_unit_test(all_f16_values_survive),
         cmocka_unit_test(every_flipped_bit_is_noticed), cmocka_unit_test(a_record_is_bound_to_its_place), cmocka_unit_test(crafted_headers_are_refused_before_unpacking),
+        cmocka_unit_test(the_examples_of_the_specification_hold),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
