@@ -10,8 +10,8 @@ top=$(cd "$(dirname "$0")/../.." && pwd)
 dir=${DEMO_DIR:-$top/build/demo}
 bin=${KD_BIN:-$top/bin}
 weights=${WEIGHTS:-$top/tests/golden/demo_teacher/demo_teacher.safetensors}
-views=${VIEWS:-4}
-epochs=${EPOCHS:-24}
+views=${VIEWS:-6}
+epochs=${EPOCHS:-40}
 size=${STUDENT_SIZE:-96}
 precision=${PRECISION:-}
 if [ -z "$precision" ]; then
@@ -37,7 +37,7 @@ labelled=no
 [ -d "$images/train" ] && [ -d "$images/test" ] && labelled=yes
 
 knn() { # knn NAME MODEL WEIGHTS SIZE
-    "$bin/kd-eval" knn --model "$2" --weights "$3" --student-size "$4" --train "$images/train" --test "$images/test" --k 10 --precision "$precision" --json > "$dir/knn-$1.json"
+    "$bin/kd-eval" knn -q --model "$2" --weights "$3" --student-size "$4" --train "$images/train" --test "$images/test" --k 10 --precision "$precision" --json > "$dir/knn-$1.json"
 }
 
 say "teacher: features of $views augmented views per image, once"
@@ -46,7 +46,7 @@ run "$bin/kd-precompute" --images "$train" --weights "$weights" --cache "$dir/de
 "$bin/kd-cache" check "$dir/demo.kdc" --images "$train"
 
 say "student: a ResNet-18 from random weights, trained from the cache"
-run "$bin/kd-train" --cache "$dir/demo.kdc" --images "$train" --student resnet18 --out "$dir/run" --epochs "$epochs" --student-size "$size" --precision "$precision"
+run "$bin/kd-train" --cache "$dir/demo.kdc" --images "$train" --student resnet18 --out "$dir/run" --epochs "$epochs" --val-fraction 0.1 --student-size "$size" --precision "$precision"
 
 say "what happened"
 if [ -s "$dir/precompute.json" ] && [ -n "$(field "$dir/precompute.json" bytes_per_view)" ]; then

@@ -78,6 +78,11 @@ static colour random_colour(kd_rng *r) {
     return (colour){kd_rng_uniform(r, 0, 255), kd_rng_uniform(r, 0, 255), kd_rng_uniform(r, 0, 255)};
 }
 
+/* Backgrounds are paler than figures. */
+static colour muted(colour c) {
+    return (colour){150 + 0.4 * c.r, 150 + 0.4 * c.g, 150 + 0.4 * c.b};
+}
+
 static double contrast(colour a, colour b) {
     return fabs(0.3 * (a.r - b.r) + 0.59 * (a.g - b.g) + 0.11 * (a.b - b.b));
 }
@@ -88,12 +93,12 @@ static scene make_scene(int cls, int split, int number) {
     s.width = 200 + (int)kd_rng_below(r, 100);
     s.height = 200 + (int)kd_rng_below(r, 100);
     double side = s.width < s.height ? s.width : s.height;
-    s.scale = side * kd_rng_uniform(r, 0.24, 0.42);
+    s.scale = side * kd_rng_uniform(r, 0.34, 0.46);
     s.cx = kd_rng_uniform(r, s.scale * 0.9, s.width - s.scale * 0.9);
     s.cy = kd_rng_uniform(r, s.scale * 0.9, s.height - s.scale * 0.9);
-    s.angle = kd_rng_uniform(r, 0, 2 * pi);
-    s.back0 = random_colour(r);
-    s.back1 = random_colour(r);
+    s.angle = kd_rng_uniform(r, -0.4, 0.4);
+    s.back0 = muted(random_colour(r));
+    s.back1 = muted(random_colour(r));
     do
         s.figure = random_colour(r);
     while (contrast(s.figure, s.back0) < 60 || contrast(s.figure, s.back1) < 40);
@@ -101,7 +106,7 @@ static scene make_scene(int cls, int split, int number) {
         s.accent = random_colour(r);
     while (contrast(s.accent, s.figure) < 70);
     s.back_angle = kd_rng_uniform(r, 0, 2 * pi);
-    s.noise = kd_rng_uniform(r, 2, 22);
+    s.noise = kd_rng_uniform(r, 2, 14);
     s.phase = kd_rng_uniform(r, 0, 2 * pi);
     s.frequency = kd_rng_uniform(r, 2.4, 4.2);
     s.clutters = (int)kd_rng_below(r, 7);
@@ -109,7 +114,7 @@ static scene make_scene(int cls, int split, int number) {
         s.clutter[i][0] = kd_rng_uniform(r, 0, s.width);
         s.clutter[i][1] = kd_rng_uniform(r, 0, s.height);
         s.clutter[i][2] = kd_rng_uniform(r, 6, 40);
-        s.clutter[i][3] = kd_rng_uniform(r, -55, 55);
+        s.clutter[i][3] = kd_rng_uniform(r, -40, 40);
     }
     return s;
 }
