@@ -14,7 +14,7 @@
 #define FOLDER "tests/golden/demo_teacher/"
 enum { PICTURES = 3, WIDTH = 128, PATCHES = 256, STEP = 5, KEPT = (PATCHES + STEP - 1) / STEP };
 
-/* Measured: ref 1.3e-6 absolute, cpu f32 1.2e-5, bf16 1.5e-2 with cosine 0.9999975; features are of size 1 to 10. In bf16 the cosine is the criterion. */
+/* Measured: ref 1.0e-6 absolute, cpu f32 1.3e-5, bf16 2.1e-2 with cosine 0.999996; features are of size 1 to 10. In bf16 the cosine is the criterion. */
 static const kd_tolerance f32_tolerance = {.abs = 1e-4, .rel = 0, .min_cosine = 0.999999};
 static const kd_tolerance bf16_tolerance = {.abs = 1e9, .rel = 0, .min_cosine = 0.999};
 
