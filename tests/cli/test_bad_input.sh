@@ -10,7 +10,8 @@ images=$pictures/train
 weights=$top/tests/golden/models/tiny_dinov2.pth
 cache=$work/x.kdc
 pre() { timeout 120 "$KD_BIN/kd-precompute" --views 1 --image-size 70 --device cpu --threads 1 "$@"; }
-train() { timeout 120 "$KD_BIN/kd-train" --student dinov2_w64_d1 --batch-size 4 --epochs 1 --device cpu --threads 1 "$@"; }
+# Batches of one: every image is trained on or validated with, whichever a test has changed.
+train() { timeout 120 "$KD_BIN/kd-train" --student dinov2_w64_d1 --batch-size 1 --epochs 1 --device cpu --threads 1 "$@"; }
 evaluate() { timeout 120 "$KD_BIN/kd-eval" "$@" --image-size 70 --device cpu --threads 1; }
 
 # refused NAME STATUS WORDS COMMAND...: that exit status, and as the last line on stderr the only error, with WORDS in it.

@@ -1,0 +1,28 @@
+#!/bin/bash
+# Every "$ kd-..." command of the README runs, in its order, in a folder that has the names it uses: drawn pictures for photos, a tiny teacher for the official file.
+. "$(dirname "$0")/../lib.sh"
+
+cd "$work" || exit 1
+"$KD_TEST_DIR/demo/draw_pictures" "$work/caltech101" 6 1 || exit 1
+ln -s caltech101/train photos
+for name in vitt14_dinov2_layout.pth dinov2_vits14_pretrain.pth; do ln -s "$top/tests/golden/models/tiny_dinov2.pth" $name; done
+PATH=$KD_BIN:$PATH
+kd-precompute --images photos --weights dinov2_vits14_pretrain.pth --cache photos.kdc --views 1 --device cpu 2>"$work/err" || { cat "$work/err"; exit 1; }
+id=$(kd-cache list photos.kdc --json | sed -n '1s/.*"id": *"\([0-9a-f]*\)".*/\1/p')
+precision=bf16
+grep -qs avx512_bf16 /proc/cpuinfo || precision=f32
+
+ran=0
+while IFS= read -r command; do
+    command=$(printf '%s' "$command" | sed "s/--id ID/--id $id/; s/--precision bf16/--precision $precision/; s/ *#.*//")
+    ( eval "$command" ) >"$work/out" 2>"$work/err" </dev/null
+    check "README: $command" test $? -eq 0
+    ran=$((ran + 1))
+done < <(sed -e ':join' -e '/\\$/{N;s/\\\n */ /;bjoin' -e '}' "$top/README.md" | sed -n 's/^    \$ \(kd-.*\)/\1/p')
+check "the README shows commands" test $ran -ge 5
+
+# The targets that the README names exist.
+for target in $(grep -o '`make [a-z]*`\|^    make [a-z]*' "$top/README.md" | grep -o 'make [a-z]*' | cut -d' ' -f2 | sort -u); do
+    check "make $target is a target" grep -q "^$target:" "$top/Makefile"
+done
+finish
