@@ -77,7 +77,7 @@ static kd_status open_inputs(run *r, kd_err *err) {
     KD_TRY(kd_policy_load(&r->policy, c->augment, (int)c->image_size, err));
     KD_TRY(kd_weights_open(&r->weights, c->weights, err));
     KD_TRY(kd_model_find(&r->model, c->teacher, r->weights, err));
-    KD_TRY(kd_model_check_size(&r->model, (int)c->image_size, err));
+    KD_TRY(kd_model_check_size(&r->model, (int)c->image_size, (int)c->image_size, err));
     KD_TRY(kd_weights_sha256(r->weights, &r->weights_sha, err));
     KD_TRY(kd_dataset_open(&r->data, c->images, err));
     KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data.count, &r->max_skipped, err));

@@ -36,9 +36,9 @@ static kd_status build(kd_teacher *t, const kd_weights *weights, kd_dtype precis
     t->graph = kd_graph_create();
     if (t->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the teacher's graph");
-    t->taps = kd_model_build(t->graph, &t->model, t->image_size);
+    t->taps = kd_model_build(t->graph, &t->model, t->image_size, t->image_size);
     KD_TRY(kd_params_create(&t->params, t->graph, t->backend, err));
-    KD_TRY(kd_model_load(t->params, &t->model, weights, t->image_size, err));
+    KD_TRY(kd_model_load(t->params, &t->model, weights, t->image_size, t->image_size, err));
     KD_TRY(kd_exec_create(&t->exec, t->graph, t->params, &(kd_exec_config){.batch = t->batch, .precision = precision}, err));
     size_t largest = record_values(t, t->want[KD_FEATURE_PATCH] ? KD_FEATURE_PATCH : KD_FEATURE_CLS);
     KD_TRY(t->backend->v->alloc(t->backend, (void **)&t->planes, 2 * largest * (size_t)t->batch, err));
@@ -51,7 +51,7 @@ kd_status kd_teacher_open(kd_teacher **out, kd_backend *backend, const kd_weight
     *out = NULL;
     kd_model_info model;
     KD_TRY(kd_model_find(&model, name, weights, err));
-    KD_TRY(kd_model_check_size(&model, image_size, err));
+    KD_TRY(kd_model_check_size(&model, image_size, image_size, err));
     if (precision == KD_BF16)
         KD_TRY(backend->v->check_bf16(backend, err));
     kd_teacher *t = kd_calloc(1, sizeof *t);

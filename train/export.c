@@ -37,7 +37,7 @@ static kd_status export_student(kd_backend *backend, const kd_checkpoint *c, siz
     graph = kd_graph_create();
     kd_status status = graph != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", model.name);
     if (status == KD_OK) {
-        kd_model_build(graph, &model, (int)size);
+        kd_model_build(graph, &model, (int)size, (int)size);
         status = kd_params_create(&params, graph, backend, err);
     }
     if (status == KD_OK)

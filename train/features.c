@@ -29,20 +29,20 @@ struct kd_extractor {
 static kd_status load_parameters(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     if (weights == NULL)
         return kd_params_init(x->params, x->options.seed, err);
-    return kd_model_load(x->params, &x->model, weights, x->side, err);
+    return kd_model_load(x->params, &x->model, weights, x->side, x->side, err);
 }
 
 static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     const kd_extractor_options *o = &x->options;
     KD_TRY(kd_model_find(&x->model, o->model, weights, err));
-    KD_TRY(kd_model_check_size(&x->model, x->side, err));
+    KD_TRY(kd_model_check_size(&x->model, x->side, x->side, err));
     KD_TRY(kd_backend_open(&x->backend, o->device, o->threads, err));
     if (o->precision == KD_BF16)
         KD_TRY(x->backend->v->check_bf16(x->backend, err));
     x->graph = kd_graph_create();
     if (x->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
-    x->taps = kd_model_build(x->graph, &x->model, x->side);
+    x->taps = kd_model_build(x->graph, &x->model, x->side, x->side);
     KD_TRY(kd_params_create(&x->params, x->graph, x->backend, err));
     KD_TRY(load_parameters(x, weights, err));
     return kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err);

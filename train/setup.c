@@ -47,7 +47,7 @@ static kd_status check_students(const kd_setup *s, kd_err *err) {
     for (size_t i = 0; i < c->students.count && c->init == NULL; i++) {
         kd_model_info m;
         KD_TRY(kd_model_find(&m, c->students.item[i], NULL, err));
-        KD_TRY(kd_model_check_size(&m, student_size(s), err));
+        KD_TRY(kd_model_check_size(&m, student_size(s), student_size(s), err));
     }
     return KD_OK;
 }

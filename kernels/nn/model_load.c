@@ -1,5 +1,6 @@
 /* Filling a model's parameters from a weight file, by the names that both share. */
 #include <stdio.h>
+#include <string.h>
 
 #include "common/base/mem.h"
 #include "kernels/nn/graph_impl.h"
@@ -10,7 +11,7 @@ typedef struct loader {
     const kd_model_info *m;
     const kd_weights *w;
     const char *prefix;
-    int patches; /* side of the image's patch grid */
+    int grid_h, grid_w; /* patches of the image */
 } loader;
 
 static int find(const loader *l, const char *name) {
@@ -45,7 +46,7 @@ static kd_status load_positions(const loader *l, int i, const kd_param_info *inf
     KD_TRY_TO(end, status, kd_alloc_array(&in, kd_tensor_numel(&t), sizeof *in, err));
     KD_TRY_TO(end, status, kd_alloc_array(&out, info->count, sizeof *out, err));
     KD_TRY_TO(end, status, kd_weights_read_f32(l->w, tensor, in, kd_tensor_numel(&t), err));
-    KD_TRY_TO(end, status, kd_pos_embed_resize(out, in, from, l->patches, width, l->m->vit.family, err));
+    KD_TRY_TO(end, status, kd_pos_embed_resize(out, in, from, l->grid_h, l->grid_w, width, l->m->vit.family, err));
     status = kd_params_set(l->p, i, out, err);
 end:
     kd_free(in);
@@ -83,15 +84,12 @@ static kd_status load_one(const loader *l, const char *name, kd_err *err) {
         return info.carried || info.is_counter ? KD_OK : kd_fail(err, KD_EFAIL, "%s: tensor %s%s is missing, and %s needs it", kd_weights_path(l->w), l->prefix, name, l->m->name);
     if (info.is_counter)
         return load_counter(l, tensor, err);
-    if (l->m->kind == KD_MODEL_VIT && info.rank == 3) { /* cls_token and pos_embed; the first has the same shape everywhere */
-        kd_tensor t = kd_weights_info(l->w, tensor);
-        if (!kd_shape_equal(t.shape, t.rank, info.shape, info.rank))
-            return load_positions(l, i, &info, tensor, err);
-    }
+    if (l->m->kind == KD_MODEL_VIT && strcmp(name, "pos_embed") == 0)
+        return load_positions(l, i, &info, tensor, err);
     return load_values(l, i, &info, tensor, err);
 }
 
-kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *w, int image_size, kd_err *err) {
+kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *w, int height, int width, kd_err *err) {
     loader l = {.p = p, .m = m, .w = w, .prefix = ""};
     kd_model_info held;
     kd_graph *names = NULL;
@@ -100,7 +98,8 @@ kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *
         return kd_fail(err, KD_EFAIL, "%s holds %s, not %s", kd_weights_path(w), held.name, m->name);
     if (m->kind == KD_MODEL_VIT) {
         l.prefix = held.vit.prefix;
-        l.patches = image_size / m->vit.patch;
+        l.grid_h = height / m->vit.patch;
+        l.grid_w = width / m->vit.patch;
     } else {
         l.prefix = kd_resnet_prefix(w);
     }

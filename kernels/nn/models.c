@@ -210,22 +210,28 @@ kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *we
     return KD_OK;
 }
 
-kd_status kd_model_check_size(const kd_model_info *m, int image_size, kd_err *err) {
-    int fitting = image_size < m->smallest ? m->smallest : (image_size > LARGEST_SIDE ? LARGEST_SIDE : image_size) / m->multiple * m->multiple;
-    if (image_size != fitting)
-        return kd_fail(err, KD_EUSAGE, "%s: image size %d isn't a multiple of %d from %d to %d; the nearest is %d", m->name, image_size, m->multiple, m->smallest, LARGEST_SIDE, fitting);
-    int grid = m->kind == KD_MODEL_VIT ? m->vit.pos_grid : 0;
-    if (grid > 0 && !m->from_file && image_size != grid * m->vit.patch)
-        return kd_fail(err, KD_EUSAGE, "%s without a weight file is made for images of %d pixels, not %d; a dinov2_wW_dD student takes any multiple of 14", m->name, grid * m->vit.patch,
-                       image_size);
+static kd_status check_side(const kd_model_info *m, int side, const char *which, kd_err *err) {
+    int fitting = side < m->smallest ? m->smallest : (side > LARGEST_SIDE ? LARGEST_SIDE : side) / m->multiple * m->multiple;
+    if (side != fitting)
+        return kd_fail(err, KD_EUSAGE, "%s: image %s %d isn't a multiple of %d from %d to %d; the nearest is %d", m->name, which, side, m->multiple, m->smallest, LARGEST_SIDE, fitting);
+    return KD_OK;
+}
+
+kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err) {
+    int side = m->kind == KD_MODEL_VIT ? m->vit.pos_grid * m->vit.patch : 0;
+    KD_TRY(check_side(m, height, height == width ? "size" : "height", err));
+    KD_TRY(check_side(m, width, "width", err));
+    if (side > 0 && !m->from_file && (height != side || width != side))
+        return kd_fail(err, KD_EUSAGE, "%s without a weight file is made for images of %dx%d pixels, not %dx%d; a dinov2_wW_dD student takes any multiple of 14", m->name, side, side,
+                       height, width);
     return KD_OK;
 }
 
 /* ---- building ---- */
 
-kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int image_size) {
-    KD_ASSERT(image_size >= m->smallest && image_size % m->multiple == 0);
-    kd_val x = kd_graph_normalize(g, kd_graph_images(g, image_size, image_size), m->mean, m->std);
+kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width) {
+    KD_ASSERT(height >= m->smallest && height % m->multiple == 0 && width >= m->smallest && width % m->multiple == 0);
+    kd_val x = kd_graph_normalize(g, kd_graph_images(g, height, width), m->mean, m->std);
     kd_model_taps taps = m->kind == KD_MODEL_RESNET ? kd_resnet_build(g, x, m) : kd_vit_build(g, x, m);
     kd_graph_output(g, taps.pooled, "pooled");
     kd_graph_output(g, taps.cls, "cls");
@@ -237,7 +243,7 @@ kd_status kd_model_graph(kd_graph **out, const kd_model_info *m, kd_err *err) {
     *out = kd_graph_create();
     if (!*out)
         return kd_fail(err, KD_EFAIL, "out of memory for the names of %s", m->name);
-    kd_model_build(*out, m, m->smallest); /* names don't depend on the size */
+    kd_model_build(*out, m, m->smallest, m->smallest); /* names don't depend on the size */
     return KD_OK;
 }
 

@@ -48,6 +48,22 @@ static void taps_timm(taps *t, int i, int from, int to) {
         t->weight[k] /= sum;
 }
 
+/* The taps of every output position along one side, in one block (kd_free). */
+static kd_status make_taps(taps **out, int from, int to, kd_vit_family family, kd_err *err) {
+    size_t most = 4 * ((size_t)(from / to) + 2); /* of one output: at most 2 * 2 * stretch + 1 */
+    KD_TRY(kd_alloc_array(out, (size_t)to, sizeof(taps) + most * sizeof(float), err));
+    float *weights = (float *)(void *)(*out + to);
+    for (int i = 0; i < to; i++) {
+        taps *t = *out + i;
+        t->weight = weights + (size_t)i * most;
+        if (family == KD_VIT_DINOV2)
+            taps_dinov2(t, i, from, to);
+        else
+            taps_timm(t, i, from, to);
+    }
+    return KD_OK;
+}
+
 static int clamp(int i, int n) {
     return i < 0 ? 0 : i >= n ? n - 1 : i;
 }
@@ -66,32 +82,24 @@ static void resample(float *out, const float *in, const taps *t, int lines, int 
         }
 }
 
-kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to, int width, kd_vit_family family, kd_err *err) {
+kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to_h, int to_w, int width, kd_vit_family family, kd_err *err) {
     size_t row = (size_t)width * sizeof(float);
     memcpy(out, in, row);
-    if (from == to) {
+    if (from == to_h && from == to_w) {
         memcpy(out + width, in + width, (size_t)from * (size_t)from * row);
         return KD_OK;
     }
-    int most = 4 * (from / to + 2); /* taps of one output: at most 2 * 2 * stretch + 1 */
-    float *weights = NULL, *half = NULL;
-    taps *t = NULL;
+    taps *x = NULL, *y = NULL;
+    float *half = NULL;
     kd_status status;
-    KD_TRY_TO(end, status, kd_alloc_array(&weights, (size_t)to * (size_t)most, sizeof *weights, err));
-    KD_TRY_TO(end, status, kd_alloc_array(&t, (size_t)to, sizeof *t, err));
-    KD_TRY_TO(end, status, kd_alloc_array(&half, (size_t)from * (size_t)to, row, err));
-    for (int i = 0; i < to; i++) {
-        t[i].weight = weights + (size_t)i * (size_t)most;
-        if (family == KD_VIT_DINOV2)
-            taps_dinov2(&t[i], i, from, to);
-        else
-            taps_timm(&t[i], i, from, to);
-    }
-    resample(half, in + width, t, from, from, to, from, to, 1, 1, width);       /* along x: [from,from] -> [from,to] */
-    resample(out + width, half, t, to, from, to, 1, 1, to, to, width);          /* along y: [from,to] -> [to,to] */
+    KD_TRY_TO(end, status, make_taps(&x, from, to_w, family, err));
+    KD_TRY_TO(end, status, make_taps(&y, from, to_h, family, err));
+    KD_TRY_TO(end, status, kd_alloc_array(&half, (size_t)from * (size_t)to_w, row, err));
+    resample(half, in + width, x, from, from, to_w, from, to_w, 1, 1, width);            /* along x: [from,from] -> [from,to_w] */
+    resample(out + width, half, y, to_w, from, to_h, 1, 1, to_w, to_w, width);           /* along y: [from,to_w] -> [to_h,to_w] */
 end:
-    kd_free(weights);
-    kd_free(t);
+    kd_free(x);
+    kd_free(y);
     kd_free(half);
     return status;
 }

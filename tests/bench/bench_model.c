@@ -62,11 +62,11 @@ static kd_status prepare(bench *o, kd_err *err) {
     size_t total;
     KD_TRY(kd_backend_open(&o->b, o->device, o->threads, err));
     KD_TRY(kd_model_find(&m, o->model, NULL, err));
-    KD_TRY(kd_model_check_size(&m, o->size, err));
+    KD_TRY(kd_model_check_size(&m, o->size, o->size, err));
     o->g = kd_graph_create();
     if (!o->g)
         return kd_fail(err, KD_EFAIL, "out of memory");
-    kd_model_taps taps = kd_model_build(o->g, &m, o->size);
+    kd_model_taps taps = kd_model_build(o->g, &m, o->size, o->size);
     if (o->train)
         add_losses(o->g, &taps);
     KD_TRY(kd_params_create(&o->p, o->g, o->b, err));

@@ -87,7 +87,7 @@ static kd_val head(kd_graph *g, kd_val x, const char *norm, const char *linear) 
 static void step_build(step *s) {
     const step_case *c = s->c;
     s->g = kd_graph_create();
-    s->taps = kd_model_build(s->g, &c->model, c->size);
+    s->taps = kd_model_build(s->g, &c->model, c->size, c->size);
     kd_val cls = head(s->g, s->taps.pooled, "head.cls.norm", "head.cls.linear");
     kd_val patch = head(s->g, s->taps.map, "head.patch.norm", "head.patch.linear");
     patch = kd_graph_resize_bilinear(s->g, patch, c->target_side, c->target_side);
@@ -302,9 +302,9 @@ static void load(loaded *l, const char *device, const char *name, const char *fi
     assert_ok(kd_weights_open(&l->w, file, &err));
     assert_ok(kd_model_find(&l->m, name, l->w, &err));
     l->g = kd_graph_create();
-    kd_model_build(l->g, &l->m, size);
+    kd_model_build(l->g, &l->m, size, size);
     assert_ok(kd_params_create(&l->p, l->g, l->b, &err));
-    assert_ok(kd_model_load(l->p, &l->m, l->w, size, &err));
+    assert_ok(kd_model_load(l->p, &l->m, l->w, size, size, &err));
     assert_ok(kd_exec_create(&l->e, l->g, l->p, &(kd_exec_config){.batch = batch}, &err));
 }
 
@@ -358,10 +358,10 @@ static void positions_are_interpolated_as_each_library_does(void **state) {
             for (int k = 0; k < 6 * (1 + from * from); k++)
                 in[k] = (float)(0.5 * formula_unit("pos_embed", (uint32_t)k));
             snprintf(name, sizeof name, "%s_%d_%d", timm ? "timm" : "dinov2", from, to);
-            assert_ok(kd_pos_embed_resize(out, in, from, to, 6, timm ? KD_VIT_TIMM : KD_VIT_DINOV2, &err));
+            assert_ok(kd_pos_embed_resize(out, in, from, to, to, 6, timm ? KD_VIT_TIMM : KD_VIT_DINOV2, &err));
             check_golden(w, name, out, 6 * (size_t)(1 + to * to), (kd_tolerance){.abs = 1e-5});
         }
-    assert_ok(kd_pos_embed_resize(out, in, 14, 14, 6, KD_VIT_DINOV2, &err));
+    assert_ok(kd_pos_embed_resize(out, in, 14, 14, 14, 6, KD_VIT_DINOV2, &err));
     assert_memory_equal(in, out, 197 * 6 * sizeof *in);
     kd_weights_close(w);
 }
@@ -377,7 +377,8 @@ static void count_names(const char *name, int tensors, size_t parameters) {
     if (m.kind == KD_MODEL_VIT) { /* positions at the library's own grid */
         kd_graph_destroy(g);
         g = kd_graph_create();
-        kd_model_build(g, &m, m.vit.family == KD_VIT_TIMM ? 224 : 518);
+        int side = m.vit.family == KD_VIT_TIMM ? 224 : 518;
+        kd_model_build(g, &m, side, side);
     }
     for (int i = 0; i < g->param_count; i++)
         sum += g->params[i].info.is_state ? 0 : g->params[i].info.count;
@@ -439,17 +440,17 @@ static void unknown_names_and_sizes_say_what_would_fit(void **state) {
     assert_ok(kd_model_find(&m, "dinov2_w192_d7", NULL, &err));
     assert_int_equal(m.vit.heads, 3);
     assert_int_equal(m.vit.depth, 7);
-    assert_int_equal(kd_model_check_size(&m, 225, &err), KD_EUSAGE);
+    assert_int_equal(kd_model_check_size(&m, 225, 225, &err), KD_EUSAGE);
     assert_contains(err.msg, "224");
-    assert_ok(kd_model_check_size(&m, 112, &err));
-    assert_int_equal(kd_model_check_size(&m, 0, &err), KD_EUSAGE);
-    assert_int_equal(kd_model_check_size(&m, 1 << 30, &err), KD_EUSAGE);
+    assert_ok(kd_model_check_size(&m, 112, 112, &err));
+    assert_int_equal(kd_model_check_size(&m, 0, 0, &err), KD_EUSAGE);
+    assert_int_equal(kd_model_check_size(&m, 1 << 30, 1 << 30, &err), KD_EUSAGE);
     assert_ok(kd_model_find(&m, "vit_tiny_patch16_224", NULL, &err));
-    assert_int_equal(kd_model_check_size(&m, 112, &err), KD_EUSAGE);
-    assert_ok(kd_model_check_size(&m, 224, &err));
+    assert_int_equal(kd_model_check_size(&m, 112, 112, &err), KD_EUSAGE);
+    assert_ok(kd_model_check_size(&m, 224, 224, &err));
     assert_ok(kd_model_find(&m, "resnet18", NULL, &err));
-    assert_ok(kd_model_check_size(&m, 112, &err));
-    assert_int_equal(kd_model_check_size(&m, 31, &err), KD_EUSAGE);
+    assert_ok(kd_model_check_size(&m, 112, 112, &err));
+    assert_int_equal(kd_model_check_size(&m, 31, 31, &err), KD_EUSAGE);
 }
 
 static void a_name_that_is_not_what_the_file_holds_is_refused(void **state) {
@@ -472,7 +473,7 @@ static void random_model(loaded *l, const char *name, int size) {
     l->b = open_ref();
     assert_ok(kd_model_find(&l->m, name, NULL, &err));
     l->g = kd_graph_create();
-    kd_model_taps taps = kd_model_build(l->g, &l->m, size);
+    kd_model_taps taps = kd_model_build(l->g, &l->m, size, size);
     kd_graph_output(l->g, kd_graph_linear(l->g, taps.cls, "head", 3, 1), "head");
     assert_ok(kd_params_create(&l->p, l->g, l->b, &err));
     assert_ok(kd_params_init(l->p, 3, &err));
@@ -572,7 +573,7 @@ static kd_status load_changed_resnet(const char *without, const char *reshaped) 
     kd_weights *w = NULL;
     assert_ok(kd_params_create(&p, g, b, &err));
     assert_ok(kd_weights_open(&w, path, &err));
-    kd_status s = kd_model_load(p, &m, w, 64, &err);
+    kd_status s = kd_model_load(p, &m, w, 64, 64, &err);
     kd_weights_close(w);
     kd_params_destroy(p);
     kd_graph_destroy(g);
