@@ -456,8 +456,18 @@ static kd_status walk(parse *p, int argc, char **argv, int apply)
     return KD_OK;
 }
 
+static int runs_alone(const parse *p)
+{
+    for (size_t i = 0; i < p->count; i++)
+        if ((p->prog->options[i].flags & KD_OPT_ALONE) && *(const int *)(const void *)(p->config + p->prog->options[i].offset))
+            return 1;
+    return 0;
+}
+
 static kd_status check_required(const parse *p)
 {
+    if (runs_alone(p))
+        return KD_OK;
     for (size_t i = 0; i < p->count; i++) {
         const kd_option *o = &p->prog->options[i];
         if (!(o->flags & KD_OPT_REQUIRED) || p->given[i] || o->dflt)

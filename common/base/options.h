@@ -31,7 +31,8 @@ typedef enum kd_option_kind {
     KD_OPT_STRINGS /* kd_strings: may be given several times */
 } kd_option_kind;
 
-enum { KD_OPT_REQUIRED = 1, KD_OPT_POSITIONAL = 2, KD_OPT_COMMON_JSON = 4 };
+/* KD_OPT_ALONE: a flag that, when it is set, makes a run of its own for which no other option is required ("--inspect"). */
+enum { KD_OPT_REQUIRED = 1, KD_OPT_POSITIONAL = 2, KD_OPT_ALONE = 4 };
 
 typedef struct kd_strings {
     const char **item;
@@ -50,6 +51,7 @@ typedef struct kd_option {
 } kd_option;
 
 #define KD_OPTION_FLAG(T, f, n, h) {n, KD_OPT_FLAG, offsetof(T, f), "", NULL, 0, 0, 0, h}
+#define KD_OPTION_ALONE(T, f, n, h) {n, KD_OPT_FLAG, offsetof(T, f), "", NULL, 0, 0, KD_OPT_ALONE, h}
 #define KD_OPTION_STRING(T, f, n, m, d, fl, h) {n, KD_OPT_STRING, offsetof(T, f), m, d, 0, 0, fl, h}
 #define KD_OPTION_INT(T, f, n, m, d, lo, hi, h) {n, KD_OPT_INT, offsetof(T, f), m, d, lo, hi, 0, h}
 #define KD_OPTION_REAL(T, f, n, m, d, lo, hi, h) {n, KD_OPT_REAL, offsetof(T, f), m, d, lo, hi, 0, h}

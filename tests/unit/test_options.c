@@ -34,7 +34,8 @@ static const kd_program prog = {.name = "kd-test", .summary = "Tests the options
 static const kd_option positional_table[] = {
     KD_OPTION_STRING(config, path, "FILE", "", NULL, KD_OPT_POSITIONAL | KD_OPT_REQUIRED, "cache to look at"),
     KD_OPTION_STRINGS(config, rest, "MORE", "", KD_OPT_POSITIONAL, "further caches"),
-    KD_OPTION_FLAG(config, dry_run, "dry-run", "print the plan"), KD_OPTION_END};
+    KD_OPTION_FLAG(config, dry_run, "dry-run", "print the plan"),
+    KD_OPTION_ALONE(config, keep, "inspect", "only look"), KD_OPTION_END};
 static const kd_program positional = {.name = "kd-test list", .summary = "Lists.", .options = positional_table};
 
 static kd_arena *arena;
@@ -173,6 +174,16 @@ static void positionals_are_taken_in_order(void **state)
     assert_int_equal(PARSE_POSITIONAL(&c, "--dry-run"), KD_EUSAGE);
     assert_contains(err.msg, "FILE is missing: cache to look at");
     assert_int_equal(PARSE_POSITIONAL(&c, "--FILE", "x"), KD_EUSAGE);
+}
+
+static void a_run_of_its_own_needs_nothing_else(void **state)
+{
+    config c;
+    (void)state;
+    assert_int_equal(PARSE_POSITIONAL(&c, "--inspect"), KD_OK);
+    assert_null(c.path);
+    assert_int_equal(PARSE_POSITIONAL(&c, "--no-inspect"), KD_EUSAGE);
+    assert_contains(err.msg, "FILE is missing");
 }
 
 static void config_file_below_command_line_above_default(void **state)
@@ -429,6 +440,7 @@ int main(void)
         OPTIONS_TEST(a_list_option_takes_the_words_of_a_shell_pattern),
         OPTIONS_TEST(wrong_words_are_explained),
         OPTIONS_TEST(positionals_are_taken_in_order),
+        OPTIONS_TEST(a_run_of_its_own_needs_nothing_else),
         OPTIONS_TEST(config_file_below_command_line_above_default),
         OPTIONS_TEST(wrong_config_files_are_explained),
         OPTIONS_TEST(json_is_known_even_when_parsing_fails),

@@ -1,0 +1,23 @@
+/* Selection: which features of which layers a run stores, as the command line says it.
+ *
+ *     --features cls,patch --layers 1,4 --layer-norm on --layer-concat off
+ *
+ * Layers are numbered from the end, as DINOv2's get_intermediate_layers(n) counts: 1 is the last block's output, `depth` the first block's. "all:0,11" names blocks from the
+ * start instead and means the same things. The order on the command line doesn't matter: a selection is a set, kept in ascending order. */
+#ifndef KD_PRECOMPUTE_SELECTION_H
+#define KD_PRECOMPUTE_SELECTION_H
+
+#include "cache/identity.h"
+#include "cache/record.h"
+
+/* "cls,patch" -> bits 1 << KD_FEATURE_*. KD_EUSAGE: an unknown name (with the nearest), one given twice, none. */
+kd_status kd_features_parse(const char *text, unsigned *features, kd_err *err);
+/* The inverse, in the order of kd_feature: "cls,patch". */
+const char *kd_features_text(unsigned features, char *buf, size_t cap);
+
+/* "1,4" or "all:8,11" for a teacher of `depth` blocks -> layer[0..*count), ascending, 1 = last. KD_EUSAGE naming the depth: a number that is none, out of range, given twice,
+ * or more than KD_MAX_LAYERS of them. */
+kd_status kd_layers_parse(const char *text, int depth, uint16_t layer[KD_MAX_LAYERS], int *count, kd_err *err);
+const char *kd_layers_text(const uint16_t *layer, int count, char *buf, size_t cap);
+
+#endif
