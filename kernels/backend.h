@@ -22,7 +22,7 @@
 #include "common/base/err.h"
 #include "kernels/ops.h"
 
-enum { KD_BACKEND_ABI = 1 };
+enum { KD_BACKEND_ABI = 2 };
 
 typedef struct kd_backend kd_backend;
 typedef struct kd_op kd_op; /* one prepared op; each backend defines its own */
@@ -62,7 +62,8 @@ typedef struct kd_backend_table {
     /* Ops (kernels/ops.h). create chooses the algorithm and fills needs; nothing may be allocated in pack, forward or backward. */
     kd_status (*op_create)(kd_backend *b, kd_op **out, const kd_op_desc *desc, kd_op_needs *needs, kd_err *err);
     void (*op_destroy)(kd_backend *b, kd_op *op);
-    /* Re-orders or converts args->param into args->packed; called after the parameters have changed, before forward. */
+    /* Re-orders or converts args->param into args->packed; called after the parameters have changed, before forward. In inference the caller may then drop the parameters
+     * of needs.consumed. */
     kd_status (*op_pack)(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err);
     kd_status (*op_forward)(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err);
     kd_status (*op_backward)(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err);

@@ -1,5 +1,6 @@
 #include "kernels/ops.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "common/base/err.h"
@@ -18,8 +19,10 @@ static const char *const kind_names[KD_OP_KINDS] = {
     [KD_OP_MAX_POOL] = "max_pool",
     [KD_OP_MEAN_TOKENS] = "mean_tokens",
     [KD_OP_ATTENTION] = "attention",
+    [KD_OP_ROPE] = "rope",
     [KD_OP_TOKENS] = "tokens",
     [KD_OP_TOKEN_SLICE] = "token_slice",
+    [KD_OP_CONCAT] = "concat",
     [KD_OP_RESIZE_BILINEAR] = "resize_bilinear",
     [KD_OP_MSE] = "mse",
 };
@@ -56,7 +59,7 @@ size_t kd_op_param_numel(const kd_op_desc *d, int i) {
     case KD_OP_SCALE_ADD:
         return i == 0 ? in : 0;
     case KD_OP_TOKENS:
-        return i == 0 ? in : i == 1 ? (size_t)d->y.shape[1] * in : 0;
+        return i == 0 ? in : i == 1 && d->positions ? (1 + (size_t)d->x[0].shape[1]) * in : i == 2 ? (size_t)d->registers * in : 0;
     default:
         return 0;
     }
@@ -132,6 +135,30 @@ static void check_batch_norm(const kd_op_desc *d) {
     CHECK(d, !d->train || kd_tdesc_numel(&d->y) > (size_t)d->y.shape[3]);
 }
 
+static void check_rope(const kd_op_desc *d) {
+    const kd_tdesc *x = &d->x[0];
+    CHECK(d, same_shape(x, &d->y) && x->dtype == d->y.dtype && x->rank == 3);
+    CHECK(d, d->heads >= 1 && x->shape[2] % (3 * (int64_t)d->heads) == 0);
+    CHECK(d, d->periods >= 1 && d->periods <= KD_OP_MAX_PERIODS && x->shape[2] / (3 * (int64_t)d->heads) == 4 * (int64_t)d->periods);
+    for (int i = 0; i < d->periods; i++)
+        CHECK(d, d->period[i] > 0);
+    CHECK(d, d->begin >= 0 && d->grid_h >= 1 && d->grid_w >= 1 && x->shape[1] - d->begin == (int64_t)d->grid_h * d->grid_w);
+}
+
+/* Same rank, the same dimensions but the last. */
+static int same_rows(const kd_tdesc *a, const kd_tdesc *b) {
+    kd_tdesc c = *a;
+    c.shape[c.rank - 1] = last_dim(b);
+    return same_shape(&c, b);
+}
+
+static void check_concat(const kd_op_desc *d) {
+    const kd_tdesc *a = &d->x[0], *b = &d->x[1], *y = &d->y;
+    CHECK(d, same_rows(a, y) && same_rows(b, y));
+    CHECK(d, last_dim(a) < last_dim(y) && last_dim(y) - last_dim(a) == last_dim(b));
+    CHECK(d, a->dtype == y->dtype && b->dtype == y->dtype);
+}
+
 static void check_tokens(const kd_op_desc *d) {
     const kd_tdesc *x = &d->x[0], *y = &d->y;
     CHECK(d, x->rank == 3 && y->rank == 3);
@@ -142,7 +169,7 @@ static void check_tokens(const kd_op_desc *d) {
         CHECK(d, d->heads >= 1 && y->shape[2] % d->heads == 0);
         break;
     case KD_OP_TOKENS:
-        CHECK(d, y->shape[1] == x->shape[1] + 1 && x->shape[2] == y->shape[2]);
+        CHECK(d, d->registers >= 0 && y->shape[1] == x->shape[1] + 1 + d->registers && x->shape[2] == y->shape[2]);
         break;
     default:
         CHECK(d, d->begin >= 0 && d->begin + y->shape[1] <= x->shape[1] && x->shape[2] == y->shape[2]);
@@ -156,7 +183,7 @@ static void check_mean_tokens(const kd_op_desc *d) {
 
 static void check_inputs(const kd_op_desc *d) {
     int wanted = 1;
-    if (d->kind == KD_OP_ADD || d->kind == KD_OP_SCALE_ADD || d->kind == KD_OP_MSE || (d->kind == KD_OP_LINEAR && d->residual))
+    if (d->kind == KD_OP_ADD || d->kind == KD_OP_SCALE_ADD || d->kind == KD_OP_CONCAT || d->kind == KD_OP_MSE || (d->kind == KD_OP_LINEAR && d->residual))
         wanted = 2;
     CHECK(d, d->inputs == wanted || (d->kind == KD_OP_BATCH_NORM && d->inputs == 2));
     CHECK(d, (d->need_dx >> d->inputs) == 0 && (d->add_dx >> d->inputs) == 0);
@@ -233,6 +260,12 @@ void kd_op_check(const kd_op_desc *d) {
     case KD_OP_TOKEN_SLICE:
         check_tokens(d);
         break;
+    case KD_OP_ROPE:
+        check_rope(d);
+        break;
+    case KD_OP_CONCAT:
+        check_concat(d);
+        break;
     case KD_OP_RESIZE_BILINEAR:
         CHECK(d, x->rank == 4 && y->rank == 4 && x->shape[0] == y->shape[0] && x->shape[3] == y->shape[3]);
         break;
@@ -258,4 +291,28 @@ double kd_op_flops(const kd_op_desc *d) {
     default:
         return 0.0;
     }
+}
+
+/* --- rope --- */
+
+size_t kd_op_rope_table_floats(const kd_op_desc *d) {
+    return ((size_t)d->grid_h + (size_t)d->grid_w) * 2 * (size_t)d->periods;
+}
+
+/* One side of the grid. Every step rounds to f32, in the order of rope_position_encoding.py. */
+static float *rope_side(const kd_op_desc *d, float *line, int side) {
+    const float turn = 6.283185307179586f;
+    for (int i = 0; i < side; i++, line += 2 * d->periods) {
+        float unit = ((float)i + 0.5f) / (float)side, place = 2.0f * unit - 1.0f;
+        for (int j = 0; j < d->periods; j++) {
+            float angle = turn * place / d->period[j];
+            line[j] = (float)cos((double)angle);
+            line[d->periods + j] = (float)sin((double)angle);
+        }
+    }
+    return line;
+}
+
+void kd_op_rope_table(const kd_op_desc *d, float *table) {
+    rope_side(d, rope_side(d, table, d->grid_h), d->grid_w);
 }

@@ -18,7 +18,7 @@
 
 #include "common/tensor/dtype.h"
 
-enum { KD_OP_MAX_X = 2, KD_OP_MAX_PARAM = 4, KD_OP_MAX_STATE = 2, KD_OP_MAX_RANK = 4 };
+enum { KD_OP_MAX_X = 2, KD_OP_MAX_PARAM = 4, KD_OP_MAX_STATE = 2, KD_OP_MAX_RANK = 4, KD_OP_MAX_PERIODS = 64 };
 
 typedef enum kd_op_kind {
     /* x0 U8 [N,H,W,3] -> y [N,H,W,3]: y = (x/255 - mean) / std, in f32 with true divisions (torchvision ToTensor, Normalize). No gradient. */
@@ -46,10 +46,19 @@ typedef enum kd_op_kind {
     KD_OP_MEAN_TOKENS, /* x0 [N,T,D] or [N,H,W,D] -> y [N,D]: mean over positions (global average pooling) */
     /* x0 [N,T,3D] rows q|k|v, each D = heads x Dh -> y [N,T,D]: softmax(q k^T / sqrt(Dh)) v per head, heads concatenated */
     KD_OP_ATTENTION,
-    /* x0 [N,P,D], param0 class token [D], param1 positions [1+P,D] -> y [N,1+P,D]: row 0 = class token + positions[0], row 1+p = x0[p] + positions[1+p] */
+    /* x0 [N,T,3D] rows q|k|v as for attention -> y, same shape and dtype. Tokens begin..T-1 are the patches of a grid_h x grid_w grid in row-major order; their q and k are
+     * rotated by their position, head by head, everything else (tokens before begin, all v) is copied. With Dh = D / heads, Dh/4 = periods, h = Dh/2, and the patch in row r, column c:
+     *     angle[j] = 2 pi (2 (r + .5) / grid_h - 1) / period[j]            for j < Dh/4
+     *     angle[j] = 2 pi (2 (c + .5) / grid_w - 1) / period[j - Dh/4]     for Dh/4 <= j < h
+     *     y[j] = x[j] cos angle[j] - x[j+h] sin angle[j];  y[j+h] = x[j+h] cos angle[j] + x[j] sin angle[j]
+     * The angles are f32, made in the order of DINOv3's f32 operations (kd_op_rope_table; dinov3/layers/rope_position_encoding.py, attention.py); the gradient turns back. */
+    KD_OP_ROPE,
+    /* x0 [N,P,D], param0 class token [D], param1 positions [1+P,D] if desc.positions, param2 registers [R,D] if desc.registers = R > 0 -> y [N,1+R+P,D]:
+     * row 0 = class token (+ positions[0]), rows 1..R = registers (they have no position), row 1+R+p = x0[p] (+ positions[1+p]) */
     KD_OP_TOKENS,
     /* x0 [N,T,D] -> y [N,n,D] = rows begin .. begin+n-1 */
     KD_OP_TOKEN_SLICE,
+    KD_OP_CONCAT, /* x0 [..,A], x1 [..,B] -> y [..,A+B], each row that of x0, then that of x1; one dtype */
     /* x0 [N,h,w,D] -> y [N,H,W,D]: bilinear, align_corners = false, no antialiasing (torch.nn.functional.interpolate), source index clamped at 0 */
     KD_OP_RESIZE_BILINEAR,
     /* x0 prediction F32, x1 target F32 (same shape) -> y F32 [1] = mean over all elements of (x0 - x1)^2, summed in f64. dx0 = *dy * 2 / count * (x0 - x1); no dx1. */
@@ -78,6 +87,9 @@ typedef struct kd_op_desc {
     int bias, residual;
     kd_act act;
     int heads, begin;
+    int positions, registers;       /* tokens */
+    int grid_h, grid_w, periods;    /* rope */
+    float period[KD_OP_MAX_PERIODS];
     float eps, momentum;
     float mean[3], std[3]; /* normalize */
 } kd_op_desc;
@@ -87,6 +99,7 @@ typedef struct kd_op_needs {
     size_t packed;  /* lives as long as the parameters: repacked weights */
     size_t saved;   /* from forward to backward of one step */
     size_t scratch; /* during one call */
+    unsigned consumed; /* inference: bit i says that op_forward doesn't read param[i] once op_pack has run, so that its memory may go (param[i] may then be NULL). Not in bytes */
 } kd_op_needs;
 
 /* Pointers for one call; all device addresses. Unused ones are NULL. */
@@ -111,6 +124,10 @@ void kd_op_check(const kd_op_desc *d);
 /* Elements of parameter (state) i, 0 when the op has none there. The gamma of a residual linear counts although it may be absent. */
 size_t kd_op_param_numel(const kd_op_desc *d, int i);
 size_t kd_op_state_numel(const kd_op_desc *d, int i);
+/* What rope turns by: (grid_h + grid_w) lines of cos[periods], sin[periods]; first the angles of the grid's rows (the first half of the Dh/2), then those of its columns.
+ * f32 as ops.h says above, each cosine and sine rounded once from double, so that every backend turns by the same numbers. d must have passed kd_op_check. */
+size_t kd_op_rope_table_floats(const kd_op_desc *d);
+void kd_op_rope_table(const kd_op_desc *d, float *table);
 /* Floating-point operations of one forward call (2 per multiply-add): for plans and benches. Matrix work only (conv2d, linear, attention); the rest is memory traffic and counts 0. */
 double kd_op_flops(const kd_op_desc *d);
 

@@ -23,8 +23,10 @@ static const kd_cpu_kind *kind_of(kd_op_kind k) {
         [KD_OP_MAX_POOL] = &kd_cpu_max_pool,
         [KD_OP_MEAN_TOKENS] = &kd_cpu_mean_tokens,
         [KD_OP_ATTENTION] = &kd_cpu_attention,
+        [KD_OP_ROPE] = &kd_cpu_rope,
         [KD_OP_TOKENS] = &kd_cpu_tokens,
         [KD_OP_TOKEN_SLICE] = &kd_cpu_token_slice,
+        [KD_OP_CONCAT] = &kd_cpu_concat,
         [KD_OP_RESIZE_BILINEAR] = &kd_cpu_resize_bilinear,
         [KD_OP_MSE] = &kd_cpu_mse,
     };

@@ -133,6 +133,7 @@ static void plan(conv *c, const kd_op_desc *d, kd_op_needs *needs) {
     kd_dnn *const others[] = {c->dx, c->pack_forward, c->pack_dx, c->unpack_dw};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
         work = largest(work, kd_dnn_scratch_bytes(others[i]));
+    needs->consumed = d->train ? 0 : 1u;
     kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(c->forward));
     if (c->pack_dx)
         c->packed_dx = kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(c->dx));

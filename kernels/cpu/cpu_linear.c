@@ -73,6 +73,7 @@ static void plan(linear *l, const kd_op_desc *d, kd_op_needs *needs) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         if (kd_dnn_scratch_bytes(all[i]) > work)
             work = kd_dnn_scratch_bytes(all[i]);
+    needs->consumed = d->train ? 0 : 1u;
     kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(l->forward));
     if (l->dx)
         l->packed_dx = kd_cpu_region(&needs->packed, kd_dnn_weights_bytes(l->dx));

@@ -1,4 +1,4 @@
-/* Ops that move or average tokens: mean_tokens, tokens, token_slice. */
+/* Ops that move or average tokens: mean_tokens, tokens, token_slice, concat. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
@@ -78,18 +78,22 @@ const kd_cpu_kind kd_cpu_mean_tokens = {NULL, NULL, NULL, mean_forward, mean_bac
 
 /* ---- tokens ---- */
 
-/* Row r of y: image r / (1+P), token r % (1+P). */
+/* Row r of y: image r / (1+R+P), token r % (1+R+P). */
 KD_HOT static void tokens_range(const void *ctx, int slice, size_t begin, size_t end) {
     const op_ctx c = *(const op_ctx *)ctx;
     const kd_op_args p = *c.p;
     kd_dtype tx = c.d->x[0].dtype, ty = c.d->y.dtype;
+    size_t first = 1 + (size_t)c.d->registers, tokens = first + c.positions; /* first: of the patches */
     (void)slice;
     for (size_t r = begin; r < end; r++) {
-        size_t image = r / (c.positions + 1), token = r % (c.positions + 1), from = (image * c.positions + token - 1) * c.width;
+        size_t token = r % tokens, from = (r / tokens * c.positions + token - first) * c.width;
+        const float *own = token == 0 ? p.param[0] : token < first ? p.param[2] + (token - 1) * c.width : NULL, *position = NULL;
+        if (c.d->positions && (token == 0 || token >= first))
+            position = p.param[1] + (token == 0 ? 0 : token - first + 1) * c.width;
         for (size_t i = 0; i < c.width; i += KD_VF) {
             int n = kd_lanes(c.width - i);
-            kd_vf v = token == 0 ? kd_load_f32(p.param[0] + i, n) : kd_load(p.x[0], tx, from + i, n);
-            kd_store(p.y, ty, r * c.width + i, v + kd_load_f32(p.param[1] + token * c.width + i, n), n);
+            kd_vf v = own ? kd_load_f32(own + i, n) : kd_load(p.x[0], tx, from + i, n);
+            kd_store(p.y, ty, r * c.width + i, position ? v + kd_load_f32(position + i, n) : v, n);
         }
     }
 }
@@ -97,10 +101,11 @@ KD_HOT static void tokens_range(const void *ctx, int slice, size_t begin, size_t
 /* Row r of dx: image r / P, patch r % P. */
 KD_HOT static void tokens_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
     const op_ctx c = *(const op_ctx *)ctx;
+    size_t first = 1 + (size_t)c.d->registers;
     int add = (c.d->add_dx & 1) != 0;
     (void)slice;
     for (size_t r = begin; r < end; r++) {
-        size_t from = r / c.positions * (c.positions + 1) + 1 + r % c.positions;
+        size_t from = r / c.positions * (first + c.positions) + first + r % c.positions;
         copy_row(c.p->dx[0], c.d->x[0].dtype, r * c.width, c.p->dy, c.d->y.dtype, from * c.width, c.width, add);
     }
 }
@@ -112,18 +117,28 @@ static kd_status tokens_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_er
     return KD_OK;
 }
 
+/* out[rows * width] += the sums over images of `rows` rows of dy from `first`. */
+static void add_rows(int threads, const op_ctx *c, float *out, size_t first, size_t rows) {
+    kd_dtype type = c->d->y.dtype;
+    kd_cpu_columns sums = {.out = out, .g = (const char *)c->p->dy + first * c->width * kd_dtype_size(type), .g_type = type, .rows = (size_t)c->d->y.shape[0],
+                           .stride = (size_t)c->d->y.shape[1] * c->width, .width = rows * c->width};
+    kd_cpu_add_columns(threads, &sums);
+}
+
 static kd_status tokens_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     op_ctx c = context_of(op, a);
     const kd_op_desc *d = &op->desc;
-    size_t image = (c.positions + 1) * c.width;
+    size_t registers = (size_t)d->registers;
     int threads = b->base.threads;
     (void)err;
-    if (d->need_dparam) { /* sums over images: of row 0, and of all rows */
-        kd_cpu_columns sums = {.out = a->dparam[0], .g = a->dy, .g_type = d->y.dtype, .rows = (size_t)d->y.shape[0], .stride = image, .width = c.width};
-        kd_cpu_add_columns(threads, &sums);
-        sums.out = a->dparam[1];
-        sums.width = image;
-        kd_cpu_add_columns(threads, &sums);
+    if (d->need_dparam) {
+        add_rows(threads, &c, a->dparam[0], 0, 1);
+        if (d->positions) {
+            add_rows(threads, &c, a->dparam[1], 0, 1);
+            add_rows(threads, &c, a->dparam[1] + c.width, 1 + registers, c.positions);
+        }
+        if (registers > 0)
+            add_rows(threads, &c, a->dparam[2], 1, registers);
     }
     if (d->need_dx & 1)
         kd_cpu_parallel(threads, kd_cpu_rows(&d->x[0]), c.width, tokens_grad_range, &c);
@@ -176,3 +191,44 @@ static kd_status slice_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_er
 }
 
 const kd_cpu_kind kd_cpu_token_slice = {NULL, NULL, NULL, slice_forward, slice_backward};
+
+/* ---- concat ---- */
+
+KD_HOT static void concat_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const op_ctx c = *(const op_ctx *)ctx;
+    size_t size = kd_dtype_size(c.d->y.dtype), a = kd_cpu_width(&c.d->x[0]) * size, b = kd_cpu_width(&c.d->x[1]) * size;
+    (void)slice;
+    for (size_t r = begin; r < end; r++) {
+        char *y = (char *)c.p->y + r * (a + b);
+        memcpy(y, (const char *)c.p->x[0] + r * a, a);
+        memcpy(y + a, (const char *)c.p->x[1] + r * b, b);
+    }
+}
+
+KD_HOT static void concat_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const op_ctx c = *(const op_ctx *)ctx;
+    size_t from = 0, all = kd_cpu_width(&c.d->y);
+    (void)slice;
+    for (int k = 0; k < 2; k++) {
+        size_t width = kd_cpu_width(&c.d->x[k]);
+        for (size_t r = begin; (c.d->need_dx >> k & 1) && r < end; r++)
+            copy_row(c.p->dx[k], c.d->x[k].dtype, r * width, c.p->dy, c.d->y.dtype, r * all + from, width, (c.d->add_dx >> k & 1) != 0);
+        from += width;
+    }
+}
+
+static kd_status concat_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    op_ctx c = {.d = &op->desc, .p = a};
+    (void)err;
+    kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.y), kd_cpu_width(&op->desc.y), concat_range, &c);
+    return KD_OK;
+}
+
+static kd_status concat_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    op_ctx c = {.d = &op->desc, .p = a};
+    (void)err;
+    kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.y), kd_cpu_width(&op->desc.y), concat_grad_range, &c);
+    return KD_OK;
+}
+
+const kd_cpu_kind kd_cpu_concat = {NULL, NULL, NULL, concat_forward, concat_backward};

@@ -417,6 +417,7 @@ kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const 
     kd_gval v = *val(g, patches);
     KD_ASSERT(v.rank == 2);
     kd_gnode n = new_node(g, KD_OP_TOKENS, NULL, patches, -1);
+    n.desc.positions = 1;
     v.shape[0] += 1;
     int64_t cls[3] = {1, 1, v.shape[1]}, pos[3] = {1, v.shape[0], v.shape[1]};
     /* timm vision_transformer.py and DINOv2 vision_transformer.py, init_weights: class token normal 1e-6, positions truncated normal 0.02 */

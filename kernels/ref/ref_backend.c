@@ -30,8 +30,10 @@ const kd_ref_core *kd_ref_core_of(kd_op_kind kind) {
         [KD_OP_MAX_POOL] = &kd_ref_max_pool,
         [KD_OP_MEAN_TOKENS] = &kd_ref_mean_tokens,
         [KD_OP_ATTENTION] = &kd_ref_attention,
+        [KD_OP_ROPE] = &kd_ref_rope,
         [KD_OP_TOKENS] = &kd_ref_tokens,
         [KD_OP_TOKEN_SLICE] = &kd_ref_token_slice,
+        [KD_OP_CONCAT] = &kd_ref_concat,
         [KD_OP_RESIZE_BILINEAR] = &kd_ref_resize_bilinear,
         [KD_OP_MSE] = &kd_ref_mse,
     };

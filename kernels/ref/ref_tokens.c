@@ -1,4 +1,4 @@
-/* Ops on token sequences: mean_tokens, tokens, token_slice. */
+/* Ops on token sequences: mean_tokens, tokens, token_slice, concat. */
 #include <string.h>
 
 #include "kernels/ref/ref_core.h"
@@ -22,31 +22,55 @@ static void mean_tokens_backward(const kd_op_desc *d, const kd_ref_vals *v) {
 
 const kd_ref_core kd_ref_mean_tokens = {mean_tokens_forward, mean_tokens_backward, NULL};
 
+/* Which rows of x0, of the positions and of the registers make row t of y: -1 = none. */
+typedef struct token_row {
+    int64_t patch, position, reg;
+} token_row;
+
+static token_row token_row_of(const kd_op_desc *d, int64_t t) {
+    if (t == 0)
+        return (token_row){-1, 0, -1};
+    if (t <= d->registers)
+        return (token_row){-1, -1, t - 1};
+    return (token_row){t - 1 - d->registers, t - d->registers, -1};
+}
+
 static void tokens_forward(const kd_op_desc *d, const kd_ref_vals *v) {
-    int64_t n = d->y.shape[0], tokens = d->y.shape[1], width = d->y.shape[2];
-    const double *cls = v->param[0], *pos = v->param[1];
+    int64_t n = d->y.shape[0], tokens = d->y.shape[1], width = d->y.shape[2], patches = d->x[0].shape[1];
     for (int64_t b = 0; b < n; b++)
         for (int64_t t = 0; t < tokens; t++) {
-            const double *from = t == 0 ? cls : v->x[0] + (b * (tokens - 1) + t - 1) * width;
+            token_row row = token_row_of(d, t);
+            const double *from = row.patch >= 0 ? v->x[0] + (b * patches + row.patch) * width : row.reg >= 0 ? v->param[2] + row.reg * width : v->param[0];
             for (int64_t i = 0; i < width; i++)
-                v->y[(b * tokens + t) * width + i] = from[i] + pos[t * width + i];
+                v->y[(b * tokens + t) * width + i] = from[i] + (d->positions && row.position >= 0 ? v->param[1][row.position * width + i] : 0);
         }
 }
 
+static void add_row(double *to, const double *from, int64_t width) {
+    for (int64_t i = 0; to && i < width; i++)
+        to[i] += from[i];
+}
+
+static double *row_at(double *base, int64_t row, int64_t width) {
+    return base && row >= 0 ? base + row * width : NULL;
+}
+
 static void tokens_backward(const kd_op_desc *d, const kd_ref_vals *v) {
-    int64_t n = d->y.shape[0], tokens = d->y.shape[1], width = d->y.shape[2];
-    for (int64_t b = 0; v->dx[0] && b < n; b++)
-        memcpy(v->dx[0] + b * (tokens - 1) * width, v->dy + (b * tokens + 1) * width, (size_t)((tokens - 1) * width) * sizeof(double));
-    for (int64_t i = 0; v->dparam[0] && i < width; i++) {
-        v->dparam[0][i] = 0;
-        for (int64_t b = 0; b < n; b++)
-            v->dparam[0][i] += v->dy[b * tokens * width + i];
-    }
-    for (int64_t i = 0; v->dparam[1] && i < tokens * width; i++) {
-        v->dparam[1][i] = 0;
-        for (int64_t b = 0; b < n; b++)
-            v->dparam[1][i] += v->dy[b * tokens * width + i];
-    }
+    int64_t n = d->y.shape[0], tokens = d->y.shape[1], width = d->y.shape[2], patches = d->x[0].shape[1];
+    for (int i = 0; i < 3; i++)
+        if (v->dparam[i])
+            memset(v->dparam[i], 0, kd_op_param_numel(d, i) * sizeof(double));
+    if (v->dx[0])
+        memset(v->dx[0], 0, kd_tdesc_numel(&d->x[0]) * sizeof(double));
+    for (int64_t b = 0; b < n; b++)
+        for (int64_t t = 0; t < tokens; t++) {
+            token_row row = token_row_of(d, t);
+            const double *dy = v->dy + (b * tokens + t) * width;
+            add_row(row_at(v->dparam[0], t == 0 ? 0 : -1, width), dy, width);
+            add_row(row_at(v->dparam[1], row.position, width), dy, width);
+            add_row(row_at(v->dparam[2], row.reg, width), dy, width);
+            add_row(row_at(v->dx[0], row.patch < 0 ? -1 : b * patches + row.patch, width), dy, width);
+        }
 }
 
 const kd_ref_core kd_ref_tokens = {tokens_forward, tokens_backward, NULL};
@@ -67,3 +91,23 @@ static void token_slice_backward(const kd_op_desc *d, const kd_ref_vals *v) {
 }
 
 const kd_ref_core kd_ref_token_slice = {token_slice_forward, token_slice_backward, NULL};
+
+static void concat_forward(const kd_op_desc *d, const kd_ref_vals *v) {
+    size_t a = (size_t)kd_ref_width(&d->x[0]), b = (size_t)kd_ref_width(&d->x[1]), rows = (size_t)kd_ref_rows(&d->y);
+    for (size_t r = 0; r < rows; r++) {
+        memcpy(v->y + r * (a + b), v->x[0] + r * a, a * sizeof(double));
+        memcpy(v->y + r * (a + b) + a, v->x[1] + r * b, b * sizeof(double));
+    }
+}
+
+static void concat_backward(const kd_op_desc *d, const kd_ref_vals *v) {
+    size_t a = (size_t)kd_ref_width(&d->x[0]), b = (size_t)kd_ref_width(&d->x[1]), rows = (size_t)kd_ref_rows(&d->y);
+    for (size_t r = 0; r < rows; r++) {
+        if (v->dx[0])
+            memcpy(v->dx[0] + r * a, v->dy + r * (a + b), a * sizeof(double));
+        if (v->dx[1])
+            memcpy(v->dx[1] + r * b, v->dy + r * (a + b) + a, b * sizeof(double));
+    }
+}
+
+const kd_ref_core kd_ref_concat = {concat_forward, concat_backward, NULL};

@@ -1,5 +1,6 @@
 #include "tests/ops/cases.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -7,7 +8,7 @@
 
 #include "common/base/err.h"
 
-enum { MAX_CASES = 1200 };
+enum { MAX_CASES = 1500 };
 static ops_case cases[MAX_CASES];
 static size_t count;
 
@@ -319,10 +320,7 @@ static void token_cases(void) {
     for (size_t i = 0; i < COUNT(sizes); i++) {
         int n = sizes[i][0], p = sizes[i][1], w = sizes[i][2];
         const char *label = text("%dx%dx%d", n, p, w);
-        kd_op_desc d = {.kind = KD_OP_TOKENS, .inputs = 1, .x = {shape(3, n, p, w)}, .y = shape(3, n, p + 1, w)};
-        variants(d, 0, label);
-        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
-        d.kind = KD_OP_MEAN_TOKENS;
+        kd_op_desc d = {.kind = KD_OP_MEAN_TOKENS, .inputs = 1, .x = {shape(3, n, p, w)}};
         d.y = shape(2, n, w);
         variants(d, 0, label);
         mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
@@ -340,6 +338,50 @@ static void token_cases(void) {
         variants(d, 0, label);
         mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
         mixed(d, 0, label, KD_F32, KD_F32, KD_BF16);
+    }
+}
+
+/* The class token, registers and patches of a ViT's sequence. */
+static void sequence_cases(void) {
+    static const int sizes[][5] = {{1, 1, 1, 1, 0}, {2, 7, 17, 1, 0}, {3, 16, 33, 1, 4}, {2, 49, 64, 0, 4}, {2, 5, 7, 0, 0}, {1, 3, 130, 1, 1}}; /* N, P, D, positions, registers */
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const int *s = sizes[i];
+        kd_op_desc d = {.kind = KD_OP_TOKENS, .inputs = 1, .positions = s[3], .registers = s[4], .x = {shape(3, s[0], s[1], s[2])}, .y = shape(3, s[0], 1 + s[4] + s[1], s[2])};
+        const char *label = text("%dx%dx%d%s, %d registers", s[0], s[1], s[2], s[3] ? " positions" : "", s[4]);
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+    }
+}
+
+/* Periods as DINOv3 makes them: 100^(2 i / (Dh/2)). */
+static kd_op_desc rope(int n, int begin, int h, int w, int heads, int head) {
+    kd_tdesc t = shape(3, n, begin + h * w, 3 * heads * head);
+    kd_op_desc d = {.kind = KD_OP_ROPE, .inputs = 1, .heads = heads, .begin = begin, .grid_h = h, .grid_w = w, .periods = head / 4, .x = {t}, .y = t};
+    for (int i = 0; i < d.periods; i++)
+        d.period[i] = (float)pow(100, 4.0 * i / head);
+    return d;
+}
+
+static void rope_cases(void) {
+    static const int sizes[][6] = {{1, 0, 1, 1, 1, 4}, {2, 1, 3, 5, 2, 8}, {1, 5, 7, 4, 3, 20}, {2, 5, 4, 4, 2, 64}, {1, 1, 2, 9, 1, 80}, {1, 5, 1, 13, 2, 88}, {1, 0, 3, 2, 1, 104},
+                                   {1, 5, 5, 3, 2, 128}, {1, 1, 2, 2, 1, 256}}; /* N, begin, grid height and width, heads, Dh */
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const int *s = sizes[i];
+        variants(rope(s[0], s[1], s[2], s[3], s[4], s[5]), 0, text("%d from %d, grid %dx%d, %d heads of %d", s[0], s[1], s[2], s[3], s[4], s[5]));
+    }
+}
+
+static void concat_cases(void) {
+    static const kd_tdesc list[][2] = {{{KD_F32, 1, {1}}, {KD_F32, 1, {2}}},
+                                       {{KD_F32, 2, {3, 7}}, {KD_F32, 2, {3, 17}}},
+                                       {{KD_F32, 3, {2, 5, 33}}, {KD_F32, 3, {2, 5, 1}}},
+                                       {{KD_F32, 4, {2, 3, 4, 64}}, {KD_F32, 4, {2, 3, 4, 130}}},
+                                       {{KD_F32, 3, {2, 17, 384}}, {KD_F32, 3, {2, 17, 384}}}};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_op_desc d = {.kind = KD_OP_CONCAT, .inputs = 2, .x = {list[i][0], list[i][1]}, .y = list[i][0]};
+        int last = d.y.rank - 1;
+        d.y.shape[last] += list[i][1].shape[last];
+        variants(d, 0, text("rank %d, rows of %d and %d", d.y.rank, (int)list[i][0].shape[last], (int)list[i][1].shape[last]));
     }
 }
 
@@ -377,6 +419,9 @@ size_t ops_cases(const ops_case **list) {
         silu_gate_cases();
         max_pool_cases();
         token_cases();
+        sequence_cases();
+        concat_cases();
+        rope_cases();
         attention_cases();
         resize_cases();
         mse_cases();

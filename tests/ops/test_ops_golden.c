@@ -39,7 +39,7 @@ static const kd_op_desc recorded[] = {
     {.name = "resize_up", .kind = KD_OP_RESIZE_BILINEAR},
     {.name = "resize_down", .kind = KD_OP_RESIZE_BILINEAR},
     {.name = "mean_tokens", .kind = KD_OP_MEAN_TOKENS},
-    {.name = "tokens", .kind = KD_OP_TOKENS},
+    {.name = "tokens", .kind = KD_OP_TOKENS, .positions = 1},
 };
 enum { RECORDED = sizeof recorded / sizeof *recorded };
 

@@ -26,8 +26,10 @@ static const struct row {
     [KD_OP_MAX_POOL] = {{1e-6, 1e-2}, 2.2e-7, 0},      /* overlapping windows add gradients */
     [KD_OP_MEAN_TOKENS] = {{1e-6, 1e-2}, 2.8e-7, 4.9e-8},
     [KD_OP_ATTENTION] = {{1e-5, 4e-2}, 1.8e-6, 1.3e-2},/* probabilities and score gradients are rounded before the second product */
-    [KD_OP_TOKENS] = {{1e-6, 1e-2}, 8.3e-8, 8.3e-8},
+    [KD_OP_ROPE] = {{1e-6, 1e-2}, 1.0e-7, 3.4e-3},
+    [KD_OP_TOKENS] = {{1e-6, 1e-2}, 8.4e-8, 8.4e-8},
     [KD_OP_TOKEN_SLICE] = {{0, 0}, 0, 0},
+    [KD_OP_CONCAT] = {{0, 0}, 0, 0},
     [KD_OP_RESIZE_BILINEAR] = {{1e-6, 1e-2}, 2.1e-7, 3.5e-3},
     [KD_OP_MSE] = {{5e-7, 0}, 8.0e-8, 0},
 };
