@@ -25,7 +25,7 @@ static const vit_row vits[] = {
     {"dinov2_vits14", KD_VIT_DINOV2, 384, 12, 14, KD_FFN_GELU, 1536},
     {"dinov2_vitb14", KD_VIT_DINOV2, 768, 12, 14, KD_FFN_GELU, 3072},
     {"dinov2_vitl14", KD_VIT_DINOV2, 1024, 24, 14, KD_FFN_GELU, 4096},
-    {"dinov2_vitg14", KD_VIT_DINOV2, 1536, 40, 14, KD_FFN_SWIGLU_PACKED, 4096},
+    {"dinov2_vitg14", KD_VIT_DINOV2, 1536, 40, 14, KD_FFN_SWIGLU, 4096},
 };
 enum { VITS = sizeof vits / sizeof *vits, MAX_WIDTH = 8192, MAX_DEPTH = 1024, TIMM_GRID = 14, HEAD_WIDTH = 64, LARGEST_SIDE = 8192 };
 
@@ -64,14 +64,17 @@ static void set_vit(kd_model_info *m, const kd_vit_spec *spec, const char *name)
     m->vit = *spec;
     m->width = spec->width;
     m->multiple = m->smallest = spec->patch;
-    memcpy(m->mean, timm ? HALF : IMAGENET_MEAN, sizeof m->mean); /* timm's default configuration of these ViTs: IMAGENET_INCEPTION */
-    memcpy(m->std, timm ? HALF : IMAGENET_STD, sizeof m->std);
+    memcpy(m->mean, spec->mean, sizeof m->mean);
+    memcpy(m->std, spec->std, sizeof m->std);
     m->library = timm ? "timm" : "dinov2";
 }
 
 static kd_vit_spec spec_of(const vit_row *r) {
     kd_vit_spec s = {.family = r->family, .width = r->width, .depth = r->depth, .heads = r->width / HEAD_WIDTH, .patch = r->patch, .ffn = r->ffn,
-                     .ffn_hidden = r->hidden, .layer_scale = r->family == KD_VIT_DINOV2, .pos_grid = r->family == KD_VIT_TIMM ? TIMM_GRID : 0, .ln_eps = 1e-6};
+                     .ffn_hidden = r->hidden, .layer_scale = r->family == KD_VIT_DINOV2, .pos_grid = r->family == KD_VIT_TIMM ? TIMM_GRID : 0, .ln_eps = 1e-6,
+                     .positions = r->family == KD_VIT_TIMM ? KD_POS_TIMM : KD_POS_OFFICIAL, .normalisation = r->family == KD_VIT_TIMM ? "half" : "imagenet"};
+    memcpy(s.mean, r->family == KD_VIT_TIMM ? HALF : IMAGENET_MEAN, sizeof s.mean); /* timm's default configuration of these ViTs: IMAGENET_INCEPTION */
+    memcpy(s.std, r->family == KD_VIT_TIMM ? HALF : IMAGENET_STD, sizeof s.std);
     snprintf(s.name, sizeof s.name, "%s", r->name);
     return s;
 }
@@ -200,7 +203,7 @@ kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *we
     }
     if (!any && m->kind == KD_MODEL_RESNET)
         return kd_fail(err, KD_EUSAGE, "%s has no tensors of torchvision's resnet18 (layer1.0.conv1.weight ... layer4.1.bn2.weight)", kd_weights_path(weights));
-    KD_TRY(kd_vit_detect(weights, &spec, err));
+    KD_TRY(kd_vit_detect(weights, NULL, &spec, err));
     if (!any)
         KD_TRY(check_against_file(m, &spec, weights, err));
     char found[64];

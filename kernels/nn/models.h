@@ -11,7 +11,7 @@
 #ifndef KD_KERNELS_NN_MODELS_H
 #define KD_KERNELS_NN_MODELS_H
 
-#include "common/weights/vit_names.h"
+#include "common/weights/vit_spec.h"
 #include "kernels/nn/graph.h"
 
 typedef enum kd_model_kind { KD_MODEL_RESNET = 0, KD_MODEL_VIT = 1 } kd_model_kind;

@@ -17,7 +17,7 @@ static kd_val join(kd_graph *g, kd_val residual, kd_val x, const kd_vit_spec *s,
 
 static kd_val feed_forward(kd_graph *g, kd_val x, const kd_vit_spec *s, int block) {
     char buf[NAME];
-    if (s->ffn == KD_FFN_SWIGLU_PACKED) {
+    if (s->ffn == KD_FFN_SWIGLU) {
         x = kd_graph_linear(g, x, sub(buf, block, "mlp.w12"), 2 * s->ffn_hidden, 1);
         x = kd_graph_silu_gate(g, x);
         return kd_graph_linear(g, x, sub(buf, block, "mlp.w3"), s->width, 1);

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 #include "common/base/mem.h"
-#include "common/weights/vit_names.h"
+#include "common/weights/vit_spec.h"
 
 enum { EXERCISE_MAX_ELEMENTS = 1 << 16 };
 
@@ -23,8 +23,8 @@ static inline void exercise_require(int condition, const char *promise)
 
 static inline void exercise_status(kd_status status, const kd_err *err)
 {
-    exercise_require(status == KD_OK || (status == KD_EFAIL && err->status == KD_EFAIL && err->msg[0] != '\0'),
-                     "a bad weight file is KD_EFAIL with a sentence");
+    exercise_require(status == KD_OK || ((status == KD_EFAIL || status == KD_EUSAGE) && err->status == status && err->msg[0] != '\0'),
+                     "a bad weight file is KD_EFAIL or KD_EUSAGE with a sentence");
 }
 
 static inline void exercise_tensors(kd_weights *w)
@@ -43,7 +43,7 @@ static inline void exercise_tensors(kd_weights *w)
         exercise_status(kd_weights_read_i64(w, i, i64, n, &err), &err);
     }
     kd_err err = {0};
-    exercise_status(kd_vit_detect(w, &spec, &err), &err);
+    exercise_status(kd_vit_detect(w, NULL, &spec, &err), &err);
 }
 
 /* Returns 1 when the bytes were accepted as a weight file. */

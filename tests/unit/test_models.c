@@ -228,7 +228,7 @@ static void dinov2_training_step_equals_pytorch(void **state) {
 
 static void swiglu_training_step_equals_pytorch(void **state) {
     (void)state;
-    step_case c = {.file = GOLDEN "train_swiglu.safetensors", .model = vit_model(KD_VIT_DINOV2, 128, 2, 14, KD_FFN_SWIGLU_PACKED, 88), .size = 42, .batch = 2, .target_side = 4};
+    step_case c = {.file = GOLDEN "train_swiglu.safetensors", .model = vit_model(KD_VIT_DINOV2, 128, 2, 14, KD_FFN_SWIGLU, 88), .size = 42, .batch = 2, .target_side = 4};
     check_step(&c);
 }
 

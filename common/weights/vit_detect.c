@@ -1,13 +1,11 @@
 /* Which ViT a weight file holds. First the anchor (the patch embedding) with the prefix before it, then the numbers from shapes, then
  * every tensor by name: each expected one exactly once with its shape, and nothing unexpected. */
-#include "common/weights/vit_names.h"
-
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/base/mem.h"
+#include "common/weights/vit_parts.h"
 
 /* Generous bounds (ViT-7B: width 4096, depth 40), so that later products stay small whatever a file claims. */
 enum { MAX_WIDTH = 16384, MAX_DEPTH = 256, MAX_PATCH = 64, MAX_GRID = 1024, MAX_HIDDEN = 65536, HEAD_WIDTH = 64, LISTED = 4 };
@@ -43,11 +41,11 @@ static kd_status require(const kd_weights *w, const kd_vit_spec *s, const char *
 {
     int i = find_prefixed(w, s, name);
     if (i < 0)
-        return kd_fail(err, KD_EFAIL, "%s: tensor '%s%s' is missing; the file isn't a complete ViT of the DINOv2 or timm layout",
+        return kd_fail(err, KD_EUSAGE, "%s: tensor '%s%s' is missing; the file isn't a complete ViT of the DINOv2 or timm layout",
                        kd_weights_path(w), s->prefix, name);
     *t = kd_weights_info(w, i);
     if (t->dtype != KD_F32 && t->dtype != KD_F16 && t->dtype != KD_BF16 && t->dtype != KD_F64)
-        return kd_fail(err, KD_EFAIL, "%s: tensor '%s' is %s; weights must be floating point", kd_weights_path(w), t->name,
+        return kd_fail(err, KD_EUSAGE, "%s: tensor '%s' is %s; weights must be floating point", kd_weights_path(w), t->name,
                        kd_dtype_name(t->dtype));
     return KD_OK;
 }
@@ -58,7 +56,7 @@ static kd_status require_shape(const kd_weights *w, const kd_vit_spec *s, const 
     char got[128], want[128];
     KD_TRY(require(w, s, name, &t, err));
     if (!kd_shape_equal(t.shape, t.rank, shape, rank))
-        return kd_fail(err, KD_EFAIL, "%s: tensor '%s' has shape %s, expected %s for a ViT of width %d and patch %d", kd_weights_path(w), t.name,
+        return kd_fail(err, KD_EUSAGE, "%s: tensor '%s' has shape %s, expected %s for a ViT of width %d and patch %d", kd_weights_path(w), t.name,
                        kd_shape_text(t.shape, t.rank, got, sizeof got), kd_shape_text(shape, rank, want, sizeof want), s->width, s->patch);
     return KD_OK;
 }
@@ -66,7 +64,7 @@ static kd_status require_shape(const kd_weights *w, const kd_vit_spec *s, const 
 static kd_status bad_shape(const kd_weights *w, const kd_tensor *t, const char *why, kd_err *err)
 {
     char shape[128];
-    return kd_fail(err, KD_EFAIL, "%s: tensor '%s' has shape %s: %s", kd_weights_path(w), t->name,
+    return kd_fail(err, KD_EUSAGE, "%s: tensor '%s' has shape %s: %s", kd_weights_path(w), t->name,
                    kd_shape_text(t->shape, t->rank, shape, sizeof shape), why);
 }
 
@@ -95,7 +93,7 @@ static kd_status refuse_other_families(const kd_weights *w, kd_err *err)
         for (int i = 0; i < kd_weights_count(w); i++) {
             kd_tensor t = kd_weights_info(w, i);
             if (ends_in_path(t.name, other_families[f].tail))
-                return kd_fail(err, KD_EFAIL, "%s: %s (it has the tensor '%s')", kd_weights_path(w), other_families[f].what, t.name);
+                return kd_fail(err, KD_EUSAGE, "%s: %s (it has the tensor '%s')", kd_weights_path(w), other_families[f].what, t.name);
         }
     return KD_OK;
 }
@@ -103,8 +101,15 @@ static kd_status refuse_other_families(const kd_weights *w, kd_err *err)
 /* -- anchor and numbers ------------------------------------------------------------------------------------------------------ */
 
 /* A training checkpoint holds student and teacher; the teacher's (averaged) weights are the ones meant. */
-static kd_status find_prefix(const kd_weights *w, kd_vit_spec *s, kd_err *err)
+static kd_status find_prefix(const kd_weights *w, const char *prefix, kd_vit_spec *s, kd_err *err)
 {
+    if (prefix != NULL) {
+        size_t given = strlen(prefix);
+        int dotted = given > 0 && prefix[given - 1] != '.';
+        if (snprintf(s->prefix, sizeof s->prefix, "%s%s", prefix, dotted ? "." : "") >= (int)sizeof s->prefix)
+            return kd_fail(err, KD_EUSAGE, "prefix '%.64s...' is longer than %zu bytes", prefix, sizeof s->prefix - 1);
+        return KD_OK;
+    }
     int first = -1, teacher = -1, found = 0, teachers = 0;
     for (int i = 0; i < kd_weights_count(w); i++) {
         const char *name = kd_weights_info(w, i).name;
@@ -119,14 +124,14 @@ static kd_status find_prefix(const kd_weights *w, kd_vit_spec *s, kd_err *err)
         }
     }
     if (found == 0)
-        return kd_fail(err, KD_EFAIL, "%s: no tensor '%s': the file holds no ViT of the DINOv2 or timm layout", kd_weights_path(w), anchor);
+        return kd_fail(err, KD_EUSAGE, "%s: no tensor '%s': the file holds no ViT of the DINOv2 or timm layout", kd_weights_path(w), anchor);
     if (found > 1 && teachers != 1)
-        return kd_fail(err, KD_EFAIL, "%s: %d patch embeddings (one is '%s'): the file holds several ViTs; save the one you mean alone",
+        return kd_fail(err, KD_EUSAGE, "%s: %d patch embeddings (one is '%s'): the file holds several ViTs; save the one you mean alone",
                        kd_weights_path(w), found, kd_weights_info(w, first).name);
     const char *name = kd_weights_info(w, found > 1 ? teacher : first).name;
     size_t n = strlen(name) - strlen(anchor);
     if (n >= sizeof s->prefix)
-        return kd_fail(err, KD_EFAIL, "%s: the text before '%s' in the tensor names has %zu bytes; the limit is %zu", kd_weights_path(w), anchor,
+        return kd_fail(err, KD_EUSAGE, "%s: the text before '%s' in the tensor names has %zu bytes; the limit is %zu", kd_weights_path(w), anchor,
                        n, sizeof s->prefix - 1);
     memcpy(s->prefix, name, n);
     s->prefix[n] = '\0';
@@ -192,14 +197,14 @@ static kd_status read_blocks(const kd_weights *w, kd_vit_spec *s, kd_err *err)
             s->depth = n + 1;
     }
     if (s->depth == 0)
-        return kd_fail(err, KD_EFAIL, "%s: tensor '%sblocks.0.norm1.weight' is missing: the file has no transformer blocks", kd_weights_path(w),
+        return kd_fail(err, KD_EUSAGE, "%s: tensor '%sblocks.0.norm1.weight' is missing: the file has no transformer blocks", kd_weights_path(w),
                        s->prefix);
     s->layer_scale = find_prefixed(w, s, "blocks.0.ls1.gamma") >= 0 || find_prefixed(w, s, "blocks.0.ls2.gamma") >= 0;
     s->family = s->layer_scale ? KD_VIT_DINOV2 : KD_VIT_TIMM;
-    s->ffn = find_prefixed(w, s, "blocks.0.mlp.w12.weight") >= 0 ? KD_FFN_SWIGLU_PACKED : KD_FFN_GELU;
+    s->ffn = find_prefixed(w, s, "blocks.0.mlp.w12.weight") >= 0 ? KD_FFN_SWIGLU : KD_FFN_GELU;
     KD_TRY(require(w, s, s->ffn == KD_FFN_GELU ? "blocks.0.mlp.fc1.weight" : "blocks.0.mlp.w12.weight", &t, err));
     int64_t rows = t.rank == 2 ? t.shape[0] : 0;
-    if (rows < 2 || rows > MAX_HIDDEN || (s->ffn == KD_FFN_SWIGLU_PACKED && rows % 2 != 0))
+    if (rows < 2 || rows > MAX_HIDDEN || (s->ffn == KD_FFN_SWIGLU && rows % 2 != 0))
         return bad_shape(w, &t, "the hidden width of the feed-forward layer must be 1 to 65536", err);
     s->ffn_hidden = (int)(s->ffn == KD_FFN_GELU ? rows : rows / 2);
     return KD_OK;
@@ -284,7 +289,7 @@ static kd_status refuse_unexpected(const kd_weights *w, const kd_vit_spec *s, co
     }
     if (count == 0)
         return KD_OK;
-    return kd_fail(err, KD_EFAIL, "%s: %d unexpected tensor%s: %s%s; the file isn't a plain ViT of the %s layout", kd_weights_path(w), count,
+    return kd_fail(err, KD_EUSAGE, "%s: %d unexpected tensor%s: %s%s; the file isn't a plain ViT of the %s layout", kd_weights_path(w), count,
                    count > 1 ? "s" : "", list, count > LISTED ? ", ..." : "", s->family == KD_VIT_DINOV2 ? "DINOv2" : "timm");
 }
 
@@ -303,48 +308,40 @@ static kd_status check_all(const kd_weights *w, const kd_vit_spec *s, kd_err *er
     return refuse_unexpected(w, s, stem, stem_count, block, block_count, err);
 }
 
-/* -- names people know ------------------------------------------------------------------------------------------------------- */
-
-static const struct known_model {
-    const char *name;
-    kd_vit_family family;
-    int width, depth, patch, grid;
-    kd_ffn_kind ffn;
-    int hidden;
-} known_models[] = {
-    {"dinov2_vits14", KD_VIT_DINOV2, 384, 12, 14, 37, KD_FFN_GELU, 1536},
-    {"dinov2_vitb14", KD_VIT_DINOV2, 768, 12, 14, 37, KD_FFN_GELU, 3072},
-    {"dinov2_vitl14", KD_VIT_DINOV2, 1024, 24, 14, 37, KD_FFN_GELU, 4096},
-    {"dinov2_vitg14", KD_VIT_DINOV2, 1536, 40, 14, 37, KD_FFN_SWIGLU_PACKED, 4096},
-    {"vit_tiny_patch16_224", KD_VIT_TIMM, 192, 12, 16, 14, KD_FFN_GELU, 768},
-    {"vit_small_patch16_224", KD_VIT_TIMM, 384, 12, 16, 14, KD_FFN_GELU, 1536},
-    {"vit_base_patch16_224", KD_VIT_TIMM, 768, 12, 16, 14, KD_FFN_GELU, 3072},
-    {"vit_large_patch16_224", KD_VIT_TIMM, 1024, 24, 16, 14, KD_FFN_GELU, 4096},
-};
-
-static void set_name(kd_vit_spec *s)
+kd_status kd_vit_detect(const kd_weights *w, const char *prefix, kd_vit_spec *spec, kd_err *err)
 {
-    for (size_t i = 0; i < sizeof known_models / sizeof known_models[0]; i++) {
-        const struct known_model *k = &known_models[i];
-        if (k->family == s->family && k->width == s->width && k->depth == s->depth && k->patch == s->patch && k->grid == s->pos_grid &&
-            k->ffn == s->ffn && k->hidden == s->ffn_hidden) {
-            snprintf(s->name, sizeof s->name, "%s", k->name);
-            return;
-        }
-    }
-    snprintf(s->name, sizeof s->name, "%s d%d depth%d patch%d", s->family == KD_VIT_DINOV2 ? "dinov2" : "timm", s->width, s->depth, s->patch);
-}
-
-kd_status kd_vit_detect(const kd_weights *w, kd_vit_spec *spec, kd_err *err)
-{
-    kd_vit_spec s = {.ln_eps = 1e-6}; /* dinov2 vision_transformer.py and timm vision_transformer.py: LayerNorm eps 1e-6 */
+    kd_vit_spec s = {0};
     KD_TRY(refuse_other_families(w, err));
-    KD_TRY(find_prefix(w, &s, err));
+    KD_TRY(find_prefix(w, prefix, &s, err));
     KD_TRY(read_patch_embed(w, &s, err));
     KD_TRY(read_positions(w, &s, err));
     KD_TRY(read_blocks(w, &s, err));
     KD_TRY(check_all(w, &s, err));
-    set_name(&s);
+    int timm = s.family == KD_VIT_TIMM;
+    s.layout = timm ? KD_VIT_LAYOUT_TIMM : KD_VIT_LAYOUT_OFFICIAL;
+    s.positions = timm ? KD_POS_TIMM : KD_POS_OFFICIAL;
+    s.normalisation = timm ? "half" : "imagenet";
+    kd_vit_set_defaults(&s);
+    kd_vit_set_name(&s);
     *spec = s;
     return KD_OK;
+}
+
+kd_status kd_vit_inspect(const kd_weights *w, const char *prefix, kd_vit_report *r, kd_err *err)
+{
+    kd_err found = {0};
+    memset(r, 0, sizeof *r);
+    r->names = kd_arena_create();
+    if (r->names == NULL)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory for the report", kd_weights_path(w));
+    r->have_spec = kd_vit_detect(w, prefix, &r->spec, &found) == KD_OK;
+    if (!r->have_spec)
+        snprintf(r->problem, sizeof r->problem, "%s", found.msg);
+    return KD_OK;
+}
+
+void kd_vit_report_free(kd_vit_report *r)
+{
+    kd_arena_destroy(r->names);
+    r->names = NULL;
 }
