@@ -80,19 +80,25 @@ static inline kd_status wf_open(kd_weights **w, const void *bytes, size_t n, kd_
     return status;
 }
 
-/* The bytes must be refused with KD_EFAIL and a sentence that contains `why`. */
-static inline void wf_refused(const void *bytes, size_t n, const char *why)
+static inline void wf_refused_as(kd_status want, const void *bytes, size_t n, const char *why)
 {
     kd_weights *w = NULL;
     kd_err err = {0};
     size_t live = kd_mem_live_bytes();
-    if (wf_open(&w, bytes, n, &err) != KD_EFAIL)
-        fail_msg("expected a refusal with '%s'", why);
-    assert_int_equal(err.status, KD_EFAIL);
+    kd_status got = wf_open(&w, bytes, n, &err);
+    if (got != want)
+        fail_msg("expected status %d with '%s', got %d: %s", want, why, got, err.msg);
+    assert_int_equal(err.status, want);
     if (strstr(err.msg, why) == NULL)
         fail_msg("expected '%s' in: %s", why, err.msg);
     assert_int_equal(kd_mem_live_bytes(), live);
 }
+
+/* Damaged bytes must be refused with KD_EFAIL and a sentence that contains `why`. */
+static inline void wf_refused(const void *bytes, size_t n, const char *why) { wf_refused_as(KD_EFAIL, bytes, n, why); }
+
+/* A whole file of another kind must be refused with KD_EUSAGE and a sentence that contains `why`. */
+static inline void wf_wrong(const void *bytes, size_t n, const char *why) { wf_refused_as(KD_EUSAGE, bytes, n, why); }
 
 /* -- safetensors ------------------------------------------------------------------------------------------------------------- */
 

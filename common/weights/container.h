@@ -33,7 +33,7 @@ typedef struct kd_weight_entry {
 typedef struct kd_pth kd_pth;
 
 struct kd_weights {
-    const char *path;
+    const char *path, *dir;
     kd_map map; /* the whole file; .pth storages are read through libzip instead, which checks their CRC */
     kd_arena *arena;
     kd_weight_entry *entries;

@@ -108,7 +108,7 @@ static kd_status find_prefix(const kd_pth *p, char prefix[MAX_PREFIX + 1], kd_er
         if (locate(p, prefix, "data.pkl") >= 0)
             return KD_OK;
     }
-    return kd_fail(err, KD_EFAIL, "%s: is a zip archive but not a PyTorch .pth (it has no data.pkl); unpack it, or pass the .pth or .safetensors inside",
+    return kd_fail(err, KD_EUSAGE, "%s: is a zip archive but not a PyTorch .pth (it has no data.pkl); unpack it, or pass the .pth or .safetensors inside",
                    p->path);
 }
 
@@ -132,7 +132,7 @@ static kd_status index_names(kd_pth *p, kd_err *err)
 static kd_status check_kind(const kd_pth *p, const char *prefix, kd_err *err)
 {
     if (locate(p, prefix, "constants.pkl") >= 0 || locate(p, prefix, "code/__torch__.py") >= 0)
-        return kd_fail(err, KD_EFAIL,
+        return kd_fail(err, KD_EUSAGE,
                        "%s: is a TorchScript program, not weights; save its weights where you trust it: "
                        "python -c \"import torch; torch.save(torch.jit.load('MODEL.pt', map_location='cpu').state_dict(), 'NEW.pth')\"", p->path);
     int order = locate(p, prefix, "byteorder");
@@ -143,7 +143,7 @@ static kd_status check_kind(const kd_pth *p, const char *prefix, kd_err *err)
     KD_TRY(read_entry(p, (uint64_t)order, &text, &size, err));
     int little = size == 6 && memcmp(text, "little", 6) == 0;
     kd_free(text);
-    return little ? KD_OK : kd_fail(err, KD_EFAIL, "%s: was written on a big-endian machine; load and re-save it on a little-endian one", p->path);
+    return little ? KD_OK : kd_fail(err, KD_EUSAGE, "%s: was written on a big-endian machine; load and re-save it on a little-endian one", p->path);
 }
 
 static kd_status make_entry(kd_weights *w, const char *prefix, const kd_pickle_tensor *t, kd_weight_entry *e, kd_err *err)

@@ -25,15 +25,21 @@ static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_star
 {
     uint8_t size_bytes[8];
     if (w->map.size < 8)
-        return kd_fail(err, KD_EFAIL, "%s: %zu bytes is too short for a weight file; expected .safetensors or a PyTorch zip .pth", w->path,
+        return kd_fail(err, KD_EFAIL, "%s: %zu bytes is too short for a weight file; expected .safetensors or a PyTorch .pth", w->path,
                        w->map.size);
     KD_TRY(kd_weights_copy(w, 0, size_bytes, sizeof size_bytes, err));
     uint64_t n = 0;
     for (int i = 7; i >= 0; i--)
         n = n << 8 | size_bytes[i];
+    uint8_t brace = 0;
+    if (w->map.size > 8)
+        KD_TRY(kd_weights_copy(w, 8, &brace, 1, err));
+    if (n > HEADER_LIMIT && brace == '{')
+        return kd_fail(err, KD_EFAIL, "%s: the .safetensors header claims %" PRIu64 " bytes; the limit is %" PRIu64 "; the file is damaged",
+                       w->path, n, HEADER_LIMIT);
     if (n == 0 || n > HEADER_LIMIT)
-        return kd_fail(err, KD_EFAIL,
-                       "%s: is neither a PyTorch zip .pth nor .safetensors (its first 8 bytes would mean a header of %" PRIu64
+        return kd_fail(err, KD_EUSAGE,
+                       "%s: is neither a PyTorch .pth nor .safetensors (its first 8 bytes would mean a header of %" PRIu64
                        " bytes; none is empty and the limit is %" PRIu64 "); download it again or convert it", w->path, n, HEADER_LIMIT);
     if (n > w->map.size - 8)
         return kd_fail(err, KD_EFAIL, "%s: truncated .safetensors: the header has %" PRIu64 " bytes, the file only %zu; copy it again", w->path,
@@ -53,6 +59,10 @@ static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_star
     return status;
 }
 
+/* Other types of the format (safetensors/src/tensor.rs): the file is whole, but its numbers aren't read here. */
+static const char *const unread_types[] = {"F8_E4M3", "F8_E5M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "F6_E2M3", "F6_E3M2",
+                                           "F4", "U16", "U32", "U64", "C64"};
+
 static kd_status parse_dtype(const kd_weights *w, const char *name, const json_t *v, kd_dtype *out, kd_err *err)
 {
     const char *text = json_string_value(v);
@@ -61,7 +71,10 @@ static kd_status parse_dtype(const kd_weights *w, const char *name, const json_t
             *out = type_names[i].dtype;
             return KD_OK;
         }
-    return kd_fail(err, KD_EFAIL, "%s: tensor '%s': dtype %s isn't supported; convert it to F32, F16 or BF16", w->path, name,
+    for (size_t i = 0; text != NULL && i < sizeof unread_types / sizeof unread_types[0]; i++)
+        if (strcmp(text, unread_types[i]) == 0)
+            return kd_fail(err, KD_EUSAGE, "%s: tensor '%s': dtype %s isn't supported; convert it to F32, F16 or BF16", w->path, name, text);
+    return kd_fail(err, KD_EFAIL, "%s: tensor '%s': dtype %s is none of the format's; the file is damaged", w->path, name,
                    text != NULL ? text : "(missing)");
 }
 

@@ -350,7 +350,7 @@ static kd_status storage_dtype(machine *m, const value *cls, kd_dtype *out)
                 *out = storage_classes[i].dtype;
                 return KD_OK;
             }
-    return kd_fail(m->err, KD_EFAIL, "%s: it holds tensors of element type %s.%s, which isn't supported; save plain f32, f16 or bf16 weights",
+    return kd_fail(m->err, KD_EUSAGE, "%s: it holds tensors of element type %s.%s, which isn't supported; save plain f32, f16 or bf16 weights",
                    m->what, cls->as.global.module, cls->as.global.name);
 }
 
@@ -735,11 +735,11 @@ static kd_status collect(machine *m, const value *root, kd_pickle_tensor **tenso
 {
     walk w = {.m = m};
     if (root->kind != DICT && root->kind != LIST && root->kind != TUPLE)
-        return kd_fail(m->err, KD_EFAIL, "%s: it holds %s, not a dictionary of tensors; save the weights with torch.save(model.state_dict(), FILE)",
+        return kd_fail(m->err, KD_EUSAGE, "%s: it holds %s, not a dictionary of tensors; save the weights with torch.save(model.state_dict(), FILE)",
                        m->what, kind_names[root->kind]);
     KD_TRY(flatten(&w, 0, 0, root));
     if (w.count == 0)
-        return kd_fail(m->err, KD_EFAIL, "%s: its dictionaries hold no tensors; save the weights with torch.save(model.state_dict(), FILE)",
+        return kd_fail(m->err, KD_EUSAGE, "%s: its dictionaries hold no tensors; save the weights with torch.save(model.state_dict(), FILE)",
                        m->what);
     *tensors = w.tensors;
     *count = w.count;

@@ -25,7 +25,8 @@ typedef struct kd_pickle_tensor {
 } kd_pickle_tensor;
 
 /* Runs the pickle and lists the tensors that its dictionaries and lists hold, in their order. Everything lives in arena.
- * `what` names the source in sentences. KD_EFAIL: malformed, a bound, views outside their storage, no tensors. */
+ * `what` names the source in sentences. KD_EFAIL: malformed, a bound, views outside their storage.
+ * KD_EUSAGE: an object that isn't a dictionary or list, no tensors in it, an element type that isn't read. */
 kd_status kd_unpickle_tensors(const uint8_t *bytes, size_t size, const char *what, kd_arena *arena, kd_pickle_tensor **tensors, size_t *count,
                               kd_err *err);
 

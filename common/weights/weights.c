@@ -45,9 +45,9 @@ static kd_status refuse_foreign(const char *path, const kd_map *m, kd_err *err)
         return kd_fail(err, KD_EFAIL, "%s: the file is empty (0 bytes); download or copy it again", path);
     for (size_t i = 0; i < sizeof foreign_files / sizeof foreign_files[0]; i++)
         if (starts_with(m, foreign_files[i].magic, foreign_files[i].size))
-            return kd_fail(err, KD_EFAIL, "%s: the file %s", path, foreign_files[i].what);
+            return kd_fail(err, KD_EUSAGE, "%s: the file %s", path, foreign_files[i].what);
     if (m->size >= 262 && memcmp(m->data + 257, "ustar", 5) == 0)
-        return kd_fail(err, KD_EFAIL,
+        return kd_fail(err, KD_EUSAGE,
                        "%s: the file is a tar archive (or a tar .pth from before PyTorch 0.1.12); unpack it, or re-save it where you trust it: "
                        "python -c \"import torch; torch.save(torch.load('OLD.pth', map_location='cpu'), 'NEW.pth')\"", path);
     return KD_OK;
@@ -109,6 +109,15 @@ static kd_status build_index(kd_weights *w, kd_err *err)
     return KD_OK;
 }
 
+/* The folder that holds path: "." for a bare name. NULL when memory is out. */
+static const char *folder_of(kd_arena *arena, const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    if (slash == NULL)
+        return ".";
+    return slash == path ? "/" : kd_arena_printf(arena, "%.*s", (int)(slash - path), path);
+}
+
 kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err)
 {
     kd_weights *w = NULL;
@@ -117,7 +126,8 @@ kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err)
     kd_status status = KD_OK;
     w->arena = kd_arena_create();
     w->path = w->arena != NULL ? kd_arena_strdup(w->arena, path) : NULL;
-    if (w->path == NULL) {
+    w->dir = w->path != NULL ? folder_of(w->arena, path) : NULL;
+    if (w->dir == NULL) {
         status = kd_fail(err, KD_EFAIL, "%s: out of memory while opening the weight file", path);
         goto done;
     }
@@ -153,6 +163,16 @@ void kd_weights_close(kd_weights *w)
 /* -- descriptions ------------------------------------------------------------------------------------------------------------ */
 
 const char *kd_weights_path(const kd_weights *w) { return w->path; }
+
+const char *kd_weights_dir(const kd_weights *w) { return w->dir; }
+
+int kd_weights_files(const kd_weights *w)
+{
+    (void)w;
+    return 1;
+}
+
+uint64_t kd_weights_bytes(const kd_weights *w) { return w->map.size; }
 
 int kd_weights_count(const kd_weights *w) { return (int)w->count; }
 

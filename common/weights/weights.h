@@ -19,13 +19,18 @@
 
 typedef struct kd_weights kd_weights;
 
-/* Sniffs the container by content. KD_EFAIL: missing, truncated, offsets outside the file, overlaps, duplicate names, unknown dtype,
- * TorchScript, legacy or tar .pth (named as such), a zip that holds no pickle of tensors. Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"),
- * lists by position. The CRC of a .pth's storage is checked when a tensor in it is read. */
+/* Sniffs the container by content. Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"), lists by position. The CRC of
+ * a .pth's storage is checked when a tensor in it is read.
+ * KD_EFAIL: missing or unreadable; damaged or malformed (truncated, offsets outside the file, overlaps, duplicate names).
+ * KD_EUSAGE: whole, but not what is wanted, said with the next step: TorchScript, tar .pth, a pickled object instead of a
+ * dictionary of tensors, element types that aren't read, a web page, GGUF, an archive of something else. */
 kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err);
 void kd_weights_close(kd_weights *w); /* accepts NULL */
 
 const char *kd_weights_path(const kd_weights *w);
+const char *kd_weights_dir(const kd_weights *w);    /* the folder of the file, where config.json and the like lie; "." for a bare name */
+int kd_weights_files(const kd_weights *w);          /* files that hold the tensors: 1, or the number of shards */
+uint64_t kd_weights_bytes(const kd_weights *w);     /* their bytes together */
 int kd_weights_count(const kd_weights *w);
 /* Description of tensor i in file order; data is NULL (use a read function). The name lives as long as w. */
 kd_tensor kd_weights_info(const kd_weights *w, int i);

@@ -95,7 +95,7 @@ static void other_torch_files_are_named_with_what_to_do(void **state)
         {GOLDEN "no_tensors.pth", "no tensors"}, {GOLDEN "bare_pickle.pkl", "bare Python pickle"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         wf_load(cases[i].path, &file);
-        wf_refused(file.data, file.size, cases[i].why);
+        wf_wrong(file.data, file.size, cases[i].why);
     }
 }
 
@@ -179,7 +179,7 @@ static void containers_that_are_not_torchs_are_refused(void **state)
     memset(&zip, 0, sizeof zip);
     wf_zip_add(&zip, "photo.jpg", "x", 1);
     wf_zip_end(&zip);
-    wf_refused(zip.out.data, zip.out.size, "no data.pkl");
+    wf_wrong(zip.out.data, zip.out.size, "no data.pkl");
 
     memset(&zip, 0, sizeof zip);
     wf_zip_end(&zip);
@@ -195,7 +195,7 @@ static void containers_that_are_not_torchs_are_refused(void **state)
     wf_zip_add(&zip, "archive/data.pkl", pickle.data, pickle.size);
     wf_zip_add(&zip, "archive/byteorder", "big", 3);
     wf_zip_end(&zip);
-    wf_refused(zip.out.data, zip.out.size, "big-endian");
+    wf_wrong(zip.out.data, zip.out.size, "big-endian");
 
     memset(&zip, 0, sizeof zip);
     wf_zip_add_as(&zip, "archive/data.pkl", pickle.data, pickle.size, 8, (uint32_t)pickle.size);
@@ -216,19 +216,24 @@ static void pickle_refused(const char *why)
     wf_refused(zip.out.data, zip.out.size, why);
 }
 
-static void raw_refused(const char *bytes, size_t n, const char *why)
+static void raw_refused(kd_status status, const char *bytes, size_t n, const char *why)
 {
     pickle.size = 0;
     wf_add(&pickle, bytes, n);
-    pickle_refused(why);
+    wf_pth(&zip, &pickle);
+    wf_refused_as(status, zip.out.data, zip.out.size, why);
 }
-#define RAW_REFUSED(bytes, why) raw_refused(bytes, sizeof(bytes) - 1, why)
+#define RAW_REFUSED(bytes, why) raw_refused(KD_EFAIL, bytes, sizeof(bytes) - 1, why)
+#define RAW_WRONG(bytes, why) raw_refused(KD_EUSAGE, bytes, sizeof(bytes) - 1, why)
 
-static void tensor_refused(wf_tensor t, const char *why)
+static void tensor_refused_as(kd_status status, wf_tensor t, const char *why)
 {
     wf_one_tensor(&pickle, "w", &t);
-    pickle_refused(why);
+    wf_pth(&zip, &pickle);
+    wf_refused_as(status, zip.out.data, zip.out.size, why);
 }
+
+static void tensor_refused(wf_tensor t, const char *why) { tensor_refused_as(KD_EFAIL, t, why); }
 
 static void views_must_stay_inside_their_storage(void **state)
 {
@@ -260,7 +265,7 @@ static void storages_must_exist_and_be_large_enough(void **state)
     tensor_refused((wf_tensor){"DoubleStorage", "0", 16, 0, 1, 1, {16}, {1}}, "needs 128 bytes, the file has 64");
     tensor_refused((wf_tensor){"FloatStorage", "0", -16, 0, 1, 1, {1}, {1}}, "isn't a storage");
     tensor_refused((wf_tensor){"FloatStorage", "0", INT64_MAX, 0, 1, 1, {1}, {1}}, "isn't a storage");
-    tensor_refused((wf_tensor){"ComplexFloatStorage", "0", 8, 0, 1, 1, {8}, {1}}, "torch.ComplexFloatStorage");
+    tensor_refused_as(KD_EUSAGE, (wf_tensor){"ComplexFloatStorage", "0", 8, 0, 1, 1, {8}, {1}}, "torch.ComplexFloatStorage");
     static char key[100];
     memset(key, '7', sizeof key - 1);
     tensor_refused((wf_tensor){"FloatStorage", key, 16, 0, 1, 1, {16}, {1}}, "64 bytes");
@@ -310,10 +315,10 @@ static void malformed_pickles_are_refused(void **state)
     RAW_REFUSED("ccollections\nOrderedDict\n(K\x01tR.", "list of pairs");
     RAW_REFUSED("K\x01K\x02\x93.", "isn't a string");
     RAW_REFUSED("}2.", "opcode 0x32");
-    RAW_REFUSED("cos\nsystem\n(X\x06\0\0\0touch tR.", "a Python object"); /* the call that would run a command */
-    RAW_REFUSED("N.", "holds None");
-    RAW_REFUSED("].", "no tensors");
-    RAW_REFUSED("(t.", "no tensors"); /* a mark on a stack that never held anything */
+    RAW_WRONG("cos\nsystem\n(X\x06\0\0\0touch tR.", "a Python object"); /* the call that would run a command */
+    RAW_WRONG("N.", "holds None");
+    RAW_WRONG("].", "no tensors");
+    RAW_WRONG("(t.", "no tensors"); /* a mark on a stack that never held anything */
 }
 
 /* Lists that hold themselves or each other many times over must not be walked for ever. */

@@ -8,12 +8,14 @@
 
 static wf_bytes file;
 
-static void refused(const char *header, size_t data_bytes, const char *why)
+static void refused_as(kd_status status, const char *header, size_t data_bytes, const char *why)
 {
     static const uint8_t zeros[256];
     wf_safetensors(&file, header, zeros, data_bytes);
-    wf_refused(file.data, file.size, why);
+    wf_refused_as(status, file.data, file.size, why);
 }
+
+static void refused(const char *header, size_t data_bytes, const char *why) { refused_as(KD_EFAIL, header, data_bytes, why); }
 
 /* -- writing ----------------------------------------------------------------------------------------------------------------- */
 
@@ -245,15 +247,16 @@ static void header_size_is_checked_before_use(void **state)
     const uint8_t over[16] = {0, 0, 0, 0x01, 1};
     wf_refused("", 0, "empty");
     wf_refused("1234567", 7, "too short");
-    wf_refused(huge, sizeof huge, "neither a PyTorch zip .pth nor .safetensors");
-    wf_refused(over, sizeof over, "the limit is");
+    wf_refused(huge, sizeof huge, "the limit is");
+    wf_wrong(over, sizeof over, "neither a PyTorch .pth nor .safetensors");
+    wf_wrong("This is not a weight file.", 26, "neither a PyTorch .pth nor .safetensors");
     wf_refused(longer, sizeof longer, "truncated .safetensors");
 }
 
 static void header_must_be_strict_json(void **state)
 {
     (void)state;
-    refused("", 0, "neither a PyTorch zip .pth nor .safetensors");
+    refused_as(KD_EUSAGE, "", 0, "neither a PyTorch .pth nor .safetensors");
     refused("{", 0, "not valid JSON");
     refused("[]", 0, "isn't a JSON object");
     refused("{} x", 0, "not valid JSON");
@@ -272,7 +275,8 @@ static void header_must_be_strict_json(void **state)
 static void entries_must_be_well_formed(void **state)
 {
     (void)state;
-    refused("{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "F8_E4M3");
+    refused_as(KD_EUSAGE, "{\"a\":{\"dtype\":\"F8_E4M3\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "F8_E4M3");
+    refused("{\"a\":{\"dtype\":\"F33\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "dtype F33 is none of the format's");
     refused("{\"a\":{\"dtype\":8,\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "dtype (missing)");
     refused("{\"a\":{\"dtype\":\"U8\",\"shape\":1,\"data_offsets\":[0,1]}}", 1, "the shape is missing");
     refused("{" U8("a", "1,1,1,1,1,1,1,1,1", "0", "1") "}", 1, "more than 8 dimensions");
@@ -318,16 +322,30 @@ static void other_kinds_of_files_are_named(void **state)
     (void)state;
     static uint8_t tar[1024];
     memcpy(tar + 257, "ustar", 5);
-    wf_refused(tar, sizeof tar, "tar archive");
-    wf_refused("<!DOCTYPE html><html>", 21, "web page");
-    wf_refused("version https://git-lfs.github.com/spec/v1\n", 43, "git lfs pull");
-    wf_refused("\x1f\x8b\x08\0\0\0\0\0\0", 9, "gzip");
-    wf_refused("\x93NUMPY\x01\0v\0{'descr'", 18, "NumPy");
+    wf_wrong(tar, sizeof tar, "tar archive");
+    wf_wrong("<!DOCTYPE html><html>", 21, "web page");
+    wf_wrong("version https://git-lfs.github.com/spec/v1\n", 43, "git lfs pull");
+    wf_wrong("\x1f\x8b\x08\0\0\0\0\0\0", 9, "gzip");
+    wf_wrong("\x93NUMPY\x01\0v\0{'descr'", 18, "NumPy");
     kd_err err = {0};
     kd_weights *w = NULL;
     assert_int_equal(kd_weights_open(&w, "tests/golden/weights/absent.safetensors", &err), KD_EFAIL);
     assert_non_null(strstr(err.msg, "absent.safetensors"));
     assert_int_equal(kd_weights_open(&w, "tests/golden/weights", &err), KD_EFAIL);
+}
+
+static void a_file_says_where_it_lies_and_how_large_it_is(void **state)
+{
+    (void)state;
+    const char *path = "tests/golden/weights/reference.safetensors";
+    kd_err err = {0};
+    kd_weights *w = NULL;
+    assert_int_equal(kd_weights_open(&w, path, &err), KD_OK);
+    assert_string_equal(kd_weights_dir(w), "tests/golden/weights");
+    assert_int_equal(kd_weights_files(w), 1);
+    wf_load(path, &file);
+    assert_int_equal(kd_weights_bytes(w), file.size);
+    kd_weights_close(w);
 }
 
 /* Every allocation may fail: an error with a sentence and no leak, or success. */
@@ -373,6 +391,7 @@ int main(void)
         cmocka_unit_test(offsets_must_tile_the_data),
         cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(other_kinds_of_files_are_named),
+        cmocka_unit_test(a_file_says_where_it_lies_and_how_large_it_is),
         cmocka_unit_test(running_out_of_memory_is_an_error),
     };
     return cmocka_run_group_tests_name("safetensors", tests, NULL, NULL);
