@@ -20,12 +20,14 @@ static kd_status build(kd_exec *e, const kd_graph *g, kd_err *err) {
         return kd_fail(err, KD_EFAIL, "out of memory for the plan of %d nodes", g->node_count);
     KD_TRY(kd_plan_nodes(e, g, err));
     KD_TRY(create_ops(e, err));
-    return kd_plan_memory(e, err);
+    KD_TRY(kd_plan_memory(e, err));
+    return kd_is_frozen(e->p) ? kd_frozen_load(e, err) : KD_OK;
 }
 
 kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const kd_exec_config *config, kd_err *err) {
     *out = NULL;
     KD_ASSERT(config->precision == KD_F32 || config->precision == KD_BF16);
+    KD_ASSERT(!kd_is_frozen(p) || !config->train);
     if (g->failed)
         return kd_fail(err, KD_EFAIL, "out of memory while building the model");
     if (config->batch < 1)
@@ -58,6 +60,7 @@ void kd_exec_destroy(kd_exec *e) {
     kd_free(e->nodes);
     kd_free(e->inputs);
     kd_free(e->outputs);
+    kd_free(e->kept_at);
     kd_free(e);
 }
 
@@ -205,7 +208,7 @@ static void shape_text(const kd_tdesc *t, char *buf, size_t cap) {
 }
 
 void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes) {
-    static const char *const names[KD_ARENA_KINDS] = {"activations", "saved", "gradients", "parameter gradients", "packed weights", "scratch"};
+    static const char *const names[KD_ARENA_KINDS] = {"activations", "saved", "gradients", "parameter gradients", "parameters", "packed weights", "scratch"};
     const char *comma = "";
     fprintf(out, "%s program, batch %d, %s: %d ops, ", e->config.train ? "training" : "inference", e->config.batch, kd_dtype_name(e->config.precision), e->node_count);
     for (int k = 0; k < KD_ARENA_KINDS; k++)

@@ -83,6 +83,15 @@ typedef struct kd_param_info {
 typedef struct kd_params kd_params;
 /* All trained parameters lie in one F32 device array (decayed ones first); states and carried parameters in another. */
 kd_status kd_params_create(kd_params **out, const kd_graph *g, kd_backend *b, kd_err *err);
+/* Where frozen parameters come from: `count` values of the parameter called `name`, row-major. */
+typedef struct kd_param_source {
+    kd_status (*read)(void *ctx, const char *name, float *out, size_t count, kd_err *err);
+    void *ctx;
+} kd_param_source;
+/* Parameters without values of their own, for networks that are never trained (teachers): kd_exec_create reads those that the program uses through the source, each once, packs them, and
+ * keeps in f32 only what its ops still read; the rest of the model exists only packed. Its peak beside the program: one host and one device buffer of the largest parameter.
+ * The source is used until kd_exec_create has returned for the last program. Such programs are inference programs; kd_params_init, _set, _get and _changed don't apply. */
+kd_status kd_params_create_frozen(kd_params **out, const kd_graph *g, kd_backend *b, const kd_param_source *source, kd_err *err);
 void kd_params_destroy(kd_params *p);
 kd_status kd_params_init(kd_params *p, uint64_t seed, kd_err *err);
 int kd_params_count(const kd_params *p);
@@ -107,7 +116,7 @@ typedef struct kd_exec_config {
 typedef struct kd_exec kd_exec;
 kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const kd_exec_config *config, kd_err *err);
 void kd_exec_destroy(kd_exec *e);
-/* Bytes per arena, and the table of nodes at debug level: "activations 812 MiB, gradients 45 MiB, scratch 12 MiB, packed weights 22 MiB". */
+/* Bytes per arena (of frozen parameters too), and the table of nodes at debug level: "activations 812 MiB, gradients 45 MiB, scratch 12 MiB, packed weights 22 MiB". */
 void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes);
 size_t kd_exec_device_bytes(const kd_exec *e);
 double kd_exec_flops(const kd_exec *e); /* forward, whole batch */

@@ -1,4 +1,4 @@
-/* What graph.c, params.c, plan.c and exec.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
+/* What graph.c, params.c, plan.c, frozen.c and exec.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
  *
  * A graph is data: values (shapes without batch), nodes in order of building (an op's attributes and which values and parameters it
  * touches), parameters. plan.c turns it into a kd_exec: the nodes that are needed, each with a complete kd_op_desc, fused where that
@@ -65,6 +65,7 @@ struct kd_params {
     size_t decayed, trained_total, states_total;
     int64_t counter;
     uint64_t version, state_version; /* programs compare these with what they packed */
+    kd_param_source source;          /* frozen parameters: read is set, and there are no arrays */
 };
 
 /* A run of bytes that must not overlap others alive at the same time: [first, last] are node indexes in order of running. */
@@ -110,8 +111,10 @@ typedef struct kd_ptap {
 } kd_ptap;
 
 typedef enum kd_arena_kind {
-    KD_ARENA_ACTIVATIONS, KD_ARENA_SAVED, KD_ARENA_GRADIENTS, KD_ARENA_PARAM_GRADIENTS, KD_ARENA_PACKED, KD_ARENA_SCRATCH, KD_ARENA_KINDS
+    KD_ARENA_ACTIVATIONS, KD_ARENA_SAVED, KD_ARENA_GRADIENTS, KD_ARENA_PARAM_GRADIENTS, KD_ARENA_PARAMETERS, KD_ARENA_PACKED, KD_ARENA_SCRATCH, KD_ARENA_KINDS
 } kd_arena_kind;
+
+#define KD_NOT_KEPT SIZE_MAX
 
 struct kd_exec {
     kd_backend *b;
@@ -124,6 +127,7 @@ struct kd_exec {
     int val_count, node_count, input_count, output_count;
     char *arena[KD_ARENA_KINDS];
     size_t bytes[KD_ARENA_KINDS];
+    size_t *kept_at; /* frozen parameters: offset of parameter i in KD_ARENA_PARAMETERS, or KD_NOT_KEPT; else NULL */
     int has_batch_norm, profile;
     int profiled_passes;
     uint64_t packed_version, packed_state_version; /* 0 = never */
@@ -133,5 +137,13 @@ struct kd_exec {
 kd_status kd_plan_nodes(kd_exec *e, const kd_graph *g, kd_err *err);
 /* plan_memory.c: after the ops exist and have said their needs: arenas and addresses. */
 kd_status kd_plan_memory(kd_exec *e, kd_err *err);
+/* frozen.c, for programs of frozen parameters. plan, before the arenas are made: which parameters stay, and how many bytes that is. bind: their addresses in a node's arguments.
+ * load, when everything has its address: reads the parameters, packs every node. */
+kd_status kd_frozen_plan(kd_exec *e, kd_err *err);
+void kd_frozen_bind(kd_exec *e, kd_pnode *n);
+kd_status kd_frozen_load(kd_exec *e, kd_err *err);
+static inline int kd_is_frozen(const kd_params *p) {
+    return p->source.read != NULL;
+}
 
 #endif

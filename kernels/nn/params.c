@@ -61,7 +61,7 @@ static kd_status create(kd_params *p, const kd_graph *g, kd_err *err) {
     return KD_OK;
 }
 
-kd_status kd_params_create(kd_params **out, const kd_graph *g, kd_backend *b, kd_err *err) {
+static kd_status create_any(kd_params **out, const kd_graph *g, kd_backend *b, const kd_param_source *source, kd_err *err) {
     *out = NULL;
     if (g->failed)
         return kd_fail(err, KD_EFAIL, "out of memory while building the model");
@@ -70,13 +70,24 @@ kd_status kd_params_create(kd_params **out, const kd_graph *g, kd_backend *b, kd
         return kd_fail(err, KD_EFAIL, "out of memory for the parameters");
     p->b = b;
     p->version = p->state_version = 1;
-    kd_status status = create(p, g, err);
+    if (source)
+        p->source = *source;
+    kd_status status = source ? copy_infos(p, g, err) : create(p, g, err);
     if (status != KD_OK) {
         kd_params_destroy(p);
         return status;
     }
     *out = p;
     return KD_OK;
+}
+
+kd_status kd_params_create(kd_params **out, const kd_graph *g, kd_backend *b, kd_err *err) {
+    return create_any(out, g, b, NULL, err);
+}
+
+kd_status kd_params_create_frozen(kd_params **out, const kd_graph *g, kd_backend *b, const kd_param_source *source, kd_err *err) {
+    KD_ASSERT(source->read != NULL);
+    return create_any(out, g, b, source, err);
 }
 
 void kd_params_destroy(kd_params *p) {
@@ -149,6 +160,7 @@ int kd_params_find(const kd_params *p, const char *name) {
 }
 
 static float *address(const kd_params *p, int i) {
+    KD_ASSERT(!kd_is_frozen(p)); /* they have no values of their own */
     return (in_states(&p->params[i].info) ? p->states : p->trained) + p->offset[i];
 }
 
@@ -194,6 +206,7 @@ float *kd_params_states(kd_params *p, size_t *total) {
 }
 
 void kd_params_changed(kd_params *p) {
+    KD_ASSERT(!kd_is_frozen(p));
     p->version++;
     p->state_version++;
 }

@@ -4,6 +4,7 @@
  *     saved            what ops keep from forward to backward
  *     gradients        of values; shared by liveness along the backward pass
  *     param gradients  same layout as kd_params' trained array
+ *     parameters       frozen ones that ops still read as f32 (frozen.c)
  *     packed           re-ordered weights, until the parameters change
  *     scratch          the largest op's, shared by all */
 #include "kernels/nn/graph_impl.h"
@@ -158,6 +159,10 @@ static void *gradient_address(const kd_exec *e, kd_val v) {
 }
 
 static void bind_params(kd_exec *e, kd_pnode *n) {
+    if (kd_is_frozen(e->p)) {
+        kd_frozen_bind(e, n);
+        return;
+    }
     float *gradients = (float *)(void *)e->arena[KD_ARENA_PARAM_GRADIENTS];
     for (int k = 0; k < KD_OP_MAX_PARAM; k++) {
         if (n->param[k] < 0)
@@ -216,6 +221,8 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
             e->bytes[KD_ARENA_SCRATCH] = aligned(n->needs.scratch);
         losses += n->desc.kind == KD_OP_MSE;
     }
+    if (kd_is_frozen(e->p))
+        KD_TRY(kd_frozen_plan(e, err));
     if (e->config.train)
         e->bytes[KD_ARENA_PARAM_GRADIENTS] = e->p->trained_total * sizeof(float);
     size_t loss_weights_at = e->bytes[KD_ARENA_ACTIVATIONS];
