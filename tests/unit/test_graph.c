@@ -556,19 +556,173 @@ static void a_step_allocates_nothing(void **state) {
     assert_int_equal(open_ref(state), 0);
 }
 
+/* ---- frozen parameters ---- */
+
+/* The formula's values, as a weight file would give them. */
+typedef struct formula_source {
+    const kd_params *infos;
+    int reads[64]; /* per parameter */
+    const char *damaged;
+} formula_source;
+
+static kd_status read_formula(void *ctx, const char *name, float *out, size_t count, kd_err *e) {
+    formula_source *s = ctx;
+    int i = kd_params_find(s->infos, name);
+    assert_true(i >= 0 && i < 64);
+    kd_param_info info = kd_params_info(s->infos, i);
+    assert_int_equal(info.count, count);
+    if (s->damaged && strcmp(name, s->damaged) == 0)
+        return kd_fail(e, KD_EFAIL, "tensor %s is damaged", name);
+    formula_fill(out, &info);
+    s->reads[i]++;
+    return KD_OK;
+}
+
+static size_t live_device_bytes; /* allocated through sized_alloc and not yet released */
+
+typedef struct block {
+    void *p;
+    size_t bytes;
+} block;
+static block blocks[64];
+
+static kd_status sized_alloc(kd_backend *b, void **out, size_t bytes, kd_err *e) {
+    kd_status s = plain.alloc(b, out, bytes, e);
+    for (int i = 0; s == KD_OK && bytes && i < 64; i++)
+        if (!blocks[i].p) {
+            blocks[i] = (block){*out, bytes};
+            live_device_bytes += bytes;
+            break;
+        }
+    return s;
+}
+
+static void sized_release(kd_backend *b, void *p) {
+    for (int i = 0; p && i < 64; i++)
+        if (blocks[i].p == p) {
+            live_device_bytes -= blocks[i].bytes;
+            blocks[i].p = NULL;
+        }
+    plain.release(b, p);
+}
+
+/* Bytes that the parameters of a program's nodes take where packing consumes them, and where it doesn't. */
+static void parameter_bytes(const kd_exec *e, size_t *consumed, size_t *kept) {
+    *consumed = *kept = 0;
+    for (int i = 0; i < e->node_count; i++) {
+        const kd_pnode *n = &e->nodes[i];
+        for (int k = 0; k < KD_OP_MAX_PARAM; k++)
+            if (n->param[k] >= 0)
+                *(n->needs.consumed >> k & 1 ? consumed : kept) += (e->p->params[n->param[k]].info.count * 4 + 63) / 64 * 64;
+        for (int k = 0; k < KD_OP_MAX_STATE; k++)
+            if (n->state[k] >= 0)
+                *kept += (e->p->params[n->state[k]].info.count * 4 + 63) / 64 * 64;
+    }
+}
+
+static void check_frozen(const char *device, kd_dtype precision) {
+    fixture f;
+    kd_params *frozen = NULL;
+    formula_source source = {0};
+    size_t consumed, kept, live;
+    make(&f);
+    source.infos = f.p;
+    kd_exec *want = compile(&f, precision, 0), *got = NULL;
+    must(kd_exec_forward(want, &err));
+    live = live_device_bytes;
+    must(kd_params_create_frozen(&frozen, f.g, ref, &(kd_param_source){read_formula, &source}, &err));
+    assert_int_equal(live_device_bytes, live); /* they have no array */
+    assert_null(kd_params_trained(frozen, NULL, NULL));
+    must(kd_exec_create(&got, f.g, frozen, &(kd_exec_config){.batch = BATCH, .precision = precision}, &err));
+    parameter_bytes(got, &consumed, &kept);
+    assert_true(strcmp(device, "cpu") == 0 ? consumed > 0 : consumed == 0);
+    /* The program is the ordinary one and the parameters that ops still read; what packing consumed is gone. */
+    assert_int_equal(got->bytes[KD_ARENA_PARAMETERS], kept);
+    assert_int_equal(kd_exec_device_bytes(got), kd_exec_device_bytes(want) + kept);
+    assert_int_equal(live_device_bytes - live, kd_exec_device_bytes(got));
+    must(kd_exec_upload(got, "images", f.pixels, &err));
+    size_t before = packs;
+    must(kd_exec_forward(got, &err));
+    must(kd_exec_forward(got, &err));
+    assert_int_equal(packs, before);
+    static const char *const outputs[] = {"cls", "map", "mean"};
+    for (int o = 0; o < 3; o++) {
+        float a[BATCH * 16 * WIDTH], b[BATCH * 16 * WIDTH];
+        kd_tdesc d;
+        assert_non_null(kd_exec_output(got, outputs[o], &d));
+        must(kd_exec_download(want, outputs[o], BATCH, a, &err));
+        must(kd_exec_download(got, outputs[o], BATCH, b, &err));
+        assert_memory_equal(a, b, kd_tdesc_numel(&d) * sizeof *a);
+    }
+    for (int i = 0; i < kd_params_count(f.p); i++) { /* each once; the heads, which inference leaves out, and the counters never */
+        kd_param_info info = kd_params_info(f.p, i);
+        assert_int_equal(source.reads[i], strncmp(info.name, "head", 4) != 0 && !info.is_counter);
+    }
+    kd_exec_destroy(want);
+    kd_exec_destroy(got);
+    kd_params_destroy(frozen);
+    drop(&f);
+}
+
+static void frozen_parameters_give_the_same_bits_in_less_memory(void **state) {
+    static const char *const devices[] = {"ref", "cpu"};
+    close_ref(state);
+    for (int d = 0; d < 2; d++) {
+        if (open_counted(&ref, devices[d]) != 0)
+            continue;
+        counting.alloc = sized_alloc;
+        counting.release = sized_release;
+        check_frozen(devices[d], KD_F32);
+        if (ref->v->check_bf16(ref, &err) == KD_OK)
+            check_frozen(devices[d], KD_BF16);
+        assert_int_equal(live_device_bytes, 0);
+        close_ref(state);
+    }
+    assert_int_equal(open_ref(state), 0);
+}
+
+static void a_source_that_fails_is_quoted(void **state) {
+    (void)state;
+    fixture f;
+    kd_params *frozen = NULL;
+    kd_exec *e = NULL;
+    make(&f);
+    size_t live = kd_mem_live_bytes();
+    static const char *const damaged[] = {"fc1.weight", "norm.bias", "bn1.running_var"};
+    for (int i = 0; i < 3; i++) {
+        formula_source source = {.infos = f.p, .damaged = damaged[i]};
+        must(kd_params_create_frozen(&frozen, f.g, ref, &(kd_param_source){read_formula, &source}, &err));
+        assert_int_equal(kd_exec_create(&e, f.g, frozen, &(kd_exec_config){.batch = BATCH}, &err), KD_EFAIL);
+        assert_null(e);
+        assert_contains(err.msg, damaged[i]);
+        kd_params_destroy(frozen);
+        assert_int_equal(kd_mem_live_bytes(), live);
+    }
+    drop(&f);
+}
+
+static kd_status read_ones(void *ctx, const char *name, float *out, size_t count, kd_err *e) {
+    (void)ctx;
+    (void)name;
+    (void)e;
+    for (size_t i = 0; i < count; i++)
+        out[i] = 1;
+    return KD_OK;
+}
+
 /* Everything from building to the first pass, with the n-th allocation failing. */
-static kd_status whole_life(void) {
+static kd_status whole_life(int freeze) {
     kd_graph *g = kd_graph_create();
     kd_params *p = NULL;
     kd_exec *e = NULL;
     if (!g)
         return KD_EFAIL;
     build(g);
-    kd_status s = kd_params_create(&p, g, ref, &err);
-    if (s == KD_OK)
+    kd_status s = freeze ? kd_params_create_frozen(&p, g, ref, &(kd_param_source){read_ones, NULL}, &err) : kd_params_create(&p, g, ref, &err);
+    if (s == KD_OK && !freeze)
         s = kd_params_init(p, 1, &err);
     if (s == KD_OK)
-        s = kd_exec_create(&e, g, p, &(kd_exec_config){.batch = BATCH, .train = 1}, &err);
+        s = kd_exec_create(&e, g, p, &(kd_exec_config){.batch = BATCH, .train = !freeze}, &err);
     if (s == KD_OK)
         s = kd_exec_forward(e, &err);
     kd_exec_destroy(e);
@@ -577,12 +731,11 @@ static kd_status whole_life(void) {
     return s;
 }
 
-static void every_failing_allocation_is_an_error_without_a_leak(void **state) {
-    (void)state;
+static void check_failing_allocations(int freeze) {
     size_t live = kd_mem_live_bytes(), n = 1, failures = 0;
     for (;; n++) {
         kd_mem_fail_after(n);
-        kd_status s = whole_life();
+        kd_status s = whole_life(freeze);
         void *probe = kd_malloc(1); /* NULL: the fault hadn't fired yet */
         int fired = probe != NULL;
         kd_free(probe);
@@ -597,6 +750,12 @@ static void every_failing_allocation_is_an_error_without_a_leak(void **state) {
         assert_true(n < 100000);
     }
     assert_true(failures > 50);
+}
+
+static void every_failing_allocation_is_an_error_without_a_leak(void **state) {
+    (void)state;
+    check_failing_allocations(0);
+    check_failing_allocations(1);
 }
 
 /* ---- bad sizes ---- */
@@ -647,6 +806,8 @@ int main(void) {
         cmocka_unit_test(spans_alive_together_never_overlap),
         cmocka_unit_test(inference_shares_memory_and_training_keeps_it),
         cmocka_unit_test(a_step_allocates_nothing),
+        cmocka_unit_test(frozen_parameters_give_the_same_bits_in_less_memory),
+        cmocka_unit_test(a_source_that_fails_is_quoted),
         cmocka_unit_test(every_failing_allocation_is_an_error_without_a_leak),
         cmocka_unit_test(absurd_batches_are_refused),
         cmocka_unit_test(batch_norm_of_single_values_is_refused_in_training),
