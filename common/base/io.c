@@ -159,6 +159,14 @@ void kd_io_unmap(kd_map *map)
     map->size = 0;
 }
 
+void kd_io_map_release(const kd_map *map, size_t at, size_t n)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE), start = at / page * page;
+    KD_ASSERT(at <= map->size && n <= map->size - at);
+    if (n > 0) /* advice: where it isn't followed, only memory is lost */
+        (void)madvise((void *)(uintptr_t)(map->data + start), at + n - start, MADV_DONTNEED);
+}
+
 struct kd_replace {
     char *path, *temporary;
     int fd;

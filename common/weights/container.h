@@ -27,7 +27,8 @@ typedef struct kd_weight_entry {
     int64_t stride[KD_MAX_RANK]; /* elements, never negative */
     int64_t offset;              /* elements from the start of the storage */
     size_t numel;
-    uint64_t storage;            /* safetensors: byte offset in the file; .pth: index of the zip entry */
+    uint64_t storage;            /* in the mapped file: byte offset; zip .pth: index of the zip entry; set: index in the shard */
+    int shard;                   /* set of shards: which */
 } kd_weight_entry;
 
 typedef struct kd_pth kd_pth;
@@ -40,10 +41,12 @@ struct kd_weights {
     size_t count;
     struct kd_name_map *names;
     json_t *metadata; /* safetensors' __metadata__ or NULL */
-    kd_pth *pth;      /* NULL for safetensors */
+    kd_pth *pth;         /* zip .pth, or NULL */
+    kd_weights **shards; /* a set: its files, sorted by name; then map and pth are empty and entries point into the shards */
+    int shard_count;
     pthread_mutex_t lock; /* guards the SHA-256 below */
     int have_sha256;
-    uint8_t sha256[32];
+    kd_sha256 sha256;
 };
 
 /* Shape and strides are set; sets numel, or refuses negative sizes and products beyond KD_WEIGHTS_MAX_NUMEL. */
@@ -57,9 +60,21 @@ kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *arg, kd_
 /* n bytes at file offset `at` into out; KD_EFAIL when the mapped file has become shorter or can't be read. */
 kd_status kd_weights_copy(const kd_weights *w, size_t at, void *out, size_t n, kd_err *err);
 
+/* Parses n bytes at file offset `at` as JSON (kd_json_parse); whatever is wrong with them is KD_EFAIL. */
+kd_status kd_weights_json(const kd_weights *w, size_t at, size_t n, json_t **out, kd_err *err);
+
+/* kd_weights_open for a path that is a file; of a shard (is_shard) it is an error to be an index of shards. */
+kd_status kd_weights_open_file(kd_weights **out, const char *path, int is_shard, kd_err *err);
+
 /* Fill w->entries, count (and metadata or pth) from w->path and w->map. On failure kd_weights_close frees what is there. */
 kd_status kd_safetensors_parse(kd_weights *w, kd_err *err);
 kd_status kd_pth_parse(kd_weights *w, kd_err *err);
+
+/* The same for an index of shards: w->map is the index's text and is unmapped afterwards. */
+kd_status kd_shards_open(kd_weights *w, kd_err *err);
+kd_status kd_shards_sha256(kd_weights *w, kd_sha256 *out, kd_err *err);
+/* Path (owned by arena) of the weight file or index in a folder; KD_EUSAGE when there is none. */
+kd_status kd_shards_choose(kd_arena *arena, const char *folder, const char **path, kd_err *err);
 
 /* Calls use(arg, bytes, size) with the whole checked storage while no other thread reads from this file. */
 typedef kd_status (*kd_storage_use)(void *arg, const uint8_t *bytes, size_t size, kd_err *err);

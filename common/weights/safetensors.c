@@ -20,7 +20,6 @@ enum { TYPE_COUNT = sizeof type_names / sizeof type_names[0] };
 
 /* -- reading ----------------------------------------------------------------------------------------------------------------- */
 
-/* The header is copied out of the mapping first, so that the parser (which owns memory) never touches pages that may be gone. */
 static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_start, kd_err *err)
 {
     uint8_t size_bytes[8];
@@ -44,19 +43,8 @@ static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_star
     if (n > w->map.size - 8)
         return kd_fail(err, KD_EFAIL, "%s: truncated .safetensors: the header has %" PRIu64 " bytes, the file only %zu; copy it again", w->path,
                        n, w->map.size);
-    char *text = NULL;
-    KD_TRY(kd_alloc_array(&text, (size_t)n + 1, 1, err));
-    kd_status status = kd_weights_copy(w, 8, text, (size_t)n, err);
-    if (status == KD_OK)
-        status = kd_json_parse(text, (size_t)n, w->path, header, err);
-    kd_free(text);
-    if (status == KD_EDAMAGED) { /* that is kd_json_parse's word for a bad cache; a bad weight file is a plain failure */
-        status = KD_EFAIL;
-        if (err != NULL)
-            err->status = KD_EFAIL;
-    }
     *data_start = 8 + n;
-    return status;
+    return kd_weights_json(w, 8, (size_t)n, header, err);
 }
 
 /* Other types of the format (safetensors/src/tensor.rs): the file is whole, but its numbers aren't read here. */

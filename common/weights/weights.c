@@ -53,10 +53,19 @@ static kd_status refuse_foreign(const char *path, const kd_map *m, kd_err *err)
     return KD_OK;
 }
 
+/* JSON text: '{' first, and not a .safetensors whose header size happens to look like that (sizes have zero bytes, text has none). */
+static int looks_like_json(const kd_map *m)
+{
+    size_t at = 0;
+    while (at < m->size && at < 8 && memchr(" \t\r\n", m->data[at], 4) != NULL)
+        at++;
+    return at < m->size && m->data[at] == '{' && memchr(m->data, '\0', m->size < 8 ? m->size : 8) == NULL;
+}
+
 /* The first look at the mapped bytes runs under kd_io_guard: a file on a broken mount must not end in a signal. */
 typedef struct open_job {
     kd_weights *w;
-    int is_zip;
+    int is_zip, is_json;
 } open_job;
 
 static kd_status sniff(void *arg, kd_err *err)
@@ -64,7 +73,8 @@ static kd_status sniff(void *arg, kd_err *err)
     open_job *job = arg;
     kd_weights *w = job->w;
     job->is_zip = starts_with(&w->map, "PK\x03\x04", 4) || starts_with(&w->map, "PK\x05\x06", 4);
-    return job->is_zip ? KD_OK : refuse_foreign(w->path, &w->map, err);
+    job->is_json = looks_like_json(&w->map);
+    return job->is_zip || job->is_json ? KD_OK : refuse_foreign(w->path, &w->map, err);
 }
 
 kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *, kd_err *), void *arg, kd_err *err)
@@ -99,6 +109,23 @@ kd_status kd_weights_copy(const kd_weights *w, size_t at, void *out, size_t n, k
     return kd_weights_guarded(w, copy_bytes, &job, err);
 }
 
+/* The text is copied out of the mapping first, so that the parser (which owns memory) never touches pages that may be gone. */
+kd_status kd_weights_json(const kd_weights *w, size_t at, size_t n, json_t **out, kd_err *err)
+{
+    char *text = NULL;
+    KD_TRY(kd_alloc_array(&text, n + 1, 1, err));
+    kd_status status = kd_weights_copy(w, at, text, n, err);
+    if (status == KD_OK)
+        status = kd_json_parse(text, n, w->path, out, err);
+    kd_free(text);
+    if (status == KD_EDAMAGED) { /* that is kd_json_parse's word for a bad cache; a bad weight file is a plain failure */
+        status = KD_EFAIL;
+        if (err != NULL)
+            err->status = KD_EFAIL;
+    }
+    return status;
+}
+
 static kd_status build_index(kd_weights *w, kd_err *err)
 {
     KD_TRY(kd_name_map_create(&w->names, w->count, err));
@@ -118,28 +145,32 @@ static const char *folder_of(kd_arena *arena, const char *path)
     return slash == path ? "/" : kd_arena_printf(arena, "%.*s", (int)(slash - path), path);
 }
 
-kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err)
+static kd_status open_container(kd_weights *w, int is_shard, kd_err *err)
+{
+    KD_TRY(kd_io_map(w->path, &w->map, err));
+    open_job job = {w, 0, 0};
+    KD_TRY(kd_weights_guarded(w, sniff, &job, err));
+    if (job.is_json && is_shard)
+        return kd_fail(err, KD_EFAIL, "%s: is JSON, where an index names it as a shard with tensors; download the set again", w->path);
+    if (job.is_json)
+        KD_TRY(kd_shards_open(w, err));
+    else if (job.is_zip)
+        KD_TRY(kd_pth_parse(w, err));
+    else
+        KD_TRY(kd_safetensors_parse(w, err));
+    return build_index(w, err);
+}
+
+kd_status kd_weights_open_file(kd_weights **out, const char *path, int is_shard, kd_err *err)
 {
     kd_weights *w = NULL;
     KD_TRY(kd_alloc_array(&w, 1, sizeof *w, err));
     pthread_mutex_init(&w->lock, NULL);
-    kd_status status = KD_OK;
     w->arena = kd_arena_create();
     w->path = w->arena != NULL ? kd_arena_strdup(w->arena, path) : NULL;
     w->dir = w->path != NULL ? folder_of(w->arena, path) : NULL;
-    if (w->dir == NULL) {
-        status = kd_fail(err, KD_EFAIL, "%s: out of memory while opening the weight file", path);
-        goto done;
-    }
-    KD_TRY_TO(done, status, kd_io_map(path, &w->map, err));
-    open_job job = {w, 0};
-    KD_TRY_TO(done, status, kd_weights_guarded(w, sniff, &job, err));
-    if (job.is_zip)
-        KD_TRY_TO(done, status, kd_pth_parse(w, err));
-    else
-        KD_TRY_TO(done, status, kd_safetensors_parse(w, err));
-    status = build_index(w, err);
-done:
+    kd_status status = w->dir != NULL ? open_container(w, is_shard, err)
+                                      : kd_fail(err, KD_EFAIL, "%s: out of memory while opening the weight file", path);
     if (status == KD_OK)
         *out = w;
     else
@@ -147,10 +178,27 @@ done:
     return status;
 }
 
+kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err)
+{
+    if (!kd_io_is_dir(path))
+        return kd_weights_open_file(out, path, 0, err);
+    const char *file = NULL;
+    kd_arena *arena = kd_arena_create();
+    if (arena == NULL)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while opening the weight file", path);
+    kd_status status = kd_shards_choose(arena, path, &file, err);
+    if (status == KD_OK)
+        status = kd_weights_open_file(out, file, 0, err);
+    kd_arena_destroy(arena);
+    return status;
+}
+
 void kd_weights_close(kd_weights *w)
 {
     if (w == NULL)
         return;
+    for (int i = 0; i < w->shard_count; i++)
+        kd_weights_close(w->shards[i]);
     kd_pth_close(w->pth);
     kd_name_map_destroy(w->names);
     json_decref(w->metadata);
@@ -166,13 +214,15 @@ const char *kd_weights_path(const kd_weights *w) { return w->path; }
 
 const char *kd_weights_dir(const kd_weights *w) { return w->dir; }
 
-int kd_weights_files(const kd_weights *w)
-{
-    (void)w;
-    return 1;
-}
+int kd_weights_files(const kd_weights *w) { return w->shards != NULL ? w->shard_count : 1; }
 
-uint64_t kd_weights_bytes(const kd_weights *w) { return w->map.size; }
+uint64_t kd_weights_bytes(const kd_weights *w)
+{
+    uint64_t bytes = w->map.size;
+    for (int i = 0; i < w->shard_count; i++)
+        bytes += w->shards[i]->map.size;
+    return bytes;
+}
 
 int kd_weights_count(const kd_weights *w) { return (int)w->count; }
 
@@ -226,7 +276,7 @@ void kd_entry_set_dense_strides(kd_weight_entry *e)
 
 /* -- from storage bytes to numbers ------------------------------------------------------------------------------------------- */
 
-enum { GATHER_ELEMENTS = 4096 };
+enum { GATHER_ELEMENTS = 4096, PIECE_ELEMENTS = 1 << 20 };
 
 /* Where an element goes after conversion: f32 or i64, `n` at a time. */
 typedef struct read_job {
@@ -297,6 +347,15 @@ static void gather(const read_job *job, const uint8_t *storage)
     convert(job, first, staging, held);
 }
 
+/* Elements from the view's first to its last, of a view that isn't empty. */
+static size_t reach_of(const kd_weight_entry *e)
+{
+    int64_t last = 0;
+    for (int d = 0; d < e->rank; d++)
+        last += (e->shape[d] - 1) * e->stride[d];
+    return (size_t)last + 1;
+}
+
 static kd_status read_storage(void *arg, const uint8_t *bytes, size_t bytes_size, kd_err *err)
 {
     (void)bytes_size; /* the reader of the container has checked that the view lies inside */
@@ -312,11 +371,24 @@ static kd_status read_storage(void *arg, const uint8_t *bytes, size_t bytes_size
     return KD_OK;
 }
 
+/* What has been converted is given back at once: a file of many gigabytes must not become resident because its pages were read once. */
 static kd_status read_mapped(void *arg, kd_err *err)
 {
     const read_job *job = arg;
-    const kd_weights *w = job->w;
-    return read_storage(arg, w->map.data + job->e->storage, w->map.size - (size_t)job->e->storage, err);
+    const kd_weight_entry *e = job->e;
+    const kd_map *map = &job->w->map;
+    size_t size = kd_dtype_size(e->dtype), start = (size_t)e->storage + (size_t)e->offset * size;
+    if (!is_dense(e) || (uintptr_t)(map->data + start) % size != 0) {
+        KD_TRY(read_storage(arg, map->data + e->storage, map->size - (size_t)e->storage, err));
+        kd_io_map_release(map, start, reach_of(e) * size);
+        return KD_OK;
+    }
+    for (size_t first = 0, n; first < e->numel; first += n) {
+        n = e->numel - first < PIECE_ELEMENTS ? e->numel - first : PIECE_ELEMENTS;
+        convert(job, first, map->data + start + first * size, n);
+        kd_io_map_release(map, start + first * size, n * size);
+    }
+    return KD_OK;
 }
 
 static kd_status read_entry(read_job *job, size_t n, kd_err *err)
@@ -337,6 +409,8 @@ static kd_status read_entry(read_job *job, size_t n, kd_err *err)
 kd_status kd_weights_read_f32(const kd_weights *w, int i, float *out, size_t n, kd_err *err)
 {
     const kd_weight_entry *e = entry_at(w, i);
+    if (w->shards != NULL)
+        return kd_weights_read_f32(w->shards[e->shard], (int)e->storage, out, n, err);
     read_job job = {.w = w, .e = e, .f32 = out};
     KD_TRY(read_entry(&job, n, err));
     size_t bad = kd_first_nonfinite(out, n);
@@ -349,6 +423,8 @@ kd_status kd_weights_read_f32(const kd_weights *w, int i, float *out, size_t n, 
 kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n, kd_err *err)
 {
     const kd_weight_entry *e = entry_at(w, i);
+    if (w->shards != NULL)
+        return kd_weights_read_i64(w->shards[e->shard], (int)e->storage, out, n, err);
     if (e->dtype == KD_F32 || e->dtype == KD_F16 || e->dtype == KD_BF16 || e->dtype == KD_F64)
         return kd_fail(err, KD_EFAIL, "%s: tensor '%s' is %s where integers were expected", w->path, e->name, kd_dtype_name(e->dtype));
     read_job job = {.w = w, .e = e, .i64 = out};
@@ -360,7 +436,7 @@ kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n
 enum { HASH_CHUNK = 1 << 20 };
 
 /* In pieces through a buffer: the hash owns memory, which must not happen while pages may turn out to be gone. */
-static kd_status hash_mapped(kd_weights *w, kd_err *err)
+static kd_status hash_mapped(const kd_weights *w, kd_sha256 *out, kd_err *err)
 {
     uint8_t *buffer = NULL;
     kd_status status = KD_OK;
@@ -371,24 +447,26 @@ static kd_status hash_mapped(kd_weights *w, kd_err *err)
     for (size_t at = 0; status == KD_OK && at < w->map.size; at += HASH_CHUNK) {
         size_t n = w->map.size - at < HASH_CHUNK ? w->map.size - at : HASH_CHUNK;
         status = kd_weights_copy(w, at, buffer, n, err);
+        kd_io_map_release(&w->map, at, n);
         if (status == KD_OK)
             kd_sha256_update(hash, buffer, n);
     }
-    if (hash != NULL) {
-        kd_sha256 sum = kd_sha256_final(hash);
-        memcpy(w->sha256, sum.b, sizeof w->sha256);
-        w->have_sha256 = status == KD_OK;
-    }
+    if (hash != NULL)
+        *out = kd_sha256_final(hash);
     kd_free(buffer);
     return status;
 }
 
 kd_status kd_weights_sha256(kd_weights *w, kd_sha256 *out, kd_err *err)
 {
+    kd_status status = KD_OK;
     pthread_mutex_lock(&w->lock);
-    kd_status status = w->have_sha256 ? KD_OK : hash_mapped(w, err);
+    if (!w->have_sha256) {
+        status = w->shards != NULL ? kd_shards_sha256(w, &w->sha256, err) : hash_mapped(w, &w->sha256, err);
+        w->have_sha256 = status == KD_OK;
+    }
     if (status == KD_OK)
-        memcpy(out->b, w->sha256, sizeof out->b);
+        *out = w->sha256;
     pthread_mutex_unlock(&w->lock);
     return status;
 }

@@ -1,4 +1,4 @@
-/* Weight files: named tensors from .safetensors or PyTorch .pth, whatever is on disk.
+/* Weight files: named tensors from .safetensors or PyTorch .pth, one file or a set of shards, whatever is on disk.
  *
  * First stage of both precompute (teacher) and train (--init). Files are foreign bytes: everything is checked before use and
  * nothing is ever executed (pth.c is a stack machine that knows tuples and tensors, not functions).
@@ -8,6 +8,9 @@
  *     int i = kd_weights_find(w, "cls_token");
  *     KD_TRY(kd_weights_read_f32(w, i, buf, n, err));
  *     kd_weights_close(w);
+ *
+ * Files are mapped and every page is released after it was converted or hashed; of a zip .pth at most one storage is held. So resident memory
+ * stays near one tensor, whatever the size of the file.
  *
  * Thread rule: an open file may be read from several threads; opening and closing is one thread's business. */
 #ifndef KD_COMMON_WEIGHTS_WEIGHTS_H
@@ -19,15 +22,18 @@
 
 typedef struct kd_weights kd_weights;
 
-/* Sniffs the container by content. Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"), lists by position. The CRC of
+/* path: a .safetensors, a PyTorch .pth (.pt, .bin, .ckpt), the index of a set of shards (*.index.json, its files beside it), or a folder with
+ * model.safetensors.index.json, else model.safetensors, else pytorch_model.bin.index.json, else pytorch_model.bin.
+ * Sniffs the container by content. Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"), lists by position. The CRC of
  * a .pth's storage is checked when a tensor in it is read.
  * KD_EFAIL: missing or unreadable; damaged or malformed (truncated, offsets outside the file, overlaps, duplicate names).
  * KD_EUSAGE: whole, but not what is wanted, said with the next step: TorchScript, tar .pth, a pickled object instead of a
- * dictionary of tensors, element types that aren't read, a web page, GGUF, an archive of something else. */
+ * dictionary of tensors, element types that aren't read, a web page, GGUF, an archive of something else, a folder without weights, a set of
+ * which a shard is missing. */
 kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err);
 void kd_weights_close(kd_weights *w); /* accepts NULL */
 
-const char *kd_weights_path(const kd_weights *w);
+const char *kd_weights_path(const kd_weights *w);    /* of the file or index; in a folder, of the one that was chosen */
 const char *kd_weights_dir(const kd_weights *w);    /* the folder of the file, where config.json and the like lie; "." for a bare name */
 int kd_weights_files(const kd_weights *w);          /* files that hold the tensors: 1, or the number of shards */
 uint64_t kd_weights_bytes(const kd_weights *w);     /* their bytes together */
@@ -42,10 +48,11 @@ kd_status kd_weights_read_f32(const kd_weights *w, int i, float *out, size_t n, 
 /* Raw integer read for I64 scalars such as num_batches_tracked. */
 kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n, kd_err *err);
 
-/* SHA-256 of the file's bytes, as `sha256sum` prints it (computed once, on first call). */
+/* SHA-256 of the file's bytes, as `sha256sum` prints it (computed once, on first call). Of a set: of the text that `sha256sum SHARD...`
+ * prints for the shards' names without folder, sorted; the index isn't part of it. */
 kd_status kd_weights_sha256(kd_weights *w, kd_sha256 *out, kd_err *err);
 
-/* Strings of safetensors' __metadata__ (borrowed object or NULL). */
+/* Strings of safetensors' __metadata__ (borrowed object or NULL; NULL for a set of shards). */
 const json_t *kd_weights_metadata(const kd_weights *w);
 
 #endif
