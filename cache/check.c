@@ -94,7 +94,7 @@ static void check_view(check *c, worker *w, const kd_image_entry *e, uint32_t v,
     if (!have_view)
         bad(c, said.msg);
     for (int f = 0; f < KD_FEATURES; f++) {
-        for (int l = 0; l < r->layers && (f == KD_FEATURE_CLS ? r->has_cls : r->has_patch); l++) {
+        for (int l = 0; l < r->layers && kd_recipe_has(r, (kd_feature)f); l++) {
             ++*records;
             if (kd_reader_feature(w->reader, (kd_feature)f, &e->image, v, r->layer[l], w->values, &hash, &said) != KD_OK) {
                 bad(c, said.msg);
@@ -157,8 +157,7 @@ static void check_image(void *ctx, int worker_index, size_t i)
 
 static kd_status create_workers(check *c, int threads, kd_err *err)
 {
-    const kd_recipe *r = kd_cache_recipe(c->cache);
-    size_t values = (r->has_patch ? (size_t)r->grid_h * (size_t)r->grid_w : 1) * (size_t)r->width;
+    size_t values = kd_recipe_largest(kd_cache_recipe(c->cache));
     KD_TRY(kd_alloc_array(&c->workers, (size_t)threads, sizeof *c->workers, err));
     KD_TRY(kd_alloc_array(&c->elsewhere, kd_cache_images(c->cache), 1, err));
     for (int i = 0; i < threads; i++) {

@@ -56,31 +56,111 @@ static uint64_t content_bytes(const kd_cache *c)
     return bytes;
 }
 
-static json_t *statistics_json(const kd_cache *c)
+/* {"cls":{"1":{"std":..,"mean_square_norm":..}}}: by feature and layer. */
+static kd_status statistics_json(kd_cache *c, json_t **out, kd_err *err)
 {
-    json_t *all = json_object();
+    const kd_recipe *r = kd_cache_recipe(c);
+    *out = json_object();
     for (int f = 0; f < KD_FEATURES; f++) {
-        float deviation;
-        const float *mean = kd_cache_mean(c, (kd_feature)f, &deviation);
-        double square = 0;
-        for (int i = 0; mean && i < kd_cache_recipe(c)->width; i++)
-            square += (double)mean[i] * (double)mean[i];
-        if (mean)
-            json_object_set_new(all, kd_feature_name((kd_feature)f), json_pack("{s:f,s:f}", "std", (double)deviation, "mean_square_norm", square));
+        json_t *of = json_object();
+        for (int l = 0; l < r->layers && kd_recipe_has(r, (kd_feature)f); l++) {
+            const float *mean;
+            float deviation;
+            double square = 0;
+            char layer[16];
+            kd_status status = kd_cache_mean(c, (kd_feature)f, r->layer[l], &mean, &deviation, err);
+            if (status != KD_OK) {
+                json_decref(of);
+                json_decref(*out);
+                return status;
+            }
+            for (int i = 0; i < r->width; i++)
+                square += (double)mean[i] * (double)mean[i];
+            snprintf(layer, sizeof layer, "%u", r->layer[l]);
+            json_object_set_new(of, layer, json_pack("{s:f,s:f}", "std", (double)deviation, "mean_square_norm", square));
+        }
+        if (json_object_size(of) > 0)
+            json_object_set(*out, kd_feature_name((kd_feature)f), of);
+        json_decref(of);
     }
-    return all;
+    return KD_OK;
+}
+
+/* ---- for people ---- */
+
+static const char *text_of(const json_t *v, const char *key)
+{
+    const char *s = json_string_value(json_object_get(v, key));
+    return s ? s : "?";
+}
+
+static long long int_of(const json_t *v, const char *key)
+{
+    return json_integer_value(json_object_get(v, key));
+}
+
+/* "0.485 0.456 0.406". */
+static const char *colours(char out[64], const json_t *list)
+{
+    snprintf(out, 64, "%.6g %.6g %.6g", json_real_value(json_array_get(list, 0)), json_real_value(json_array_get(list, 1)), json_real_value(json_array_get(list, 2)));
+    return out;
+}
+
+static void print_teacher(const json_t *t)
+{
+    char mean[64], std[64], family[200], prefix[600];
+    printf("teacher  %s: width %lld, depth %lld, heads %lld, patch %lld, registers %lld\n", kd_text_escape(family, sizeof family, text_of(t, "family")), int_of(t, "width"),
+           int_of(t, "depth"), int_of(t, "heads"), int_of(t, "patch"), int_of(t, "registers"));
+    printf("  %-14s %s\n", "weights sha256", text_of(t, "sha256"));
+    if (text_of(t, "tensors")[0])
+        printf("  %-14s under \"%s\"\n", "tensors", kd_text_escape(prefix, sizeof prefix, text_of(t, "tensors")));
+    printf("  %-14s %s\n", "positions", text_of(t, "positions"));
+    printf("  %-14s mean %s, std %s\n", "normalisation", colours(mean, json_object_get(t, "mean")), colours(std, json_object_get(t, "std")));
+    printf("  %-14s %g\n", "layer norm eps", json_real_value(json_object_get(t, "layer_norm_eps")));
+}
+
+/* What every view has: features with their shapes, and of which layers. */
+static void print_stored(const kd_recipe *r)
+{
+    const json_t *chosen = json_object_get(r->json, "layers");
+    printf("stored  ");
+    for (int f = 0; f < KD_FEATURES; f++) {
+        if (kd_recipe_has(r, (kd_feature)f))
+            printf(" %s [%u x %d]", kd_feature_name((kd_feature)f), kd_recipe_rows(r, (kd_feature)f), r->width);
+    }
+    printf("\n  %-14s", json_array_size(chosen) == 1 ? "layer" : "layers");
+    for (size_t i = 0; i < json_array_size(chosen); i++)
+        printf("%s %lld", i ? "," : "", (long long)json_integer_value(json_array_get(chosen, i)));
+    printf(" (1 = last), %s the final norm", json_is_true(json_object_get(r->json, "layer_norm")) ? "each through" : "without");
+    if (r->concat)
+        printf(", joined as layer %u, earlier block first", r->layer[0]);
+    printf("\n");
+}
+
+/* What of the recipe the lines above don't tell. */
+static void print_rest(const kd_recipe *r)
+{
+    static const char *const told[] = {"teacher", "layers", "layer_norm", "layer_concat", "features", "registers", "width"};
+    json_t *rest = json_copy(r->json);
+    for (size_t i = 0; rest && i < sizeof told / sizeof told[0]; i++)
+        json_object_del(rest, told[i]);
+    print_object("recipe", rest);
+    json_decref(rest);
 }
 
 static void print_text(const kd_cache *c, const json_t *statistics)
 {
+    const kd_recipe *r = kd_cache_recipe(c);
     uint64_t bytes = content_bytes(c), views = kd_cache_view_total(c);
     char size[32], each[32], hex[65];
-    kd_hex(hex, kd_cache_recipe(c)->sha.b, 32);
+    kd_hex(hex, r->sha.b, 32);
     printf("identity %s\n", hex);
     printf("content  %zu images, %llu views, %s, %s per view, %zu %s\n", kd_cache_images(c), (unsigned long long)views, kd_io_size_text(bytes, size, sizeof size),
            kd_io_size_text(views ? bytes / views : 0, each, sizeof each), kd_cache_shards(c), kd_cache_shards(c) == 1 ? "shard" : "shards");
-    print_object("recipe", kd_cache_recipe(c)->json);
-    print_object("statistics", statistics);
+    print_teacher(json_object_get(r->json, "teacher"));
+    print_stored(r);
+    print_rest(r);
+    print_object("statistics, by layer", statistics);
     for (size_t i = 0; i < kd_cache_shards(c); i++) {
         const json_t *m = kd_cache_shard_manifest(c, i);
         char path[1000];
@@ -113,15 +193,18 @@ kd_status kd_cache_info_run(const kd_cache_config *config, kd_err *err)
 {
     kd_cache *c;
     json_t *statistics;
+    kd_status status;
     KD_TRY(kd_cache_open_files(&c, config, err));
-    statistics = statistics_json(c);
-    if (config->json)
-        print_json(c, statistics);
-    else
-        print_text(c, statistics);
-    json_decref(statistics);
+    status = statistics_json(c, &statistics, err);
+    if (status == KD_OK) {
+        if (config->json)
+            print_json(c, statistics);
+        else
+            print_text(c, statistics);
+        json_decref(statistics);
+    }
     kd_cache_close(c);
-    return KD_OK;
+    return status;
 }
 
 /* ---- list ---- */

@@ -8,7 +8,7 @@
 
 static const kd_option dump_table[] = {
     KD_CACHE_FILES, KD_CACHE_ID, KD_CACHE_VIEW,
-    KD_OPTION_STRING(kd_cache_config, out, "out", "X.safetensors", NULL, KD_OPT_REQUIRED, "file to write: cls [L,D] and patch [L,N,D], F32"),
+    KD_OPTION_STRING(kd_cache_config, out, "out", "X.safetensors", NULL, KD_OPT_REQUIRED, "file to write: cls [L,D], patch [L,N,D], registers [L,R,D] and mean [L,D], as far as stored, F32; layers [L], I32: 1 = last"),
     KD_OPTION_END,
 };
 const kd_program kd_cache_dump_program = {
@@ -37,15 +37,15 @@ const kd_program kd_cache_view_program = {
 
 static kd_status read_layers(kd_reader *r, const kd_recipe *recipe, kd_feature f, const kd_image_entry *e, uint32_t view, kd_tensor *t, kd_err *err)
 {
-    size_t each = (f == KD_FEATURE_CLS ? 1 : (size_t)recipe->grid_h * (size_t)recipe->grid_w) * (size_t)recipe->width;
+    size_t rows = kd_recipe_rows(recipe, f), each = rows * (size_t)recipe->width;
     float *x;
     KD_TRY(kd_alloc_array(&x, each * (size_t)recipe->layers, sizeof *x, err));
     t->name = kd_feature_name(f);
     t->dtype = KD_F32;
     t->data = x;
     t->shape[t->rank++] = recipe->layers;
-    if (f == KD_FEATURE_PATCH)
-        t->shape[t->rank++] = (int64_t)recipe->grid_h * recipe->grid_w;
+    if (f == KD_FEATURE_PATCH || f == KD_FEATURE_REGISTERS)
+        t->shape[t->rank++] = (int64_t)rows;
     t->shape[t->rank++] = recipe->width;
     for (int l = 0; l < recipe->layers; l++)
         KD_TRY(kd_reader_feature(r, f, &e->image, view, recipe->layer[l], x + (size_t)l * each, NULL, err));
@@ -55,17 +55,21 @@ static kd_status read_layers(kd_reader *r, const kd_recipe *recipe, kd_feature f
 static kd_status dump(kd_cache *c, kd_reader *r, const kd_cache_config *config, kd_err *err)
 {
     const kd_recipe *recipe = kd_cache_recipe(c);
-    kd_tensor t[KD_FEATURES] = {{0}};
-    size_t n = 0;
+    int32_t layer[KD_MAX_LAYERS];
+    kd_tensor t[1 + KD_FEATURES] = {{.name = "layers", .dtype = KD_I32, .rank = 1, .shape = {recipe->layers}, .data = layer}};
+    size_t n = 1;
     const kd_image_entry *e;
-    kd_status status;
+    kd_status status = KD_OK;
     KD_TRY(kd_cache_pick(&e, c, config, err));
-    status = recipe->has_cls ? read_layers(r, recipe, KD_FEATURE_CLS, e, (uint32_t)config->view, &t[n++], err) : KD_OK;
-    if (status == KD_OK && recipe->has_patch)
-        status = read_layers(r, recipe, KD_FEATURE_PATCH, e, (uint32_t)config->view, &t[n++], err);
+    for (int l = 0; l < recipe->layers; l++)
+        layer[l] = recipe->layer[l];
+    for (int f = 0; f < KD_FEATURES && status == KD_OK; f++) {
+        if (kd_recipe_has(recipe, (kd_feature)f))
+            status = read_layers(r, recipe, (kd_feature)f, e, (uint32_t)config->view, &t[n++], err);
+    }
     if (status == KD_OK)
         status = kd_safetensors_write(config->out, t, n, NULL, err);
-    for (size_t i = 0; i < n; i++)
+    for (size_t i = 1; i < n; i++)
         kd_free((void *)(uintptr_t)t[i].data);
     return status;
 }

@@ -42,71 +42,134 @@ static kd_status get_object(const json_t *v, const char *key, const char *what, 
     return KD_OK;
 }
 
-static kd_status read_teacher(const json_t *json, const char *what, kd_err *err)
+/* "a", "b", "c": as many as there are names. */
+static void name_list(char *out, size_t cap, const char *const *names, size_t n)
 {
-    const json_t *t;
-    int ignored;
-    KD_TRY(get_object(json, "teacher", what, &t, err));
-    KD_TRY(want_hex(t, "sha256", what, 64, err));
-    KD_TRY(want_text(t, "family", what, NULL, err));
-    KD_TRY(get_ranged(t, "width", what, 1, 1 << 16, &ignored, err));
-    KD_TRY(get_ranged(t, "depth", what, 1, 1 << 10, &ignored, err));
-    KD_TRY(get_ranged(t, "heads", what, 1, 1 << 10, &ignored, err));
-    return get_ranged(t, "patch", what, 1, 1 << 10, &ignored, err);
+    size_t used = 0;
+    for (size_t i = 0; i < n && used < cap; i++)
+        used += (size_t)snprintf(out + used, cap - used, "%s%s", i ? ", " : "", names[i]);
 }
 
-static kd_status read_layers(kd_recipe *r, const char *what, kd_err *err)
+/* Three numbers, one for each colour. */
+static kd_status want_colours(const json_t *v, const char *key, const char *what, int positive, kd_err *err)
 {
-    const json_t *list = json_object_get(r->json, "layers");
+    const json_t *list = json_object_get(v, key);
+    for (size_t i = 0; i < 3; i++) {
+        const json_t *x = json_array_get(list, i);
+        if (json_array_size(list) != 3 || !json_is_real(x) || (positive && !(json_real_value(x) > 0)))
+            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"teacher.%s\" isn't a list of 3 %sreal numbers", what, key, positive ? "positive " : "");
+    }
+    return KD_OK;
+}
+
+/* What the shapes of the records depend on. */
+typedef struct teacher_facts {
+    int width, depth, registers;
+} teacher_facts;
+
+static kd_status read_teacher(teacher_facts *facts, const json_t *json, const char *what, kd_err *err)
+{
+    static const char *const known[] = {"official", "hf", "timm", "rope"};
+    const json_t *t;
+    const char *positions;
+    int ignored;
+    double eps;
+    KD_TRY(get_object(json, "teacher", what, &t, err));
+    KD_TRY(want_hex(t, "sha256", what, 64, err));
+    KD_TRY(want_text(t, "tensors", what, NULL, err));
+    KD_TRY(want_text(t, "family", what, NULL, err));
+    KD_TRY(get_ranged(t, "width", what, 1, 1 << 16, &facts->width, err));
+    KD_TRY(get_ranged(t, "depth", what, 1, 1 << 10, &facts->depth, err));
+    KD_TRY(get_ranged(t, "heads", what, 1, 1 << 10, &ignored, err));
+    KD_TRY(get_ranged(t, "patch", what, 1, 1 << 10, &ignored, err));
+    KD_TRY(get_ranged(t, "registers", what, 0, 1 << 10, &facts->registers, err));
+    KD_TRY(kd_json_get_string(t, "positions", what, &positions, err));
+    for (size_t i = 0; strcmp(positions, known[i]) != 0; i++) {
+        char list[80];
+        if (i + 1 < sizeof known / sizeof known[0])
+            continue;
+        name_list(list, sizeof list, known, sizeof known / sizeof known[0]);
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"teacher.positions\" is \"%s\"; known are %s", what, positions, list);
+    }
+    KD_TRY(kd_json_get_real(t, "layer_norm_eps", what, &eps, err));
+    if (!(eps > 0) || eps > 1)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"teacher.layer_norm_eps\" is %g, outside 0..1", what, eps);
+    KD_TRY(want_colours(t, "mean", what, 0, err));
+    return want_colours(t, "std", what, 1, err);
+}
+
+/* *chosen: how many layers the teacher gave; r->layers: how many are stored. */
+static kd_status read_layers(kd_recipe *r, int depth, int *chosen, const char *what, kd_err *err)
+{
+    const json_t *list = json_object_get(r->json, "layers"), *norm = json_object_get(r->json, "layer_norm"), *concat = json_object_get(r->json, "layer_concat");
     size_t n = json_array_size(list);
     if (n == 0 || n > KD_MAX_LAYERS)
         return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"layers\" isn't a list of 1 to %d numbers", what, KD_MAX_LAYERS);
     for (size_t i = 0; i < n; i++) {
         const json_t *x = json_array_get(list, i);
         json_int_t v = json_integer_value(x);
-        if (!json_is_integer(x) || v < 1 || v > 65535 || (i > 0 && v <= r->layer[i - 1]))
-            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"layers\" aren't ascending numbers from 1 to 65535", what);
+        if (!json_is_integer(x) || v < 1 || v > depth || (i > 0 && v <= r->layer[i - 1]))
+            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"layers\" aren't ascending numbers from 1 to the teacher's depth of %d", what, depth);
         r->layer[i] = (uint16_t)v;
     }
-    r->layers = (int)n;
+    if (!json_is_boolean(norm) || !json_is_boolean(concat))
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe has no boolean \"%s\"", what, json_is_boolean(norm) ? "layer_concat" : "layer_norm");
+    *chosen = (int)n;
+    r->concat = json_is_true(concat);
+    r->layers = r->concat ? 1 : (int)n;
     return KD_OK;
 }
 
 static kd_status read_features(kd_recipe *r, const char *what, kd_err *err)
 {
-    const json_t *list = json_object_get(r->json, "features"), *grid = json_object_get(r->json, "grid");
-    json_int_t h, w;
+    const json_t *list = json_object_get(r->json, "features");
     for (size_t i = 0; i < json_array_size(list); i++) {
         const char *s = json_string_value(json_array_get(list, i));
-        int *flag = s && strcmp(s, "cls") == 0 ? &r->has_cls : s && strcmp(s, "patch") == 0 ? &r->has_patch : NULL;
-        if (!flag || *flag)
-            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"features\" hold \"%s\", unknown or twice; known are cls and patch", what, s ? s : "?");
-        *flag = 1;
+        int f = 0;
+        while (f < KD_FEATURES && (!s || strcmp(s, kd_feature_name((kd_feature)f)) != 0))
+            f++;
+        if (f == KD_FEATURES || r->features >> f != 0)
+            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"features\" hold \"%s\", unknown, twice or out of order; known are cls, patch, registers, mean, in this order", what,
+                           s ? s : "?");
+        r->features |= 1u << f;
     }
-    if (!r->has_cls && !r->has_patch)
+    if (r->features == 0)
         return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"features\" are missing or empty", what);
-    h = json_integer_value(json_array_get(grid, 0));
-    w = json_integer_value(json_array_get(grid, 1));
+    return KD_OK;
+}
+
+/* Of the stored records, which must be what this teacher gives. */
+static kd_status read_shape(kd_recipe *r, const teacher_facts *facts, int chosen, const char *what, kd_err *err)
+{
+    const json_t *grid = json_object_get(r->json, "grid");
+    json_int_t h = json_integer_value(json_array_get(grid, 0)), w = json_integer_value(json_array_get(grid, 1));
+    int joined = r->concat ? chosen : 1;
     if (json_array_size(grid) != 2 || h < 1 || w < 1 || h > 1024 || w > 1024)
         return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"grid\" isn't [rows, columns] of 1 to 1024", what);
     r->grid_h = (int)h;
     r->grid_w = (int)w;
+    KD_TRY(get_ranged(r->json, "registers", what, 0, 1 << 10, &r->registers, err));
+    if (r->registers != facts->registers || (kd_recipe_has(r, KD_FEATURE_REGISTERS) && r->registers == 0))
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"registers\" is %d, its teacher has %d%s", what, r->registers, facts->registers,
+                       r->registers ? "" : ", and the features of registers are asked for");
+    KD_TRY(get_ranged(r->json, "width", what, 1, 1 << 16, &r->width, err));
+    if (r->width != facts->width * joined)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"width\" is %d, not that of %d of the teacher's layers of width %d", what, r->width, joined, facts->width);
     return KD_OK;
 }
 
 static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
 {
     const json_t *store, *augment;
+    teacher_facts facts;
     long long seed;
-    int ignored;
+    int ignored, chosen = 0;
     char *text;
     if (!json_is_object(r->json))
         return kd_fail(err, KD_EDAMAGED, "%s: the recipe isn't a JSON object", what);
     KD_TRY(get_ranged(r->json, "format_version", what, 0, 0, &ignored, err));
-    KD_TRY(read_teacher(r->json, what, err));
-    KD_TRY(read_layers(r, what, err));
-    if (!json_is_boolean(json_object_get(r->json, "layer_norm")))
-        return kd_fail(err, KD_EDAMAGED, "%s: the recipe has no boolean \"layer_norm\"", what);
+    KD_TRY(read_teacher(&facts, r->json, what, err));
+    KD_TRY(read_layers(r, facts.depth, &chosen, what, err));
     KD_TRY(get_object(r->json, "augment", what, &augment, err));
     KD_TRY(kd_json_get_int(r->json, "seed", what, &seed, err));
     r->seed = (uint64_t)seed;
@@ -114,7 +177,7 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     KD_TRY(want_hex(r->json, "decoder", what, 32, err));
     KD_TRY(want_text(r->json, "exif", what, "ignore", err));
     KD_TRY(read_features(r, what, err));
-    KD_TRY(get_ranged(r->json, "width", what, 1, 1 << 16, &r->width, err));
+    KD_TRY(read_shape(r, &facts, chosen, what, err));
     KD_TRY(want_text(r->json, "patch_target", what, "full", err));
     KD_TRY(get_object(r->json, "store", what, &store, err));
     KD_TRY(want_text(store, "dtype", what, "f16", err));
@@ -144,6 +207,50 @@ void kd_recipe_free(kd_recipe *r)
 {
     json_decref(r->json);
     memset(r, 0, sizeof *r);
+}
+
+int kd_recipe_has(const kd_recipe *r, kd_feature f)
+{
+    return (unsigned)f < KD_FEATURES && (r->features >> f & 1);
+}
+
+int kd_recipe_layer_index(const kd_recipe *r, uint16_t layer)
+{
+    for (int i = 0; i < r->layers; i++) {
+        if (r->layer[i] == layer)
+            return i;
+    }
+    return -1;
+}
+
+int kd_recipe_records(const kd_recipe *r)
+{
+    int features = 0;
+    for (int f = 0; f < KD_FEATURES; f++)
+        features += kd_recipe_has(r, (kd_feature)f);
+    return features * r->layers;
+}
+
+uint32_t kd_recipe_rows(const kd_recipe *r, kd_feature f)
+{
+    return f == KD_FEATURE_PATCH ? (uint32_t)r->grid_h * (uint32_t)r->grid_w : f == KD_FEATURE_REGISTERS ? (uint32_t)r->registers : 1;
+}
+
+size_t kd_recipe_largest(const kd_recipe *r)
+{
+    size_t rows = 1;
+    for (int f = 0; f < KD_FEATURES; f++) {
+        if (kd_recipe_has(r, (kd_feature)f) && kd_recipe_rows(r, (kd_feature)f) > rows)
+            rows = kd_recipe_rows(r, (kd_feature)f);
+    }
+    return rows * (size_t)r->width;
+}
+
+kd_record_head kd_recipe_head(const kd_recipe *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer)
+{
+    kd_record_head h = {.feature = f, .key = {*image, view, layer}, .rows = kd_recipe_rows(r, f), .width = (uint32_t)r->width, .dtype = KD_F16};
+    memcpy(h.identity, r->sha.b, sizeof h.identity);
+    return h;
 }
 
 /* As few digits as give the same number back. */

@@ -1,14 +1,17 @@
 /* Identity: the recipe that says what made a cache, its SHA-256, and the comparison that names what differs.
  *
  * The recipe is canonical JSON of everything that is known before the first record and must be equal for shards to belong together:
- *   {"format_version":0, "teacher":{"sha256","family","width","depth","heads","patch","interpolation"}, "layers":[1], "layer_norm":true,
- *    "augment":{...kd_policy_json}, "seed":0, "image_size":224, "decoder":"<kd_decoder_hash hex>", "exif":"ignore", "features":["cls","patch"],
- *    "grid":[16,16], "width":384, "patch_target":"full", "store":{"dtype":"f16","zstd_level":1}}
+ *   {"format_version":0, "teacher":{"sha256", "tensors":"<prefix of the teacher's tensors in its file>", "family", "width":384, "depth":12, "heads":6, "patch":14, "registers":4,
+ *    "positions":"official|hf|timm|rope", "layer_norm_eps":1e-6, "mean":[3], "std":[3]}, "layers":[1,4], "layer_norm":true, "layer_concat":false,
+ *    "augment":{...kd_policy_json}, "seed":0, "image_size":224, "decoder":"<kd_decoder_hash hex>", "exif":"ignore", "features":["cls","patch","registers","mean"],
+ *    "grid":[16,16], "registers":4, "width":384, "patch_target":"full", "store":{"dtype":"f16","zstd_level":1}}
+ * layers: as chosen, counted from the end. layer_norm: each went through the teacher's final norm. layer_concat: they were joined, earlier block first, and stored as one layer under the
+ * smallest number. features: in this order. grid, registers, width: the shape of stored records; registers is the teacher's number, width the teacher's or, joined, a multiple.
  * Library versions, device, precision and batch size are provenance: recorded beside it, never compared. */
 #ifndef KD_CACHE_IDENTITY_H
 #define KD_CACHE_IDENTITY_H
 
-#include "common/base/hash.h"
+#include "cache/record.h"
 #include "common/base/json.h"
 
 enum { KD_MAX_LAYERS = 64 };
@@ -17,16 +20,25 @@ typedef struct kd_recipe {
     json_t *json;      /* owned */
     kd_sha256 sha;     /* of its canonical text */
     uint64_t seed;
-    int image_size, width, grid_h, grid_w;
-    int layers;        /* number of stored layers (1 here) */
+    int image_size, width, grid_h, grid_w, registers;
+    int layers;        /* number of stored layers: as chosen, or 1 when they are joined */
     uint16_t layer[KD_MAX_LAYERS]; /* their numbers, ascending, counted from the end of the teacher: 1 = last */
-    int has_cls, has_patch;
+    int concat;
+    unsigned features; /* bits 1 << kd_feature */
 } kd_recipe;
 
-/* Takes over json (also on failure). KD_EDAMAGED when a field is missing or out of range; `what` names the source. */
+/* Takes over json (also on failure). KD_EDAMAGED when a field is missing, out of range or at odds with another; `what` names the source. */
 kd_status kd_recipe_from_json(kd_recipe *r, json_t *json, const char *what, kd_err *err);
 void kd_recipe_free(kd_recipe *r);
 /* KD_EMISMATCH naming the first differing field with both values ("teacher.sha256 is 12ab.. in X, 98cd.. in Y") and what to do. */
 kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err);
+
+int kd_recipe_has(const kd_recipe *r, kd_feature f);
+int kd_recipe_layer_index(const kd_recipe *r, uint16_t layer); /* in layer[]; -1 when it isn't stored */
+int kd_recipe_records(const kd_recipe *r);                     /* of one view: features x layers */
+uint32_t kd_recipe_rows(const kd_recipe *r, kd_feature f);     /* of a record: 1, grid_h * grid_w, registers, 1 */
+size_t kd_recipe_largest(const kd_recipe *r);                  /* values (rows x width) of the largest record */
+/* The head that a record of this recipe must have; its view_hash is zero. */
+kd_record_head kd_recipe_head(const kd_recipe *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer);
 
 #endif

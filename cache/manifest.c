@@ -78,8 +78,8 @@ static kd_status read_fields(kd_manifest *m, const char *path, kd_err *err)
     KD_TRY(get_sha(m->json, "sha256", path, &m->file_sha, err));
     KD_TRY(get_count(content, "images", path, &m->images, err));
     KD_TRY(get_count(content, "views", path, &m->views, err));
-    KD_TRY(get_count(content, "cls", path, &m->records[0], err));
-    KD_TRY(get_count(content, "patch", path, &m->records[1], err));
+    for (int f = 0; f < KD_FEATURES; f++)
+        KD_TRY(get_count(content, kd_feature_name((kd_feature)f), path, &m->records[f], err));
     KD_TRY(get_count(content, "bytes", path, &m->bytes, err));
     return get_sha(content, "digest", path, &m->digest, err);
 }

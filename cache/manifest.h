@@ -3,12 +3,13 @@
 #ifndef KD_CACHE_MANIFEST_H
 #define KD_CACHE_MANIFEST_H
 
+#include "cache/record.h"
 #include "common/base/hash.h"
 #include "common/base/json.h"
 
 typedef struct kd_manifest {
     json_t *json; /* owned */
-    uint64_t images, views, records[2], bytes; /* records by kd_feature */
+    uint64_t images, views, records[KD_FEATURES], bytes;
     kd_sha256 identity, digest, file_sha;
 } kd_manifest;
 

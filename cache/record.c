@@ -25,7 +25,8 @@ static const uint8_t magic[4] = {'K', 'D', 'F', 'R'};
 
 const char *kd_feature_name(kd_feature f)
 {
-    return f == KD_FEATURE_CLS ? "cls" : f == KD_FEATURE_PATCH ? "patch" : "unknown";
+    static const char *const name[KD_FEATURES] = {"cls", "patch", "registers", "mean"};
+    return (unsigned)f < KD_FEATURES ? name[f] : "unknown";
 }
 
 void kd_key_encode(uint8_t out[KD_KEY_BYTES], const kd_key *k)

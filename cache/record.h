@@ -9,8 +9,9 @@
 #include "common/base/hash.h"
 #include "common/tensor/dtype.h"
 
-typedef enum kd_feature { KD_FEATURE_CLS = 0, KD_FEATURE_PATCH = 1, KD_FEATURES = 2 } kd_feature;
-const char *kd_feature_name(kd_feature f); /* "cls", "patch": also the names of the databases */
+/* cls: the class token. patch: the patch tokens. registers: the register (storage) tokens. mean: the mean of the patch tokens. */
+typedef enum kd_feature { KD_FEATURE_CLS = 0, KD_FEATURE_PATCH = 1, KD_FEATURE_REGISTERS = 2, KD_FEATURE_MEAN = 3, KD_FEATURES = 4 } kd_feature;
+const char *kd_feature_name(kd_feature f); /* "cls", "patch", "registers", "mean": also the names of the databases */
 
 /* Key = image id 16 bytes | view u32 | layer u16, big endian, so that memcmp order is (id, view, layer). The views database uses the first 20 bytes, images the first 16. */
 enum { KD_KEY_BYTES = 22, KD_VIEW_KEY_BYTES = 20, KD_IMAGE_KEY_BYTES = 16 };
@@ -26,7 +27,7 @@ void kd_key_decode(kd_key *k, const uint8_t in[KD_KEY_BYTES]);
 typedef struct kd_record_head {
     kd_feature feature;
     kd_key key;
-    uint32_t rows, width;     /* tokens (1 for CLS) x dimension */
+    uint32_t rows, width;     /* tokens (1 for cls and mean) x dimension */
     kd_dtype dtype;           /* stored as: KD_F16 */
     uint8_t identity[8];      /* first 8 bytes of the recipe identity */
     kd_hash128 view_hash;     /* of the uint8 view that the teacher saw */

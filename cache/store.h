@@ -2,7 +2,7 @@
  *
  * Life: kd-precompute writes X.kdc.partial (one LMDB file with a lock of its own: pid and host), then seals it into X.kdc by a cursor walk into a fresh environment with
  * MDB_APPEND and fixed transactions, so that the sealed bytes are a function of the content. Sealed files are read-only; readers validate pages before LMDB sees them
- * and open with MDB_RDONLY | MDB_NOLOCK. Databases: meta, images, views, cls, patch. Layouts: FORMAT.md.
+ * and open with MDB_RDONLY | MDB_NOLOCK. Databases: meta, images, views, cls, patch, registers, mean. Layouts: FORMAT.md.
  *
  *     kd_writer *w;
  *     st = kd_writer_open(&w, "photos.kdc", recipe, provenance, err);       // KD_DONE: already sealed with this recipe
@@ -59,7 +59,7 @@ kd_status kd_writer_commit(kd_writer *w, kd_err *err);
 /* Fidelity of the stored features against f32 (sums over records added in this process and earlier ones of this partial file): kept in meta at every commit. */
 void kd_writer_add_fidelity(kd_writer *w, kd_feature f, double xx, double qq, double xq, double err2);
 /* After a failed seal the writer can only be closed; the same command again goes on from what was committed. KD_ESIGINT, KD_ESIGTERM when interrupted.
- * Completes: statistics (mean vector and scalar per feature, first 8,192 views in key order), content digest, sealed copy with manifest, fsync, rename, removal of the partial file.
+ * Completes: statistics (mean vector and scalar per feature and layer, first 8,192 views in key order), content digest, sealed copy with manifest, fsync, rename, removal of the partial file.
  * Views that lack a record or images with holes in their views (an interrupted multi-view image) can't occur: add_view is atomic per view; an image whose views aren't 0..n-1 is KD_EFAIL. */
 kd_status kd_writer_seal(kd_writer *w, kd_err *err);
 void kd_writer_close(kd_writer *w); /* aborts what isn't committed; releases the lock; accepts NULL */
@@ -86,16 +86,16 @@ size_t kd_cache_images(const kd_cache *c);
 const kd_image_entry *kd_cache_image(const kd_cache *c, size_t i);
 const kd_image_entry *kd_cache_find_image(const kd_cache *c, const kd_hash128 *id); /* NULL when absent */
 uint64_t kd_cache_view_total(const kd_cache *c);
-/* Target statistics of a feature: mean [width] and the scalar standard deviation sqrt(mean over channels of the variance). NULL when the feature isn't stored.
- * Of the first stored layer. */
-const float *kd_cache_mean(const kd_cache *c, kd_feature f, float *scalar_std);
+/* Target statistics of a feature of a layer: *mean [width], which lives as long as the cache, and the scalar standard deviation sqrt(mean over channels of the variance).
+ * One shard has them stored; several together compute them at the first call, from up to 8,192 views. Not while other threads use the cache. KD_ENOTFOUND: not stored. */
+kd_status kd_cache_mean(kd_cache *c, kd_feature f, uint16_t layer, const float **mean, float *scalar_std, kd_err *err);
 
 typedef struct kd_reader kd_reader; /* per thread */
 kd_status kd_reader_create(kd_reader **out, kd_cache *c, kd_err *err);
 void kd_reader_destroy(kd_reader *r); /* accepts NULL */
 /* KD_ENOTFOUND: the cache has no such image, view, feature or layer. KD_EDAMAGED: missing although the image table lists it, or bytes that fail a check (file, key). */
 kd_status kd_reader_view(kd_reader *r, const kd_hash128 *image, uint32_t view, kd_view_entry *out, kd_err *err);
-/* Decoded f32: CLS width values, patches grid_h*grid_w*width. view_hash (may be NULL) receives the hash stored in the feature record, to be compared with the view's. */
+/* Decoded f32: kd_recipe_rows x width values. view_hash (may be NULL) receives the hash stored in the feature record, to be compared with the view's. */
 kd_status kd_reader_feature(kd_reader *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer, float *out, kd_hash128 *view_hash, kd_err *err);
 
 #endif

@@ -15,7 +15,7 @@
 #define KD_META_FIDELITY "fidelity"       /* sums; partial only (they depend on the order of addition, so the sealed copy is in the manifest) */
 #define KD_META_PROVENANCE "provenance"   /* JSON; partial only */
 #define KD_META_RECIPE "recipe"           /* canonical JSON */
-#define KD_META_STATS "stats/"            /* + feature name; sealed only */
+#define KD_META_STATS "stats/"            /* + feature name / layer; sealed only */
 
 typedef struct kd_fidelity {
     double xx, qq, xq, err2;
@@ -38,10 +38,7 @@ struct kd_writer {
 };
 
 kd_db kd_feature_db(kd_feature f);
-int kd_recipe_has(const kd_recipe *r, kd_feature f);
-uint32_t kd_recipe_rows(const kd_recipe *r, kd_feature f);
-/* The head that a record of this recipe must have. */
-kd_record_head kd_recipe_head(const kd_recipe *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer);
+void kd_stats_key(char out[32], kd_feature f, uint16_t layer);
 
 kd_status kd_meta_put(kd_lmdb *db, const char *key, const void *payload, size_t size, kd_err *err); /* inside a write transaction */
 /* KD_DONE: absent. The payload lives as long as the transaction. */

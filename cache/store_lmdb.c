@@ -15,7 +15,7 @@
 
 _Static_assert(sizeof(size_t) == 8, "caches are larger than a 32-bit map");
 
-const char *const kd_db_names[KD_DBS] = {"meta", "images", "views", "cls", "patch"};
+const char *const kd_db_names[KD_DBS] = {"meta", "images", "views", "cls", "patch", "registers", "mean"};
 
 enum { PAGE = 4096, MAP_STEP = 256 << 20 };
 
@@ -194,7 +194,7 @@ kd_status kd_lmdb_open_read(kd_lmdb **out, const char *path, uint64_t file_bytes
         rc = mdb_env_open(e->env, path, MDB_NOSUBDIR | MDB_NOLOCK | MDB_RDONLY | MDB_NORDAHEAD, 0);
     if (rc == 0)
         rc = open_and_commit(e, MDB_RDONLY, 0);
-    status = rc == 0 ? KD_OK : rc == MDB_NOTFOUND ? kd_fail(err, KD_EDAMAGED, "%s: one of its five databases is missing", path) : failed(e, rc, "opening", err);
+    status = rc == 0 ? KD_OK : rc == MDB_NOTFOUND ? kd_fail(err, KD_EDAMAGED, "%s: one of its %d databases is missing", path, KD_DBS) : failed(e, rc, "opening", err);
     if (status == KD_OK)
         status = find_base(e, file_bytes, first_value_at, err);
     if (status != KD_OK) {

@@ -10,7 +10,8 @@
 
 #include "common/base/err.h"
 
-typedef enum kd_db { KD_DB_META = 0, KD_DB_IMAGES = 1, KD_DB_VIEWS = 2, KD_DB_CLS = 3, KD_DB_PATCH = 4, KD_DBS = 5 } kd_db;
+/* The databases of features follow each other in the order of kd_feature. */
+typedef enum kd_db { KD_DB_META = 0, KD_DB_IMAGES = 1, KD_DB_VIEWS = 2, KD_DB_FEATURES = 3, KD_DBS = 7 } kd_db;
 extern const char *const kd_db_names[KD_DBS];
 
 typedef struct kd_bytes {

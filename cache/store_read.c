@@ -32,7 +32,7 @@ struct kd_cache {
     size_t image_count;
     uint64_t views;
     kd_arena *arena;        /* paths of images */
-    feature_stats stats[KD_FEATURES];
+    feature_stats stats[KD_FEATURES][KD_MAX_LAYERS]; /* in the recipe's order of layers; filled when they are asked for */
 };
 
 struct kd_reader {
@@ -133,20 +133,24 @@ static kd_status list_paths(path_list *l, const char *const *paths, size_t count
 static kd_status check_counts(const shard *s, const kd_lmdb_facts *facts, kd_err *err)
 {
     const kd_manifest *m = &s->manifest;
-    uint64_t per_feature = m->views * (uint64_t)s->recipe.layers;
-    struct { const char *what; uint64_t have, want; } row[] = {
-        {"images", facts->entries[KD_DB_IMAGES], m->images},
-        {"views", facts->entries[KD_DB_VIEWS], m->views},
-        {"cls records", facts->entries[KD_DB_CLS], m->records[KD_FEATURE_CLS]},
-        {"patch records", facts->entries[KD_DB_PATCH], m->records[KD_FEATURE_PATCH]},
-        {"cls records for its views", m->records[KD_FEATURE_CLS], s->recipe.has_cls ? per_feature : 0},
-        {"patch records for its views", m->records[KD_FEATURE_PATCH], s->recipe.has_patch ? per_feature : 0},
-        {"bytes", facts->pages * PAGE, m->bytes},
+    struct { const char *what, *of; uint64_t have, want; } row[3 + 2 * KD_FEATURES] = {
+        {"images", "", facts->entries[KD_DB_IMAGES], m->images},
+        {"views", "", facts->entries[KD_DB_VIEWS], m->views},
+        {"bytes", "", facts->pages * PAGE, m->bytes},
     };
+    for (int f = 0; f < KD_FEATURES; f++) {
+        uint64_t want = kd_recipe_has(&s->recipe, (kd_feature)f) ? m->views * (uint64_t)s->recipe.layers : 0;
+        row[3 + 2 * f].what = row[4 + 2 * f].what = kd_feature_name((kd_feature)f);
+        row[3 + 2 * f].of = " records";
+        row[4 + 2 * f].of = " records for its views and layers";
+        row[3 + 2 * f].have = facts->entries[KD_DB_FEATURES + f];
+        row[3 + 2 * f].want = row[4 + 2 * f].have = m->records[f];
+        row[4 + 2 * f].want = want;
+    }
     for (size_t i = 0; i < sizeof row / sizeof row[0]; i++) {
         if (row[i].have != row[i].want)
-            return kd_fail(err, KD_EDAMAGED, "%s: has %llu %s where %llu are expected from its manifest; copy both files again", s->path, (unsigned long long)row[i].have,
-                           row[i].what, (unsigned long long)row[i].want);
+            return kd_fail(err, KD_EDAMAGED, "%s: has %llu %s%s where %llu are expected from its manifest; copy both files again", s->path, (unsigned long long)row[i].have,
+                           row[i].what, row[i].of, (unsigned long long)row[i].want);
     }
     return KD_OK;
 }
@@ -299,39 +303,62 @@ static kd_status load_all_images(kd_cache *c, kd_err *err)
 
 /* ---- statistics ---- */
 
+static kd_status check_stored(const kd_cache *c, kd_feature f, uint16_t layer, kd_err *err)
+{
+    const kd_recipe *r = kd_cache_recipe(c);
+    if (kd_recipe_layer_index(r, layer) >= 0 && kd_recipe_has(r, f))
+        return KD_OK;
+    return kd_fail(err, KD_ENOTFOUND, "%s: holds no %s of layer %u", c->shards[0].path, kd_feature_name(f), layer);
+}
+
 typedef struct stats_load {
     kd_cache *cache;
     kd_lmdb_txn *txn;
+    kd_feature feature;
+    uint16_t layer;
+    feature_stats *out;
 } stats_load;
 
 static kd_status load_stats(void *arg, kd_err *err)
 {
     stats_load *l = arg;
     shard *s = &l->cache->shards[0];
-    for (int f = 0; f < KD_FEATURES; f++) {
-        feature_stats *out = &l->cache->stats[f];
-        char key[32];
-        kd_bytes b;
-        kd_status status;
-        if (!kd_recipe_has(&s->recipe, (kd_feature)f))
-            continue;
-        snprintf(key, sizeof key, KD_META_STATS "%s", kd_feature_name((kd_feature)f));
-        status = kd_meta_get(l->txn, key, &b, s->path, err);
-        if (status == KD_DONE || (status == KD_OK && (b.size != 16 + 4 * (size_t)s->recipe.width || kd_get_le(b.data + 8, 4) != (uint64_t)s->recipe.width)))
-            return kd_fail(err, KD_EDAMAGED, "%s: its statistics of %s are missing or of another width; copy it again from where it came", s->path, kd_feature_name((kd_feature)f));
-        KD_TRY(status);
-        KD_TRY(kd_alloc_array(&out->mean, (size_t)s->recipe.width, sizeof *out->mean, err));
-        memcpy(&out->scalar_std, b.data + 12, 4);
-        memcpy(out->mean, b.data + 16, 4 * (size_t)s->recipe.width);
-    }
+    size_t width = (size_t)s->recipe.width;
+    char key[32];
+    kd_bytes b;
+    kd_status status;
+    kd_stats_key(key, l->feature, l->layer);
+    status = kd_meta_get(l->txn, key, &b, s->path, err);
+    if (status == KD_DONE || (status == KD_OK && (b.size != 16 + 4 * width || kd_get_le(b.data + 8, 4) != (uint64_t)width)))
+        return kd_fail(err, KD_EDAMAGED, "%s: its statistics of %s of layer %u are missing or of another width; copy it again from where it came", s->path, kd_feature_name(l->feature),
+                       l->layer);
+    KD_TRY(status);
+    KD_TRY(kd_alloc_array(&l->out->mean, width, sizeof *l->out->mean, err));
+    memcpy(&l->out->scalar_std, b.data + 12, 4);
+    memcpy(l->out->mean, b.data + 16, 4 * width);
     return KD_OK;
 }
 
-/* Several shards together: the same rule as when sealing, over the merged key order, so that all who give these shards train on the same targets. */
-static kd_status compute_stats(kd_cache *c, kd_feature f, kd_err *err)
+static kd_status read_stats(stats_load *l, kd_err *err)
 {
+    kd_lmdb *db = l->cache->shards[0].db;
+    kd_status status;
+    KD_TRY(kd_lmdb_read(&l->txn, db, err));
+    status = kd_lmdb_guard(db, load_stats, l, err);
+    kd_lmdb_read_end(l->txn);
+    if (status != KD_OK) { /* also a page that went away in the middle of copying */
+        kd_free(l->out->mean);
+        l->out->mean = NULL;
+    }
+    return status;
+}
+
+/* Several shards together: the same rule as when sealing, over the merged key order, so that all who give these shards train on the same targets. */
+static kd_status compute_stats(const stats_load *l, kd_err *err)
+{
+    kd_cache *c = l->cache;
     const kd_recipe *r = kd_cache_recipe(c);
-    uint32_t rows = kd_recipe_rows(r, f);
+    uint32_t rows = kd_recipe_rows(r, l->feature);
     kd_reader *reader = NULL;
     kd_stats st;
     float *x = NULL;
@@ -342,17 +369,17 @@ static kd_status compute_stats(kd_cache *c, kd_feature f, kd_err *err)
         status = kd_reader_create(&reader, c, err);
     for (size_t i = 0; i < c->image_count && st.views < KD_STATS_VIEWS && status == KD_OK; i++) {
         for (uint32_t v = 0; v < c->images[i].views && st.views < KD_STATS_VIEWS && status == KD_OK; v++) {
-            status = kd_reader_feature(reader, f, &c->images[i].image, v, r->layer[0], x, NULL, err);
+            status = kd_reader_feature(reader, l->feature, &c->images[i].image, v, l->layer, x, NULL, err);
             if (status == KD_OK)
                 kd_stats_add_view(&st, x, rows);
         }
     }
     if (status == KD_OK) {
         kd_stats_finish(&st);
-        kd_log(KD_LOG_INFO, "%s statistics over %llu views of %zu shards: standard deviation %.4f", kd_feature_name(f), (unsigned long long)st.views, c->shard_count,
-               (double)st.scalar_std);
-        c->stats[f].scalar_std = st.scalar_std;
-        c->stats[f].mean = st.mean;
+        kd_log(KD_LOG_INFO, "%s statistics of layer %u over %llu views of %zu shards: standard deviation %.4f", kd_feature_name(l->feature), l->layer, (unsigned long long)st.views,
+               c->shard_count, (double)st.scalar_std);
+        l->out->scalar_std = st.scalar_std;
+        l->out->mean = st.mean;
         st.mean = NULL;
     }
     kd_reader_destroy(reader);
@@ -361,21 +388,19 @@ static kd_status compute_stats(kd_cache *c, kd_feature f, kd_err *err)
     return status;
 }
 
-static kd_status prepare_stats(kd_cache *c, kd_err *err)
+kd_status kd_cache_mean(kd_cache *c, kd_feature f, uint16_t layer, const float **mean, float *scalar_std, kd_err *err)
 {
-    stats_load l = {.cache = c};
-    kd_status status;
-    if (c->shard_count > 1) {
-        for (int f = 0; f < KD_FEATURES; f++) {
-            if (kd_recipe_has(kd_cache_recipe(c), (kd_feature)f))
-                KD_TRY(compute_stats(c, (kd_feature)f, err));
-        }
-        return KD_OK;
-    }
-    KD_TRY(kd_lmdb_read(&l.txn, c->shards[0].db, err));
-    status = kd_lmdb_guard(c->shards[0].db, load_stats, &l, err);
-    kd_lmdb_read_end(l.txn);
-    return status;
+    const kd_recipe *r = kd_cache_recipe(c);
+    int index = kd_recipe_layer_index(r, layer);
+    stats_load l = {.cache = c, .feature = f, .layer = layer};
+    *mean = NULL;
+    KD_TRY(check_stored(c, f, layer, err));
+    l.out = &c->stats[f][index];
+    if (l.out->mean == NULL)
+        KD_TRY(c->shard_count > 1 ? compute_stats(&l, err) : read_stats(&l, err));
+    *mean = l.out->mean;
+    *scalar_std = l.out->scalar_std;
+    return KD_OK;
 }
 
 /* ---- the cache ---- */
@@ -391,8 +416,7 @@ static kd_status open_all(kd_cache *c, path_list *l, kd_err *err)
         if (i > 0)
             KD_TRY(kd_recipe_compare(&c->shards[0].recipe, c->shards[0].path, &s->recipe, s->path, err));
     }
-    KD_TRY(load_all_images(c, err));
-    return prepare_stats(c, err);
+    return load_all_images(c, err);
 }
 
 kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, kd_err *err)
@@ -428,8 +452,10 @@ void kd_cache_close(kd_cache *c)
         kd_manifest_free(&s->manifest);
         kd_free(s->path);
     }
-    for (int f = 0; f < KD_FEATURES; f++)
-        kd_free(c->stats[f].mean);
+    for (int f = 0; f < KD_FEATURES; f++) {
+        for (int l = 0; l < KD_MAX_LAYERS; l++)
+            kd_free(c->stats[f][l].mean);
+    }
     kd_free(c->shards);
     kd_free(c->images);
     kd_free(c->image_shard);
@@ -491,13 +517,6 @@ uint64_t kd_cache_view_total(const kd_cache *c)
     return c->views;
 }
 
-const float *kd_cache_mean(const kd_cache *c, kd_feature f, float *scalar_std)
-{
-    if (c->stats[f].mean && scalar_std)
-        *scalar_std = c->stats[f].scalar_std;
-    return c->stats[f].mean;
-}
-
 /* ---- digest ---- */
 
 typedef struct digest_load {
@@ -527,7 +546,7 @@ kd_status kd_cache_shard_digest(kd_cache *c, size_t i, kd_sha256 *out, kd_err *e
     kd_lmdb_txn *t = NULL;
     kd_status status = l.sha ? kd_lmdb_read(&t, l.s->db, err) : kd_fail(err, KD_EFAIL, "out of memory: a digest can't be computed");
     for (int db = KD_DB_IMAGES; db < KD_DBS && status == KD_OK; db++) {
-        int is_record = db == KD_DB_CLS || db == KD_DB_PATCH;
+        int is_record = db >= KD_DB_FEATURES;
         l.hash_at = is_record ? KD_RECORD_HEADER_BYTES - 16 : 0;
         l.least = is_record ? KD_RECORD_HEADER_BYTES : KD_VALUE_HASH_BYTES;
         status = kd_lmdb_cursor_open(&l.cursor, t, (kd_db)db, err);
@@ -657,12 +676,7 @@ kd_status kd_reader_view(kd_reader *r, const kd_hash128 *image, uint32_t view, k
 kd_status kd_reader_feature(kd_reader *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer, float *out, kd_hash128 *view_hash, kd_err *err)
 {
     lookup l = {.reader = r, .image = image, .view = view, .feature = f, .layer = layer, .out = out, .view_hash = view_hash};
-    const kd_recipe *recipe = kd_cache_recipe(r->cache);
-    int known = 0;
-    for (int i = 0; i < recipe->layers; i++)
-        known |= recipe->layer[i] == layer;
-    if (!known || !kd_recipe_has(recipe, f))
-        return kd_fail(err, KD_ENOTFOUND, "%s: holds no %s of layer %u", r->cache->shards[0].path, kd_feature_name(f), layer);
+    KD_TRY(check_stored(r->cache, f, layer, err));
     KD_TRY(find_shard(&l, err));
     return kd_lmdb_guard(r->cache->shards[l.shard].db, read_feature, &l, err);
 }

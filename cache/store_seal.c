@@ -27,7 +27,7 @@ typedef struct seal {
     uint64_t images, records[KD_FEATURES];
     uint64_t pending;               /* bytes in the open transaction */
     uint64_t map_bytes;
-    kd_stats stats[KD_FEATURES];
+    kd_stats *stats;                /* for each feature, for each layer: stats_of */
     kd_record_scratch scratch;
     float *rows;
     uint8_t *value;
@@ -123,12 +123,17 @@ static kd_status copy_views(seal *s, kd_lmdb_cursor *views, kd_err *err)
     return status == KD_DONE ? KD_OK : status;
 }
 
+static kd_stats *stats_of(const seal *s, kd_feature f, uint16_t layer)
+{
+    return &s->stats[f * s->w->recipe.layers + kd_recipe_layer_index(&s->w->recipe, layer)];
+}
+
 static kd_status copy_record(seal *s, kd_feature f, const kd_view_entry *v, uint16_t layer, kd_bytes key, kd_bytes value, kd_err *err)
 {
     kd_record_head head = kd_recipe_head(&s->w->recipe, f, &v->image, v->view, layer);
-    kd_stats *stats = &s->stats[f];
+    kd_stats *stats = stats_of(s, f, layer);
     kd_lmdb_will_need(value);
-    if (layer == s->w->recipe.layer[0] && stats->views < KD_STATS_VIEWS) {
+    if (stats->views < KD_STATS_VIEWS) {
         KD_TRY(kd_record_decode(s->rows, value.data, value.size, &head, &s->scratch, err));
         kd_stats_add_view(stats, s->rows, head.rows);
     } else {
@@ -157,8 +162,8 @@ static kd_status copy_feature(seal *s, kd_feature f, kd_lmdb_cursor *views, kd_l
             if (status != KD_OK)
                 return status;
             KD_TRY(copy_record(s, f, &v, k.layer, key, value, err));
+            kd_progress_update(s->progress, ++s->done, 0, NULL);
         }
-        kd_progress_update(s->progress, ++s->done, 0, NULL);
     }
     return status == KD_DONE ? KD_OK : status;
 }
@@ -180,9 +185,9 @@ static kd_status with_cursors(seal *s, kd_db first, kd_db second, kd_feature f, 
     return status;
 }
 
-static kd_status put_stats(seal *s, kd_feature f, kd_err *err)
+static kd_status put_stats(seal *s, kd_feature f, uint16_t layer, kd_err *err)
 {
-    kd_stats *st = &s->stats[f];
+    kd_stats *st = stats_of(s, f, layer);
     size_t size = 16 + 4 * (size_t)st->width;
     uint8_t *bytes = kd_malloc(size);
     char key[32];
@@ -194,17 +199,25 @@ static kd_status put_stats(seal *s, kd_feature f, kd_err *err)
     kd_put_le(bytes + 8, (uint32_t)st->width, 4);
     memcpy(bytes + 12, &st->scalar_std, 4); /* little endian, as every supported host */
     memcpy(bytes + 16, st->mean, 4 * (size_t)st->width);
-    snprintf(key, sizeof key, KD_META_STATS "%s", kd_feature_name(f));
+    kd_stats_key(key, f, layer);
     status = kd_meta_put(s->to, key, bytes, size, err);
     kd_free(bytes);
     return status;
 }
 
-static json_t *content_json(uint64_t images, uint64_t views, uint64_t cls, uint64_t patch, const kd_sha256 *sha)
+static json_t *content_json(const seal *s, const kd_sha256 *sha)
 {
     char hex[65];
+    json_t *content;
     kd_hex(hex, sha->b, sizeof sha->b);
-    return json_pack("{s:I,s:I,s:I,s:I,s:s}", "images", (json_int_t)images, "views", (json_int_t)views, "cls", (json_int_t)cls, "patch", (json_int_t)patch, "digest", hex);
+    content = json_pack("{s:I,s:I,s:s}", "images", (json_int_t)s->images, "views", (json_int_t)s->w->views, "digest", hex);
+    for (int f = 0; f < KD_FEATURES && content; f++) {
+        if (json_object_set_new(content, kd_feature_name((kd_feature)f), json_integer((json_int_t)s->records[f])) != 0) {
+            json_decref(content);
+            return NULL;
+        }
+    }
+    return content;
 }
 
 static kd_status put_text(seal *s, const char *key, json_t *json, kd_err *err)
@@ -218,16 +231,16 @@ static kd_status put_text(seal *s, const char *key, json_t *json, kd_err *err)
 static kd_status put_meta(seal *s, kd_err *err)
 {
     kd_sha256 sha = kd_sha256_final(s->digest);
-    json_t *content = content_json(s->images, s->w->views, s->records[0], s->records[1], &sha);
+    json_t *content = content_json(s, &sha);
     kd_status status;
     s->digest = NULL;
     status = put_text(s, KD_META_CONTENT, content, err);
     json_decref(content);
     if (status == KD_OK)
         status = put_text(s, KD_META_RECIPE, s->w->recipe.json, err);
-    for (int f = 0; f < KD_FEATURES && status == KD_OK; f++) {
-        if (kd_recipe_has(&s->w->recipe, (kd_feature)f))
-            status = put_stats(s, (kd_feature)f, err);
+    for (int f = 0; f < KD_FEATURES; f++) {
+        for (int l = 0; l < s->w->recipe.layers && kd_recipe_has(&s->w->recipe, (kd_feature)f) && status == KD_OK; l++)
+            status = put_stats(s, (kd_feature)f, s->w->recipe.layer[l], err);
     }
     return status;
 }
@@ -252,15 +265,17 @@ static kd_status copy_all(void *arg, kd_err *err)
 static kd_status seal_create(seal *s, kd_err *err)
 {
     const kd_recipe *r = &s->w->recipe;
-    size_t most = (r->has_patch ? (size_t)kd_recipe_rows(r, KD_FEATURE_PATCH) : 1) * (size_t)r->width;
-    for (int f = 0; f < KD_FEATURES; f++)
-        KD_TRY(kd_stats_create(&s->stats[f], r->width, err));
-    KD_TRY(kd_alloc_array(&s->rows, most, sizeof *s->rows, err));
+    KD_TRY(kd_alloc_array(&s->stats, (size_t)(KD_FEATURES * r->layers), sizeof *s->stats, err));
+    for (int i = 0; i < KD_FEATURES * r->layers; i++) {
+        if (kd_recipe_has(r, (kd_feature)(i / r->layers)))
+            KD_TRY(kd_stats_create(&s->stats[i], r->width, err));
+    }
+    KD_TRY(kd_alloc_array(&s->rows, kd_recipe_largest(r), sizeof *s->rows, err));
     KD_TRY(kd_alloc_array(&s->value, KD_IMAGE_VALUE_HEAD + KD_MAX_REL, 1, err));
     s->digest = kd_sha256_begin();
     if (!s->digest)
         return kd_fail(err, KD_EFAIL, "out of memory while sealing");
-    s->progress = kd_progress_create("sealing", "record", s->w->views * (uint64_t)(r->has_cls + r->has_patch), 0, 0);
+    s->progress = kd_progress_create("sealing", "record", s->w->views * (uint64_t)kd_recipe_records(r), 0, 0);
     unlink(s->w->sealing);
     return KD_OK;
 }
@@ -282,8 +297,9 @@ static void seal_free(seal *s)
     kd_lmdb_close(s->to);
     kd_lmdb_read_end(s->from);
     kd_lmdb_close(s->partial);
-    for (int f = 0; f < KD_FEATURES; f++)
-        kd_stats_free(&s->stats[f]);
+    for (int i = 0; s->stats && i < KD_FEATURES * s->w->recipe.layers; i++)
+        kd_stats_free(&s->stats[i]);
+    kd_free(s->stats);
     kd_record_scratch_free(&s->scratch);
     if (s->digest)
         (void)kd_sha256_final(s->digest);

@@ -14,24 +14,12 @@ enum { BATCH_BYTES = 64 << 20, PAGE = 4096, LEAF_COST = 3 * PAGE, SLACK = 32 << 
 
 kd_db kd_feature_db(kd_feature f)
 {
-    return f == KD_FEATURE_CLS ? KD_DB_CLS : KD_DB_PATCH;
+    return (kd_db)(KD_DB_FEATURES + (int)f);
 }
 
-int kd_recipe_has(const kd_recipe *r, kd_feature f)
+void kd_stats_key(char out[32], kd_feature f, uint16_t layer)
 {
-    return f == KD_FEATURE_CLS ? r->has_cls : r->has_patch;
-}
-
-uint32_t kd_recipe_rows(const kd_recipe *r, kd_feature f)
-{
-    return f == KD_FEATURE_CLS ? 1 : (uint32_t)r->grid_h * (uint32_t)r->grid_w;
-}
-
-kd_record_head kd_recipe_head(const kd_recipe *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer)
-{
-    kd_record_head h = {.feature = f, .key = {*image, view, layer}, .rows = kd_recipe_rows(r, f), .width = (uint32_t)r->width, .dtype = KD_F16};
-    memcpy(h.identity, r->sha.b, sizeof h.identity);
-    return h;
+    snprintf(out, 32, KD_META_STATS "%s/%u", kd_feature_name(f), layer);
 }
 
 kd_status kd_meta_put(kd_lmdb *db, const char *key, const void *payload, size_t size, kd_err *err)
@@ -356,15 +344,12 @@ static uint64_t view_cost(const kd_record_ref *records, size_t n)
 /* Every feature and layer of the recipe, each once, in a form that a reader will accept. */
 static kd_status check_records(const kd_writer *w, const kd_view_entry *view, const kd_record_ref *records, size_t n, kd_err *err)
 {
-    size_t want = (size_t)w->recipe.layers * (size_t)(w->recipe.has_cls + w->recipe.has_patch);
+    size_t want = (size_t)kd_recipe_records(&w->recipe);
     if (n != want)
         return kd_fail(err, KD_EFAIL, "%s: view %u comes with %zu records where the recipe has %zu", w->partial, view->view, n, want);
     for (size_t i = 0; i < n; i++) {
         kd_record_head head = kd_recipe_head(&w->recipe, records[i].feature, &view->image, view->view, records[i].layer);
-        int known = 0;
-        for (int l = 0; l < w->recipe.layers; l++)
-            known |= records[i].layer == w->recipe.layer[l];
-        if (!known || !kd_recipe_has(&w->recipe, records[i].feature))
+        if (kd_recipe_layer_index(&w->recipe, records[i].layer) < 0 || !kd_recipe_has(&w->recipe, records[i].feature))
             return kd_fail(err, KD_EFAIL, "%s: view %u comes with %s of layer %u, which the recipe doesn't have", w->partial, view->view,
                            kd_feature_name(records[i].feature), records[i].layer);
         for (size_t j = 0; j < i; j++) {

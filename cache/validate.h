@@ -1,6 +1,6 @@
 /* Validation of an LMDB file's pages before LMDB sees them: LMDB has no checksums and believes every offset that it reads (facts: CVE-2019-16224 and relatives).
  *
- * Walks both meta pages and every branch and leaf page of the free list, the main tree and the five databases, of the format that LMDB 0.9 writes on 64-bit Linux
+ * Walks both meta pages and every branch and leaf page of the free list, the main tree and the databases, of the format that LMDB 0.9 writes on 64-bit Linux
  * with 4096-byte pages: page numbers and kinds, bounds, node sizes and places, ascending keys, extents of large values, depths and totals. Each page may be used once.
  * Large values are not read: their records carry checksums. */
 #ifndef KD_CACHE_VALIDATE_H

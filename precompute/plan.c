@@ -95,6 +95,16 @@ static json_t *feature_list(const kd_run_plan *plan) {
     return list;
 }
 
+/* NULL when memory is out. */
+static json_t *teacher_json(const kd_model_info *model, const char *weights_hex) {
+    const kd_vit_spec *v = &model->vit;
+    const char *positions = v->periods > 0 ? "rope" : kd_pos_profile_name(v->positions);
+    const float *m = model->mean, *s = model->std;
+    return json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:[f,f,f], s:[f,f,f]}", "sha256", weights_hex, "tensors", v->prefix, "family", kd_vit_family_name(v->family),
+                     "width", v->width, "depth", v->depth, "heads", v->heads, "patch", v->patch, "registers", v->registers, "positions", positions, "layer_norm_eps", v->ln_eps,
+                     "mean", (double)m[0], (double)m[1], (double)m[2], "std", (double)s[0], (double)s[1], (double)s[2]);
+}
+
 kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, const kd_run_plan *plan, const kd_policy *policy,
                         const kd_model_info *model, const kd_sha256 *weights, kd_err *err) {
     kd_hash128 decoder;
@@ -102,15 +112,12 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
     char weights_hex[65], decoder_hex[33];
     kd_hex(weights_hex, weights->b, sizeof weights->b);
     kd_hex(decoder_hex, decoder.b, sizeof decoder.b);
-    int official = model->kind == KD_MODEL_VIT && model->vit.family == KD_VIT_DINOV2;
-    json_t *json = json_pack("{s:i, s:{s:s, s:s, s:i, s:i, s:i, s:i, s:s}, s:[i], s:b, s:o, s:I, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:s, s:{s:s, s:i}}",
-                             "format_version", 0,
-                             "teacher", "sha256", weights_hex, "family", official ? "dinov2" : "timm", "width", model->vit.width, "depth", model->vit.depth,
-                             "heads", model->vit.heads, "patch", model->vit.patch, "interpolation", official ? "official" : "timm",
-                             "layers", 1, "layer_norm", 1, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
+    json_t *json = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:I, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}",
+                             "format_version", 0, "teacher", teacher_json(model, weights_hex), "layers", 1, "layer_norm", 1, "layer_concat", 0,
+                             "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
                              "image_size", (int)config->image_size, "decoder", decoder_hex, "exif", "ignore", "features", feature_list(plan),
-                             "grid", (int)plan->grid, (int)plan->grid, "width", (int)plan->width, "patch_target", config->patch_target,
-                             "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
+                             "grid", (int)plan->grid, (int)plan->grid, "registers", model->vit.registers, "width", (int)plan->width,
+                             "patch_target", config->patch_target, "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the recipe");
     return kd_recipe_from_json(recipe, json, config->cache, err);

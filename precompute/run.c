@@ -54,7 +54,7 @@ typedef struct run {
 } run;
 
 static int wants(const run *r, kd_feature f) {
-    return f == KD_FEATURE_CLS ? r->plan.cls : r->plan.patch;
+    return f == KD_FEATURE_CLS ? r->plan.cls : f == KD_FEATURE_PATCH && r->plan.patch;
 }
 
 static size_t record_values(const run *r, kd_feature f) {

@@ -20,7 +20,7 @@
 #include "common/base/mem.h"
 #include "common/base/rng.h"
 
-enum { FX_WIDTH = 48, FX_GRID = 5, FX_ROWS = FX_GRID * FX_GRID, FX_VIEWS = 2 };
+enum { FX_WIDTH = 48, FX_GRID = 5, FX_ROWS = FX_GRID * FX_GRID, FX_VIEWS = 2, FX_LARGEST = 2 * FX_ROWS * FX_WIDTH, FX_RECORDS = 8 };
 
 #define must(expr) fx_must((expr), #expr, &fx_err, __LINE__)
 static kd_err fx_err;
@@ -90,10 +90,11 @@ static inline const char *fx_path(const char *name)
 static inline json_t *fx_recipe_json(void)
 {
     json_error_t e;
-    json_t *j = json_loads("{\"format_version\":0,\"teacher\":{\"sha256\":\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"family\":\"dinov2\","
-                           "\"width\":48,\"depth\":2,\"heads\":3,\"patch\":14,\"interpolation\":\"bicubic\"},\"layers\":[1],\"layer_norm\":true,\"augment\":{\"name\":\"lightly\"},"
+    json_t *j = json_loads("{\"format_version\":0,\"teacher\":{\"sha256\":\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"tensors\":\"\",\"family\":\"dinov2\","
+                           "\"width\":48,\"depth\":6,\"heads\":3,\"patch\":14,\"registers\":4,\"positions\":\"official\",\"layer_norm_eps\":1e-6,\"mean\":[0.485,0.456,0.406],"
+                           "\"std\":[0.229,0.224,0.225]},\"layers\":[1],\"layer_norm\":true,\"layer_concat\":false,\"augment\":{\"name\":\"lightly\"},"
                            "\"seed\":7,\"image_size\":70,\"decoder\":\"0123456789abcdef0123456789abcdef\",\"exif\":\"ignore\",\"features\":[\"cls\",\"patch\"],\"grid\":[5,5],"
-                           "\"width\":48,\"patch_target\":\"full\",\"store\":{\"dtype\":\"f16\",\"zstd_level\":1}}", 0, &e);
+                           "\"registers\":4,\"width\":48,\"patch_target\":\"full\",\"store\":{\"dtype\":\"f16\",\"zstd_level\":1}}", 0, &e);
     assert_non_null(j);
     return j;
 }
@@ -103,6 +104,16 @@ static inline kd_recipe fx_recipe(void)
     must(kd_recipe_from_json(&r, fx_recipe_json(), "the test's recipe", &fx_err));
     return r;
 }
+/* All four features of layers 1 and 4. */
+static inline kd_recipe fx_recipe_full(void)
+{
+    json_t *j = fx_recipe_json();
+    kd_recipe r;
+    json_object_set_new(j, "layers", json_pack("[i,i]", 1, 4));
+    json_object_set_new(j, "features", json_pack("[s,s,s,s]", "cls", "patch", "registers", "mean"));
+    must(kd_recipe_from_json(&r, j, "the test's full recipe", &fx_err));
+    return r;
+}
 
 static inline kd_hash128 fx_image_id(unsigned image)
 {
@@ -110,17 +121,17 @@ static inline kd_hash128 fx_image_id(unsigned image)
     snprintf(text, sizeof text, "image %u", image);
     return kd_xxh128(text, strlen(text));
 }
-/* The value that element i of a feature has after f16: what a reader must give. */
-static inline float fx_value(unsigned image, unsigned view, kd_feature f, size_t i)
+/* The value that element i of a feature of a layer has after f16: what a reader must give. */
+static inline float fx_value_of(unsigned image, unsigned view, kd_feature f, uint16_t layer, size_t i)
 {
-    uint32_t h = (uint32_t)(image * 2654435761u + view * 40503u + (unsigned)f * 97u + (uint32_t)i * 2246822519u);
+    uint32_t h = (uint32_t)(image * 2654435761u + view * 40503u + (unsigned)f * 97u + (layer - 1u) * 7919u + (uint32_t)i * 2246822519u);
     h ^= h >> 15;
     h *= 2654435761u;
     return kd_f16_to_f32(kd_f32_to_f16((float)(h >> 8) / 8388608.0f - 1.0f));
 }
-static inline size_t fx_count(kd_feature f)
+static inline float fx_value(unsigned image, unsigned view, kd_feature f, size_t i)
 {
-    return (f == KD_FEATURE_CLS ? 1u : (size_t)FX_ROWS) * FX_WIDTH;
+    return fx_value_of(image, view, f, 1, i);
 }
 static inline kd_view_entry fx_view(unsigned image, unsigned view)
 {
@@ -137,47 +148,51 @@ static inline kd_view_entry fx_view(unsigned image, unsigned view)
     return v;
 }
 
-/* Encodes one feature of one view. */
-static inline void fx_record(kd_record_buf *out, const kd_recipe *r, unsigned image, unsigned view, kd_feature f)
+/* Encodes one feature of one layer of one view. */
+static inline void fx_record(kd_record_buf *out, const kd_recipe *r, unsigned image, const kd_view_entry *v, kd_feature f, uint16_t layer)
 {
     static kd_record_scratch scratch;
-    uint8_t planes[2 * FX_ROWS * FX_WIDTH];
-    size_t n = fx_count(f);
-    kd_view_entry v = fx_view(image, view);
-    kd_record_head head = {.feature = f, .key = {v.image, view, 1}, .rows = (uint32_t)(n / FX_WIDTH), .width = FX_WIDTH, .dtype = KD_F16, .view_hash = v.view_hash};
-    memcpy(head.identity, r->sha.b, 8);
+    static uint8_t planes[2 * FX_LARGEST];
+    kd_record_head head = kd_recipe_head(r, f, &v->image, v->view, layer);
+    size_t n = (size_t)head.rows * head.width;
+    assert_true(n <= FX_LARGEST);
+    head.view_hash = v->view_hash;
     for (size_t i = 0; i < n; i++) {
-        uint16_t h = kd_f32_to_f16(fx_value(image, view, f, i));
+        uint16_t h = kd_f32_to_f16(fx_value_of(image, v->view, f, layer, i));
         planes[i] = (uint8_t)(h >> 8);
         planes[n + i] = (uint8_t)h;
     }
     must(kd_record_encode(out, &head, planes, 1, &scratch, &fx_err));
 }
 
+/* Adds a view with every record that the recipe asks for. */
+static inline kd_status fx_add_view(kd_writer *w, const kd_recipe *r, unsigned image, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)
+{
+    static kd_record_buf record[FX_RECORDS];
+    kd_record_ref refs[FX_RECORDS];
+    size_t n = 0;
+    assert_true(kd_recipe_records(r) <= FX_RECORDS);
+    for (int f = 0; f < KD_FEATURES; f++) {
+        for (int l = 0; l < r->layers && kd_recipe_has(r, (kd_feature)f); l++, n++) {
+            fx_record(&record[n], r, image, v, (kd_feature)f, r->layer[l]);
+            refs[n] = (kd_record_ref){(kd_feature)f, r->layer[l], record[n].bytes, record[n].size};
+        }
+    }
+    return kd_writer_add_view(w, e, v, refs, n, err);
+}
+
 static inline kd_status fx_add(kd_writer *w, const kd_recipe *r, unsigned image, unsigned view, kd_err *err)
 {
-    static kd_record_buf cls, patch;
     kd_view_entry v = fx_view(image, view);
     char rel[64];
     kd_image_entry e = {.image = v.image, .rel = rel, .file_size = 1000 + image, .width = 100, .height = 80};
-    kd_record_ref refs[2];
-    size_t n = 0;
     snprintf(rel, sizeof rel, "class %u/photo-%u.jpg", image % 3, image);
-    if (r->has_cls) {
-        fx_record(&cls, r, image, view, KD_FEATURE_CLS);
-        refs[n++] = (kd_record_ref){KD_FEATURE_CLS, 1, cls.bytes, cls.size};
-    }
-    if (r->has_patch) {
-        fx_record(&patch, r, image, view, KD_FEATURE_PATCH);
-        refs[n++] = (kd_record_ref){KD_FEATURE_PATCH, 1, patch.bytes, patch.size};
-    }
-    return kd_writer_add_view(w, &e, &v, refs, n, err);
+    return fx_add_view(w, r, image, &e, &v, err);
 }
 
-/* A sealed cache of images first .. first+count-1. */
-static inline void fx_make_cache(const char *path, unsigned first, unsigned count)
+/* A sealed cache of images first .. first+count-1. Takes over r. */
+static inline void fx_make_cache_of(kd_recipe r, const char *path, unsigned first, unsigned count)
 {
-    kd_recipe r = fx_recipe();
     kd_writer *w;
     json_t *provenance = json_pack("{s:s}", "made_by", "a test");
     must(kd_writer_open(&w, path, &r, provenance, 0, &fx_err));
@@ -190,11 +205,38 @@ static inline void fx_make_cache(const char *path, unsigned first, unsigned coun
     json_decref(provenance);
     kd_recipe_free(&r);
 }
+/* cls and patch of the last layer. */
+static inline void fx_make_cache(const char *path, unsigned first, unsigned count)
+{
+    fx_make_cache_of(fx_recipe(), path, first, count);
+}
+
+/* Reads every record of a view and compares. */
+static inline kd_status fx_compare_records(kd_reader *r, const kd_recipe *recipe, unsigned image, const kd_view_entry *want, kd_err *err)
+{
+    static float x[FX_LARGEST];
+    for (int i = 0; i < KD_FEATURES * recipe->layers; i++) {
+        kd_feature f = (kd_feature)(i / recipe->layers);
+        uint16_t layer = recipe->layer[i % recipe->layers];
+        kd_hash128 h;
+        if (!kd_recipe_has(recipe, f))
+            continue;
+        KD_TRY(kd_reader_feature(r, f, &want->image, want->view, layer, x, &h, err));
+        assert_memory_equal(h.b, want->view_hash.b, 16);
+        for (size_t k = 0; k < (size_t)kd_recipe_rows(recipe, f) * (size_t)recipe->width; k++) {
+            if (!(x[k] == fx_value_of(image, want->view, f, layer, k))) {
+                print_error("image %u, view %u, %s of layer %u[%zu]: %.9g instead of %.9g\n", image, want->view, kd_feature_name(f), layer, k, (double)x[k],
+                            (double)fx_value_of(image, want->view, f, layer, k));
+                fail();
+            }
+        }
+    }
+    return KD_OK;
+}
 
 /* Reads everything of images first..+count and compares. Returns KD_OK, or the first error; fails the test on a wrong value. */
 static inline kd_status fx_compare_all(kd_cache *c, unsigned first, unsigned count, kd_err *err)
 {
-    static float x[FX_ROWS * FX_WIDTH];
     kd_reader *r;
     kd_status status = kd_reader_create(&r, c, err);
     for (unsigned i = first; i < first + count && status == KD_OK; i++) {
@@ -208,20 +250,8 @@ static inline kd_status fx_compare_all(kd_cache *c, unsigned first, unsigned cou
                 assert_memory_equal(a, b, sizeof a);
                 assert_memory_equal(got.view_hash.b, want.view_hash.b, 16);
             }
-            for (int f = 0; f < KD_FEATURES && status == KD_OK; f++) {
-                kd_hash128 h;
-                status = kd_reader_feature(r, (kd_feature)f, &want.image, v, 1, x, &h, err);
-                if (status != KD_OK)
-                    break;
-                assert_memory_equal(h.b, want.view_hash.b, 16);
-                for (size_t k = 0; k < fx_count((kd_feature)f); k++) {
-                    if (!(x[k] == fx_value(i, v, (kd_feature)f, k))) {
-                        print_error("image %u, view %u, %s[%zu]: %.9g instead of %.9g\n", i, v, kd_feature_name((kd_feature)f), k, (double)x[k],
-                                    (double)fx_value(i, v, (kd_feature)f, k));
-                        fail();
-                    }
-                }
-            }
+            if (status == KD_OK)
+                status = fx_compare_records(r, kd_cache_recipe(c), i, &want, err);
         }
     }
     kd_reader_destroy(r);

@@ -20,6 +20,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step"),
     KD_OPTION_INT(T, image_size, "image-size", "N", "0", 0, 4096, "what the views of the cache must measure; 0 = whatever the cache has"),
     KD_OPTION_INT(T, student_size, "student-size", "S", "0", 0, 4096, "side at which the students see the views (reduced by a box filter); 0 = the full view"),
+    KD_OPTION_INT(T, teacher_layer, "teacher-layer", "N", "0", 0, 1024, "layer of the teacher to learn, of those that the cache holds: 1 = its last; 0 = the deepest one stored"),
     KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
     KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
     KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),

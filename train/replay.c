@@ -34,8 +34,8 @@ struct kd_replay {
     size_t *first_view;             /* replay image -> its first place in `kept` */
     uint8_t *_Atomic *kept;         /* proven, reduced views; NULL = not yet */
     size_t images, missing, extra, views;
-    const float *mean[KD_FEATURES];
-    float inverse_std[KD_FEATURES];
+    const float *mean[KD_TARGETS];
+    float inverse_std[KD_TARGETS];
     worker *workers;
     pthread_mutex_t hashing;
     int hashed;                     /* the folder's files have ids; guarded by `hashing` */
@@ -225,7 +225,7 @@ static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item
 static kd_status load_target(kd_replay *r, worker *w, kd_feature f, const kd_view_entry *v, size_t floats, float *out, kd_err *err) {
     kd_hash128 seen;
     size_t width = (size_t)r->recipe->width;
-    KD_TRY(kd_reader_feature(w->reader, f, &v->image, v->view, 1, out, &seen, err));
+    KD_TRY(kd_reader_feature(w->reader, f, &v->image, v->view, r->o.layer, out, &seen, err));
     if (memcmp(&seen, &v->view_hash, sizeof seen) != 0) {
         char id[33], a[33], b[33];
         kd_hex(id, v->image.b, 16);
@@ -274,15 +274,14 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
 
 /* ---- life ---- */
 
-static kd_status use_target(kd_replay *r, kd_feature f, int stored, kd_err *err) {
+static kd_status use_target(kd_replay *r, kd_feature f, kd_err *err) {
+    const char *path = kd_cache_shard_path(r->o.cache, 0), *name = kd_feature_name(f);
     float std = 0;
-    r->mean[f] = kd_cache_mean(r->o.cache, f, &std);
-    if (!stored || r->mean[f] == NULL)
-        return kd_fail(err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch",
-                       kd_cache_shard_path(r->o.cache, 0), kd_feature_name(f), kd_feature_name(f));
+    if (!kd_recipe_has(r->recipe, f))
+        return kd_fail(err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch", path, name, name);
+    KD_TRY(kd_cache_mean(r->o.cache, f, r->o.layer, &r->mean[f], &std, err));
     if (!(std > 0))
-        return kd_fail(err, KD_EDAMAGED, "%s: the %s features have standard deviation %g; there is nothing to learn from them", kd_cache_shard_path(r->o.cache, 0),
-                       kd_feature_name(f), (double)std);
+        return kd_fail(err, KD_EDAMAGED, "%s: the %s features of layer %u have standard deviation %g; there is nothing to learn from them", path, name, r->o.layer, (double)std);
     r->inverse_std[f] = 1.0f / std;
     return KD_OK;
 }
@@ -293,9 +292,9 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
         return kd_fail(err, KD_EUSAGE, "--student-size %d: the cache's views measure %d and can only be reduced", r->o.student_size, r->recipe->image_size);
     KD_TRY(check_decoder(r->recipe, err));
     if (r->o.cls)
-        KD_TRY(use_target(r, KD_FEATURE_CLS, r->recipe->has_cls, err));
+        KD_TRY(use_target(r, KD_FEATURE_CLS, err));
     if (r->o.patch)
-        KD_TRY(use_target(r, KD_FEATURE_PATCH, r->recipe->has_patch, err));
+        KD_TRY(use_target(r, KD_FEATURE_PATCH, err));
     r->cls_floats = r->o.cls ? width : 0;
     r->patch_floats = r->o.patch ? (size_t)r->recipe->grid_h * (size_t)r->recipe->grid_w * width : 0;
     r->pixel_bytes = (size_t)r->o.student_size * (size_t)r->o.student_size * 3;

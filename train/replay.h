@@ -14,6 +14,9 @@
 
 #include "cache/store.h"
 
+/* Features that can be a student's target: cls and patch. Arrays of this length are indexed by kd_feature. */
+enum { KD_TARGETS = 2 };
+
 typedef struct kd_replay_options {
     kd_cache *cache;         /* borrowed for the life of the replay */
     const char *images;      /* folder or list */
@@ -21,6 +24,7 @@ typedef struct kd_replay_options {
     int threads;
     int student_size;        /* side of the samples; at most the view's */
     int cls, patch;          /* which targets are wanted */
+    uint16_t layer;          /* of the teacher, stored in the cache: counted from the end, 1 = last */
     int allow_missing;
     uint64_t view_memory;    /* bytes for kept views */
     size_t ahead;            /* samples that loaders may prepare ahead */
@@ -29,7 +33,7 @@ typedef struct kd_replay_options {
 typedef struct kd_replay kd_replay;
 
 /* Finds every image of the cache by recorded path and size, and hashes the folder's files only when some are missing. KD_EMISMATCH: this program's decoder
- * makes other pixels, or images are missing (without allow_missing), or none is there at all, with the likely cause. KD_EUSAGE: student_size. */
+ * makes other pixels, or images are missing (without allow_missing), or none is there at all, with the likely cause. KD_EUSAGE: student_size, or a target that the cache doesn't hold. */
 kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err);
 void kd_replay_destroy(kd_replay *r); /* accepts NULL */
 

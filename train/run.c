@@ -143,12 +143,12 @@ static kd_status log_step(run *r, const kd_student *s, const kd_step_result *x, 
 }
 
 static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss_spec *loss) {
-    static const char *const name[KD_FEATURES] = {"cls", "patch"};
-    const double weight[KD_FEATURES] = {loss->cls_weight, loss->patch_weight};
+    static const char *const name[KD_TARGETS] = {"cls", "patch"};
+    const double weight[KD_TARGETS] = {loss->cls_weight, loss->patch_weight};
     char key[32];
     snprintf(key, sizeof key, "%s_loss", prefix);
     json_object_set_new(line, key, json_real(v->loss)); /* json_real refuses NaN; the key is then absent */
-    for (int f = 0; f < KD_FEATURES; f++) {
+    for (int f = 0; f < KD_TARGETS; f++) {
         if (!(weight[f] > 0))
             continue;
         snprintf(key, sizeof key, "%s_r2_%s", prefix, name[f]);

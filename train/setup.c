@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/file.h>
 #include <unistd.h>
@@ -28,13 +29,30 @@ static kd_status lock_run(kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
+/* Replaces --teacher-layer 0 by the number that it stands for. */
+static kd_status choose_layer(kd_setup *s, kd_err *err) {
+    const kd_recipe *r = kd_cache_recipe(s->cache);
+    const char *path = kd_cache_shard_path(s->cache, 0);
+    char stored[6 * KD_MAX_LAYERS + 1] = "";
+    if (!kd_recipe_has(r, KD_FEATURE_CLS) && !kd_recipe_has(r, KD_FEATURE_PATCH))
+        return kd_fail(err, KD_EUSAGE, "%s: the cache holds neither cls nor patch features, which are what students learn; make one with --features cls,patch", path);
+    if (s->config->teacher_layer == 0)
+        s->config->teacher_layer = r->layer[0];
+    if (kd_recipe_layer_index(r, (uint16_t)s->config->teacher_layer) >= 0)
+        return KD_OK;
+    for (int i = 0; i < r->layers; i++)
+        snprintf(stored + strlen(stored), sizeof stored - strlen(stored), "%s%u", i > 0 ? ", " : "", r->layer[i]);
+    return kd_fail(err, KD_EUSAGE, "--teacher-layer %d: %s holds %s %s (1 = the teacher's last)%s; give one of them, or make a cache with --layers %d", (int)s->config->teacher_layer,
+                   path, r->layers == 1 ? "layer" : "layers", stored, r->concat ? ", several joined under the number of the last" : "", (int)s->config->teacher_layer);
+}
+
 static kd_status open_cache(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
     KD_TRY(kd_cache_open(&s->cache, c->cache.item, c->cache.count, err));
     int size = kd_cache_recipe(s->cache)->image_size;
     if (c->image_size != 0 && c->image_size != size)
         return kd_fail(err, KD_EMISMATCH, "image_size is %d in %s and --image-size says %d; leave the option out", size, c->cache.item[0], (int)c->image_size);
-    return KD_OK;
+    return choose_layer(s, err);
 }
 
 static int student_size(const kd_setup *s) {
@@ -82,6 +100,7 @@ static kd_status open_replay(kd_setup *s, kd_err *err) {
                            .student_size = student_size(s),
                            .cls = c->cls_weight > 0,
                            .patch = c->patch_weight > 0,
+                           .layer = (uint16_t)c->teacher_layer,
                            .allow_missing = c->allow_missing,
                            .view_memory = s->view_memory,
                            .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
@@ -213,8 +232,9 @@ void kd_setup_print(const kd_setup *s) {
     const kd_recipe *r = kd_cache_recipe(s->cache);
     char sha[13], memory[32];
     kd_hex(sha, r->sha.b, 6);
-    kd_log(KD_LOG_INFO, "cache %s: recipe %s, %zu images, %" PRIu64 " views of %d px, targets of width %d%s, patches on %dx%d", kd_cache_shard_path(s->cache, 0), sha,
-           kd_cache_images(s->cache), kd_cache_view_total(s->cache), r->image_size, r->width, r->has_cls ? ", CLS" : "", r->grid_h, r->grid_w);
+    kd_log(KD_LOG_INFO, "cache %s: recipe %s, %zu images, %" PRIu64 " views of %d px, targets of layer %d, width %d%s%s, patches on %dx%d", kd_cache_shard_path(s->cache, 0),
+           sha, kd_cache_images(s->cache), kd_cache_view_total(s->cache), r->image_size, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "",
+           s->config->cls_weight > 0 ? ", CLS" : "", r->grid_h, r->grid_w);
     kd_log(KD_LOG_INFO, "images %s: %zu found, %zu missing, %zu other files ignored; %zu to train on, %zu held out", s->config->images, kd_replay_images(s->replay),
            kd_replay_missing(s->replay), kd_replay_extra(s->replay), s->split.train_count, s->split.held_count);
     print_views(s);

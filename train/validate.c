@@ -14,15 +14,15 @@ typedef struct pass {
     kd_student *const *students;
     size_t n;
     kd_replay *replay;
-    size_t rows[KD_FEATURES], width; /* tokens per view; 0 = the feature isn't trained */
-    double *target_sum[KD_FEATURES]; /* per channel */
-    double target2[KD_FEATURES];
-    sums *sum;                       /* n x KD_FEATURES */
+    size_t rows[KD_TARGETS], width; /* tokens per view; 0 = the feature isn't trained */
+    double *target_sum[KD_TARGETS]; /* per channel */
+    double target2[KD_TARGETS];
+    sums *sum;                       /* n x KD_TARGETS */
     float *pred;                     /* predictions of one batch */
     kd_sample *held;                 /* samples of one batch */
 } pass;
 
-static const char *const prediction[KD_FEATURES] = {"pred.cls", "pred.patch"};
+static const char *const prediction[KD_TARGETS] = {"pred.cls", "pred.patch"};
 
 static const float *target_of(const kd_sample *s, int f) {
     return f == KD_FEATURE_CLS ? s->cls : s->patch;
@@ -52,7 +52,7 @@ static void add_prediction(const pass *p, sums *s, int f, const float *y, const 
 }
 
 static kd_status run_batch(pass *p, int count, kd_err *err) {
-    for (int f = 0; f < KD_FEATURES; f++)
+    for (int f = 0; f < KD_TARGETS; f++)
         for (int i = 0; i < count && p->rows[f] > 0; i++)
             add_target(p, f, target_of(&p->held[i], f));
     for (size_t k = 0; k < p->n; k++) {
@@ -60,12 +60,12 @@ static kd_status run_batch(pass *p, int count, kd_err *err) {
         for (int i = 0; i < count; i++)
             KD_TRY(kd_student_put(s, s->infer, i, &p->held[i], 0, err));
         KD_TRY(kd_exec_forward(s->infer, err));
-        for (int f = 0; f < KD_FEATURES; f++) {
+        for (int f = 0; f < KD_TARGETS; f++) {
             if (p->rows[f] == 0)
                 continue;
             KD_TRY(kd_exec_download(s->infer, prediction[f], count, p->pred, err));
             for (int i = 0; i < count; i++)
-                add_prediction(p, &p->sum[k * KD_FEATURES + (size_t)f], f, p->pred + (size_t)i * p->rows[f] * p->width, target_of(&p->held[i], f));
+                add_prediction(p, &p->sum[k * KD_TARGETS + (size_t)f], f, p->pred + (size_t)i * p->rows[f] * p->width, target_of(&p->held[i], f));
         }
     }
     return KD_OK;
@@ -94,14 +94,14 @@ static void summarise(const pass *p, kd_val_result *results, size_t count) {
         kd_val_result *r = &results[k];
         const kd_loss_spec *loss = &p->students[k]->loss;
         *r = (kd_val_result){0};
-        for (int f = 0; f < KD_FEATURES; f++) {
+        for (int f = 0; f < KD_TARGETS; f++) {
             if (p->rows[f] == 0)
                 continue;
             double tokens = (double)count * (double)p->rows[f], values = tokens * (double)p->width, mean2 = 0;
             for (size_t c = 0; c < p->width; c++)
                 mean2 += p->target_sum[f][c] / tokens * (p->target_sum[f][c] / tokens);
             double variance = p->target2[f] / values - mean2 / (double)p->width;
-            const sums *s = &p->sum[k * KD_FEATURES + (size_t)f];
+            const sums *s = &p->sum[k * KD_TARGETS + (size_t)f];
             r->mse[f] = s->error2 / values;
             r->cosine[f] = s->cosine / tokens;
             r->r2[f] = variance > 0 ? 1 - r->mse[f] / variance : 0; /* a single CLS has no variance */
@@ -112,9 +112,9 @@ static void summarise(const pass *p, kd_val_result *results, size_t count) {
 
 static kd_status allocate(pass *p, kd_err *err) {
     size_t batch = (size_t)p->students[0]->batch, rows = p->rows[KD_FEATURE_PATCH] > 0 ? p->rows[KD_FEATURE_PATCH] : 1;
-    for (int f = 0; f < KD_FEATURES; f++)
+    for (int f = 0; f < KD_TARGETS; f++)
         KD_TRY(kd_alloc_array(&p->target_sum[f], p->width, sizeof(double), err));
-    KD_TRY(kd_alloc_array(&p->sum, p->n * KD_FEATURES, sizeof(sums), err));
+    KD_TRY(kd_alloc_array(&p->sum, p->n * KD_TARGETS, sizeof(sums), err));
     KD_TRY(kd_alloc_array(&p->held, batch, sizeof(kd_sample), err));
     return kd_alloc_array(&p->pred, batch * rows, p->width * sizeof(float), err);
 }
@@ -131,7 +131,7 @@ kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_
     kd_replay_end(replay);
     if (status == KD_OK)
         summarise(&p, results, count);
-    for (int f = 0; f < KD_FEATURES; f++)
+    for (int f = 0; f < KD_TARGETS; f++)
         kd_free(p.target_sum[f]);
     kd_free(p.sum);
     kd_free(p.held);

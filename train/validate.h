@@ -9,8 +9,8 @@
 
 typedef struct kd_val_result {
     double loss;             /* weighted as in training */
-    double mse[KD_FEATURES]; /* indexed by kd_feature; 0 when the term isn't trained */
-    double r2[KD_FEATURES], cosine[KD_FEATURES];
+    double mse[KD_TARGETS]; /* indexed by kd_feature; 0 when the term isn't trained */
+    double r2[KD_TARGETS], cosine[KD_TARGETS];
 } kd_val_result;
 
 /* One pass over `items` for all students (equal batch and image size); results[i] belongs to students[i]. count > 0; the replay prepares at least batch + 1 samples ahead.

@@ -27,7 +27,7 @@ except ImportError:  # then the zstd checksum and the key copy are what is check
 Image = collections.namedtuple("Image", "id path file_size width height views")
 View = collections.namedtuple("View", "hash plan")
 
-_DATABASES = (b"meta", b"images", b"views", b"cls", b"patch")
+_DATABASES = (b"meta", b"images", b"views", b"cls", b"patch", b"registers", b"mean")
 _JITTER = ("brightness", "contrast", "saturation", "hue")
 _FILTER = ("box", "bilinear", "bicubic")
 
@@ -96,7 +96,7 @@ class Cache:
         if self.identity.hex() != self.manifest["identity"]:
             raise Damaged("%s: its manifest belongs to another recipe" % self.path)
         self.recipe = json.loads(recipe)
-        self.layers = self.recipe["layers"]
+        self.layers = self.recipe["layers"][:1] if self.recipe["layer_concat"] else self.recipe["layers"]  # joined layers are stored under the smallest number
 
     def __enter__(self):
         return self
@@ -138,13 +138,13 @@ class Cache:
         return View(value[32:48], decode_plan(value[48:240]))
 
     def feature(self, name, image_id, view, layer=None):
-        """float32: [D] for "cls", [N, D] for "patch". layer counts from the end of the teacher; the default is the first stored one."""
+        """float32: [D] for "cls" and "mean", [N, D] for "patch" and "registers". layer counts from the end of the teacher; the default is the first stored one."""
         key = bytes(image_id) + struct.pack(">IH", view, self.layers[0] if layer is None else layer)
         x = decode_record(self._get(name, key), key, self.identity)
-        return x[0] if name == "cls" else x
+        return x[0] if name in ("cls", "mean") else x
 
-    def statistics(self, name):
-        """(mean [D], scalar standard deviation) that training standardises the feature with."""
-        b = self._meta("stats/" + name)
+    def statistics(self, name, layer=None):
+        """(mean [D], scalar standard deviation) that training standardises the feature of a layer with."""
+        b = self._meta("stats/%s/%d" % (name, self.layers[0] if layer is None else layer))
         _, width, std = struct.unpack_from("<QIf", b)
         return np.frombuffer(b, "<f4", width, 16).copy(), std

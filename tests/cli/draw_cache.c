@@ -22,11 +22,8 @@ static void draw(const char *path, unsigned which)
 
 static void add_view(kd_writer *w, const kd_recipe *r, const kd_image_entry *e, const kd_image *img, unsigned which, uint32_t view, int wrong)
 {
-    static uint8_t pixels[70 * 70 * 3], planes[2 * FX_ROWS * FX_WIDTH];
+    static uint8_t pixels[70 * 70 * 3];
     static kd_view_scratch scratch;
-    static kd_record_scratch record_scratch;
-    kd_record_buf buf[KD_FEATURES] = {{0}};
-    kd_record_ref refs[KD_FEATURES];
     kd_view_entry v = {.image = e->image, .view = view};
     kd_policy policy;
     must(kd_policy_load(&policy, "lightly", 70, &fx_err));
@@ -34,21 +31,7 @@ static void add_view(kd_writer *w, const kd_recipe *r, const kd_image_entry *e, 
     must(kd_plan_apply(&v.plan, img, pixels, &scratch, &fx_err));
     v.view_hash = kd_view_hash(pixels, v.plan.out_w, v.plan.out_h);
     v.view_hash.b[0] ^= (uint8_t)wrong;
-    for (int f = 0; f < KD_FEATURES; f++) {
-        size_t n = fx_count((kd_feature)f);
-        kd_record_head head = {.feature = (kd_feature)f, .key = {e->image, view, 1}, .rows = (uint32_t)(n / FX_WIDTH), .width = FX_WIDTH, .dtype = KD_F16, .view_hash = v.view_hash};
-        memcpy(head.identity, r->sha.b, 8);
-        for (size_t i = 0; i < n; i++) {
-            uint16_t h = kd_f32_to_f16(fx_value(which, view, (kd_feature)f, i));
-            planes[i] = (uint8_t)(h >> 8);
-            planes[n + i] = (uint8_t)h;
-        }
-        must(kd_record_encode(&buf[f], &head, planes, 1, &record_scratch, &fx_err));
-        refs[f] = (kd_record_ref){(kd_feature)f, 1, buf[f].bytes, buf[f].size};
-    }
-    must(kd_writer_add_view(w, e, &v, refs, KD_FEATURES, &fx_err));
-    kd_record_buf_free(&buf[0]);
-    kd_record_buf_free(&buf[1]);
+    must(fx_add_view(w, r, which, e, &v, &fx_err));
 }
 
 int main(int argc, char **argv)

@@ -103,7 +103,7 @@ static inline void exercise_values(const uint8_t *bytes, size_t size)
         kd_key_decode(&k, copy + 10);
         head.key = k;
         memcpy(head.identity, copy + 56, 8);
-        head.feature = copy[6] == 0 ? KD_FEATURE_CLS : KD_FEATURE_PATCH;
+        head.feature = (kd_feature)(copy[6] % KD_FEATURES);
         head.rows = 1 + copy[32] % 64;
         head.width = 1 + copy[36] % 64;
         (void)kd_record_decode(out, copy, size, &head, &scratch, &err);

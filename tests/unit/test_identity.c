@@ -28,7 +28,11 @@ static void a_recipe_is_read(void **state)
     assert_int_equal(r.grid_h, 5);
     assert_int_equal(r.layers, 1);
     assert_int_equal(r.layer[0], 1);
-    assert_true(r.has_cls && r.has_patch);
+    assert_true(kd_recipe_has(&r, KD_FEATURE_CLS) && kd_recipe_has(&r, KD_FEATURE_PATCH));
+    assert_false(kd_recipe_has(&r, KD_FEATURE_REGISTERS) || kd_recipe_has(&r, KD_FEATURE_MEAN) || r.concat);
+    assert_int_equal(r.registers, 4);
+    assert_int_equal(kd_recipe_records(&r), 2);
+    assert_int_equal(kd_recipe_largest(&r), 25 * 48);
     kd_recipe_free(&r);
 }
 
@@ -55,7 +59,7 @@ static void the_hash_is_of_the_canonical_text(void **state)
 static void every_required_field_is_missed_by_name(void **state)
 {
     static const char *const field[] = {"format_version", "teacher", "teacher.sha256", "teacher.family", "teacher.width", "teacher.depth", "teacher.heads", "teacher.patch", "layers",
-                                        "layer_norm", "augment", "seed", "image_size", "decoder", "exif", "features", "grid", "width", "patch_target", "store", "store.dtype",
+                                        "layer_norm", "layer_concat", "teacher.tensors", "teacher.registers", "teacher.positions", "teacher.layer_norm_eps", "teacher.mean", "teacher.std", "registers", "augment", "seed", "image_size", "decoder", "exif", "features", "grid", "width", "patch_target", "store", "store.dtype",
                                         "store.zstd_level"};
     (void)state;
     for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
@@ -73,8 +77,10 @@ static void values_out_of_range_are_refused(void **state)
 {
     struct { const char *path, *json; } bad[] = {
         {"format_version", "1"}, {"teacher.sha256", "\"12\""}, {"teacher.width", "0"}, {"teacher.depth", "1e9"}, {"layers", "[]"}, {"layers", "[2,1]"}, {"layers", "[0]"},
-        {"layers", "[70000]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "0"}, {"image_size", "70000"}, {"decoder", "\"xyz\""}, {"exif", "\"apply\""}, {"features", "[]"},
-        {"features", "[\"cls\",\"cls\"]"}, {"features", "[\"rgb\"]"}, {"grid", "[5]"}, {"grid", "[0,5]"}, {"grid", "[5,100000]"}, {"width", "100000"}, {"patch_target", "\"pool:4\""},
+        {"layers", "[7]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "0"}, {"image_size", "70000"}, {"decoder", "\"xyz\""}, {"exif", "\"apply\""}, {"features", "[]"},
+        {"features", "[\"cls\",\"cls\"]"}, {"features", "[\"rgb\"]"}, {"grid", "[5]"}, {"grid", "[0,5]"}, {"grid", "[5,100000]"}, {"width", "100000"}, {"width", "47"}, {"layer_concat", "0"}, {"registers", "3"}, {"registers", "2000"}, {"teacher.registers", "-1"},
+        {"teacher.positions", "\"bicubic\""}, {"teacher.tensors", "1"}, {"teacher.layer_norm_eps", "0.0"}, {"teacher.layer_norm_eps", "\"x\""}, {"teacher.mean", "[0.5,0.5]"},
+        {"teacher.mean", "[0.5,0.5,1]"}, {"teacher.std", "[0.5,0.5,0.0]"}, {"features", "[\"patch\",\"cls\"]"}, {"features", "[\"mean\",\"mean\"]"}, {"features", "[1]"}, {"patch_target", "\"pool:4\""},
         {"store.dtype", "\"f64\""}, {"store.zstd_level", "99"},
     };
     (void)state;
@@ -93,8 +99,12 @@ static void every_difference_is_named(void **state)
     struct { const char *path, *json, *says; } change[] = {
         {"teacher.sha256", "\"ff112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\"", "teacher.sha256 is \"00112233445..\" in A, \"ff112233445..\" in B"},
         {"teacher.family", "\"dinov3\"", "teacher.family is \"dinov2\" in A, \"dinov3\" in B"},
-        {"teacher.depth", "3", "teacher.depth is 2 in A, 3 in B"},
-        {"teacher.interpolation", "\"bilinear\"", "teacher.interpolation"},
+        {"teacher.depth", "3", "teacher.depth is 6 in A, 3 in B"},
+        {"teacher.positions", "\"hf\"", "teacher.positions is \"official\" in A, \"hf\" in B"},
+        {"teacher.tensors", "\"teacher.backbone.\"", "teacher.tensors is \"\" in A, \"teacher.backbone.\" in B"},
+        {"teacher.layer_norm_eps", "1e-5", "teacher.layer_norm_eps is 1e-06 in A, 1e-05 in B"},
+        {"teacher.mean", "[0.5,0.5,0.5]", "teacher.mean is"},
+        {"teacher.std", "[0.5,0.5,0.5]", "teacher.std is"},
         {"layers", "[2]", "layers is [1] in A, [2] in B"},
         {"layer_norm", "false", "layer_norm is true in A, false in B"},
         {"augment.name", "\"eval\"", "augment.name is \"lightly\" in A, \"eval\" in B"},
@@ -104,7 +114,7 @@ static void every_difference_is_named(void **state)
         {"decoder", "\"1123456789abcdef0123456789abcdef\"", "decoder is"},
         {"features", "[\"cls\"]", "features is [\"cls\",\"patch\"] in A, [\"cls\"] in B"},
         {"grid", "[5,6]", "grid is [5,5] in A, [5,6] in B"},
-        {"width", "47", "width is 48 in A, 47 in B"},
+        {"layer_concat", "true", "layer_concat is false in A, true in B"},
         {"store.zstd_level", "3", "store.zstd_level is 1 in A, 3 in B"},
     };
     (void)state;
@@ -120,11 +130,50 @@ static void every_difference_is_named(void **state)
     }
 }
 
+/* Joined layers are stored as one record under the smallest number. */
+static void joined_layers_are_one_wide_layer(void **state)
+{
+    json_t *j = fx_recipe_json();
+    kd_recipe r;
+    (void)state;
+    json_object_set_new(j, "layers", json_pack("[i,i,i]", 2, 3, 5));
+    json_object_set_new(j, "layer_concat", json_true());
+    must_be(KD_EDAMAGED, kd_recipe_from_json(&r, json_deep_copy(j), "X.kdc", &fx_err)); /* still the width of one */
+    must_say("not that of 3 of the teacher's layers of width 48");
+    json_object_set_new(j, "width", json_integer(3 * 48));
+    must(kd_recipe_from_json(&r, j, "X.kdc", &fx_err));
+    assert_int_equal(r.layers, 1);
+    assert_int_equal(r.layer[0], 2);
+    assert_int_equal(r.width, 144);
+    assert_int_equal(kd_recipe_layer_index(&r, 2), 0);
+    assert_int_equal(kd_recipe_layer_index(&r, 3), -1);
+    kd_recipe_free(&r);
+}
+
+static void registers_need_a_teacher_that_has_them(void **state)
+{
+    json_t *j = fx_recipe_json();
+    kd_recipe r = fx_recipe_full();
+    (void)state;
+    assert_int_equal(kd_recipe_records(&r), 8);
+    assert_int_equal(kd_recipe_rows(&r, KD_FEATURE_REGISTERS), 4);
+    assert_int_equal(kd_recipe_rows(&r, KD_FEATURE_MEAN), 1);
+    kd_recipe_free(&r);
+    set(j, "registers", json_integer(0));
+    set(j, "teacher.registers", json_integer(0));
+    must(kd_recipe_from_json(&r, json_deep_copy(j), "X.kdc", &fx_err));
+    kd_recipe_free(&r);
+    set(j, "features", json_pack("[s]", "registers"));
+    must_be(KD_EDAMAGED, kd_recipe_from_json(&r, j, "X.kdc", &fx_err));
+    must_say("registers");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_recipe_is_read), cmocka_unit_test(the_hash_is_of_the_canonical_text), cmocka_unit_test(every_required_field_is_missed_by_name),
-        cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(every_difference_is_named),
+        cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(every_difference_is_named), cmocka_unit_test(joined_layers_are_one_wide_layer),
+        cmocka_unit_test(registers_need_a_teacher_that_has_them),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

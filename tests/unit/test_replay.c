@@ -29,7 +29,7 @@ static int drop(void **state) {
 }
 
 static kd_replay_options options(kd_cache *c) {
-    return (kd_replay_options){.cache = c, .images = at("pictures"), .threads = 2, .student_size = TF_SIZE, .cls = 1, .patch = 1, .view_memory = 1 << 20, .ahead = 4};
+    return (kd_replay_options){.cache = c, .images = at("pictures"), .threads = 2, .student_size = TF_SIZE, .cls = 1, .patch = 1, .layer = 1, .view_memory = 1 << 20, .ahead = 4};
 }
 
 /* All views in order. */
@@ -84,9 +84,10 @@ static void views_and_targets_are_what_the_cache_was_made_from(void **state) {
             assert_ok(kd_reader_view(reader, id, v, &e, &err));
             kd_hash128 h = kd_view_hash(pixels + k * TF_SIZE * TF_SIZE * 3, TF_SIZE, TF_SIZE);
             assert_memory_equal(h.b, e.view_hash.b, 16);
-            for (int f = 0; f < KD_FEATURES; f++) {
+            for (int f = 0; f < KD_TARGETS; f++) {
                 float std, *got = targets + k * (1 + TF_ROWS) * TF_WIDTH + (f == KD_FEATURE_CLS ? 0 : TF_WIDTH);
-                const float *mean = kd_cache_mean(c, (kd_feature)f, &std);
+                const float *mean;
+                assert_ok(kd_cache_mean(c, (kd_feature)f, 1, &mean, &std, &err));
                 size_t n = f == KD_FEATURE_CLS ? TF_WIDTH : TF_ROWS * TF_WIDTH;
                 tf_features(x, id, v, (kd_feature)f, n);
                 for (size_t j = 0; j < n; j++)

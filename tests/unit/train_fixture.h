@@ -42,10 +42,13 @@ static inline kd_recipe tf_recipe(int patches, const char *decoder) {
     kd_policy policy;
     assert_ok(kd_policy_load(&policy, "lightly", TF_SIZE, &err));
     json_t *features = patches ? json_pack("[s,s]", "cls", "patch") : json_pack("[s]", "cls");
-    json_t *j = json_pack("{s:i, s:{s:s, s:s, s:i, s:i, s:i, s:i, s:s}, s:[i], s:b, s:o, s:i, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher",
-                          "sha256", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", "family", "dinov2", "width", TF_WIDTH, "depth", 2, "heads", 1, "patch", 14,
-                          "interpolation", "official", "layers", 1, "layer_norm", 1, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_SIZE, "decoder", decoder,
-                          "exif", "ignore", "features", features, "grid", TF_GRID, TF_GRID, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16", "zstd_level", 1);
+    json_t *teacher = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:[f,f,f], s:[f,f,f]}", "sha256", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
+                                "tensors", "", "family", "dinov2", "width", TF_WIDTH, "depth", 2, "heads", 1, "patch", 14, "registers", 0, "positions", "official", "layer_norm_eps", 1e-6,
+                                "mean", 0.485, 0.456, 0.406, "std", 0.229, 0.224, 0.225);
+    json_t *j = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:i, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher", teacher,
+                          "layers", 1, "layer_norm", 1, "layer_concat", 0, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_SIZE, "decoder", decoder,
+                          "exif", "ignore", "features", features, "grid", TF_GRID, TF_GRID, "registers", 0, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16",
+                          "zstd_level", 1);
     assert_non_null(j);
     assert_ok(kd_recipe_from_json(&r, j, "the test's recipe", &err));
     return r;
@@ -81,7 +84,7 @@ static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *fol
         size_t n = 0;
         assert_ok(kd_plan_apply(&entry.plan, &img, pixels, &scratch, &err));
         entry.view_hash = kd_view_hash(pixels, TF_SIZE, TF_SIZE);
-        for (int f = 0; f < (recipe->has_patch ? 2 : 1); f++) {
+        for (int f = 0; f < (kd_recipe_has(recipe, KD_FEATURE_PATCH) ? 2 : 1); f++) {
             size_t rows = f == KD_FEATURE_CLS ? 1 : TF_ROWS, values = rows * TF_WIDTH;
             float x[TF_ROWS * TF_WIDTH];
             uint8_t planes[2 * TF_ROWS * TF_WIDTH];
@@ -91,8 +94,8 @@ static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *fol
                 planes[i] = (uint8_t)(h >> 8);
                 planes[values + i] = (uint8_t)h;
             }
-            kd_record_head head = {.feature = (kd_feature)f, .key = {e.image, v, 1}, .rows = (uint32_t)rows, .width = TF_WIDTH, .dtype = KD_F16, .view_hash = entry.view_hash};
-            memcpy(head.identity, recipe->sha.b, 8);
+            kd_record_head head = kd_recipe_head(recipe, (kd_feature)f, &e.image, v, 1);
+            head.view_hash = entry.view_hash;
             assert_ok(kd_record_encode(&record[f], &head, planes, 1, &codec, &err));
             refs[n++] = (kd_record_ref){(kd_feature)f, 1, record[f].bytes, record[f].size};
         }
