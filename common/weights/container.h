@@ -35,6 +35,7 @@ typedef struct kd_pth kd_pth;
 
 struct kd_weights {
     const char *path, *dir;
+    const char *container; /* kd_weights_container; NULL for a set */
     kd_map map; /* the whole file; .pth storages are read through libzip instead, which checks their CRC */
     kd_arena *arena;
     kd_weight_entry *entries;

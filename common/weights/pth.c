@@ -202,6 +202,7 @@ kd_status kd_pth_parse(kd_weights *w, kd_err *err)
     p->path = w->path;
     p->file_size = w->map.size;
     w->pth = p;
+    w->container = "PyTorch .pth (zip)";
     p->zip = zip_open(w->path, ZIP_RDONLY, &code);
     if (p->zip == NULL) {
         zip_error_t error;

@@ -183,6 +183,7 @@ kd_status kd_safetensors_parse(kd_weights *w, kd_err *err)
 {
     json_t *header = NULL;
     uint64_t data_start = 0;
+    w->container = "safetensors";
     KD_TRY(read_header(w, &header, &data_start, err));
     kd_status status = parse_header(w, header, data_start, err);
     json_decref(header);

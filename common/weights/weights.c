@@ -216,6 +216,8 @@ const char *kd_weights_dir(const kd_weights *w) { return w->dir; }
 
 int kd_weights_files(const kd_weights *w) { return w->shards != NULL ? w->shard_count : 1; }
 
+const char *kd_weights_container(const kd_weights *w) { return w->shards != NULL ? w->shards[0]->container : w->container; }
+
 uint64_t kd_weights_bytes(const kd_weights *w)
 {
     uint64_t bytes = w->map.size;

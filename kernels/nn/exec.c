@@ -193,6 +193,10 @@ size_t kd_exec_device_bytes(const kd_exec *e) {
     return sum;
 }
 
+size_t kd_exec_model_bytes(const kd_exec *e) {
+    return e->bytes[KD_ARENA_PARAMETERS] + e->bytes[KD_ARENA_PACKED];
+}
+
 double kd_exec_flops(const kd_exec *e) {
     double sum = 0;
     for (int i = 0; i < e->node_count; i++)

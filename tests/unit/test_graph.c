@@ -638,6 +638,7 @@ static void check_frozen(const char *device, kd_dtype precision) {
     assert_true(strcmp(device, "cpu") == 0 ? consumed > 0 : consumed == 0);
     /* The program is the ordinary one and the parameters that ops still read; what packing consumed is gone. */
     assert_int_equal(got->bytes[KD_ARENA_PARAMETERS], kept);
+    assert_int_equal(kd_exec_model_bytes(got), kept + got->bytes[KD_ARENA_PACKED]);
     assert_int_equal(kd_exec_device_bytes(got), kd_exec_device_bytes(want) + kept);
     assert_int_equal(live_device_bytes - live, kd_exec_device_bytes(got));
     must(kd_exec_upload(got, "images", f.pixels, &err));

@@ -95,6 +95,7 @@ static void a_set_has_the_tensors_of_all_shards(void **state)
     opens(&w, in_folder("model.safetensors.index.json"));
     assert_int_equal(kd_weights_count(w), 3);
     assert_int_equal(kd_weights_files(w), 2);
+    assert_string_equal(kd_weights_container(w), "safetensors");
     assert_string_equal(kd_weights_dir(w), folder);
     assert_string_equal(kd_weights_path(w), in_folder("model.safetensors.index.json"));
     uint64_t a = 0, b = 0;
