@@ -21,6 +21,7 @@ static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weig
 
 static kd_status describe(kd_student *s, const kd_student_spec *spec, const kd_weights *weights, kd_err *err) {
     KD_TRY(kd_model_find(&s->model, spec->name, weights, err));
+    KD_TRY(kd_model_check_student(&s->model, err));
     KD_TRY(kd_model_check_size(&s->model, spec->image_size, spec->image_size, err));
     if (spec->precision == KD_BF16)
         KD_TRY(s->backend->v->check_bf16(s->backend, err));

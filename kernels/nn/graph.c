@@ -339,6 +339,23 @@ kd_val kd_graph_layer_norm(kd_graph *g, kd_val x, const char *name, float eps) {
     return push_like(g, &n, x);
 }
 
+kd_val kd_graph_layer_norm_again(kd_graph *g, kd_val x, const char *name) {
+    const kd_gnode *first = NULL;
+    if (g->failed)
+        return 0;
+    for (int i = 0; i < g->node_count && !first; i++)
+        if (g->nodes[i].desc.kind == KD_OP_LAYER_NORM && strcmp(g->nodes[i].desc.name, name) == 0)
+            first = &g->nodes[i];
+    KD_ASSERT(first && g->params[first->param[0]].info.count == (size_t)last_dim(g, x));
+    float eps = first->desc.eps;
+    int weight = first->param[0], bias = first->param[1];
+    kd_gnode n = new_node(g, KD_OP_LAYER_NORM, name, x, -1);
+    n.desc.eps = eps;
+    n.param[0] = weight;
+    n.param[1] = bias;
+    return push_like(g, &n, x);
+}
+
 kd_val kd_graph_act(kd_graph *g, kd_val x, kd_act act) {
     if (g->failed || act == KD_ACT_NONE)
         return x;
@@ -411,19 +428,52 @@ kd_val kd_graph_attention(kd_graph *g, kd_val qkv, int heads) {
     return push(g, &n, 2, v.shape);
 }
 
-kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const char *pos_name) {
+kd_val kd_graph_rope(kd_graph *g, kd_val qkv, int heads, int begin, int grid_h, int grid_w, const float *period, int periods) {
+    if (g->failed)
+        return 0;
+    kd_gval v = *val(g, qkv);
+    KD_ASSERT(v.rank == 2 && heads > 0 && periods > 0 && periods <= KD_OP_MAX_PERIODS && v.shape[1] == 3 * (int64_t)heads * 4 * periods);
+    KD_ASSERT(begin >= 0 && grid_h > 0 && grid_w > 0 && v.shape[0] - begin == (int64_t)grid_h * grid_w);
+    kd_gnode n = new_node(g, KD_OP_ROPE, NULL, qkv, -1);
+    n.desc.heads = heads;
+    n.desc.begin = begin;
+    n.desc.grid_h = grid_h;
+    n.desc.grid_w = grid_w;
+    n.desc.periods = periods;
+    memcpy(n.desc.period, period, (size_t)periods * sizeof *period);
+    return push_like(g, &n, qkv);
+}
+
+kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const char *pos_name, const char *reg_name, int registers) {
     if (g->failed)
         return 0;
     kd_gval v = *val(g, patches);
-    KD_ASSERT(v.rank == 2);
+    KD_ASSERT(v.rank == 2 && registers >= 0);
     kd_gnode n = new_node(g, KD_OP_TOKENS, NULL, patches, -1);
-    n.desc.positions = 1;
-    v.shape[0] += 1;
-    int64_t cls[3] = {1, 1, v.shape[1]}, pos[3] = {1, v.shape[0], v.shape[1]};
-    /* timm vision_transformer.py and DINOv2 vision_transformer.py, init_weights: class token normal 1e-6, positions truncated normal 0.02 */
+    int64_t cls[3] = {1, 1, v.shape[1]}, pos[3] = {1, 1 + v.shape[0], v.shape[1]}, reg[3] = {1, registers, v.shape[1]};
+    n.desc.positions = pos_name != NULL;
+    n.desc.registers = registers;
+    /* timm vision_transformer.py and DINOv2 vision_transformer.py, init_weights: class token and registers normal 1e-6, positions truncated normal 0.02 */
     n.param[0] = add_token(g, cls_name, 3, cls, 1e-6);
-    n.param[1] = add_token(g, pos_name, 3, pos, 0.02);
+    if (pos_name)
+        n.param[1] = add_token(g, pos_name, 3, pos, 0.02);
+    if (registers)
+        n.param[2] = add_token(g, reg_name, 3, reg, 1e-6);
+    v.shape[0] += 1 + registers;
     return push(g, &n, 2, v.shape);
+}
+
+kd_val kd_graph_concat(kd_graph *g, kd_val a, kd_val b) {
+    if (g->failed)
+        return 0;
+    kd_gval y = *val(g, a);
+    const kd_gval *vb = val(g, b);
+    KD_ASSERT(y.rank == vb->rank);
+    for (int i = 0; i + 1 < y.rank; i++)
+        KD_ASSERT(y.shape[i] == vb->shape[i]);
+    y.shape[y.rank - 1] += vb->shape[y.rank - 1];
+    kd_gnode n = new_node(g, KD_OP_CONCAT, NULL, a, b);
+    return push(g, &n, y.rank, y.shape);
 }
 
 kd_val kd_graph_token_slice(kd_graph *g, kd_val x, int begin, int count) {
@@ -466,26 +516,30 @@ kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width) {
     return push(g, &n, 3, y);
 }
 
-/* Ops that copy or choose values: their result has the type of their input, so a request for F32 goes through them. */
-static int keeps_dtype(kd_op_kind k) {
-    return k == KD_OP_TOKEN_SLICE || k == KD_OP_MAX_POOL || k == KD_OP_RESIZE_BILINEAR;
+/* The op that makes a value writes F32 itself; those that can't aren't producers of features. */
+static int writes_f32(kd_op_kind k) {
+    return k == KD_OP_LINEAR || k == KD_OP_LAYER_NORM || k == KD_OP_CONV2D || k == KD_OP_BATCH_NORM || k == KD_OP_MEAN_TOKENS || k == KD_OP_ADD || k == KD_OP_SCALE_ADD ||
+           k == KD_OP_TOKENS;
+}
+
+static void mark_f32(kd_graph *g, kd_val v) {
+    kd_val r = val(g, v)->root;
+    g->vals[r].f32 = 1;
+    if (g->vals[r].node < 0)
+        return;
+    const kd_gnode *n = &g->nodes[g->vals[r].node];
+    if (!kd_keeps_dtype(n->desc.kind)) {
+        KD_ASSERT(writes_f32(n->desc.kind));
+        return;
+    }
+    for (int k = 0; k < n->desc.inputs; k++)
+        mark_f32(g, n->x[k]);
 }
 
 kd_val kd_graph_as_f32(kd_graph *g, kd_val x) {
     if (g->failed)
         return 0;
-    for (kd_val r = val(g, x)->root;; r = g->vals[g->nodes[g->vals[r].node].x[0]].root) {
-        g->vals[r].f32 = 1;
-        if (g->vals[r].node < 0)
-            break;
-        kd_op_kind k = g->nodes[g->vals[r].node].desc.kind;
-        if (keeps_dtype(k))
-            continue;
-        /* The op that makes the value writes F32 itself; those that can't aren't producers of features. */
-        KD_ASSERT(k == KD_OP_LINEAR || k == KD_OP_LAYER_NORM || k == KD_OP_CONV2D || k == KD_OP_BATCH_NORM || k == KD_OP_MEAN_TOKENS || k == KD_OP_ADD ||
-                  k == KD_OP_SCALE_ADD || k == KD_OP_TOKENS);
-        break;
-    }
+    mark_f32(g, x);
     return x;
 }
 

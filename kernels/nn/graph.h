@@ -42,6 +42,7 @@ kd_val kd_graph_linear(kd_graph *g, kd_val x, const char *name, int out, int bia
 kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual /* or -1 */, const char *name, float eps, float momentum, kd_act act);
                                                                                                  /* name.weight, .bias, .running_mean, .running_var, .num_batches_tracked */
 kd_val kd_graph_layer_norm(kd_graph *g, kd_val x, const char *name, float eps);                   /* name.weight, name.bias */
+kd_val kd_graph_layer_norm_again(kd_graph *g, kd_val x, const char *name);                        /* an earlier one's parameters and eps: the final norm of several layers */
 kd_val kd_graph_act(kd_graph *g, kd_val x, kd_act act);
 kd_val kd_graph_silu_gate(kd_graph *g, kd_val x);
 kd_val kd_graph_add(kd_graph *g, kd_val a, kd_val b);                                             /* result is a residual stream: F32 in every precision */
@@ -49,7 +50,11 @@ kd_val kd_graph_scale_add(kd_graph *g, kd_val residual, kd_val x, const char *ga
 kd_val kd_graph_max_pool(kd_graph *g, kd_val x, int kernel, int stride, int pad);
 kd_val kd_graph_mean_tokens(kd_graph *g, kd_val x);                                               /* F32 result */
 kd_val kd_graph_attention(kd_graph *g, kd_val qkv, int heads);
-kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const char *pos_name);  /* F32 result; parameters cls_name [1,1,D], pos_name [1,1+P,D] */
+/* Turns q and k of the tokens from `begin` on, patches of a grid_h x grid_w grid, by their place (KD_OP_ROPE). periods = width / heads / 4. */
+kd_val kd_graph_rope(kd_graph *g, kd_val qkv, int heads, int begin, int grid_h, int grid_w, const float *period, int periods);
+/* Class token, registers, patches [P,D] -> [1+R+P,D], F32. Parameters cls_name [1,1,D], pos_name [1,1+P,D] (NULL: no learned positions), reg_name [1,R,D] (NULL with 0 registers). */
+kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const char *pos_name, const char *reg_name, int registers);
+kd_val kd_graph_concat(kd_graph *g, kd_val a, kd_val b);                                          /* [..,A], [..,B] -> [..,A+B] of one type */
 kd_val kd_graph_token_slice(kd_graph *g, kd_val x, int begin, int count);
 kd_val kd_graph_reshape(kd_graph *g, kd_val x, int rank, const int64_t *shape);                   /* same memory; no op */
 kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width);

@@ -43,6 +43,11 @@ typedef struct kd_goutput {
     kd_val val;
 } kd_goutput;
 
+/* Ops that copy, choose or turn values: their result has the type of their input, so a request for F32 goes through them. */
+static inline int kd_keeps_dtype(kd_op_kind k) {
+    return k == KD_OP_TOKEN_SLICE || k == KD_OP_MAX_POOL || k == KD_OP_RESIZE_BILINEAR || k == KD_OP_CONCAT || k == KD_OP_ROPE;
+}
+
 struct kd_graph {
     kd_arena *names;
     int failed; /* memory ran out while building */

@@ -1,4 +1,5 @@
-/* Filling a model's parameters from a weight file, by the names that both share. */
+/* Filling a model's parameters from a weight file: a ViT's by canonical names (kd_vit_read knows the file's layout), a ResNet's by torchvision's. One value source serves both ways in:
+ * kd_model_load copies it into ordinary parameters, kd_model_params_frozen hands it to programs that read, pack and drop. */
 #include <stdio.h>
 #include <string.h>
 
@@ -6,107 +7,152 @@
 #include "kernels/nn/graph_impl.h"
 #include "kernels/nn/model_builders.h"
 
-typedef struct loader {
-    kd_params *p;
-    const kd_model_info *m;
+typedef struct source {
+    const kd_model_info *m;    /* for its name */
+    const kd_vit_spec *file;   /* what w holds, for a ViT */
     const kd_weights *w;
-    const char *prefix;
-    int grid_h, grid_w; /* patches of the image */
-} loader;
+    const kd_params *p;        /* shapes of the parameters, for a ResNet */
+    const char *prefix;        /* before torchvision's names */
+    kd_pos_profile positions;  /* m's, not the file's */
+    int grid_h, grid_w;        /* patches of the image */
+} source;
 
-static int find(const loader *l, const char *name) {
+/* Index of the file's tensor prefix + name, or -1. */
+static int find(const source *s, const char *prefix, const char *name) {
     char full[512];
-    snprintf(full, sizeof full, "%s%s", l->prefix, name);
-    return kd_weights_find(l->w, full);
+    snprintf(full, sizeof full, "%s%s", prefix, name);
+    return kd_weights_find(s->w, full);
 }
 
-static kd_status wrong_shape(const loader *l, const kd_tensor *t, const kd_param_info *want, kd_err *err) {
-    char have[128], need[128];
-    return kd_fail(err, KD_EFAIL, "%s: tensor %s has shape %s, but %s needs %s", kd_weights_path(l->w), t->name, kd_shape_text(t->shape, t->rank, have, sizeof have), l->m->name,
-                   kd_shape_text(want->shape, want->rank, need, sizeof need));
-}
+/* ---- one parameter ---- */
 
-/* Side of a square position grid with a class token's row before it, or 0. */
-static int grid_side(const kd_tensor *t, int64_t width) {
-    if (t->rank != 3 || t->shape[0] != 1 || t->shape[2] != width || t->shape[1] < 2)
-        return 0;
-    int64_t side = 1;
-    while (side * side < t->shape[1] - 1)
-        side++;
-    return side * side == t->shape[1] - 1 && side <= 4096 ? (int)side : 0;
-}
-
-static kd_status load_positions(const loader *l, int i, const kd_param_info *info, int tensor, kd_err *err) {
-    kd_tensor t = kd_weights_info(l->w, tensor);
-    int width = (int)info->shape[2], from = grid_side(&t, width);
-    float *in = NULL, *out = NULL;
-    kd_status status;
-    if (!from)
-        return wrong_shape(l, &t, info, err);
-    KD_TRY_TO(end, status, kd_alloc_array(&in, kd_tensor_numel(&t), sizeof *in, err));
-    KD_TRY_TO(end, status, kd_alloc_array(&out, info->count, sizeof *out, err));
-    KD_TRY_TO(end, status, kd_weights_read_f32(l->w, tensor, in, kd_tensor_numel(&t), err));
-    KD_TRY_TO(end, status, kd_pos_embed_resize(out, in, from, l->grid_h, l->grid_w, width, l->m->vit.family, err));
-    status = kd_params_set(l->p, i, out, err);
-end:
+static kd_status read_positions(const source *s, float *out, size_t count, kd_err *err) {
+    int width = s->file->width, from = s->file->pos_grid;
+    size_t have = (size_t)width * (1 + (size_t)from * (size_t)from);
+    float *in = NULL;
+    KD_ASSERT(count == (size_t)width * (1 + (size_t)s->grid_h * (size_t)s->grid_w));
+    KD_TRY(kd_alloc_array(&in, have, sizeof *in, err));
+    kd_status status = kd_vit_read(s->w, s->file, "pos_embed", in, have, err);
+    if (status == KD_OK)
+        status = kd_pos_embed_resize(out, in, from, s->grid_h, s->grid_w, width, s->positions, s->file->registers, err);
     kd_free(in);
-    kd_free(out);
     return status;
 }
 
-static kd_status load_values(const loader *l, int i, const kd_param_info *info, int tensor, kd_err *err) {
-    kd_tensor t = kd_weights_info(l->w, tensor);
+static kd_status read_resnet(const source *s, const char *name, float *out, size_t count, kd_err *err) {
+    int tensor = find(s, s->prefix, name), i = kd_params_find(s->p, name);
+    char have[128], need[128];
+    KD_ASSERT(i >= 0);
+    kd_param_info want = kd_params_info(s->p, i);
+    if (tensor < 0)
+        return kd_fail(err, KD_EFAIL, "%s: tensor %s%s is missing, and %s needs it", kd_weights_path(s->w), s->prefix, name, s->m->name);
+    kd_tensor t = kd_weights_info(s->w, tensor);
+    if (!kd_shape_equal(t.shape, t.rank, want.shape, want.rank))
+        return kd_fail(err, KD_EFAIL, "%s: tensor %s has shape %s, but %s needs %s", kd_weights_path(s->w), t.name, kd_shape_text(t.shape, t.rank, have, sizeof have), s->m->name,
+                       kd_shape_text(want.shape, want.rank, need, sizeof need));
+    return kd_weights_read_f32(s->w, tensor, out, count, err);
+}
+
+/* kd_param_source.read */
+static kd_status read_parameter(void *ctx, const char *name, float *out, size_t count, kd_err *err) {
+    const source *s = ctx;
+    if (s->m->kind == KD_MODEL_RESNET)
+        return read_resnet(s, name, out, count, err);
+    if (strcmp(name, "pos_embed") == 0)
+        return read_positions(s, out, count, err);
+    return kd_vit_read(s->w, s->file, name, out, count, err);
+}
+
+/* ---- the file ---- */
+
+/* found: room for what the file holds, used when m wasn't found with it. */
+static kd_status open_source(source *s, kd_model_info *found, const kd_model_info *m, const kd_params *p, const kd_weights *w, int height, int width, kd_err *err) {
+    const kd_model_info *held = m;
+    if (!m->from_file) {
+        KD_TRY(kd_model_find(found, "auto", w, err));
+        held = found;
+    }
+    if (held->kind != m->kind)
+        return kd_fail(err, KD_EFAIL, "%s holds %s, not %s", kd_weights_path(w), held->name, m->name);
+    *s = (source){.m = m, .w = w, .p = p};
+    if (m->kind == KD_MODEL_RESNET) {
+        s->prefix = kd_resnet_prefix(w);
+        return KD_OK;
+    }
+    s->file = &held->vit;
+    s->positions = m->vit.positions;
+    s->grid_h = height / m->vit.patch;
+    s->grid_w = width / m->vit.patch;
+    return KD_OK;
+}
+
+/* ---- ordinary parameters ---- */
+
+static kd_status load_counter(const source *s, kd_params *p, int tensor, kd_err *err) {
+    int64_t n = 0;
+    KD_TRY(kd_weights_read_i64(s->w, tensor, &n, 1, err));
+    if (n < 0)
+        return kd_fail(err, KD_EFAIL, "%s: tensor %s is %lld, and a count can't be negative", kd_weights_path(s->w), kd_weights_info(s->w, tensor).name, (long long)n);
+    kd_params_set_counter(p, n);
+    return KD_OK;
+}
+
+/* The tensor behind a parameter that the file may lack, or -1: torchvision's classifier and counters; the mask token, which has no canonical name because no inference reads it. */
+static int find_optional(const source *s, const kd_param_info *info) {
+    if (s->m->kind == KD_MODEL_RESNET)
+        return find(s, s->prefix, info->name);
+    return find(s, s->file->prefix, s->file->layout == KD_VIT_LAYOUT_HF ? "embeddings.mask_token" : info->name);
+}
+
+static kd_status load_one(source *s, kd_params *p, const char *name, kd_err *err) {
+    int i = kd_params_find(p, name);
+    KD_ASSERT(i >= 0); /* p belongs to a graph that contains this model */
+    kd_param_info info = kd_params_info(p, i);
+    int optional = info.carried || info.is_counter, tensor = optional ? find_optional(s, &info) : -1;
     float *values = NULL;
-    if (!kd_shape_equal(t.shape, t.rank, info->shape, info->rank))
-        return wrong_shape(l, &t, info, err);
-    KD_TRY(kd_alloc_array(&values, info->count, sizeof *values, err));
-    kd_status status = kd_weights_read_f32(l->w, tensor, values, info->count, err);
+    if (optional && tensor < 0)
+        return KD_OK;
+    if (info.is_counter)
+        return load_counter(s, p, tensor, err);
+    KD_TRY(kd_alloc_array(&values, info.count, sizeof *values, err));
+    kd_status status = optional && s->m->kind == KD_MODEL_VIT ? kd_weights_read_f32(s->w, tensor, values, info.count, err) : read_parameter(s, name, values, info.count, err);
     if (status == KD_OK)
-        status = kd_params_set(l->p, i, values, err);
+        status = kd_params_set(p, i, values, err);
     kd_free(values);
     return status;
 }
 
-static kd_status load_counter(const loader *l, int tensor, kd_err *err) {
-    int64_t n = 0;
-    KD_TRY(kd_weights_read_i64(l->w, tensor, &n, 1, err));
-    if (n < 0)
-        return kd_fail(err, KD_EFAIL, "%s: tensor %s is %lld, and a count can't be negative", kd_weights_path(l->w), kd_weights_info(l->w, tensor).name, (long long)n);
-    kd_params_set_counter(l->p, n);
-    return KD_OK;
-}
-
-static kd_status load_one(const loader *l, const char *name, kd_err *err) {
-    int i = kd_params_find(l->p, name), tensor = find(l, name);
-    KD_ASSERT(i >= 0); /* p belongs to a graph that contains this model */
-    kd_param_info info = kd_params_info(l->p, i);
-    if (tensor < 0)
-        return info.carried || info.is_counter ? KD_OK : kd_fail(err, KD_EFAIL, "%s: tensor %s%s is missing, and %s needs it", kd_weights_path(l->w), l->prefix, name, l->m->name);
-    if (info.is_counter)
-        return load_counter(l, tensor, err);
-    if (l->m->kind == KD_MODEL_VIT && strcmp(name, "pos_embed") == 0)
-        return load_positions(l, i, &info, tensor, err);
-    return load_values(l, i, &info, tensor, err);
-}
-
 kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *w, int height, int width, kd_err *err) {
-    loader l = {.p = p, .m = m, .w = w, .prefix = ""};
-    kd_model_info held;
+    source s;
+    kd_model_info found;
     kd_graph *names = NULL;
-    KD_TRY(kd_model_find(&held, "auto", w, err));
-    if (held.kind != m->kind)
-        return kd_fail(err, KD_EFAIL, "%s holds %s, not %s", kd_weights_path(w), held.name, m->name);
-    if (m->kind == KD_MODEL_VIT) {
-        l.prefix = held.vit.prefix;
-        l.grid_h = height / m->vit.patch;
-        l.grid_w = width / m->vit.patch;
-    } else {
-        l.prefix = kd_resnet_prefix(w);
-    }
+    KD_TRY(open_source(&s, &found, m, p, w, height, width, err));
     KD_TRY(kd_model_graph(&names, m, err));
     kd_status status = names->failed ? kd_fail(err, KD_EFAIL, "out of memory for the names of %s", m->name) : KD_OK;
     for (int i = 0; i < names->param_count && status == KD_OK; i++)
-        status = load_one(&l, names->params[i].info.name, err);
+        status = load_one(&s, p, names->params[i].info.name, err);
     kd_graph_destroy(names);
     return status;
+}
+
+/* ---- frozen parameters ---- */
+
+kd_status kd_model_params_frozen(kd_params **out, const kd_graph *g, kd_backend *b, const kd_model_info *m, const kd_weights *w, int height, int width, kd_err *err) {
+    KD_ASSERT(m->from_file);
+    *out = NULL;
+    source s;
+    kd_params *p = NULL;
+    KD_TRY(kd_params_create_frozen(&p, g, b, &(kd_param_source){.read = read_parameter}, err));
+    kd_status status = open_source(&s, NULL, m, p, w, height, width, err);
+    source *kept = status == KD_OK ? kd_arena_alloc(p->names, sizeof *kept) : NULL; /* lives as long as the parameters */
+    if (status == KD_OK && !kept)
+        status = kd_fail(err, KD_EFAIL, "out of memory for the parameters of %s", m->name);
+    if (status != KD_OK) {
+        kd_params_destroy(p);
+        return status;
+    }
+    *kept = s;
+    p->source.ctx = kept;
+    *out = p;
+    return KD_OK;
 }

@@ -7,27 +7,7 @@
 #include "kernels/nn/model_builders.h"
 
 static const float IMAGENET_MEAN[3] = {0.485f, 0.456f, 0.406f}, IMAGENET_STD[3] = {0.229f, 0.224f, 0.225f};
-static const float HALF[3] = {0.5f, 0.5f, 0.5f};
-
-typedef struct vit_row {
-    const char *name;
-    kd_vit_family family;
-    int width, depth, patch;
-    kd_ffn_kind ffn;
-    int hidden;
-} vit_row;
-
-/* timm vision_transformer.py; dinov2/hub/backbones.py. Heads are 64 wide in all of them. */
-static const vit_row vits[] = {
-    {"vit_tiny_patch16_224", KD_VIT_TIMM, 192, 12, 16, KD_FFN_GELU, 768},
-    {"vit_small_patch16_224", KD_VIT_TIMM, 384, 12, 16, KD_FFN_GELU, 1536},
-    {"vit_base_patch16_224", KD_VIT_TIMM, 768, 12, 16, KD_FFN_GELU, 3072},
-    {"dinov2_vits14", KD_VIT_DINOV2, 384, 12, 14, KD_FFN_GELU, 1536},
-    {"dinov2_vitb14", KD_VIT_DINOV2, 768, 12, 14, KD_FFN_GELU, 3072},
-    {"dinov2_vitl14", KD_VIT_DINOV2, 1024, 24, 14, KD_FFN_GELU, 4096},
-    {"dinov2_vitg14", KD_VIT_DINOV2, 1536, 40, 14, KD_FFN_SWIGLU, 4096},
-};
-enum { VITS = sizeof vits / sizeof *vits, MAX_WIDTH = 8192, MAX_DEPTH = 1024, TIMM_GRID = 14, HEAD_WIDTH = 64, LARGEST_SIDE = 8192 };
+enum { MAX_WIDTH = 8192, MAX_DEPTH = 1024, HEAD_WIDTH = 64, LARGEST_SIDE = 8192 };
 
 static const char *const names[] = {
     "resnet18", "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14",
@@ -57,7 +37,6 @@ static void set_resnet18(kd_model_info *m) {
 
 /* The rest of a ViT's entry, from its spec. */
 static void set_vit(kd_model_info *m, const kd_vit_spec *spec, const char *name) {
-    int timm = spec->family == KD_VIT_TIMM;
     memset(m, 0, sizeof *m);
     snprintf(m->name, sizeof m->name, "%s", name);
     m->kind = KD_MODEL_VIT;
@@ -66,17 +45,7 @@ static void set_vit(kd_model_info *m, const kd_vit_spec *spec, const char *name)
     m->multiple = m->smallest = spec->patch;
     memcpy(m->mean, spec->mean, sizeof m->mean);
     memcpy(m->std, spec->std, sizeof m->std);
-    m->library = timm ? "timm" : "dinov2";
-}
-
-static kd_vit_spec spec_of(const vit_row *r) {
-    kd_vit_spec s = {.family = r->family, .width = r->width, .depth = r->depth, .heads = r->width / HEAD_WIDTH, .patch = r->patch, .ffn = r->ffn,
-                     .ffn_hidden = r->hidden, .layer_scale = r->family == KD_VIT_DINOV2, .pos_grid = r->family == KD_VIT_TIMM ? TIMM_GRID : 0, .ln_eps = 1e-6,
-                     .positions = r->family == KD_VIT_TIMM ? KD_POS_TIMM : KD_POS_OFFICIAL, .normalisation = r->family == KD_VIT_TIMM ? "half" : "imagenet"};
-    memcpy(s.mean, r->family == KD_VIT_TIMM ? HALF : IMAGENET_MEAN, sizeof s.mean); /* timm's default configuration of these ViTs: IMAGENET_INCEPTION */
-    memcpy(s.std, r->family == KD_VIT_TIMM ? HALF : IMAGENET_STD, sizeof s.std);
-    snprintf(s.name, sizeof s.name, "%s", r->name);
-    return s;
+    m->library = kd_vit_family_name(spec->family);
 }
 
 /* "dinov2_w128_d6": 1 and the numbers, or 0. */
@@ -110,34 +79,50 @@ static int distance(const char *a, const char *b) {
 }
 
 static const char *nearest(const char *name) {
-    const char *best = names[0];
+    const char *const *vits, *best = names[0];
+    size_t count = kd_vit_names(&vits);
     for (size_t i = 1; i < sizeof names / sizeof *names; i++)
         if (distance(name, names[i]) < distance(name, best))
             best = names[i];
+    for (size_t i = 0; i < count; i++)
+        if (distance(name, vits[i]) < distance(name, best))
+            best = vits[i];
     return best;
+}
+
+/* A ViT in DINOv2 layout, of any size: the small one, changed. */
+static void set_free_vit(kd_model_info *m, const char *name, int width, int depth) {
+    kd_vit_spec s;
+    int64_t d = width;
+    int known = kd_vit_named("dinov2_vits14", &s);
+    KD_ASSERT(known);
+    s.width = width;
+    s.depth = depth;
+    s.heads = width / HEAD_WIDTH;
+    s.ffn_hidden = 4 * width;
+    s.parameters = depth * (12 * d * d + 15 * d) + (5 + 3 * s.patch * s.patch + (int64_t)s.pos_grid * s.pos_grid) * d; /* 5: class token, its position, patch bias, norm */
+    snprintf(s.name, sizeof s.name, "%s", name);
+    set_vit(m, &s, name);
 }
 
 static kd_status find_by_name(kd_model_info *m, const char *name, kd_err *err) {
     int width, depth;
+    kd_vit_spec s;
     if (strcmp(name, "resnet18") == 0) {
         set_resnet18(m);
         return KD_OK;
     }
-    for (int i = 0; i < VITS; i++)
-        if (strcmp(name, vits[i].name) == 0) {
-            kd_vit_spec s = spec_of(&vits[i]);
-            set_vit(m, &s, name);
-            return KD_OK;
-        }
+    if (kd_vit_named(name, &s)) {
+        set_vit(m, &s, name);
+        return KD_OK;
+    }
     if (!parse_free_vit(name, &width, &depth))
         return kd_fail(err, KD_EUSAGE, "unknown model \"%s\"; the nearest name is %s (dinov2_wW_dD: width W, depth D, such as dinov2_w192_d6)", name, nearest(name));
     if (width < HEAD_WIDTH || width % HEAD_WIDTH || width > MAX_WIDTH)
         return kd_fail(err, KD_EUSAGE, "model \"%s\": width %d isn't a multiple of %d between %d and %d", name, width, HEAD_WIDTH, HEAD_WIDTH, MAX_WIDTH);
     if (depth < 1 || depth > MAX_DEPTH)
         return kd_fail(err, KD_EUSAGE, "model \"%s\": depth %d isn't between 1 and %d", name, depth, MAX_DEPTH);
-    vit_row r = {name, KD_VIT_DINOV2, width, depth, 14, KD_FFN_GELU, 4 * width};
-    kd_vit_spec s = spec_of(&r);
-    set_vit(m, &s, name);
+    set_free_vit(m, name, width, depth);
     return KD_OK;
 }
 
@@ -164,28 +149,66 @@ static int is_resnet18(const kd_weights *w) {
     return p && find_prefixed(w, p, "layer4.1.bn2.weight") >= 0 && find_prefixed(w, p, "layer3.2.conv1.weight") < 0 && find_prefixed(w, p, "layer1.0.conv3.weight") < 0;
 }
 
-/* A registered name for what a file holds, so that a teacher is called dinov2_vits14 and not "w384 d12". */
+/* Equal but for the position grid, which is an image size, and what isn't in the weights (normalisation, layout). */
+static int same_shape(const kd_vit_spec *a, const kd_vit_spec *b) {
+    return a->family == b->family && a->width == b->width && a->depth == b->depth && a->heads == b->heads && a->patch == b->patch && a->ffn == b->ffn &&
+           a->ffn_hidden == b->ffn_hidden && a->layer_scale == b->layer_scale && a->registers == b->registers;
+}
+
+/* A registered name for what a file holds, so that a model of another position grid is still called dinov2_vits14 and not "d384 depth12". */
 static void name_of_spec(char name[64], const kd_vit_spec *s) {
-    for (int i = 0; i < VITS; i++) {
-        const vit_row *r = &vits[i];
-        if (r->family == s->family && r->width == s->width && r->depth == s->depth && r->patch == s->patch && r->ffn == s->ffn && r->hidden == s->ffn_hidden) {
-            snprintf(name, 64, "%s", r->name);
+    const char *const *vits;
+    size_t count = kd_vit_names(&vits);
+    kd_vit_spec known;
+    kd_model_info free_vit;
+    snprintf(name, 64, "%s", s->name);
+    if (kd_vit_named(name, &known))
+        return;
+    for (size_t i = 0; i < count; i++)
+        if (kd_vit_named(vits[i], &known) && same_shape(s, &known)) {
+            snprintf(name, 64, "%s", vits[i]);
             return;
         }
-    }
-    if (s->family == KD_VIT_DINOV2 && s->patch == 14 && s->ffn == KD_FFN_GELU && s->ffn_hidden == 4 * s->width)
+    if (s->width % HEAD_WIDTH)
+        return;
+    set_free_vit(&free_vit, "", s->width, s->depth);
+    if (same_shape(s, &free_vit.vit))
         snprintf(name, 64, "dinov2_w%d_d%d", s->width, s->depth);
-    else
-        snprintf(name, 64, "%s", s->name);
 }
 
 static kd_status check_against_file(const kd_model_info *want, const kd_vit_spec *have, const kd_weights *w, kd_err *err) {
     const kd_vit_spec *s = &want->vit;
-    if (s->family == have->family && s->width == have->width && s->depth == have->depth && s->patch == have->patch && s->ffn == have->ffn && s->ffn_hidden == have->ffn_hidden &&
-        s->layer_scale == have->layer_scale)
+    if (same_shape(s, have))
         return KD_OK;
-    return kd_fail(err, KD_EUSAGE, "%s holds %s (width %d, depth %d, patch %d), not %s (width %d, depth %d, patch %d); give the matching name or auto", kd_weights_path(w), have->name,
-                   have->width, have->depth, have->patch, want->name, s->width, s->depth, s->patch);
+    return kd_fail(err, KD_EUSAGE, "%s holds %s (%s, width %d, depth %d, patch %d, %d registers), not %s (%s, width %d, depth %d, patch %d, %d registers); give the matching name or auto",
+                   kd_weights_path(w), have->name, kd_vit_family_name(have->family), have->width, have->depth, have->patch, have->registers, want->name,
+                   kd_vit_family_name(s->family), s->width, s->depth, s->patch, s->registers);
+}
+
+/* Whether the normalisation is the family's usual one, because neither the file nor a sidecar says it. */
+static int is_guess(const kd_vit_spec *s) {
+    return strncmp(s->normalisation, "from ", 5) != 0;
+}
+
+static int same_normalisation(const kd_vit_spec *a, const kd_vit_spec *b) {
+    return memcmp(a->mean, b->mean, sizeof a->mean) == 0 && memcmp(a->std, b->std, sizeof a->std) == 0;
+}
+
+static void set_normalisation(kd_vit_spec *s, const kd_vit_spec *from) {
+    memcpy(s->mean, from->mean, sizeof s->mean);
+    memcpy(s->std, from->std, sizeof s->std);
+    s->normalisation = from->normalisation;
+}
+
+/* m: what the name says (unless any), then what the file holds. */
+static kd_status set_from_file(kd_model_info *m, const char *name, int any, const kd_vit_spec *spec, const kd_weights *weights, kd_err *err) {
+    char found[64];
+    if (!any)
+        KD_TRY(check_against_file(m, spec, weights, err));
+    name_of_spec(found, spec);
+    set_vit(m, spec, any ? found : name);
+    m->from_file = 1;
+    return KD_OK;
 }
 
 kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *weights, kd_err *err) {
@@ -193,25 +216,77 @@ kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *we
     kd_vit_spec spec;
     if (!any)
         KD_TRY(find_by_name(m, name, err));
+    if (!weights && any)
+        return kd_fail(err, KD_EUSAGE, "model \"auto\" is read from a weight file, and none was given; name the model or add the weights");
     if (!weights)
-        return any ? kd_fail(err, KD_EUSAGE, "model \"auto\" is read from a weight file, and none was given; name the model or add the weights") : KD_OK;
+        return kd_model_check_student(m, err);
     if (is_resnet18(weights)) {
         if (!any && m->kind != KD_MODEL_RESNET)
             return kd_fail(err, KD_EUSAGE, "%s holds resnet18, not %s; give the matching name or auto", kd_weights_path(weights), name);
         set_resnet18(m);
+        m->from_file = 1;
         return KD_OK;
     }
     if (!any && m->kind == KD_MODEL_RESNET)
         return kd_fail(err, KD_EUSAGE, "%s has no tensors of torchvision's resnet18 (layer1.0.conv1.weight ... layer4.1.bn2.weight)", kd_weights_path(weights));
     KD_TRY(kd_vit_detect(weights, NULL, &spec, err));
-    if (!any)
-        KD_TRY(check_against_file(m, &spec, weights, err));
-    char found[64];
-    name_of_spec(found, &spec);
-    set_vit(m, &spec, any ? found : name);
-    m->from_file = 1;
+    if (!any && spec.family == KD_VIT_TIMM && is_guess(&spec))
+        set_normalisation(&spec, &m->vit);
+    return set_from_file(m, name, any, &spec, weights, err);
+}
+
+kd_status kd_model_check_student(const kd_model_info *m, kd_err *err) {
+    if (m->kind == KD_MODEL_VIT && m->vit.family == KD_VIT_DINOV3)
+        return kd_fail(err, KD_EUSAGE, "%s can teach but isn't a student, because it couldn't be exported; choose a student such as dinov2_w192_d6, vit_small_patch16_224 or resnet18",
+                       m->name);
     return KD_OK;
 }
+
+/* ---- teachers ---- */
+
+static int is_auto(const char *text) {
+    return text == NULL || strcmp(text, "auto") == 0;
+}
+
+static kd_status choose_positions(kd_vit_spec *s, const char *text, kd_err *err) {
+    if (is_auto(text))
+        return KD_OK;
+    if (!kd_pos_profile_parse(text, &s->positions))
+        return kd_fail(err, KD_EUSAGE, "positions \"%s\" isn't auto, official, hf or timm", text);
+    if (s->periods > 0)
+        return kd_fail(err, KD_EUSAGE, "%s has rotary positions, which fit every size; there is nothing to resize the way of \"%s\": leave positions at auto", s->name, text);
+    return KD_OK;
+}
+
+static kd_status choose_normalisation(kd_vit_spec *s, const char *text, kd_err *err) {
+    static const char *const known[] = {"imagenet", "half", "dinov3-sat"};
+    if (is_auto(text))
+        return KD_OK;
+    KD_TRY(kd_normalisation_parse(text, s->mean, s->std, err));
+    s->normalisation = "as given";
+    for (int i = 0; i < 3; i++)
+        if (strcmp(text, known[i]) == 0)
+            s->normalisation = known[i];
+    return KD_OK;
+}
+
+kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_weights *weights, const kd_teacher_choice *choice, kd_err *err) {
+    int any = strcmp(name, "auto") == 0;
+    kd_vit_spec spec;
+    if (!any)
+        KD_TRY(find_by_name(m, name, err));
+    if (!any && m->kind != KD_MODEL_VIT)
+        return kd_fail(err, KD_EUSAGE, "%s isn't a teacher: teachers are DINOv2, DINOv3 and plain ViTs", name);
+    KD_TRY(kd_vit_detect(weights, choice->prefix, &spec, err));
+    if (!any && is_auto(choice->normalize) && is_guess(&spec) && spec.family == KD_VIT_TIMM && !same_normalisation(&spec, &m->vit))
+        return kd_fail(err, KD_EUSAGE, "%s: nothing says how its images are normalised; \"%s\" is likely for %s and \"%s\" is %s's: add --normalize %s or --normalize %s",
+                       kd_weights_path(weights), spec.normalisation, spec.name, m->vit.normalisation, name, m->vit.normalisation, spec.normalisation);
+    KD_TRY(choose_positions(&spec, choice->positions, err));
+    KD_TRY(choose_normalisation(&spec, choice->normalize, err));
+    return set_from_file(m, name, any, &spec, weights, err);
+}
+
+/* ---- sizes and layers ---- */
 
 static kd_status check_side(const kd_model_info *m, int side, const char *which, kd_err *err) {
     int fitting = side < m->smallest ? m->smallest : (side > LARGEST_SIDE ? LARGEST_SIDE : side) / m->multiple * m->multiple;
@@ -221,25 +296,50 @@ static kd_status check_side(const kd_model_info *m, int side, const char *which,
 }
 
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err) {
-    int side = m->kind == KD_MODEL_VIT ? m->vit.pos_grid * m->vit.patch : 0;
+    int fixed = m->kind == KD_MODEL_VIT && m->vit.family == KD_VIT_TIMM && !m->from_file, side = fixed ? m->vit.pos_grid * m->vit.patch : 0;
     KD_TRY(check_side(m, height, height == width ? "size" : "height", err));
     KD_TRY(check_side(m, width, "width", err));
-    if (side > 0 && !m->from_file && (height != side || width != side))
+    if (fixed && (height != side || width != side))
         return kd_fail(err, KD_EUSAGE, "%s without a weight file is made for images of %dx%d pixels, not %dx%d; a dinov2_wW_dD student takes any multiple of 14", m->name, side, side,
                        height, width);
     return KD_OK;
 }
 
+kd_status kd_model_check_layers(const kd_model_info *m, const kd_layer_choice *c, kd_err *err) {
+    if (c->features == 0 || c->layers < 1)
+        return kd_fail(err, KD_EUSAGE, "nothing is asked of the teacher: name at least one feature and one layer");
+    if (c->layers > KD_LAYERS_MAX)
+        return kd_fail(err, KD_EUSAGE, "%d layers are asked for, and at most %d can be", c->layers, KD_LAYERS_MAX);
+    if ((c->features & KD_WANT_REGISTERS) && m->vit.registers == 0)
+        return kd_fail(err, KD_EUSAGE, "%s has no register tokens; leave \"registers\" out of the features", m->name);
+    for (int i = 0; i < c->layers; i++) {
+        if (c->layer[i] < 1 || c->layer[i] > m->vit.depth)
+            return kd_fail(err, KD_EUSAGE, "layer %d isn't one of %s, which has %d blocks (1 is the last, %d the first)", c->layer[i], m->name, m->vit.depth, m->vit.depth);
+        if (i > 0 && c->layer[i] <= c->layer[i - 1])
+            return kd_fail(err, KD_EUSAGE, "layers %d, %d aren't in ascending order", c->layer[i - 1], c->layer[i]);
+    }
+    return KD_OK;
+}
+
 /* ---- building ---- */
 
-kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width) {
+static kd_val images(kd_graph *g, const kd_model_info *m, int height, int width) {
     KD_ASSERT(height >= m->smallest && height % m->multiple == 0 && width >= m->smallest && width % m->multiple == 0);
-    kd_val x = kd_graph_normalize(g, kd_graph_images(g, height, width), m->mean, m->std);
+    return kd_graph_normalize(g, kd_graph_images(g, height, width), m->mean, m->std);
+}
+
+kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width) {
+    kd_val x = images(g, m, height, width);
     kd_model_taps taps = m->kind == KD_MODEL_RESNET ? kd_resnet_build(g, x, m) : kd_vit_build(g, x, m);
     kd_graph_output(g, taps.pooled, "pooled");
     kd_graph_output(g, taps.cls, "cls");
     kd_graph_output(g, taps.map, "map");
     return taps;
+}
+
+void kd_model_build_layers(kd_graph *g, const kd_model_info *m, int height, int width, const kd_layer_choice *choice) {
+    KD_ASSERT(m->kind == KD_MODEL_VIT && kd_model_check_layers(m, choice, NULL) == KD_OK);
+    kd_vit_build_layers(g, images(g, m, height, width), m, choice);
 }
 
 kd_status kd_model_graph(kd_graph **out, const kd_model_info *m, kd_err *err) {

@@ -1,13 +1,19 @@
 /* Models: the registry of networks that can be a teacher or a student, built as graphs with the reference library's parameter names.
  *
- *     kd_model_info m;
- *     KD_TRY(kd_model_find(&m, "resnet18", NULL, err));             // by name, or "auto" with a weight file
- *     kd_model_taps taps = kd_model_build(g, &m, 224, 224);         // height, width
+ *     kd_model_info m;                                                        // a student, or any network to look at:
+ *     KD_TRY(kd_model_find(&m, "resnet18", NULL, err));                       // by name, or "auto" with a weight file
+ *     kd_model_taps taps = kd_model_build(g, &m, 224, 224);                   // height, width
  *     KD_TRY(kd_params_create(&p, g, backend, err));
- *     KD_TRY(kd_model_load(p, &m, weights, 224, 224, err));              // or kd_params_init
+ *     KD_TRY(kd_model_load(p, &m, weights, 224, 224, err));                   // or kd_params_init
  *
- * Names: "resnet18" (torchvision), "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224" (timm), "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14",
- * "dinov2_vitg14", and "dinov2_wW_dD" for a ViT in DINOv2 layout with width W (a multiple of 64, heads = W/64), depth D, patch 14. */
+ *     KD_TRY(kd_model_find_teacher(&m, "auto", weights, &choice, err));       // a teacher: chosen features of chosen layers, parameters that only pass through
+ *     kd_model_build_layers(g, &m, 224, 224, &(kd_layer_choice){.layers = 1, .layer = {1}, .norm = 1, .features = KD_WANT_CLS | KD_WANT_PATCH});
+ *     KD_TRY(kd_model_params_frozen(&p, g, backend, &m, weights, 224, 224, err));
+ *     KD_TRY(kd_exec_create(&e, g, p, &config, err));                         // reads and packs; weights may be closed now
+ *     KD_TRY(kd_exec_download(e, "patch.1", rows, out, err));
+ *
+ * Names of students: "resnet18" (torchvision), DINOv2's and timm's ViTs as kd_vit_names has them, and "dinov2_wW_dD" for a ViT in DINOv2 layout with width W (a multiple of 64,
+ * heads = W/64), depth D, patch 14. Teachers: kd_vit_names and "dinov2_wW_dD". DINOv3 can be looked at and teach, but isn't a student: nothing exports it. */
 #ifndef KD_KERNELS_NN_MODELS_H
 #define KD_KERNELS_NN_MODELS_H
 
@@ -19,14 +25,14 @@ typedef enum kd_model_kind { KD_MODEL_RESNET = 0, KD_MODEL_VIT = 1 } kd_model_ki
 typedef struct kd_model_info {
     char name[64];
     kd_model_kind kind;
-    kd_vit_spec vit;       /* for KD_MODEL_VIT */
+    kd_vit_spec vit;       /* for KD_MODEL_VIT; mean, std and positions as chosen */
     int blocks[4];         /* for KD_MODEL_RESNET: 2,2,2,2 */
     int width;             /* channels of pooled, cls and map: 512 for resnet18 */
     int multiple;          /* image sides must be multiples of this: the patch, or 1 */
     int smallest;          /* smallest image side: the patch, or 32 */
-    int from_file;         /* kd_model_find saw the weights: vit.pos_grid is the file's */
-    float mean[3], std[3]; /* the library's normalisation, applied to the uint8 view */
-    const char *library;   /* "torchvision", "timm", "dinov2" */
+    int from_file;         /* found with the weights: vit is the file's, and reading them needs no second look */
+    float mean[3], std[3]; /* normalisation, applied to the uint8 view */
+    const char *library;   /* "torchvision", "timm", "dinov2", "dinov3" */
 } kd_model_info;
 
 /* Values in the graph; all F32 outputs, named as here. pooled [C]: what the library pools (global average; class token after the final norm). cls [C]: the class token after
@@ -36,18 +42,54 @@ typedef struct kd_model_taps {
     int map_h, map_w;
 } kd_model_taps;
 
-/* name "auto" needs weights and infers everything from the file; with a name and weights the two are checked against each other. KD_EUSAGE: unknown name (nearest one given).
- * weights may be NULL: then a DINOv2 layout's position grid is that of the image it will be built for. */
+/* name "auto" needs weights and infers everything from the file; with a name and weights the two are checked against each other. The position grid isn't: it is the file's. A name also says
+ * the normalisation, unless a file beside the weights does. KD_EUSAGE: unknown name (nearest one given), a name that isn't what the file holds, a file that holds no model (kd_vit_detect).
+ * weights may be NULL: then the name must be a student's, and a DINOv2 layout's position grid will be that of the image it is built for. */
 kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *weights, kd_err *err);
-size_t kd_model_names(const char *const **names);
+/* KD_EUSAGE when m can't be trained and exported (DINOv3). */
+kd_status kd_model_check_student(const kd_model_info *m, kd_err *err);
+
+/* What a user may say about a teacher beside its name; NULL and "auto" leave it to the file. */
+typedef struct kd_teacher_choice {
+    const char *prefix;    /* which model of a checkpoint: --weights-key */
+    const char *positions; /* "official", "hf", "timm" */
+    const char *normalize; /* "imagenet", "half", "dinov3-sat", "M,M,M/S,S,S" */
+} kd_teacher_choice;
+/* The ViT in a file, with the user's choices. name "auto", or one that only checks: nothing is taken from it. KD_EUSAGE beside kd_model_find's causes: an unknown profile or normalisation; positions
+ * for a model whose positions are rotary; a name whose normalisation differs from what was guessed, where nothing in or beside the file says it (a DeiT's weights look like a ViT's). */
+kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_weights *weights, const kd_teacher_choice *choice, kd_err *err);
+size_t kd_model_names(const char *const **names); /* of students, for --help */
 
 /* KD_EUSAGE when a side isn't a multiple of m->multiple, below m->smallest or above 8192, or a timm ViT is asked for another size than its grid without weights. */
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err);
 /* Adds the network to g, from input "images" [height,width,3] on, with its initialisation. */
 kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width);
 
-/* Fills every parameter of the model from the file by name; others (heads) keep their values. Positions are interpolated from the file's grid to the image's (official DINOv2:
- * bicubic, a = -0.75, offset 0.1, no antialiasing; timm: bicubic a = -0.5 with antialiasing). KD_EFAIL naming the tensor: missing, wrong shape, non-finite. Carried parameters may be missing. */
+/* ---- teachers ---- */
+
+enum { KD_LAYERS_MAX = 64 };
+/* Bits of features; 1 << KD_FEATURE_* of cache/record.h, which kernels can't include. */
+enum { KD_WANT_CLS = 1, KD_WANT_PATCH = 2, KD_WANT_REGISTERS = 4, KD_WANT_MEAN = 8 };
+typedef struct kd_layer_choice {
+    int layers;
+    uint16_t layer[KD_LAYERS_MAX]; /* from the end, ascending: 1 = the last block's output, depth = the first's (DINOv2 get_intermediate_layers) */
+    int norm;                      /* through the final norm, all of them through the same; 0: the block's output as it is */
+    int concat;                    /* one feature set of width layers * D, earlier blocks first (torch.cat of get_intermediate_layers; LightlyTrain v2 joins the last two) */
+    unsigned features;             /* KD_WANT_* */
+} kd_layer_choice;
+/* KD_EUSAGE: no feature, no layer, more than KD_LAYERS_MAX, a number above the depth or out of order; registers of a model without. */
+kd_status kd_model_check_layers(const kd_model_info *m, const kd_layer_choice *choice, kd_err *err);
+/* Adds a ViT from input "images" [height,width,3] on up to the last block that is asked for. F32 outputs, per chosen layer K: "cls.K" [D], "patch.K" [h,w,D] in row-major order, "registers.K" [R,D],
+ * "mean.K" [D] (over the patches, after the norm if any). With concat one set, under the smallest K. Size and choice must have passed their checks. */
+void kd_model_build_layers(kd_graph *g, const kd_model_info *m, int height, int width, const kd_layer_choice *choice);
+/* Frozen parameters (graph.h) whose values come from w, for a graph of kd_model_build_layers or kd_model_build alone, found with w (from_file). Borrows w and m until kd_exec_create has returned for the last program.
+ * kd_exec_create then adds kd_model_load's errors to its own. */
+kd_status kd_model_params_frozen(kd_params **out, const kd_graph *g, kd_backend *b, const kd_model_info *m, const kd_weights *w, int height, int width, kd_err *err);
+
+/* ---- weights in and out ---- */
+
+/* Fills every parameter of the model from the file, whatever its layout; others (heads) keep their values. m must have been found with w (from_file), else w is detected and compared with m.
+ * Positions are interpolated from the file's grid to the image's, by m->vit.positions (pos_embed.c). KD_EFAIL naming the tensor: missing, wrong shape, non-finite. Carried parameters may be missing. */
 kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *w, int height, int width, kd_err *err);
 
 /* Writes the model's parameters (not heads; names not in the reference state_dict are left out) as .safetensors that the library loads strictly. metadata: strings or NULL; normalisation is added.

@@ -38,10 +38,12 @@ static void count_consumers(kd_exec *e, const kd_graph *g, const char *node_live
 
 /* ---- types ---- */
 
-/* The type of a node's result: residual streams, means, losses and what as_f32 asked for are F32 in every precision; choosing ops keep their input's type. */
+/* The type of a node's result: residual streams, means, losses and what as_f32 asked for are F32 in every precision; choosing and turning ops keep their input's type. */
 static kd_dtype result_dtype(const kd_exec *e, const kd_graph *g, const kd_gnode *n) {
     if (e->config.precision == KD_F32 || g->vals[root_of(g, n->y)].f32)
         return KD_F32;
+    if (kd_keeps_dtype(n->desc.kind))
+        return e->vals[root_of(g, n->x[0])].dtype;
     switch (n->desc.kind) {
     case KD_OP_ADD:
     case KD_OP_SCALE_ADD:
@@ -49,10 +51,6 @@ static kd_dtype result_dtype(const kd_exec *e, const kd_graph *g, const kd_gnode
     case KD_OP_MEAN_TOKENS:
     case KD_OP_MSE:
         return KD_F32;
-    case KD_OP_TOKEN_SLICE:
-    case KD_OP_MAX_POOL:
-    case KD_OP_RESIZE_BILINEAR:
-        return e->vals[root_of(g, n->x[0])].dtype;
     default:
         return KD_BF16;
     }

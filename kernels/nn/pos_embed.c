@@ -1,8 +1,14 @@
-/* Position embeddings of another image size, each library's way, in f32.
+/* Position embeddings for another grid of patches, each library's way, in f32. All are torch.nn.functional.interpolate(mode="bicubic", align_corners=False) on the file's square grid:
  *
- * DINOv2 (interpolate_pos_encoding): torch's bicubic with scale_factor = (to + 0.1) / from. torch then samples with the given factor, not with to / from:
- * source = (i + 0.5) * from / (to + 0.1) - 0.5, four taps, a = -0.75, indexes clamped at the border. No antialiasing.
- * timm (resample_abs_pos_embed): torch's bicubic with a size and antialias = True: a = -0.5, the kernel stretched by max(1, from / to), weights normalised over the taps inside. */
+ *   profile    registers   how                               source
+ *   official   no          scale_factor = (to + 0.1) / from   dinov2/models/vision_transformer.py interpolate_pos_encoding with interpolate_offset 0.1 (the hubs without registers)
+ *   official   yes         size, antialias                    the same with interpolate_offset 0, interpolate_antialias True (the hubs with registers)
+ *   hf         no          size                               transformers models/dinov2/modeling_dinov2.py
+ *   hf         yes         size, antialias                    transformers models/dinov2_with_registers/modeling_dinov2_with_registers.py
+ *   timm       either      size, antialias                    timm/layers/pos_embed.py resample_abs_pos_embed
+ *
+ * Given a scale_factor torch samples with it, not with to / from: source = (i + 0.5) * from / (to + 0.1) - 0.5. Plain bicubic: four taps, a = -0.75, indexes clamped at the border.
+ * antialias: a = -0.5, the kernel stretched by max(1, from / to), weights normalised over the taps inside. All leave the table as it is when the image has exactly the file's grid. */
 #include <math.h>
 #include <string.h>
 
@@ -24,8 +30,9 @@ static float cubic(float x, float a) {
     return 0;
 }
 
-static void taps_dinov2(taps *t, int i, int from, int to) {
-    float scale = (float)(1.0 / (((double)to + 0.1) / from));
+/* offset: what is added to `to` before a scale factor is made of it; 0: torch is given the size. */
+static void taps_plain(taps *t, int i, int from, int to, double offset) {
+    float scale = offset > 0 ? (float)(1.0 / (((double)to + offset) / from)) : (float)from / (float)to;
     float source = scale * ((float)i + 0.5f) - 0.5f;
     float below = floorf(source);
     t->begin = (int)below - 1;
@@ -34,7 +41,7 @@ static void taps_dinov2(taps *t, int i, int from, int to) {
         t->weight[k] = cubic(source - below + 1 - (float)k, -0.75f);
 }
 
-static void taps_timm(taps *t, int i, int from, int to) {
+static void taps_antialias(taps *t, int i, int from, int to) {
     float scale = (float)from / (float)to, stretch = scale > 1 ? scale : 1, support = 2 * stretch;
     float center = scale * ((float)i + 0.5f), sum = 0;
     int begin = (int)(center - support + 0.5f), end = (int)(center + support + 0.5f);
@@ -49,17 +56,17 @@ static void taps_timm(taps *t, int i, int from, int to) {
 }
 
 /* The taps of every output position along one side, in one block (kd_free). */
-static kd_status make_taps(taps **out, int from, int to, kd_vit_family family, kd_err *err) {
+static kd_status make_taps(taps **out, int from, int to, kd_pos_profile profile, int registers, kd_err *err) {
     size_t most = 4 * ((size_t)(from / to) + 2); /* of one output: at most 2 * 2 * stretch + 1 */
     KD_TRY(kd_alloc_array(out, (size_t)to, sizeof(taps) + most * sizeof(float), err));
     float *weights = (float *)(void *)(*out + to);
     for (int i = 0; i < to; i++) {
         taps *t = *out + i;
         t->weight = weights + (size_t)i * most;
-        if (family == KD_VIT_DINOV2)
-            taps_dinov2(t, i, from, to);
+        if (profile == KD_POS_TIMM || registers)
+            taps_antialias(t, i, from, to);
         else
-            taps_timm(t, i, from, to);
+            taps_plain(t, i, from, to, profile == KD_POS_OFFICIAL ? 0.1 : 0.0);
     }
     return KD_OK;
 }
@@ -82,7 +89,7 @@ static void resample(float *out, const float *in, const taps *t, int lines, int 
         }
 }
 
-kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to_h, int to_w, int width, kd_vit_family family, kd_err *err) {
+kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to_h, int to_w, int width, kd_pos_profile profile, int registers, kd_err *err) {
     size_t row = (size_t)width * sizeof(float);
     memcpy(out, in, row);
     if (from == to_h && from == to_w) {
@@ -92,8 +99,8 @@ kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to_h, i
     taps *x = NULL, *y = NULL;
     float *half = NULL;
     kd_status status;
-    KD_TRY_TO(end, status, make_taps(&x, from, to_w, family, err));
-    KD_TRY_TO(end, status, make_taps(&y, from, to_h, family, err));
+    KD_TRY_TO(end, status, make_taps(&x, from, to_w, profile, registers, err));
+    KD_TRY_TO(end, status, make_taps(&y, from, to_h, profile, registers, err));
     KD_TRY_TO(end, status, kd_alloc_array(&half, (size_t)from * (size_t)to_w, row, err));
     resample(half, in + width, x, from, from, to_w, from, to_w, 1, 1, width);            /* along x: [from,from] -> [from,to_w] */
     resample(out + width, half, y, to_w, from, to_h, 1, 1, to_w, to_w, width);           /* along y: [from,to_w] -> [to_h,to_w] */

@@ -64,7 +64,7 @@ static void build(kd_graph *g) {
     kd_val y = kd_graph_conv2d(g, r, "conv", WIDTH, 3, 1, 1, 0);
     x = kd_graph_batch_norm(g, y, r, "bn2", 1e-5f, 0.1f, KD_ACT_RELU);
     x = kd_graph_reshape(g, x, 2, (int64_t[]){16, WIDTH});
-    x = kd_graph_tokens(g, x, "cls_token", "pos_embed");
+    x = kd_graph_tokens(g, x, "cls_token", "pos_embed", NULL, 0);
     y = kd_graph_layer_norm(g, x, "norm1", 1e-6f);
     y = kd_graph_linear(g, y, "qkv", 3 * WIDTH, 1);
     y = kd_graph_linear(g, kd_graph_attention(g, y, 2), "proj", WIDTH, 1);

@@ -358,10 +358,10 @@ static void positions_are_interpolated_as_each_library_does(void **state) {
             for (int k = 0; k < 6 * (1 + from * from); k++)
                 in[k] = (float)(0.5 * formula_unit("pos_embed", (uint32_t)k));
             snprintf(name, sizeof name, "%s_%d_%d", timm ? "timm" : "dinov2", from, to);
-            assert_ok(kd_pos_embed_resize(out, in, from, to, to, 6, timm ? KD_VIT_TIMM : KD_VIT_DINOV2, &err));
+            assert_ok(kd_pos_embed_resize(out, in, from, to, to, 6, timm ? KD_POS_TIMM : KD_POS_OFFICIAL, 0, &err));
             check_golden(w, name, out, 6 * (size_t)(1 + to * to), (kd_tolerance){.abs = 1e-5});
         }
-    assert_ok(kd_pos_embed_resize(out, in, 14, 14, 14, 6, KD_VIT_DINOV2, &err));
+    assert_ok(kd_pos_embed_resize(out, in, 14, 14, 14, 6, KD_POS_OFFICIAL, 0, &err));
     assert_memory_equal(in, out, 197 * 6 * sizeof *in);
     kd_weights_close(w);
 }
