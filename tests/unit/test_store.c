@@ -34,39 +34,130 @@ static void what_was_written_is_read(void **state)
     kd_cache_close(c);
 }
 
-static void statistics_are_mean_and_scalar_deviation(void **state)
+/* By another way: straight from the formula of the values. */
+static void expect_statistics(kd_cache *c, kd_feature f, uint16_t layer)
 {
-    kd_cache *c;
-    double sum[FX_WIDTH] = {0}, squares[FX_WIDTH] = {0}, n = 0, variance = 0;
+    const kd_recipe *r = kd_cache_recipe(c);
+    double sum[FX_WIDTH] = {0}, squares[FX_WIDTH] = {0}, variance = 0;
+    double n = (double)(IMAGES * FX_VIEWS) * (double)kd_recipe_rows(r, f);
+    const float *mean, *again;
     float std = 0;
-    const float *mean;
-    (void)state;
-    fx_make_cache(fx_path("a.kdc"), 0, IMAGES);
-    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
     for (unsigned i = 0; i < IMAGES; i++) {
-        for (unsigned v = 0; v < FX_VIEWS; v++, n += FX_ROWS) {
-            for (size_t k = 0; k < FX_ROWS * FX_WIDTH; k++) {
-                double x = (double)fx_value(i, v, KD_FEATURE_PATCH, k);
+        for (unsigned v = 0; v < FX_VIEWS; v++) {
+            for (size_t k = 0; k < (size_t)kd_recipe_rows(r, f) * FX_WIDTH; k++) {
+                double x = (double)fx_value_of(i, v, f, layer, k);
                 sum[k % FX_WIDTH] += x;
                 squares[k % FX_WIDTH] += x * x;
             }
         }
     }
-    must(kd_cache_mean(c, KD_FEATURE_PATCH, 1, &mean, &std, &fx_err));
+    must(kd_cache_mean(c, f, layer, &mean, &std, &fx_err));
     for (int k = 0; k < FX_WIDTH; k++) {
         assert_true(fabs((double)mean[k] - sum[k] / n) < 1e-6);
         variance += squares[k] / n - sum[k] / n * (sum[k] / n);
     }
     assert_true(fabs((double)std - sqrt(variance / FX_WIDTH)) < 1e-6);
+    must(kd_cache_mean(c, f, layer, &again, &std, &fx_err));
+    assert_ptr_equal(again, mean);
+}
+
+static void statistics_are_of_each_feature_and_layer(void **state)
+{
+    kd_cache *c;
+    const float *mean;
+    float std;
+    (void)state;
+    fx_make_cache_of(fx_recipe_full(), fx_path("a.kdc"), 0, IMAGES);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    for (int f = 0; f < KD_FEATURES; f++) {
+        expect_statistics(c, (kd_feature)f, 4); /* in any order */
+        expect_statistics(c, (kd_feature)f, 1);
+    }
+    must_be(KD_ENOTFOUND, kd_cache_mean(c, KD_FEATURE_MEAN, 2, &mean, &std, &fx_err));
+    must_say("no mean of layer 2");
     kd_cache_close(c);
+}
+
+static void four_features_of_two_layers_are_read(void **state)
+{
+    kd_cache *c;
+    const json_t *content;
+    (void)state;
+    fx_make_cache_of(fx_recipe_full(), fx_path("a.kdc"), 0, IMAGES);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    must(fx_compare_all(c, 0, IMAGES, &fx_err));
+    content = json_object_get(kd_cache_shard_manifest(c, 0), "content");
+    for (int f = 0; f < KD_FEATURES; f++)
+        assert_int_equal(json_integer_value(json_object_get(content, kd_feature_name((kd_feature)f))), 2 * IMAGES * FX_VIEWS);
+    kd_cache_close(c);
+}
+
+/* torch.cat of two layers is twice as wide and is one layer for whoever reads it. */
+static void joined_layers_are_read_as_one(void **state)
+{
+    json_t *j = fx_recipe_json();
+    kd_recipe r;
+    kd_cache *c;
+    float std;
+    const float *mean;
+    (void)state;
+    json_object_set_new(j, "layers", json_pack("[i,i]", 2, 3));
+    json_object_set_new(j, "layer_concat", json_true());
+    json_object_set_new(j, "width", json_integer(2 * FX_WIDTH));
+    must(kd_recipe_from_json(&r, j, "joined", &fx_err));
+    fx_make_cache_of(r, fx_path("a.kdc"), 0, 5);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    must(fx_compare_all(c, 0, 5, &fx_err));
+    must(kd_cache_mean(c, KD_FEATURE_PATCH, 2, &mean, &std, &fx_err));
+    assert_true(fabsf(mean[2 * FX_WIDTH - 1]) < 0.5f && std > 0.5f && std < 0.65f);
+    must_be(KD_ENOTFOUND, kd_cache_mean(c, KD_FEATURE_PATCH, 3, &mean, &std, &fx_err));
+    kd_cache_close(c);
+}
+
+/* Each feature of each layer of the recipe, once: nothing else becomes a view. */
+static void incomplete_and_foreign_records_are_refused(void **state)
+{
+    kd_recipe r = fx_recipe_full();
+    kd_view_entry v = fx_view(0, 0);
+    kd_image_entry e = {.image = v.image, .rel = "a.jpg", .file_size = 1, .width = 100, .height = 80};
+    kd_record_buf buf[FX_RECORDS] = {{0}};
+    kd_record_ref refs[FX_RECORDS];
+    kd_writer *w;
+    (void)state;
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    for (int i = 0; i < FX_RECORDS; i++) {
+        fx_record(&buf[i], &r, 0, &v, (kd_feature)(i / 2), r.layer[i % 2]);
+        refs[i] = (kd_record_ref){(kd_feature)(i / 2), r.layer[i % 2], buf[i].bytes, buf[i].size};
+    }
+    must_be(KD_EFAIL, kd_writer_add_view(w, &e, &v, refs, FX_RECORDS - 1, &fx_err));
+    must_say("7 records where the recipe has 8");
+    refs[7] = refs[6];
+    must_be(KD_EFAIL, kd_writer_add_view(w, &e, &v, refs, FX_RECORDS, &fx_err));
+    must_say("twice with mean of layer 1");
+    refs[7].layer = 3;
+    must_be(KD_EFAIL, kd_writer_add_view(w, &e, &v, refs, FX_RECORDS, &fx_err));
+    must_say("mean of layer 3, which the recipe doesn't have");
+    refs[7].layer = 4; /* said to be of layer 4, but its own head knows better */
+    must_be(KD_EDAMAGED, kd_writer_add_view(w, &e, &v, refs, FX_RECORDS, &fx_err));
+    must_say("belongs to key");
+    refs[7] = (kd_record_ref){KD_FEATURE_MEAN, 4, buf[1].bytes, buf[1].size}; /* cls of layer 4: same shape, same key */
+    must_be(KD_EDAMAGED, kd_writer_add_view(w, &e, &v, refs, FX_RECORDS, &fx_err));
+    must_say("feature 0 where mean");
+    refs[7] = (kd_record_ref){KD_FEATURE_MEAN, 4, buf[7].bytes, buf[7].size};
+    must(kd_writer_add_view(w, &e, &v, refs, FX_RECORDS, &fx_err));
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    for (int i = 0; i < FX_RECORDS; i++)
+        kd_record_buf_free(&buf[i]);
+    kd_recipe_free(&r);
 }
 
 static void sealed_bytes_depend_on_content_only(void **state)
 {
-    kd_recipe r = fx_recipe();
+    kd_recipe r = fx_recipe_full();
     kd_writer *w;
     (void)state;
-    fx_make_cache(fx_path("a.kdc"), 0, IMAGES);
+    fx_make_cache_of(fx_recipe_full(), fx_path("a.kdc"), 0, IMAGES);
     /* Backwards, views interleaved, small commits, closed and opened again on the way. */
     must(kd_writer_open(&w, fx_path("b.kdc"), &r, NULL, 1 << 20, &fx_err));
     for (int v = FX_VIEWS - 1; v >= 0; v--) {
@@ -213,18 +304,21 @@ static void shards_read_as_one_cache(void **state)
     float std_parts, std_all;
     const float *mean_parts, *mean_all;
     (void)state;
-    fx_make_cache(fx_path("s0.kdc"), 0, 15);
-    fx_make_cache(fx_path("s1.kdc"), 15, 25);
+    fx_make_cache_of(fx_recipe_full(), fx_path("s0.kdc"), 0, 15);
+    fx_make_cache_of(fx_recipe_full(), fx_path("s1.kdc"), 15, 25);
     must(kd_cache_open(&c, &dir, 1, &fx_err));
     assert_int_equal(kd_cache_shards(c), 2);
     assert_int_equal(kd_cache_images(c), 40);
     must(fx_compare_all(c, 0, 40, &fx_err));
-    fx_make_cache(fx_path("all.kdc"), 0, 40);
+    fx_make_cache_of(fx_recipe_full(), fx_path("all.kdc"), 0, 40);
     must(fx_open(&all, fx_path("all.kdc"), &fx_err));
-    must(kd_cache_mean(c, KD_FEATURE_CLS, 1, &mean_parts, &std_parts, &fx_err));
-    must(kd_cache_mean(all, KD_FEATURE_CLS, 1, &mean_all, &std_all, &fx_err));
-    assert_memory_equal(mean_parts, mean_all, FX_WIDTH * sizeof(float)); /* same order of additions: same bits */
-    assert_true(std_parts == std_all);
+    for (int i = 0; i < FX_RECORDS; i++) {
+        uint16_t layer = i % 2 ? 4 : 1;
+        must(kd_cache_mean(c, (kd_feature)(i / 2), layer, &mean_parts, &std_parts, &fx_err));
+        must(kd_cache_mean(all, (kd_feature)(i / 2), layer, &mean_all, &std_all, &fx_err));
+        assert_memory_equal(mean_parts, mean_all, FX_WIDTH * sizeof(float)); /* same order of additions: same bits */
+        assert_true(std_parts == std_all);
+    }
     kd_cache_close(c);
     kd_cache_close(all);
     must_be(KD_EMISMATCH, kd_cache_open(&c, &dir, 1, &fx_err)); /* all.kdc overlaps the shards */
@@ -384,7 +478,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, fx_make_dir, fx_drop_dir)
     const struct CMUnitTest tests[] = {
-        T(what_was_written_is_read), T(statistics_are_mean_and_scalar_deviation), T(sealed_bytes_depend_on_content_only),
+        T(what_was_written_is_read), T(four_features_of_two_layers_are_read), T(joined_layers_are_read_as_one),
+        T(incomplete_and_foreign_records_are_refused), T(statistics_are_of_each_feature_and_layer), T(sealed_bytes_depend_on_content_only),
         T(a_closed_writer_keeps_committed_views_only), T(a_second_writer_is_refused_by_name), T(a_finished_cache_is_done_and_read_only),
         T(another_recipe_is_refused_naming_the_field), T(views_that_cannot_be_sealed_are_refused), T(shards_read_as_one_cache),
         T(absent_and_unfinished_caches_are_not_found), T(a_missing_manifest_is_said_and_completed), T(manifests_prove_themselves_and_their_file),
