@@ -100,11 +100,11 @@ static kd_status ref_sync(kd_backend *b, kd_err *err) {
 
 /* Doubles that one call needs: a copy of every operand that may occur, and the core's own work area. */
 static size_t scratch_doubles(const kd_op_desc *d, const kd_ref_core *core) {
-    size_t n = 2 * kd_tdesc_numel(&d->y);
+    size_t copies = d->train ? 2 : 1, n = copies * kd_tdesc_numel(&d->y); /* the second: gradients */
     for (int i = 0; i < d->inputs; i++)
-        n += 2 * kd_tdesc_numel(&d->x[i]);
+        n += copies * kd_tdesc_numel(&d->x[i]);
     for (int i = 0; i < KD_OP_MAX_PARAM; i++)
-        n += 2 * kd_op_param_numel(d, i);
+        n += copies * kd_op_param_numel(d, i);
     for (int i = 0; i < KD_OP_MAX_STATE; i++)
         n += kd_op_state_numel(d, i);
     return n + (core->work ? core->work(d) : 0);

@@ -18,7 +18,7 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-enum { MAX_CASES = 200, ROUNDS = 7 };
+enum { MAX_CASES = 200, ROUNDS = 7, MOST_SECONDS = 4 };
 
 typedef struct bench_case {
     char name[60];
@@ -65,6 +65,18 @@ static void linear_cases(kd_dtype t, int64_t n, int64_t width) {
     }
 }
 
+/* Long sequences: 224, 518 and 1024 px in patches of 16, 14 and 16 with class token and registers; the heads of ViT-B and of the 7B. */
+static void attention_cases(kd_dtype t) {
+    static const int sizes[][4] = {{8, 197, 12, 64}, {8, 201, 12, 64}, {8, 257, 12, 64}, {1, 1374, 12, 64}, {1, 4101, 12, 64}, {1, 1374, 8, 128}, {1, 4101, 4, 128}}; /* N, T, heads, Dh */
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int *s = sizes[i];
+        char name[60];
+        snprintf(name, sizeof name, "long attention T=%d %dx%d", s[1], s[2], s[3]);
+        add_case(name,
+                 (kd_op_desc){.kind = KD_OP_ATTENTION, .inputs = 1, .heads = s[2], .x = {tensor(t, 3, s[0], s[1], 3 * s[2] * s[3], 0)}, .y = tensor(t, 3, s[0], s[1], s[2] * s[3], 0)}, t);
+    }
+}
+
 static void conv_case(kd_dtype t, int64_t n, int64_t size, int64_t in, int64_t out, int k, int stride, int pad, int train) {
     int64_t o = (size + 2 * pad - k) / stride + 1;
     char name[60];
@@ -97,6 +109,7 @@ static void make_cases(int64_t n) {
         kd_dtype t = bf16 ? KD_BF16 : KD_F32;
         linear_cases(t, n, 192);
         linear_cases(t, n, 384);
+        attention_cases(t);
         conv_case(t, n, 224, 3, 384, 14, 14, 0, 0);
         conv_case(t, n, 112, 3, 64, 7, 2, 3, 1);
         conv_case(t, n, 28, 64, 64, 3, 1, 1, 1);
@@ -152,9 +165,9 @@ static kd_status make_args(kd_backend *b, buffers *s, const kd_op_desc *d, const
 }
 
 static kd_status time_calls(kd_backend *b, kd_op *op, const kd_op_desc *d, const kd_op_args *a, double best[2], kd_err *err) {
-
     KD_TRY(b->v->op_pack(b, op, a, err));
-    for (int r = 0; r < ROUNDS; r++) {
+    double begin = now();
+    for (int r = 0; r < ROUNDS && (r < 2 || now() - begin < MOST_SECONDS); r++) {
         double t0 = now();
         KD_TRY(b->v->op_forward(b, op, a, err));
         KD_TRY(b->v->sync(b, err));
@@ -189,6 +202,8 @@ static kd_status run_case(kd_backend *b, const bench_case *c, kd_err *err) {
         back = 2 * flops;
     printf("%-34s forward %8.3f ms", c->name, best[0] * 1e3);
     printf(flops > 0 ? " %6.1f GFLOP/s" : "                ", flops / best[0] * 1e-9);
+    if (c->d.kind == KD_OP_ATTENTION)
+        printf(" scratch %7.1f MiB", (double)needs.scratch / (1 << 20));
     if (c->d.train) {
         printf("   backward %8.3f ms", best[1] * 1e3);
         printf(flops > 0 ? " %6.1f GFLOP/s" : "", back / best[1] * 1e-9);
