@@ -92,14 +92,22 @@ static int is_activation(const kd_tdesc *t) {
     return t->dtype == KD_F32 || t->dtype == KD_BF16;
 }
 
-static void check_tensor(const kd_op_desc *d, const kd_tdesc *t) {
-    size_t n = 1;
-    CHECK(d, t->rank >= 1 && t->rank <= KD_OP_MAX_RANK);
-    for (int i = 0; i < t->rank; i++) {
-        CHECK(d, t->shape[i] >= 1);
-        CHECK(d, (size_t)t->shape[i] <= SIZE_MAX / 16 / n); /* 16: bytes of any element, with room */
-        n *= (size_t)t->shape[i];
+/* The product of the n factors has room in memory as elements of any type. */
+static int countable(const int64_t *factor, int n) {
+    size_t product = 1;
+    for (int i = 0; i < n; i++) {
+        if ((size_t)factor[i] > SIZE_MAX / 16 / product)
+            return 0;
+        product *= (size_t)factor[i];
     }
+    return 1;
+}
+
+static void check_tensor(const kd_op_desc *d, const kd_tdesc *t) {
+    CHECK(d, t->rank >= 1 && t->rank <= KD_OP_MAX_RANK);
+    for (int i = 0; i < t->rank; i++)
+        CHECK(d, t->shape[i] >= 1);
+    CHECK(d, countable(t->shape, t->rank));
     CHECK(d, t->dtype == KD_F32 || t->dtype == KD_BF16 || t->dtype == KD_U8);
 }
 
@@ -112,12 +120,13 @@ static void check_window(const kd_op_desc *d) {
     const kd_tdesc *x = &d->x[0], *y = &d->y;
     CHECK(d, x->rank == 4 && y->rank == 4);
     CHECK(d, d->kernel >= 1 && d->stride >= 1 && d->pad >= 0 && d->pad < d->kernel);
-    CHECK(d, x->shape[1] + 2 * d->pad >= d->kernel && x->shape[2] + 2 * d->pad >= d->kernel);
+    CHECK(d, x->shape[1] + 2 * (int64_t)d->pad >= d->kernel && x->shape[2] + 2 * (int64_t)d->pad >= d->kernel);
     CHECK(d, y->shape[0] == x->shape[0]);
     CHECK(d, y->shape[1] == window_out(x->shape[1], d) && y->shape[2] == window_out(x->shape[2], d));
 }
 
 static void check_linear(const kd_op_desc *d) {
+    CHECK(d, countable((int64_t[]){last_dim(&d->x[0]), last_dim(&d->y)}, 2));
     CHECK(d, d->x[0].rank == d->y.rank);
     for (int i = 0; i + 1 < d->y.rank; i++)
         CHECK(d, d->x[0].shape[i] == d->y.shape[i]);
@@ -167,6 +176,7 @@ static void check_tokens(const kd_op_desc *d) {
     case KD_OP_ATTENTION:
         CHECK(d, x->shape[1] == y->shape[1] && x->shape[2] == 3 * y->shape[2]);
         CHECK(d, d->heads >= 1 && y->shape[2] % d->heads == 0);
+        CHECK(d, countable((int64_t[]){y->shape[0], d->heads, y->shape[1], y->shape[1]}, 4)); /* probabilities, which training keeps */
         break;
     case KD_OP_TOKENS:
         CHECK(d, d->registers >= 0 && y->shape[1] == x->shape[1] + 1 + d->registers && x->shape[2] == y->shape[2]);
@@ -226,6 +236,7 @@ void kd_op_check(const kd_op_desc *d) {
         break;
     case KD_OP_CONV2D:
         check_window(d);
+        CHECK(d, countable((int64_t[]){x->shape[3], y->shape[3], d->kernel, d->kernel}, 4));
         break;
     case KD_OP_MAX_POOL:
         check_window(d);

@@ -91,6 +91,14 @@ static void variants(kd_op_desc d, int no_gamma, const char *label) {
     }
 }
 
+/* Sizes whose gradients would take the tests too long: inference in both precisions. */
+static void inference(kd_op_desc d, const char *label) {
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        set_dtype(&d, bf16 ? KD_BF16 : KD_F32);
+        push(&d, 0, label, bf16 ? "infer bf16" : "infer f32");
+    }
+}
+
 /* Dtypes that differ inside one op: f32 residual streams and f32 results around bf16 arithmetic. */
 static void mixed(kd_op_desc d, int no_gamma, const char *label, kd_dtype x0, kd_dtype x1, kd_dtype y) {
     char variant[60];
@@ -163,6 +171,8 @@ static void conv2d_cases(void) {
         const window_case *c = &list[i];
         variants(conv2d(c), 0, text("%dx%dx%dx%d->%d k%d s%d p%d%s%s", c->n, c->h, c->w, c->in, c->out, c->k, c->stride, c->pad, c->bias ? " bias" : "", act_name(c->act)));
     }
+    static const window_case patch16 = {1, 16, 48, 3, 4096, 16, 16, 0, 1, KD_ACT_NONE}; /* of the largest teacher */
+    inference(conv2d(&patch16), "1x16x48x3->4096 k16 s16 bias");
     mixed(conv2d(&list[1]), 0, "2x7x5x3->4 k3 bias", KD_BF16, KD_F32, KD_F32);
     mixed(conv2d(&list[3]), 0, "2x9x9x17->33 k1", KD_F32, KD_F32, KD_BF16);
 }
@@ -211,6 +221,8 @@ static void linear_cases(void) {
     variants(residual_linear(shape(3, 2, 17, 33), 33, 0), 1, "2x17x33->33 residual");
     variants(residual_linear(shape(3, 2, 50, 192), 64, 1), 0, "2x50x192->64 bias residual gamma");
     variants(residual_linear(shape(3, 2, 50, 64), 64, 1), 1, "2x50x64->64 bias residual");
+    inference(linear(shape(2, 3, 1280), 7, 1, KD_ACT_NONE), "3x1280->7 bias");
+    inference(linear(shape(2, 2, 4096), 515, 1, KD_ACT_NONE), "2x4096->515 bias");
     mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_NONE), 0, "2x17x64->33 bias", KD_BF16, KD_F32, KD_F32);
     mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_GELU), 0, "2x17x64->33 bias gelu", KD_BF16, KD_F32, KD_F32);
     mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_GELU), 0, "2x17x64->33 bias gelu", KD_F32, KD_F32, KD_BF16);
@@ -240,7 +252,8 @@ static void batch_norm_cases(void) {
 }
 
 static void layer_norm_cases(void) {
-    const kd_tdesc list[] = {shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 5, 33), shape(3, 2, 17, 192), shape(4, 1, 3, 3, 64), shape(2, 65, 257)};
+    const kd_tdesc list[] = {shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 5, 33), shape(3, 2, 17, 192), shape(4, 1, 3, 3, 64), shape(2, 65, 257), shape(2, 3, 1280), shape(2, 2, 1536),
+                                shape(2, 3, 4096)};
     for (size_t i = 0; i < COUNT(list); i++) {
         kd_op_desc d = {.kind = KD_OP_LAYER_NORM, .inputs = 1, .x = {list[i]}, .y = list[i], .eps = 1e-6f};
         const char *label = text("rank %d, %d rows of %d", list[i].rank, (int)(kd_tdesc_numel(&list[i]) / (size_t)list[i].shape[list[i].rank - 1]),
@@ -385,14 +398,29 @@ static void concat_cases(void) {
     }
 }
 
+/* Longer than a backend may take at once: several images whose heads it has to part, and one head whose queries it has to part. */
+static void long_attention_cases(void) {
+    kd_op_desc heads = {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = 4, .x = {shape(3, 2, 733, 96)}, .y = shape(3, 2, 733, 32)};
+    kd_op_desc queries = {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = 2, .x = {shape(3, 1, 1571, 48)}, .y = shape(3, 1, 1571, 16)};
+    inference(heads, "2x733, 4 heads of 8");
+    inference(queries, "1x1571, 2 heads of 8");
+    heads.train = heads.need_dx = 1;
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        set_dtype(&heads, bf16 ? KD_BF16 : KD_F32);
+        push(&heads, 0, "2x733, 4 heads of 8", bf16 ? "train bf16" : "train f32");
+    }
+}
+
 static void attention_cases(void) {
-    static const int sizes[][4] = {{1, 1, 1, 1}, {1, 7, 1, 7}, {2, 17, 3, 16}, {1, 33, 2, 5}, {2, 50, 3, 64}, {1, 257, 1, 64}}; /* N, T, heads, Dh */
+    static const int sizes[][4] = {{1, 1, 1, 1}, {1, 7, 1, 7}, {2, 17, 3, 16}, {1, 33, 2, 5}, {2, 50, 3, 64}, {1, 257, 1, 64},
+                                   {1, 9, 2, 4}, {1, 21, 2, 80}, {2, 17, 1, 88}, {1, 33, 1, 104}, {1, 21, 2, 128}}; /* N, T, heads, Dh */
     for (size_t i = 0; i < COUNT(sizes); i++) {
         const int *s = sizes[i];
         int width = s[2] * s[3];
         kd_op_desc d = {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = s[2], .x = {shape(3, s[0], s[1], 3 * width)}, .y = shape(3, s[0], s[1], width)};
         variants(d, 0, text("%dx%d, %d heads of %d", s[0], s[1], s[2], s[3]));
     }
+    long_attention_cases();
 }
 
 static void resize_cases(void) {

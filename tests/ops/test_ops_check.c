@@ -38,16 +38,21 @@ static int stops(const kd_op_desc *d) {
 static const kd_op_desc conv = {.kind = KD_OP_CONV2D, .name = "layer7", .inputs = 1, .kernel = 3, .stride = 2, .pad = 1, .bias = 1, .act = KD_ACT_RELU, .train = 1, .need_dx = 1,
                                 .add_dx = 1, .x = {{KD_F32, 4, {2, 9, 9, 4}}}, .y = {KD_F32, 4, {2, 5, 5, 8}}};
 static const kd_op_desc attention = {.kind = KD_OP_ATTENTION, .name = "layer7", .inputs = 1, .heads = 3, .x = {{KD_BF16, 3, {2, 5, 36}}}, .y = {KD_BF16, 3, {2, 5, 12}}};
+static const kd_op_desc tokens = {.kind = KD_OP_TOKENS, .name = "layer7", .inputs = 1, .positions = 1, .registers = 4, .x = {{KD_F32, 3, {2, 6, 8}}}, .y = {KD_F32, 3, {2, 11, 8}}};
+static const kd_op_desc rope = {.kind = KD_OP_ROPE, .name = "layer7", .inputs = 1, .heads = 2, .begin = 5, .grid_h = 2, .grid_w = 3, .periods = 2, .period = {1, 10},
+                                .x = {{KD_BF16, 3, {2, 11, 48}}}, .y = {KD_BF16, 3, {2, 11, 48}}};
+static const kd_op_desc concat = {.kind = KD_OP_CONCAT, .name = "layer7", .inputs = 2, .x = {{KD_F32, 3, {2, 5, 8}}, {KD_F32, 3, {2, 5, 3}}}, .y = {KD_F32, 3, {2, 5, 11}}};
+static const kd_op_desc wide = {.kind = KD_OP_LINEAR, .name = "layer7", .inputs = 1, .bias = 1, .x = {{KD_BF16, 2, {1 << 20, 4096}}}, .y = {KD_BF16, 2, {1 << 20, 16384}}};
 static const kd_op_desc join = {.kind = KD_OP_LINEAR, .name = "layer7", .inputs = 2, .residual = 1, .x = {{KD_BF16, 3, {2, 5, 8}}, {KD_F32, 3, {2, 5, 4}}}, .y = {KD_F32, 3, {2, 5, 4}}};
 static const kd_op_desc norm = {.kind = KD_OP_BATCH_NORM, .name = "layer7", .inputs = 1, .train = 1, .eps = 1e-5f, .momentum = 0.1f, .x = {{KD_F32, 4, {1, 1, 2, 3}}},
                                 .y = {KD_F32, 4, {1, 1, 2, 3}}};
 
-#define WRONG(good, change)                      \
-    do {                                         \
-        kd_op_desc d = (good);                   \
-        change;                                  \
-        if (!stops(&d))                          \
-            fail_msg("accepted with %s", #change); \
+#define WRONG(good, ...)                                \
+    do {                                                \
+        kd_op_desc d = (good);                          \
+        __VA_ARGS__;                                    \
+        if (!stops(&d))                                 \
+            fail_msg("accepted with %s", #__VA_ARGS__); \
     } while (0)
 
 static void broken_descs_stop_with_the_ops_name(void **state) {
@@ -71,6 +76,29 @@ static void broken_descs_stop_with_the_ops_name(void **state) {
     WRONG(attention, d.heads = 0);
     WRONG(attention, d.y.shape[2] = 36);
     WRONG(attention, d.act = KD_ACT_RELU);
+    WRONG(attention, d.x[0].shape[1] = d.y.shape[1] = INT64_C(1) << 31);
+    WRONG(tokens, d.registers = 3);
+    WRONG(tokens, d.registers = -1);
+    WRONG(tokens, d.y.shape[1] = 7);
+    WRONG(rope, d.grid_w = 2);
+    WRONG(rope, d.grid_h = 3, d.grid_w = 2, d.begin = 4);
+    WRONG(rope, d.grid_h = -2, d.grid_w = -3);
+    WRONG(rope, d.heads = 4);
+    WRONG(rope, d.heads = 0);
+    WRONG(rope, d.periods = 4);
+    WRONG(rope, d.periods = 0);
+    WRONG(rope, d.period[1] = 0);
+    WRONG(rope, d.heads = 1, d.periods = 68, d.x[0].shape[2] = d.y.shape[2] = 816);
+    WRONG(rope, d.y.dtype = KD_F32);
+    WRONG(rope, d.x[0].shape[2] = 16);
+    WRONG(concat, d.inputs = 1);
+    WRONG(concat, d.y.shape[2] = 12);
+    WRONG(concat, d.x[1].shape[1] = 4);
+    WRONG(concat, d.x[1].rank = 2);
+    WRONG(concat, d.x[1].dtype = KD_BF16);
+    WRONG(concat, d.x[0].shape[2] = 11, d.x[1].shape[2] = 0);
+    WRONG(wide, d.x[0].shape[1] = d.y.shape[1] = INT64_C(1) << 35);
+    WRONG(conv, d.x[0].shape[3] = d.y.shape[3] = 1 << 30);
     WRONG(join, d.train = 1);
     WRONG(join, d.inputs = 1);
     WRONG(join, d.act = KD_ACT_GELU);
@@ -84,6 +112,10 @@ static void good_descs_pass(void **state) {
     kd_op_check(&conv);
     kd_op_check(&attention);
     kd_op_check(&join);
+    kd_op_check(&tokens);
+    kd_op_check(&rope);
+    kd_op_check(&concat);
+    kd_op_check(&wide);
     kd_op_check(&norm);
 }
 
@@ -95,6 +127,21 @@ static void sizes_of_parameters_and_states(void **state) {
     assert_int_equal(kd_op_param_numel(&join, 1), 0);
     assert_int_equal(kd_op_param_numel(&join, 2), 4);
     assert_int_equal(kd_op_param_numel(&attention, 0), 0);
+    assert_int_equal(kd_op_param_numel(&tokens, 0), 8);
+    assert_int_equal(kd_op_param_numel(&tokens, 1), 7 * 8);
+    assert_int_equal(kd_op_param_numel(&tokens, 2), 4 * 8);
+    assert_int_equal(kd_op_param_numel(&tokens, 3), 0);
+    kd_op_desc plain = tokens;
+    plain.positions = plain.registers = 0;
+    plain.y.shape[1] = 7;
+    assert_int_equal(kd_op_param_numel(&plain, 1), 0);
+    assert_int_equal(kd_op_param_numel(&plain, 2), 0);
+    assert_int_equal(kd_op_param_numel(&rope, 0), 0);
+    assert_int_equal(kd_op_rope_table_floats(&rope), (2 + 3) * 2 * 2);
+    /* beyond 32 bits */
+    assert_int_equal(kd_tdesc_numel(&wide.y), INT64_C(1) << 34);
+    assert_int_equal(kd_tdesc_bytes(&wide.y), INT64_C(1) << 35);
+    assert_int_equal(kd_op_param_numel(&wide, 0), INT64_C(1) << 26);
     assert_int_equal(kd_op_state_numel(&norm, 1), 3);
     assert_int_equal(kd_op_state_numel(&conv, 0), 0);
     assert_int_equal(kd_tdesc_bytes(&attention.y), 2 * 5 * 12 * 2);
@@ -105,7 +152,8 @@ static void operations_are_two_per_multiply_add(void **state) {
     assert_true(kd_op_flops(&conv) == 2.0 * (2 * 5 * 5 * 8) * (4 * 9));
     assert_true(kd_op_flops(&join) == 2.0 * (2 * 5 * 4) * 8);
     assert_true(kd_op_flops(&attention) == 2 * 2.0 * (2 * 3) * (5 * 5 * 4)); /* two products per image and head: [5,4][4,5] and [5,5][5,4] */
-    assert_true(kd_op_flops(&norm) == 0);
+    assert_true(kd_op_flops(&wide) == 2.0 * 4096 * 16384 * (1 << 20));
+    assert_true(kd_op_flops(&norm) == 0 && kd_op_flops(&rope) == 0);
 }
 
 static void every_kind_has_a_name(void **state) {

@@ -1,5 +1,5 @@
-/* ref against PyTorch: forward, gradients, running statistics and ten AdamW steps from tests/golden/ops/ops.safetensors (recipe: make_ops.py beside it).
- * PyTorch computed in double, so what is left is one rounding to f32 on either side. */
+/* ref against PyTorch: forward, gradients, running statistics and ten AdamW steps from tests/golden/ops/ops.safetensors, rotary positions by DINOv3's own code from
+ * rope.safetensors (recipes: make_ops.py and make_rope.py beside them). PyTorch computed in double, so what is left is one rounding to f32 on either side. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,8 +12,9 @@
 #include "common/weights/weights.h"
 #include "tests/ops/harness.h"
 
-static const char golden_path[] = "tests/golden/ops/ops.safetensors";
-static kd_weights *golden;
+enum { OPS, ROPE, FILES };
+static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors"};
+static kd_weights *files[FILES], *golden; /* golden: the one of the running test */
 static kd_backend *ref;
 
 /* Attributes of the recorded cases; shapes come from the file. */
@@ -40,6 +41,9 @@ static const kd_op_desc recorded[] = {
     {.name = "resize_down", .kind = KD_OP_RESIZE_BILINEAR},
     {.name = "mean_tokens", .kind = KD_OP_MEAN_TOKENS},
     {.name = "tokens", .kind = KD_OP_TOKENS, .positions = 1},
+    {.name = "rope_narrow", .kind = KD_OP_ROPE, .heads = 2, .begin = 5, .grid_h = 3, .grid_w = 4},
+    {.name = "rope_wide", .kind = KD_OP_ROPE, .heads = 1, .begin = 1, .grid_h = 1, .grid_w = 3},
+    {.name = "rope_no_prefix", .kind = KD_OP_ROPE, .heads = 3, .grid_h = 5, .grid_w = 2},
 };
 enum { RECORDED = sizeof recorded / sizeof *recorded };
 
@@ -75,6 +79,15 @@ static kd_tdesc desc_of(int i) {
     return t;
 }
 
+static void read_periods(kd_op_desc *d) {
+    size_t n = 0;
+    float *period = read_tensor(find(d->name, "period", 0), &n);
+    assert_true(period && n <= KD_OP_MAX_PERIODS);
+    memcpy(d->period, period, n * sizeof *period);
+    d->periods = (int)n;
+    kd_free(period);
+}
+
 /* Desc and inputs of a recorded case; gradients are asked for wherever the file has them, and added to zero. */
 static ops_inputs load(ops_case *c) {
     kd_op_desc *d = &c->desc;
@@ -84,6 +97,8 @@ static ops_inputs load(ops_case *c) {
     d->y = desc_of(find(d->name, "y", 0));
     in.dy = read_tensor(find(d->name, "dy", 0), &n);
     d->train = in.dy != NULL;
+    if (d->kind == KD_OP_ROPE)
+        read_periods(d);
     for (int i = 0; i < KD_OP_MAX_X && find(d->name, "x%d", i) >= 0; i++) {
         d->inputs = i + 1;
         d->x[i] = desc_of(find(d->name, "x%d", i));
@@ -118,6 +133,7 @@ static void compare(const ops_case *c, const char *fmt, int i, const float *got)
 
 static void matches_pytorch(void **state) {
     ops_case c = {.desc = *(const kd_op_desc *)*state};
+    golden = files[c.desc.kind == KD_OP_ROPE ? ROPE : OPS];
     ops_inputs in = load(&c);
     ops_results r = ops_run(ref, &c, &in, 0);
     compare(&c, "y", 0, r.y);
@@ -134,13 +150,35 @@ static void matches_pytorch(void **state) {
 /* Every tensor of the file belongs to a case that is run. */
 static void every_recorded_tensor_is_used(void **state) {
     (void)state;
-    for (int i = 0; i < kd_weights_count(golden); i++) {
-        const char *name = kd_weights_info(golden, i).name;
-        size_t length = strcspn(name, "."), known = strncmp(name, "adamw.", 6) == 0;
-        for (int k = 0; k < RECORDED; k++)
-            known |= strlen(recorded[k].name) == length && strncmp(name, recorded[k].name, length) == 0;
-        if (!known)
-            fail_msg("%s: no case uses tensor %s", golden_path, name);
+    for (int f = 0; f < FILES; f++)
+        for (int i = 0; i < kd_weights_count(files[f]); i++) {
+            const char *name = kd_weights_info(files[f], i).name;
+            size_t length = strcspn(name, "."), known = strncmp(name, "adamw.", 6) == 0 || strncmp(name, "table_", 6) == 0;
+            for (int k = 0; k < RECORDED; k++)
+                known |= strlen(recorded[k].name) == length && strncmp(name, recorded[k].name, length) == 0;
+            if (!known)
+                fail_msg("%s: no case uses tensor %s", golden_path[f], name);
+        }
+}
+
+/* One unit in the last place of numbers below 1 (PyTorch's sines may be that far off); an angle that was rounded elsewhere would show as up to 4.8e-7. */
+static void rope_tables_match_dinov3(void **state) {
+    (void)state;
+    static const kd_op_desc list[] = {
+        {.name = "table_14x14", .grid_h = 14, .grid_w = 14}, {.name = "table_64x37", .grid_h = 64, .grid_w = 37}, {.name = "table_9x5", .grid_h = 9, .grid_w = 5}};
+    golden = files[ROPE];
+    for (size_t k = 0; k < sizeof list / sizeof *list; k++) {
+        kd_op_desc d = list[k];
+        size_t n = 0;
+        read_periods(&d);
+        float *want = read_tensor(find(d.name, "lines", 0), &n), *got = kd_calloc(n, sizeof *got);
+        assert_true(want && got && n == kd_op_rope_table_floats(&d));
+        kd_op_rope_table(&d, got);
+        for (size_t i = 0; i < n; i++)
+            if (!(fabs((double)got[i] - (double)want[i]) <= 6e-8))
+                fail_msg("%s: value %zu is %.9g, DINOv3 has %.9g", d.name, i, (double)got[i], (double)want[i]);
+        kd_free(want);
+        kd_free(got);
     }
 }
 
@@ -148,6 +186,7 @@ static void every_recorded_tensor_is_used(void **state) {
 static void ten_adamw_steps_match_pytorch(void **state) {
     (void)state;
     enum { N = 50, DECAYED = 30 };
+    golden = files[OPS];
     kd_err err = {0};
     float m[N] = {0}, v[N] = {0}, sumsq = 0, scale = 0;
     int clipped = 0;
@@ -178,20 +217,23 @@ static void ten_adamw_steps_match_pytorch(void **state) {
 
 int main(void) {
     kd_err err = {0};
-    struct CMUnitTest tests[RECORDED + 2];
+    struct CMUnitTest tests[RECORDED + 3];
     size_t n = 0;
-    if (kd_weights_open(&golden, golden_path, &err) != KD_OK) {
-        printf("%s\n", err.msg);
-        return 1;
-    }
+    for (int f = 0; f < FILES; f++)
+        if (kd_weights_open(&files[f], golden_path[f], &err) != KD_OK) {
+            printf("%s\n", err.msg);
+            return 1;
+        }
     ref = ops_open_ref();
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(every_recorded_tensor_is_used);
+    tests[n++] = (struct CMUnitTest)cmocka_unit_test(rope_tables_match_dinov3);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(ten_adamw_steps_match_pytorch);
     for (int i = 0; i < RECORDED; i++)
         tests[n++] = (struct CMUnitTest){recorded[i].name, matches_pytorch, NULL, NULL, (void *)(uintptr_t)&recorded[i]};
     int failed = _cmocka_run_group_tests("golden ops", tests, n, NULL, NULL);
     ops_print_measured();
     kd_backend_close(ref);
-    kd_weights_close(golden);
+    for (int f = 0; f < FILES; f++)
+        kd_weights_close(files[f]);
     return failed;
 }
