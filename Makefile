@@ -112,10 +112,10 @@ BENCH_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(BENCH_SRC))
 DRAW := $(OBJ)/tests/demo/draw_pictures
 FUZZ_SRC := $(sort $(wildcard tests/fuzz/fuzz_*.c))
 FUZZ_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(FUZZ_SRC))
-# draw_*.c are small programs that tests and the demo use; any other C file beside the tests is shared by all tests of its folder.
-TOOL_SRC := $(sort $(wildcard tests/*/draw_*.c))
+# draw_*.c and run_*.c are small programs that tests and the demo use; any other C file beside the tests is shared by all tests of its folder.
+TOOL_SRC := $(sort $(wildcard tests/*/draw_*.c tests/*/run_*.c))
 TOOL_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(TOOL_SRC))
-test_helpers = $(call objects,$(filter-out $(foreach p,test bench fuzz draw,tests/$(1)/$(p)_%.c),$(wildcard tests/$(1)/*.c)))
+test_helpers = $(call objects,$(filter-out $(foreach p,test bench fuzz draw run,tests/$(1)/$(p)_%.c),$(wildcard tests/$(1)/*.c)))
 
 COMMON_LIBS = $(call libs,jansson yaml crypto jpeg png zip) -lm -ldl
 CACHE_LIBS = $(call libs,lmdb zstd)
