@@ -100,6 +100,55 @@ static inline void wf_refused(const void *bytes, size_t n, const char *why) { wf
 /* A whole file of another kind must be refused with KD_EUSAGE and a sentence that contains `why`. */
 static inline void wf_wrong(const void *bytes, size_t n, const char *why) { wf_refused_as(KD_EUSAGE, bytes, n, why); }
 
+/* -- files made by PyTorch --------------------------------------------------------------------------------------------------- */
+
+static inline void wf_compare_tensor(const kd_weights *got, int i, const kd_weights *want, int k)
+{
+    kd_err err = {0};
+    kd_tensor a = kd_weights_info(got, i), b = kd_weights_info(want, k);
+    size_t n = kd_tensor_numel(&b);
+    if (!kd_shape_equal(a.shape, a.rank, b.shape, b.rank))
+        fail_msg("%s: another shape", a.name);
+    if (b.dtype == KD_I64) {
+        int64_t x[64], y[64];
+        assert_true(n <= 64);
+        assert_int_equal(kd_weights_read_i64(got, i, x, n, &err), KD_OK);
+        assert_int_equal(kd_weights_read_i64(want, k, y, n, &err), KD_OK);
+        assert_memory_equal(x, y, n * sizeof *x);
+    } else {
+        float x[64], y[64];
+        assert_true(n <= 64);
+        assert_int_equal(kd_weights_read_f32(got, i, x, n, &err), KD_OK);
+        assert_int_equal(kd_weights_read_f32(want, k, y, n, &err), KD_OK);
+        assert_memory_equal(x, y, n * sizeof *x);
+    }
+}
+
+/* A file of tests/golden/weights has the tensors and values of its STEM.expected.safetensors, which PyTorch wrote. */
+static inline void wf_equals_torch(const char *name)
+{
+    char path[128];
+    kd_err err = {0};
+    kd_weights *got = NULL, *want = NULL;
+    size_t live = kd_mem_live_bytes();
+    snprintf(path, sizeof path, "tests/golden/weights/%s", name);
+    if (kd_weights_open(&got, path, &err) != KD_OK)
+        fail_msg("%s", err.msg);
+    snprintf(path, sizeof path, "tests/golden/weights/%.*s.expected.safetensors", (int)strcspn(name, "."), name);
+    assert_int_equal(kd_weights_open(&want, path, &err), KD_OK);
+    assert_true(kd_weights_count(want) > 0);
+    assert_int_equal(kd_weights_count(got), kd_weights_count(want));
+    for (int k = 0; k < kd_weights_count(want); k++) {
+        int i = kd_weights_find(got, kd_weights_info(want, k).name);
+        if (i < 0)
+            fail_msg("%s: tensor '%s' is missing", name, kd_weights_info(want, k).name);
+        wf_compare_tensor(got, i, want, k);
+    }
+    kd_weights_close(got);
+    kd_weights_close(want);
+    assert_int_equal(kd_mem_live_bytes(), live);
+}
+
 /* -- safetensors ------------------------------------------------------------------------------------------------------------- */
 
 static inline void wf_safetensors(wf_bytes *b, const char *header, const void *data, size_t n)

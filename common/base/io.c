@@ -161,10 +161,14 @@ void kd_io_unmap(kd_map *map)
 
 void kd_io_map_release(const kd_map *map, size_t at, size_t n)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), start = at / page * page;
+    enum { WINDOW = 1 << 16 }; /* a read makes its neighbours resident too, as far as they are in the page cache (Linux: fault_around_bytes) */
     KD_ASSERT(at <= map->size && n <= map->size - at);
+    uintptr_t base = (uintptr_t)map->data, limit = base + map->size, start = (base + at) / WINDOW * WINDOW;
+    uintptr_t end = (base + at + n + WINDOW - 1) / WINDOW * WINDOW;
+    start = start < base ? base : start;
+    end = end > limit ? limit : end;
     if (n > 0) /* advice: where it isn't followed, only memory is lost */
-        (void)madvise((void *)(uintptr_t)(map->data + start), at + n - start, MADV_DONTNEED);
+        (void)madvise((void *)start, end - start, MADV_DONTNEED);
 }
 
 struct kd_replace {

@@ -23,7 +23,8 @@ typedef struct kd_map {
 } kd_map;
 kd_status kd_io_map(const char *path, kd_map *map, kd_err *err);
 void kd_io_unmap(kd_map *map);
-/* The pages of [at, at + n) leave the process's resident memory; a later read brings them back from the file. The range lies inside the map. */
+/* The pages of [at, at + n), which lies inside the map, and some around it leave the process's resident memory; a later read (of any thread)
+ * brings them back from the file. */
 void kd_io_map_release(const kd_map *map, size_t at, size_t n);
 
 /* Calls fn(arg) such that a page of [base, base+size) that can't be read (truncated file, I/O error on a mount) becomes

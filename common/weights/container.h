@@ -54,6 +54,10 @@ struct kd_weights {
 kd_status kd_entry_set_numel(kd_weight_entry *e, const char *path, kd_err *err);
 void kd_entry_set_dense_strides(kd_weight_entry *e);
 
+/* The entry of a pickle's tensor in the given storage; the name is copied. */
+struct kd_pickle_tensor;
+kd_status kd_entry_set_pickled(kd_weights *w, kd_weight_entry *e, const struct kd_pickle_tensor *t, uint64_t storage, kd_err *err);
+
 /* Runs fn under kd_io_guard over the mapped file. A weight file whose pages can't be read is a bad weight file (KD_EFAIL, exit 1),
  * not a damaged cache. fn must not own memory while it touches the mapping. */
 kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *arg, kd_err *err), void *arg, kd_err *err);
@@ -70,6 +74,8 @@ kd_status kd_weights_open_file(kd_weights **out, const char *path, int is_shard,
 /* Fill w->entries, count (and metadata or pth) from w->path and w->map. On failure kd_weights_close frees what is there. */
 kd_status kd_safetensors_parse(kd_weights *w, kd_err *err);
 kd_status kd_pth_parse(kd_weights *w, kd_err *err);
+kd_status kd_legacy_pth_parse(kd_weights *w, kd_err *err);
+int kd_legacy_pth_sniff(const uint8_t *bytes, size_t size); /* whether a file that begins like this is one */
 
 /* The same for an index of shards: w->map is the index's text and is unmapped afterwards. */
 kd_status kd_shards_open(kd_weights *w, kd_err *err);

@@ -150,27 +150,17 @@ static kd_status make_entry(kd_weights *w, const char *prefix, const kd_pickle_t
 {
     char file[80];
     uint64_t size = 0;
-    e->name = kd_arena_strdup(w->arena, t->name);
-    if (e->name == NULL)
-        return kd_fail(err, KD_EFAIL, "%s: out of memory for the names of its tensors", w->path);
-    e->dtype = t->dtype;
-    e->rank = t->rank;
-    memcpy(e->shape, t->shape, sizeof e->shape);
-    memcpy(e->stride, t->stride, sizeof e->stride);
-    e->offset = t->offset;
-    KD_TRY(kd_entry_set_numel(e, w->path, err));
-    snprintf(file, sizeof file, "data/%s", t->key);
+    snprintf(file, sizeof file, "data/%s", t->storage.key);
     int index = locate(w->pth, prefix, file);
     if (index < 0)
         return kd_fail(err, KD_EFAIL, "%s: tensor '%s' lies in storage '%s', which the file doesn't have; it is damaged, copy it again", w->path,
-                       t->name, t->key);
+                       t->name, t->storage.key);
     KD_TRY(stat_entry(w->pth, (uint64_t)index, &size, err));
-    uint64_t need = (uint64_t)t->storage_numel * kd_dtype_size(t->dtype);
+    uint64_t need = (uint64_t)t->storage.numel * kd_dtype_size(t->storage.dtype);
     if (need > size)
         return kd_fail(err, KD_EFAIL, "%s: tensor '%s': its storage '%s' needs %" PRIu64 " bytes, the file has %" PRIu64 "; it is damaged",
-                       w->path, t->name, t->key, need, size);
-    e->storage = (uint64_t)index;
-    return KD_OK;
+                       w->path, t->name, t->storage.key, need, size);
+    return kd_entry_set_pickled(w, e, t, (uint64_t)index, err);
 }
 
 static kd_status read_tensors(kd_weights *w, const char *prefix, kd_arena *scratch, kd_err *err)

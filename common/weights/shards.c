@@ -134,7 +134,8 @@ kd_status kd_shards_open(kd_weights *w, kd_err *err)
     size_t n = json_object_size(map);
     kd_status status = KD_OK;
     if (!json_is_object(map))
-        status = kd_fail(err, KD_EUSAGE, "%s: is a JSON file but no index of shards (it has no weight_map); pass the weight file or its folder", w->path);
+        status = kd_fail(err, KD_EUSAGE, "%s: is a JSON file but no index of shards (it has no weight_map); pass the weight file or its folder",
+                         w->path);
     else if (n == 0 || n > KD_WEIGHTS_MAX_TENSORS)
         status = kd_fail(err, KD_EFAIL, "%s: the index lists %zu tensors; expected 1 to %d", w->path, n, KD_WEIGHTS_MAX_TENSORS);
     if (status == KD_OK)

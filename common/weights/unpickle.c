@@ -1,4 +1,4 @@
-/* See unpickle.h. The machine has three parts: opcodes (run), calls (call_global) and the walk over the result (flatten). */
+/* See unpickle.h. The machine has two parts: opcodes (run) and calls (call_global). */
 #include "common/weights/unpickle.h"
 
 #include <inttypes.h>
@@ -11,40 +11,7 @@ enum {
     MAX_STACK = 1 << 20,
     MAX_MARKS = 4096,
     MAX_MEMO = 1 << 20,
-    MAX_VALUES = 4 << 20, /* values plus container slots: bounds memory and the time of every copy */
-    MAX_VISITS = 4 << 20, /* a list that holds itself twice would be walked for ever */
-    MAX_DEPTH = 64
-};
-
-typedef enum kind { NONE, BOOLEAN, INTEGER, REAL, TEXT, BYTES, TUPLE, LIST, DICT, GLOBAL, STORAGE, TENSOR, OPAQUE } kind;
-
-static const char *const kind_names[] = {"None", "a bool", "an integer", "a float", "a string", "bytes", "a tuple", "a list", "a dictionary",
-                                         "a class or function", "a storage", "a tensor", "a Python object"};
-
-typedef struct value value;
-struct value {
-    kind kind;
-    union {
-        int64_t integer; /* also BOOLEAN */
-        double real;
-        struct {
-            const char *at; /* NUL-terminated copy */
-            size_t size;
-        } text; /* TEXT, BYTES */
-        struct {
-            value **items;
-            size_t count, capacity;
-        } seq; /* TUPLE, LIST; DICT: key, value, key, value, ... */
-        struct {
-            const char *module, *name;
-        } global;
-        struct {
-            const char *key;
-            int64_t numel;
-            kd_dtype dtype;
-        } storage;
-        kd_pickle_tensor *tensor;
-    } as;
+    MAX_VALUES = 4 << 20 /* values plus container slots: bounds memory and the time of every copy */
 };
 
 typedef struct machine {
@@ -53,13 +20,15 @@ typedef struct machine {
     const char *what;
     kd_arena *arena;
     kd_err *err;
-    value **stack;
+    kd_pickle_value **stack;
     size_t depth, stack_capacity;
     size_t marks[MAX_MARKS];
     size_t mark_count;
-    value **memo;
+    kd_pickle_value **memo;
     size_t memo_capacity, memo_next; /* memo_next: what MEMOIZE uses */
     size_t budget;
+    kd_pickle_storage **storages;
+    size_t storage_count, storage_capacity;
 } machine;
 
 /* -- errors and memory ------------------------------------------------------------------------------------------------------- */
@@ -83,10 +52,10 @@ static kd_status charge(machine *m, size_t values)
     return KD_OK;
 }
 
-static kd_status new_value(machine *m, kind k, value **out)
+static kd_status new_value(machine *m, kd_pickle_kind k, kd_pickle_value **out)
 {
     KD_TRY(charge(m, 1));
-    value *v = kd_arena_alloc(m->arena, sizeof *v);
+    kd_pickle_value *v = kd_arena_alloc(m->arena, sizeof *v);
     if (v == NULL)
         return no_memory(m);
     v->kind = k;
@@ -94,7 +63,7 @@ static kd_status new_value(machine *m, kind k, value **out)
     return KD_OK;
 }
 
-static kd_status grow(machine *m, value ***items, size_t *capacity, size_t need, size_t limit, const char *what)
+static kd_status grow(machine *m, kd_pickle_value ***items, size_t *capacity, size_t need, size_t limit, const char *what)
 {
     if (need <= *capacity)
         return KD_OK;
@@ -103,7 +72,7 @@ static kd_status grow(machine *m, value ***items, size_t *capacity, size_t need,
     size_t size = *capacity > 0 ? *capacity : 256;
     while (size < need)
         size *= 2;
-    value **p = kd_realloc(*items, size * sizeof *p);
+    kd_pickle_value **p = kd_realloc(*items, size * sizeof *p);
     if (p == NULL)
         return no_memory(m);
     memset(p + *capacity, 0, (size - *capacity) * sizeof *p);
@@ -114,14 +83,14 @@ static kd_status grow(machine *m, value ***items, size_t *capacity, size_t need,
 
 /* -- stack and memo ---------------------------------------------------------------------------------------------------------- */
 
-static kd_status push(machine *m, value *v)
+static kd_status push(machine *m, kd_pickle_value *v)
 {
     KD_TRY(grow(m, &m->stack, &m->stack_capacity, m->depth + 1, MAX_STACK, "stack"));
     m->stack[m->depth++] = v;
     return KD_OK;
 }
 
-static kd_status push_new(machine *m, kind k, value **out)
+static kd_status push_new(machine *m, kd_pickle_kind k, kd_pickle_value **out)
 {
     KD_TRY(new_value(m, k, out));
     return push(m, *out);
@@ -130,7 +99,7 @@ static kd_status push_new(machine *m, kind k, value **out)
 /* Values under the innermost mark belong to whoever set it. */
 static size_t floor_of(const machine *m) { return m->mark_count > 0 ? m->marks[m->mark_count - 1] : 0; }
 
-static kd_status pop(machine *m, value **out)
+static kd_status pop(machine *m, kd_pickle_value **out)
 {
     if (m->depth <= floor_of(m))
         return malformed(m, "takes from an empty stack");
@@ -138,7 +107,7 @@ static kd_status pop(machine *m, value **out)
     return KD_OK;
 }
 
-static kd_status top(machine *m, value **out)
+static kd_status top(machine *m, kd_pickle_value **out)
 {
     if (m->depth <= floor_of(m))
         return malformed(m, "reads an empty stack");
@@ -147,7 +116,7 @@ static kd_status top(machine *m, value **out)
 }
 
 /* Takes everything above the innermost mark: count items at *items, valid until the next push. */
-static kd_status pop_to_mark(machine *m, value ***items, size_t *count)
+static kd_status pop_to_mark(machine *m, kd_pickle_value ***items, size_t *count)
 {
     if (m->mark_count == 0)
         return malformed(m, "misses a mark");
@@ -160,7 +129,7 @@ static kd_status pop_to_mark(machine *m, value ***items, size_t *count)
 
 static kd_status memo_put(machine *m, size_t index)
 {
-    value *v = NULL;
+    kd_pickle_value *v = NULL;
     KD_TRY(top(m, &v));
     if (index >= MAX_MEMO)
         return malformed(m, "uses a memo index beyond the limit of 1048576");
@@ -211,11 +180,11 @@ static kd_status copy_text(machine *m, const uint8_t *p, size_t n, const char **
 }
 
 /* A string or bytes whose length has length_bytes bytes. */
-static kd_status push_text(machine *m, kind k, size_t length_bytes)
+static kd_status push_text(machine *m, kd_pickle_kind k, size_t length_bytes)
 {
     uint64_t n = 0;
     const uint8_t *p = NULL;
-    value *v = NULL;
+    kd_pickle_value *v = NULL;
     KD_TRY(take_number(m, length_bytes, &n));
     if (n > m->size)
         return malformed(m, "has a string longer than itself");
@@ -225,29 +194,29 @@ static kd_status push_text(machine *m, kind k, size_t length_bytes)
     return copy_text(m, p, (size_t)n, &v->as.text.at);
 }
 
-static kd_status push_integer(machine *m, kind k, int64_t i)
+static kd_status push_integer(machine *m, kd_pickle_kind k, int64_t i)
 {
-    value *v = NULL;
+    kd_pickle_value *v = NULL;
     KD_TRY(push_new(m, k, &v));
     v->as.integer = i;
     return KD_OK;
 }
 
-/* LONG1: two's complement of up to 255 bytes; numbers beyond 64 bits (random states) are of no use here. */
-static kd_status push_long(machine *m)
+/* Two's complement; numbers beyond 64 bits (random states) are of no use here. */
+static kd_status push_long(machine *m, size_t length_bytes)
 {
     uint64_t n = 0, bits = 0;
     const uint8_t *p = NULL;
-    value *v = NULL;
-    KD_TRY(take_number(m, 1, &n));
+    kd_pickle_value *v = NULL;
+    KD_TRY(take_number(m, length_bytes, &n));
     KD_TRY(take(m, (size_t)n, &p));
     if (n > 8)
-        return push_new(m, OPAQUE, &v);
+        return push_new(m, KD_PICKLE_OPAQUE, &v);
     for (size_t i = (size_t)n; i-- > 0;)
         bits = bits << 8 | p[i];
     if (n > 0 && n < 8 && p[n - 1] & 0x80)
         bits |= ~(uint64_t)0 << (8 * n);
-    return push_integer(m, INTEGER, (int64_t)bits);
+    return push_integer(m, KD_PICKLE_INTEGER, (int64_t)bits);
 }
 
 /* BINFLOAT is big-endian, unlike everything else. */
@@ -255,18 +224,18 @@ static kd_status push_real(machine *m)
 {
     const uint8_t *p = NULL;
     uint64_t bits = 0;
-    value *v = NULL;
+    kd_pickle_value *v = NULL;
     KD_TRY(take(m, 8, &p));
     for (int i = 0; i < 8; i++)
         bits = bits << 8 | p[i];
-    KD_TRY(push_new(m, REAL, &v));
+    KD_TRY(push_new(m, KD_PICKLE_REAL, &v));
     memcpy(&v->as.real, &bits, sizeof bits);
     return KD_OK;
 }
 
 /* -- containers -------------------------------------------------------------------------------------------------------------- */
 
-static kd_status append(machine *m, value *list, value *const *items, size_t n)
+static kd_status append(machine *m, kd_pickle_value *list, kd_pickle_value *const *items, size_t n)
 {
     size_t need = list->as.seq.count + n;
     KD_TRY(charge(m, n));
@@ -274,7 +243,7 @@ static kd_status append(machine *m, value *list, value *const *items, size_t n)
         size_t capacity = list->as.seq.capacity > 0 ? 2 * list->as.seq.capacity : 4;
         if (capacity < need)
             capacity = need;
-        value **p = kd_arena_alloc(m->arena, capacity * sizeof *p);
+        kd_pickle_value **p = kd_arena_alloc(m->arena, capacity * sizeof *p);
         if (p == NULL)
             return no_memory(m);
         if (list->as.seq.count > 0)
@@ -289,45 +258,45 @@ static kd_status append(machine *m, value *list, value *const *items, size_t n)
 }
 
 /* TUPLE1..3 and TUPLE: the last n values of the stack. */
-static kd_status make_tuple(machine *m, value *const *items, size_t n)
+static kd_status make_tuple(machine *m, kd_pickle_value *const *items, size_t n)
 {
-    value *t = NULL;
-    KD_TRY(new_value(m, TUPLE, &t));
+    kd_pickle_value *t = NULL;
+    KD_TRY(new_value(m, KD_PICKLE_TUPLE, &t));
     KD_TRY(append(m, t, items, n));
     return push(m, t);
 }
 
 static kd_status make_short_tuple(machine *m, size_t n)
 {
-    value *items[3];
+    kd_pickle_value *items[3];
     for (size_t i = n; i-- > 0;)
         KD_TRY(pop(m, &items[i]));
     return make_tuple(m, items, n);
 }
 
 /* SETITEM(S) and APPEND(S) on the value at the top; opaque values swallow what they are given. */
-static kd_status add_items(machine *m, kind wanted, value *const *items, size_t n)
+static kd_status add_items(machine *m, kd_pickle_kind wanted, kd_pickle_value *const *items, size_t n)
 {
-    value *target = NULL;
+    kd_pickle_value *target = NULL;
     KD_TRY(top(m, &target));
-    if (target->kind == OPAQUE)
+    if (target->kind == KD_PICKLE_OPAQUE)
         return KD_OK;
-    if (target->kind != wanted || (wanted == DICT && n % 2 != 0))
-        return malformed(m, wanted == DICT ? "sets items of something that isn't a dictionary" : "appends to something that isn't a list");
+    if (target->kind != wanted || (wanted == KD_PICKLE_DICT && n % 2 != 0))
+        return malformed(m, wanted == KD_PICKLE_DICT ? "sets items of something that isn't a dictionary" : "appends to something that isn't a list");
     return append(m, target, items, n);
 }
 
-static kd_status add_marked_items(machine *m, kind wanted)
+static kd_status add_marked_items(machine *m, kd_pickle_kind wanted)
 {
-    value **items = NULL;
+    kd_pickle_value **items = NULL;
     size_t n = 0;
     KD_TRY(pop_to_mark(m, &items, &n));
     return add_items(m, wanted, items, n);
 }
 
-static kd_status add_last_items(machine *m, kind wanted, size_t n)
+static kd_status add_last_items(machine *m, kd_pickle_kind wanted, size_t n)
 {
-    value *items[2];
+    kd_pickle_value *items[2];
     for (size_t i = n; i-- > 0;)
         KD_TRY(pop(m, &items[i]));
     return add_items(m, wanted, items, n);
@@ -342,7 +311,7 @@ static const struct storage_class {
                        {"LongStorage", KD_I64},  {"IntStorage", KD_I32},   {"ShortStorage", KD_I16},     {"CharStorage", KD_I8},
                        {"ByteStorage", KD_U8},   {"BoolStorage", KD_BOOL}};
 
-static kd_status storage_dtype(machine *m, const value *cls, kd_dtype *out)
+static kd_status storage_dtype(machine *m, const kd_pickle_value *cls, kd_dtype *out)
 {
     if (strcmp(cls->as.global.module, "torch") == 0 || strcmp(cls->as.global.module, "torch.cuda") == 0)
         for (size_t i = 0; i < sizeof storage_classes / sizeof storage_classes[0]; i++)
@@ -354,47 +323,89 @@ static kd_status storage_dtype(machine *m, const value *cls, kd_dtype *out)
                    m->what, cls->as.global.module, cls->as.global.name);
 }
 
-/* BINPERSID: ('storage', torch.XStorage, key, location, numel). */
+static int is_count(const kd_pickle_value *v)
+{
+    return v->kind == KD_PICKLE_INTEGER && v->as.integer >= 0 && v->as.integer <= KD_WEIGHTS_MAX_NUMEL;
+}
+
+static kd_status remember_storage(machine *m, kd_pickle_storage *s)
+{
+    if (m->storage_count == m->storage_capacity) {
+        size_t capacity = m->storage_capacity > 0 ? 2 * m->storage_capacity : 256;
+        kd_pickle_storage **p = kd_arena_alloc(m->arena, capacity * sizeof *p);
+        if (p == NULL)
+            return no_memory(m);
+        if (m->storage_count > 0)
+            memcpy(p, m->storages, m->storage_count * sizeof *p);
+        m->storages = p;
+        m->storage_capacity = capacity;
+    }
+    m->storages[m->storage_count++] = s;
+    return KD_OK;
+}
+
+/* The sixth item of a legacy file's persistent id: None, or (key, offset, size) of a view into the storage. */
+static int set_storage_view(kd_pickle_value *s, const kd_pickle_value *view)
+{
+    if (view->kind == KD_PICKLE_NONE)
+        return 1;
+    if (view->kind != KD_PICKLE_TUPLE || view->as.seq.count != 3 || !is_count(view->as.seq.items[1]) || !is_count(view->as.seq.items[2]))
+        return 0;
+    s->as.storage.offset = view->as.seq.items[1]->as.integer;
+    s->as.storage.numel = view->as.seq.items[2]->as.integer;
+    return s->as.storage.offset + s->as.storage.numel <= s->as.storage.of->numel;
+}
+
+/* BINPERSID: ('storage', torch.XStorage, key, location, numel[, view]); a legacy file with a whole model also has ('module', class, ...). */
 static kd_status make_storage(machine *m)
 {
-    value *pid = NULL, *s = NULL;
+    kd_pickle_value *pid = NULL, *v = NULL;
     KD_TRY(pop(m, &pid));
-    if (pid->kind != TUPLE || pid->as.seq.count < 5)
-        return malformed(m, "has a persistent id that isn't a storage");
-    value *const *item = pid->as.seq.items;
-    if (item[0]->kind != TEXT || strcmp(item[0]->as.text.at, "storage") != 0 || item[1]->kind != GLOBAL || item[2]->kind != TEXT ||
-        item[4]->kind != INTEGER || item[4]->as.integer < 0 || item[4]->as.integer > KD_WEIGHTS_MAX_NUMEL)
+    size_t count = pid->kind == KD_PICKLE_TUPLE ? pid->as.seq.count : 0;
+    kd_pickle_value *const *item = count > 0 ? pid->as.seq.items : NULL;
+    if (count > 0 && item[0]->kind == KD_PICKLE_TEXT && strcmp(item[0]->as.text.at, "module") == 0)
+        return push_new(m, KD_PICKLE_OPAQUE, &v);
+    if (count < 5 || item[0]->kind != KD_PICKLE_TEXT || strcmp(item[0]->as.text.at, "storage") != 0 || item[1]->kind != KD_PICKLE_GLOBAL ||
+        item[2]->kind != KD_PICKLE_TEXT || !is_count(item[4]))
         return malformed(m, "has a persistent id that isn't a storage");
     if (item[2]->as.text.size > 64 || strlen(item[2]->as.text.at) != item[2]->as.text.size)
         return malformed(m, "has a storage key longer than 64 bytes");
-    KD_TRY(push_new(m, STORAGE, &s));
-    s->as.storage.key = item[2]->as.text.at;
-    s->as.storage.numel = item[4]->as.integer;
-    return storage_dtype(m, item[1], &s->as.storage.dtype);
+    KD_TRY(charge(m, 2));
+    kd_pickle_storage *s = kd_arena_alloc(m->arena, sizeof *s);
+    if (s == NULL)
+        return no_memory(m);
+    s->key = item[2]->as.text.at;
+    s->numel = item[4]->as.integer;
+    KD_TRY(storage_dtype(m, item[1], &s->dtype));
+    KD_TRY(remember_storage(m, s));
+    KD_TRY(push_new(m, KD_PICKLE_STORAGE, &v));
+    v->as.storage.of = s;
+    v->as.storage.numel = s->numel;
+    return count < 6 || set_storage_view(v, item[5]) ? KD_OK : malformed(m, "has a view of a storage that reaches outside it");
 }
 
-/* Whether the view stays inside its storage: offset + sum((size - 1) * stride) < numel, without overflow. */
-static int view_fits(const kd_pickle_tensor *t)
+/* Whether the view stays inside numel elements: offset + sum((size - 1) * stride) < numel, without overflow. */
+static int view_fits(const kd_pickle_tensor *t, int64_t numel)
 {
     int64_t last = t->offset;
     for (int d = 0; d < t->rank; d++)
         if (t->shape[d] == 0)
-            return t->offset <= t->storage_numel;
+            return t->offset <= numel;
     for (int d = 0; d < t->rank; d++) {
         int64_t reach = 0;
         if (__builtin_mul_overflow(t->shape[d] - 1, t->stride[d], &reach) || __builtin_add_overflow(last, reach, &last))
             return 0;
     }
-    return last < t->storage_numel;
+    return last < numel;
 }
 
-static kd_status numbers_of(machine *m, const value *v, int64_t *out, int *count)
+static kd_status numbers_of(machine *m, const kd_pickle_value *v, int64_t *out, int *count)
 {
-    if (v->kind != TUPLE || v->as.seq.count > KD_MAX_RANK)
+    if (v->kind != KD_PICKLE_TUPLE || v->as.seq.count > KD_MAX_RANK)
         return malformed(m, "has a tensor whose size or stride isn't a tuple of at most 8 integers");
     for (size_t i = 0; i < v->as.seq.count; i++) {
-        const value *n = v->as.seq.items[i];
-        if (n->kind != INTEGER || n->as.integer < 0)
+        const kd_pickle_value *n = v->as.seq.items[i];
+        if (n->kind != KD_PICKLE_INTEGER || n->as.integer < 0)
             return malformed(m, "has a tensor whose size or stride isn't a tuple of non-negative integers");
         out[i] = n->as.integer;
     }
@@ -403,54 +414,53 @@ static kd_status numbers_of(machine *m, const value *v, int64_t *out, int *count
 }
 
 /* torch._utils._rebuild_tensor_v2(storage, offset, size, stride, ...); the first four are what defines the tensor. */
-static kd_status rebuild_tensor(machine *m, const value *args, value *out)
+static kd_status rebuild_tensor(machine *m, const kd_pickle_value *args, kd_pickle_value *out)
 {
     int strides = 0;
     if (args->as.seq.count < 4)
         return malformed(m, "rebuilds a tensor from fewer than four arguments");
-    value *const *arg = args->as.seq.items;
-    if (arg[0]->kind == OPAQUE)
+    kd_pickle_value *const *arg = args->as.seq.items;
+    if (arg[0]->kind == KD_PICKLE_OPAQUE)
         return KD_OK;
-    if (arg[0]->kind != STORAGE || arg[1]->kind != INTEGER || arg[1]->as.integer < 0)
+    if (arg[0]->kind != KD_PICKLE_STORAGE || arg[1]->kind != KD_PICKLE_INTEGER || arg[1]->as.integer < 0)
         return malformed(m, "rebuilds a tensor from something that isn't a storage and an offset");
     KD_TRY(charge(m, 4));
     kd_pickle_tensor *t = kd_arena_alloc(m->arena, sizeof *t);
     if (t == NULL)
         return no_memory(m);
-    t->key = arg[0]->as.storage.key;
-    t->dtype = arg[0]->as.storage.dtype;
-    t->storage_numel = arg[0]->as.storage.numel;
+    t->storage = *arg[0]->as.storage.of;
     t->offset = arg[1]->as.integer;
     KD_TRY(numbers_of(m, arg[2], t->shape, &t->rank));
     KD_TRY(numbers_of(m, arg[3], t->stride, &strides));
     if (strides != t->rank)
         return malformed(m, "has a tensor whose size and stride differ in length");
-    if (!view_fits(t))
+    if (!view_fits(t, arg[0]->as.storage.numel))
         return malformed(m, "has a tensor that reaches outside its storage");
-    out->kind = TENSOR;
+    t->offset += arg[0]->as.storage.offset;
+    out->kind = KD_PICKLE_TENSOR;
     out->as.tensor = t;
     return KD_OK;
 }
 
 /* OrderedDict() or, from Python 2, OrderedDict([[key, value], ...]). */
-static kd_status ordered_dict(machine *m, const value *args, value *out)
+static kd_status ordered_dict(machine *m, const kd_pickle_value *args, kd_pickle_value *out)
 {
-    out->kind = DICT;
+    out->kind = KD_PICKLE_DICT;
     if (args->as.seq.count == 0)
         return KD_OK;
-    const value *pairs = args->as.seq.items[0];
-    if (args->as.seq.count != 1 || pairs->kind != LIST)
+    const kd_pickle_value *pairs = args->as.seq.items[0];
+    if (args->as.seq.count != 1 || pairs->kind != KD_PICKLE_LIST)
         return malformed(m, "makes an OrderedDict from something that isn't a list of pairs");
     for (size_t i = 0; i < pairs->as.seq.count; i++) {
-        const value *pair = pairs->as.seq.items[i];
-        if ((pair->kind != LIST && pair->kind != TUPLE) || pair->as.seq.count != 2)
+        const kd_pickle_value *pair = pairs->as.seq.items[i];
+        if ((pair->kind != KD_PICKLE_LIST && pair->kind != KD_PICKLE_TUPLE) || pair->as.seq.count != 2)
             return malformed(m, "makes an OrderedDict from something that isn't a list of pairs");
         KD_TRY(append(m, out, pair->as.seq.items, 2));
     }
     return KD_OK;
 }
 
-typedef enum call_kind { CALL_ORDERED_DICT, CALL_TENSOR, CALL_FIRST_TENSOR, CALL_SIZE } call_kind;
+typedef enum call_kind { CALL_ORDERED_DICT, CALL_TENSOR, CALL_FIRST_TENSOR, CALL_TYPED, CALL_SIZE } call_kind;
 
 static const struct known_call {
     const char *module, *name;
@@ -462,42 +472,66 @@ static const struct known_call {
     {"torch._utils", "_rebuild_parameter", CALL_FIRST_TENSOR},
     {"torch._utils", "_rebuild_parameter_with_state", CALL_FIRST_TENSOR},
     {"torch.nn.parameter", "Parameter", CALL_FIRST_TENSOR},
+    {"torch._tensor", "_rebuild_from_type_v2", CALL_TYPED},
     {"torch", "Size", CALL_SIZE},
 };
 
-/* Pushes the result of callee(*args). Nothing is called: an unknown callee gives an opaque value and its arguments are dropped. */
-static kd_status call_global(machine *m, const value *callee, const value *args)
+static const struct known_call *find_call(const kd_pickle_value *callee)
 {
-    value *out = NULL;
-    KD_TRY(push_new(m, OPAQUE, &out));
-    if (callee->kind != GLOBAL)
-        return callee->kind == OPAQUE ? KD_OK : malformed(m, "calls something that isn't a function");
-    if (args->kind != TUPLE)
-        return args->kind == OPAQUE ? KD_OK : malformed(m, "calls a function without a tuple of arguments");
-    for (size_t i = 0; i < sizeof known_calls / sizeof known_calls[0]; i++) {
-        const struct known_call *k = &known_calls[i];
-        if (strcmp(callee->as.global.module, k->module) != 0 || strcmp(callee->as.global.name, k->name) != 0)
-            continue;
-        const value *first = args->as.seq.count > 0 ? args->as.seq.items[0] : NULL;
-        switch (k->call) {
-        case CALL_ORDERED_DICT: return ordered_dict(m, args, out);
-        case CALL_TENSOR: return rebuild_tensor(m, args, out);
-        case CALL_FIRST_TENSOR:
-            if (first != NULL && first->kind == TENSOR)
-                *out = *first;
-            return KD_OK;
-        case CALL_SIZE:
-            if (first != NULL && first->kind == TUPLE)
-                *out = *first;
-            return KD_OK;
-        }
+    if (callee->kind == KD_PICKLE_GLOBAL)
+        for (size_t i = 0; i < sizeof known_calls / sizeof known_calls[0]; i++)
+            if (strcmp(callee->as.global.module, known_calls[i].module) == 0 && strcmp(callee->as.global.name, known_calls[i].name) == 0)
+                return &known_calls[i];
+    return NULL;
+}
+
+/* torch._tensor._rebuild_from_type_v2(function, type, arguments, state): a tensor that carries Python attributes. Only plain tensors and
+ * Parameters are looked through, so that a chain of such calls isn't followed. */
+static kd_status rebuild_typed(machine *m, const kd_pickle_value *args, kd_pickle_value *out)
+{
+    if (args->as.seq.count < 3 || args->as.seq.items[2]->kind != KD_PICKLE_TUPLE)
+        return KD_OK;
+    const struct known_call *inner = find_call(args->as.seq.items[0]);
+    const kd_pickle_value *inner_args = args->as.seq.items[2];
+    if (inner != NULL && inner->call == CALL_TENSOR)
+        return rebuild_tensor(m, inner_args, out);
+    if (inner != NULL && inner->call == CALL_FIRST_TENSOR && inner_args->as.seq.count > 0 && inner_args->as.seq.items[0]->kind == KD_PICKLE_TENSOR)
+        *out = *inner_args->as.seq.items[0];
+    return KD_OK;
+}
+
+/* Pushes the result of callee(*args). Nothing is called: an unknown callee gives an opaque value and its arguments are dropped. */
+static kd_status call_global(machine *m, const kd_pickle_value *callee, const kd_pickle_value *args)
+{
+    kd_pickle_value *out = NULL;
+    KD_TRY(push_new(m, KD_PICKLE_OPAQUE, &out));
+    if (callee->kind != KD_PICKLE_GLOBAL)
+        return callee->kind == KD_PICKLE_OPAQUE ? KD_OK : malformed(m, "calls something that isn't a function");
+    if (args->kind != KD_PICKLE_TUPLE)
+        return args->kind == KD_PICKLE_OPAQUE ? KD_OK : malformed(m, "calls a function without a tuple of arguments");
+    const struct known_call *known = find_call(callee);
+    if (known == NULL)
+        return KD_OK;
+    const kd_pickle_value *first = args->as.seq.count > 0 ? args->as.seq.items[0] : NULL;
+    switch (known->call) {
+    case CALL_ORDERED_DICT: return ordered_dict(m, args, out);
+    case CALL_TENSOR: return rebuild_tensor(m, args, out);
+    case CALL_TYPED: return rebuild_typed(m, args, out);
+    case CALL_FIRST_TENSOR:
+        if (first != NULL && first->kind == KD_PICKLE_TENSOR)
+            *out = *first;
+        return KD_OK;
+    case CALL_SIZE:
+        if (first != NULL && first->kind == KD_PICKLE_TUPLE)
+            *out = *first;
+        return KD_OK;
     }
     return KD_OK;
 }
 
 static kd_status reduce(machine *m)
 {
-    value *args = NULL, *callee = NULL;
+    kd_pickle_value *args = NULL, *callee = NULL;
     KD_TRY(pop(m, &args));
     KD_TRY(pop(m, &callee));
     return call_global(m, callee, args);
@@ -506,7 +540,7 @@ static kd_status reduce(machine *m)
 /* NEWOBJ_EX has keyword arguments on top; no known class uses them. */
 static kd_status new_object_ex(machine *m)
 {
-    value *keywords = NULL;
+    kd_pickle_value *keywords = NULL;
     KD_TRY(pop(m, &keywords));
     return reduce(m);
 }
@@ -515,7 +549,7 @@ static kd_status new_object_ex(machine *m)
 static kd_status global_lines(machine *m)
 {
     const char *part[2];
-    value *v = NULL;
+    kd_pickle_value *v = NULL;
     for (int i = 0; i < 2; i++) {
         const uint8_t *start = m->bytes + m->at;
         const uint8_t *end = memchr(start, '\n', m->size - m->at);
@@ -524,7 +558,7 @@ static kd_status global_lines(machine *m)
         KD_TRY(copy_text(m, start, (size_t)(end - start), &part[i]));
         m->at += (size_t)(end - start) + 1;
     }
-    KD_TRY(push_new(m, GLOBAL, &v));
+    KD_TRY(push_new(m, KD_PICKLE_GLOBAL, &v));
     v->as.global.module = part[0];
     v->as.global.name = part[1];
     return KD_OK;
@@ -532,12 +566,12 @@ static kd_status global_lines(machine *m)
 
 static kd_status stack_global(machine *m)
 {
-    value *name = NULL, *module = NULL, *v = NULL;
+    kd_pickle_value *name = NULL, *module = NULL, *v = NULL;
     KD_TRY(pop(m, &name));
     KD_TRY(pop(m, &module));
-    if (name->kind != TEXT || module->kind != TEXT)
+    if (name->kind != KD_PICKLE_TEXT || module->kind != KD_PICKLE_TEXT)
         return malformed(m, "names a class by something that isn't a string");
-    KD_TRY(push_new(m, GLOBAL, &v));
+    KD_TRY(push_new(m, KD_PICKLE_GLOBAL, &v));
     v->as.global.module = module->as.text.at;
     v->as.global.name = name->as.text.at;
     return KD_OK;
@@ -553,9 +587,9 @@ static kd_status mark(machine *m)
     return KD_OK;
 }
 
-static kd_status push_kind(machine *m, kind k)
+static kd_status push_kind(machine *m, kd_pickle_kind k)
 {
-    value *v = NULL;
+    kd_pickle_value *v = NULL;
     return push_new(m, k, &v);
 }
 
@@ -564,48 +598,51 @@ static kd_status step_numbers(machine *m, int op, int *known)
     uint64_t n = 0;
     *known = 1;
     switch (op) {
-    case 'N': return push_kind(m, NONE);
-    case 0x88: return push_integer(m, BOOLEAN, 1);                                                        /* NEWTRUE */
-    case 0x89: return push_integer(m, BOOLEAN, 0);                                                        /* NEWFALSE */
-    case 'J': KD_TRY(take_number(m, 4, &n)); return push_integer(m, INTEGER, (int32_t)(uint32_t)n);       /* BININT */
-    case 'K': KD_TRY(take_number(m, 1, &n)); return push_integer(m, INTEGER, (int64_t)n);                 /* BININT1 */
-    case 'M': KD_TRY(take_number(m, 2, &n)); return push_integer(m, INTEGER, (int64_t)n);                 /* BININT2 */
-    case 0x8a: return push_long(m);                                                                       /* LONG1 */
-    case 'G': return push_real(m);                                                                        /* BINFLOAT */
-    case 'X': return push_text(m, TEXT, 4);                                                               /* BINUNICODE */
-    case 0x8c: return push_text(m, TEXT, 1);                                                              /* SHORT_BINUNICODE */
-    case 0x8d: return push_text(m, TEXT, 8);                                                              /* BINUNICODE8 */
-    case 'T': return push_text(m, TEXT, 4);                                                               /* BINSTRING, of Python 2 */
-    case 'U': return push_text(m, TEXT, 1);                                                               /* SHORT_BINSTRING */
-    case 'B': return push_text(m, BYTES, 4);                                                              /* BINBYTES */
-    case 'C': return push_text(m, BYTES, 1);                                                              /* SHORT_BINBYTES */
-    case 0x8e: return push_text(m, BYTES, 8);                                                             /* BINBYTES8 */
+    case 'N': return push_kind(m, KD_PICKLE_NONE);
+    case 0x88: return push_integer(m, KD_PICKLE_BOOLEAN, 1);                                                     /* NEWTRUE */
+    case 0x89: return push_integer(m, KD_PICKLE_BOOLEAN, 0);                                                     /* NEWFALSE */
+    case 'J': KD_TRY(take_number(m, 4, &n)); return push_integer(m, KD_PICKLE_INTEGER, (int32_t)(uint32_t)n);    /* BININT */
+    case 'K': KD_TRY(take_number(m, 1, &n)); return push_integer(m, KD_PICKLE_INTEGER, (int64_t)n);              /* BININT1 */
+    case 'M': KD_TRY(take_number(m, 2, &n)); return push_integer(m, KD_PICKLE_INTEGER, (int64_t)n);              /* BININT2 */
+    case 0x8a: return push_long(m, 1);                                                                           /* LONG1 */
+    case 0x8b: return push_long(m, 4);                                                                           /* LONG4 */
+    case 'G': return push_real(m);                                                                               /* BINFLOAT */
+    case 'X': return push_text(m, KD_PICKLE_TEXT, 4);                                                            /* BINUNICODE */
+    case 0x8c: return push_text(m, KD_PICKLE_TEXT, 1);                                                           /* SHORT_BINUNICODE */
+    case 0x8d: return push_text(m, KD_PICKLE_TEXT, 8);                                                           /* BINUNICODE8 */
+    case 'T': return push_text(m, KD_PICKLE_TEXT, 4);                                                            /* BINSTRING, of Python 2 */
+    case 'U': return push_text(m, KD_PICKLE_TEXT, 1);                                                            /* SHORT_BINSTRING */
+    case 'B': return push_text(m, KD_PICKLE_BYTES, 4);                                                           /* BINBYTES */
+    case 'C': return push_text(m, KD_PICKLE_BYTES, 1);                                                           /* SHORT_BINBYTES */
+    case 0x96: return push_text(m, KD_PICKLE_BYTES, 8);                                                          /* BYTEARRAY8 */
+    case 0x8e: return push_text(m, KD_PICKLE_BYTES, 8);                                                          /* BINBYTES8 */
     default: *known = 0; return KD_OK;
     }
 }
 
 static kd_status step_containers(machine *m, int op, int *known)
 {
-    value **items = NULL, *dropped = NULL;
+    kd_pickle_value **items = NULL, *dropped = NULL;
     size_t count = 0;
     *known = 1;
     switch (op) {
     case '(': return mark(m);
-    case '0': return pop(m, &dropped);                                                                    /* POP */
-    case '1': return pop_to_mark(m, &items, &count);                                                      /* POP_MARK */
-    case ')': return push_kind(m, TUPLE);                                                                 /* EMPTY_TUPLE */
-    case ']': return push_kind(m, LIST);                                                                  /* EMPTY_LIST */
-    case '}': return push_kind(m, DICT);                                                                  /* EMPTY_DICT */
-    case 0x8f: return push_kind(m, OPAQUE);                                                               /* EMPTY_SET */
-    case 't': KD_TRY(pop_to_mark(m, &items, &count)); return make_tuple(m, items, count);                 /* TUPLE */
+    case '0': return pop(m, &dropped);                                                                           /* POP */
+    case '1': return pop_to_mark(m, &items, &count);                                                             /* POP_MARK */
+    case ')': return push_kind(m, KD_PICKLE_TUPLE);                                                              /* EMPTY_TUPLE */
+    case ']': return push_kind(m, KD_PICKLE_LIST);                                                               /* EMPTY_LIST */
+    case '}': return push_kind(m, KD_PICKLE_DICT);                                                               /* EMPTY_DICT */
+    case 0x8f: return push_kind(m, KD_PICKLE_OPAQUE);                                                            /* EMPTY_SET */
+    case 0x91: KD_TRY(pop_to_mark(m, &items, &count)); return push_kind(m, KD_PICKLE_OPAQUE);                    /* FROZENSET */
+    case 't': KD_TRY(pop_to_mark(m, &items, &count)); return make_tuple(m, items, count);                        /* TUPLE */
     case 0x85: return make_short_tuple(m, 1);
     case 0x86: return make_short_tuple(m, 2);
     case 0x87: return make_short_tuple(m, 3);
-    case 'a': return add_last_items(m, LIST, 1);                                                          /* APPEND */
-    case 'e': return add_marked_items(m, LIST);                                                           /* APPENDS */
-    case 's': return add_last_items(m, DICT, 2);                                                          /* SETITEM */
-    case 'u': return add_marked_items(m, DICT);                                                           /* SETITEMS */
-    case 0x90: return add_marked_items(m, LIST);                                                          /* ADDITEMS: sets are opaque */
+    case 'a': return add_last_items(m, KD_PICKLE_LIST, 1);                                                       /* APPEND */
+    case 'e': return add_marked_items(m, KD_PICKLE_LIST);                                                        /* APPENDS */
+    case 's': return add_last_items(m, KD_PICKLE_DICT, 2);                                                       /* SETITEM */
+    case 'u': return add_marked_items(m, KD_PICKLE_DICT);                                                        /* SETITEMS */
+    case 0x90: return add_marked_items(m, KD_PICKLE_LIST);                                                       /* ADDITEMS: sets are opaque */
     default: *known = 0; return KD_OK;
     }
 }
@@ -613,27 +650,27 @@ static kd_status step_containers(machine *m, int op, int *known)
 static kd_status step_objects(machine *m, int op, int *known)
 {
     uint64_t n = 0;
-    value *state = NULL;
+    kd_pickle_value *state = NULL;
     *known = 1;
     switch (op) {
-    case 'c': return global_lines(m);                                                                     /* GLOBAL */
-    case 0x93: return stack_global(m);                                                                    /* STACK_GLOBAL */
-    case 'R': case 0x81: return reduce(m);                                                                /* REDUCE, NEWOBJ */
-    case 0x92: return new_object_ex(m);                                                                   /* NEWOBJ_EX */
-    case 'b': KD_TRY(pop(m, &state)); return top(m, &state);                                              /* BUILD: the state is dropped */
-    case 'Q': return make_storage(m);                                                                     /* BINPERSID */
-    case 'q': KD_TRY(take_number(m, 1, &n)); return memo_put(m, (size_t)n);                               /* BINPUT */
-    case 'r': KD_TRY(take_number(m, 4, &n)); return memo_put(m, (size_t)n);                               /* LONG_BINPUT */
-    case 0x94: return memo_put(m, m->memo_next);                                                          /* MEMOIZE */
-    case 'h': KD_TRY(take_number(m, 1, &n)); return memo_get(m, (size_t)n);                               /* BINGET */
-    case 'j': KD_TRY(take_number(m, 4, &n)); return memo_get(m, (size_t)n);                               /* LONG_BINGET */
+    case 'c': return global_lines(m);                                                                            /* GLOBAL */
+    case 0x93: return stack_global(m);                                                                           /* STACK_GLOBAL */
+    case 'R': case 0x81: return reduce(m);                                                                       /* REDUCE, NEWOBJ */
+    case 0x92: return new_object_ex(m);                                                                          /* NEWOBJ_EX */
+    case 'b': KD_TRY(pop(m, &state)); return top(m, &state);                                                     /* BUILD: the state is dropped */
+    case 'Q': return make_storage(m);                                                                            /* BINPERSID */
+    case 'q': KD_TRY(take_number(m, 1, &n)); return memo_put(m, (size_t)n);                                      /* BINPUT */
+    case 'r': KD_TRY(take_number(m, 4, &n)); return memo_put(m, (size_t)n);                                      /* LONG_BINPUT */
+    case 0x94: return memo_put(m, m->memo_next);                                                                 /* MEMOIZE */
+    case 'h': KD_TRY(take_number(m, 1, &n)); return memo_get(m, (size_t)n);                                      /* BINGET */
+    case 'j': KD_TRY(take_number(m, 4, &n)); return memo_get(m, (size_t)n);                                      /* LONG_BINGET */
     case 0x80: KD_TRY(take_number(m, 1, &n)); return n <= 5 ? KD_OK : malformed(m, "has an unknown protocol version"); /* PROTO */
     case 0x95: KD_TRY(take_number(m, 8, &n)); return n <= m->size - m->at ? KD_OK : malformed(m, "has a frame longer than itself"); /* FRAME */
     default: *known = 0; return KD_OK;
     }
 }
 
-static kd_status run(machine *m, value **root)
+static kd_status run(machine *m, kd_pickle_value **root)
 {
     for (;;) {
         const uint8_t *op = NULL;
@@ -655,107 +692,15 @@ static kd_status run(machine *m, value **root)
     }
 }
 
-/* -- from nested dictionaries to names --------------------------------------------------------------------------------------- */
-
-typedef struct walk {
-    machine *m;
-    kd_pickle_tensor *tensors;
-    size_t count, capacity, visits;
-    char name[KD_WEIGHTS_MAX_NAME + 1];
-} walk;
-
-static kd_status found(walk *w, size_t length, const kd_pickle_tensor *t)
+kd_status kd_pickle_run(const uint8_t *bytes, size_t size, size_t start, const char *what, kd_arena *arena, kd_pickle_result *out, kd_err *err)
 {
-    machine *m = w->m;
-    if (w->count == KD_WEIGHTS_MAX_TENSORS)
-        return kd_fail(m->err, KD_EFAIL, "%s: more than %d tensors", m->what, KD_WEIGHTS_MAX_TENSORS);
-    if (w->count == w->capacity) {
-        size_t capacity = w->capacity > 0 ? 2 * w->capacity : 256;
-        kd_pickle_tensor *p = kd_arena_alloc(m->arena, capacity * sizeof *p);
-        if (p == NULL)
-            return no_memory(m);
-        if (w->count > 0)
-            memcpy(p, w->tensors, w->count * sizeof *p);
-        w->tensors = p;
-        w->capacity = capacity;
-    }
-    kd_pickle_tensor *out = &w->tensors[w->count++];
-    *out = *t;
-    return copy_text(m, (const uint8_t *)w->name, length, &out->name);
-}
-
-/* Adds ".key" to the name. Returns the new length, or 0 for a key that can't be part of a name (a tuple, None). */
-static kd_status extend_name(walk *w, size_t length, const value *key, size_t *out)
-{
-    machine *m = w->m;
-    char number[32];
-    const char *text = number;
-    size_t n = 0;
-    *out = 0;
-    if (key->kind == TEXT) {
-        text = key->as.text.at;
-        n = key->as.text.size;
-        if (memchr(text, '\0', n) != NULL)
-            return malformed(m, "has a dictionary key with a NUL byte");
-    } else if (key->kind == INTEGER) {
-        n = (size_t)snprintf(number, sizeof number, "%" PRId64, key->as.integer);
-    }
-    if (n == 0)
-        return KD_OK;
-    if (length + 1 + n > KD_WEIGHTS_MAX_NAME)
-        return kd_fail(m->err, KD_EFAIL, "%s: the name of a tensor has more than %d bytes", m->what, KD_WEIGHTS_MAX_NAME);
-    if (length > 0)
-        w->name[length++] = '.';
-    memcpy(w->name + length, text, n);
-    *out = length + n;
-    return KD_OK;
-}
-
-static kd_status flatten(walk *w, size_t length, int depth, const value *v)
-{
-    machine *m = w->m;
-    if (++w->visits > MAX_VISITS || depth > MAX_DEPTH)
-        return kd_fail(m->err, KD_EFAIL, "%s: its dictionaries are nested deeper than %d or refer to themselves", m->what, MAX_DEPTH);
-    if (v->kind == TENSOR)
-        return found(w, length, v->as.tensor);
-    if (v->kind != DICT && v->kind != LIST && v->kind != TUPLE)
-        return KD_OK;
-    size_t step = v->kind == DICT ? 2 : 1;
-    for (size_t i = 0; i < v->as.seq.count; i += step) {
-        value position = {.kind = INTEGER, .as.integer = (int64_t)i};
-        size_t longer = 0;
-        KD_TRY(extend_name(w, length, v->kind == DICT ? v->as.seq.items[i] : &position, &longer));
-        if (longer > 0)
-            KD_TRY(flatten(w, longer, depth + 1, v->as.seq.items[i + step - 1]));
-    }
-    return KD_OK;
-}
-
-static kd_status collect(machine *m, const value *root, kd_pickle_tensor **tensors, size_t *count)
-{
-    walk w = {.m = m};
-    if (root->kind != DICT && root->kind != LIST && root->kind != TUPLE)
-        return kd_fail(m->err, KD_EUSAGE, "%s: it holds %s, not a dictionary of tensors; save the weights with torch.save(model.state_dict(), FILE)",
-                       m->what, kind_names[root->kind]);
-    KD_TRY(flatten(&w, 0, 0, root));
-    if (w.count == 0)
-        return kd_fail(m->err, KD_EUSAGE, "%s: its dictionaries hold no tensors; save the weights with torch.save(model.state_dict(), FILE)",
-                       m->what);
-    *tensors = w.tensors;
-    *count = w.count;
-    return KD_OK;
-}
-
-kd_status kd_unpickle_tensors(const uint8_t *bytes, size_t size, const char *what, kd_arena *arena, kd_pickle_tensor **tensors, size_t *count,
-                              kd_err *err)
-{
-    if (size > KD_PICKLE_MAX_BYTES)
-        return kd_fail(err, KD_EFAIL, "%s: its pickle has %zu bytes; the limit is %d; save the state_dict alone", what, size, KD_PICKLE_MAX_BYTES);
     machine *m = NULL;
-    value *root = NULL;
+    kd_pickle_value *root = NULL;
+    KD_ASSERT(start <= size);
     KD_TRY(kd_alloc_array(&m, 1, sizeof *m, err));
     m->bytes = bytes;
     m->size = size;
+    m->at = start;
     m->what = what;
     m->arena = arena;
     m->err = err;
@@ -765,7 +710,7 @@ kd_status kd_unpickle_tensors(const uint8_t *bytes, size_t size, const char *wha
     if (status == KD_OK)
         status = run(m, &root);
     if (status == KD_OK)
-        status = collect(m, root, tensors, count);
+        *out = (kd_pickle_result){root, m->at, m->storages, m->storage_count};
     kd_free(m->stack);
     kd_free(m->memo);
     kd_free(m);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "common/weights/container.h"
+#include "common/weights/unpickle.h"
 
 /* -- what is this file ------------------------------------------------------------------------------------------------------- */
 
@@ -20,10 +21,6 @@ static const struct foreign {
     size_t size;
     const char *what;
 } foreign_files[] = {
-    /* pickle of 0x1950a86a20f9469cfc6c: torch's old format begins with it in protocol 2 */
-    {"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14,
-     "is a legacy (before PyTorch 1.6) .pth without a zip container; re-save it where you trust it: "
-     "python -c \"import torch; torch.save(torch.load('OLD.pth', map_location='cpu'), 'NEW.pth')\""},
     {"\x80\x02", 2, "is a bare Python pickle, not a .pth made by torch.save; save the tensors with torch.save or safetensors"},
     {"\x80\x03", 2, "is a bare Python pickle, not a .pth made by torch.save; save the tensors with torch.save or safetensors"},
     {"\x80\x04", 2, "is a bare Python pickle, not a .pth made by torch.save; save the tensors with torch.save or safetensors"},
@@ -65,16 +62,20 @@ static int looks_like_json(const kd_map *m)
 /* The first look at the mapped bytes runs under kd_io_guard: a file on a broken mount must not end in a signal. */
 typedef struct open_job {
     kd_weights *w;
-    int is_zip, is_json;
+    enum { SAFETENSORS, ZIP, LEGACY, INDEX } kind;
 } open_job;
 
 static kd_status sniff(void *arg, kd_err *err)
 {
     open_job *job = arg;
     kd_weights *w = job->w;
-    job->is_zip = starts_with(&w->map, "PK\x03\x04", 4) || starts_with(&w->map, "PK\x05\x06", 4);
-    job->is_json = looks_like_json(&w->map);
-    return job->is_zip || job->is_json ? KD_OK : refuse_foreign(w->path, &w->map, err);
+    if (starts_with(&w->map, "PK\x03\x04", 4) || starts_with(&w->map, "PK\x05\x06", 4))
+        job->kind = ZIP;
+    else if (kd_legacy_pth_sniff(w->map.data, w->map.size))
+        job->kind = LEGACY;
+    else if (looks_like_json(&w->map))
+        job->kind = INDEX;
+    return job->kind == SAFETENSORS ? refuse_foreign(w->path, &w->map, err) : KD_OK;
 }
 
 kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *, kd_err *), void *arg, kd_err *err)
@@ -148,16 +149,17 @@ static const char *folder_of(kd_arena *arena, const char *path)
 static kd_status open_container(kd_weights *w, int is_shard, kd_err *err)
 {
     KD_TRY(kd_io_map(w->path, &w->map, err));
-    open_job job = {w, 0, 0};
+    open_job job = {w, SAFETENSORS};
     KD_TRY(kd_weights_guarded(w, sniff, &job, err));
-    if (job.is_json && is_shard)
+    if (job.kind == INDEX && is_shard)
         return kd_fail(err, KD_EFAIL, "%s: is JSON, where an index names it as a shard with tensors; download the set again", w->path);
-    if (job.is_json)
-        KD_TRY(kd_shards_open(w, err));
-    else if (job.is_zip)
-        KD_TRY(kd_pth_parse(w, err));
-    else
-        KD_TRY(kd_safetensors_parse(w, err));
+    switch (job.kind) {
+    case SAFETENSORS: KD_TRY(kd_safetensors_parse(w, err)); break;
+    case ZIP: KD_TRY(kd_pth_parse(w, err)); break;
+    case LEGACY: KD_TRY(kd_legacy_pth_parse(w, err)); break;
+    case INDEX: KD_TRY(kd_shards_open(w, err)); break;
+    }
+    kd_io_map_release(&w->map, 0, w->map.size); /* what was looked at: headers all over a large legacy file, for example */
     return build_index(w, err);
 }
 
@@ -267,6 +269,20 @@ kd_status kd_entry_set_numel(kd_weight_entry *e, const char *path, kd_err *err)
     return KD_OK;
 }
 
+kd_status kd_entry_set_pickled(kd_weights *w, kd_weight_entry *e, const kd_pickle_tensor *t, uint64_t storage, kd_err *err)
+{
+    e->name = kd_arena_strdup(w->arena, t->name);
+    if (e->name == NULL)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory for the names of its tensors", w->path);
+    e->dtype = t->storage.dtype;
+    e->rank = t->rank;
+    memcpy(e->shape, t->shape, sizeof e->shape);
+    memcpy(e->stride, t->stride, sizeof e->stride);
+    e->offset = t->offset;
+    e->storage = storage;
+    return kd_entry_set_numel(e, w->path, err);
+}
+
 void kd_entry_set_dense_strides(kd_weight_entry *e)
 {
     int64_t step = 1;
@@ -358,16 +374,30 @@ static size_t reach_of(const kd_weight_entry *e)
     return (size_t)last + 1;
 }
 
+/* n dense elements; bytes that no element may be loaded from directly go through a staging buffer. */
+static void convert_dense(const read_job *job, size_t first, const uint8_t *src, size_t n)
+{
+    _Alignas(64) uint8_t staging[GATHER_ELEMENTS * 8];
+    size_t size = kd_dtype_size(job->e->dtype);
+    if ((uintptr_t)src % size == 0) {
+        convert(job, first, src, n);
+        return;
+    }
+    for (size_t at = 0, piece; at < n; at += piece) {
+        piece = n - at < GATHER_ELEMENTS ? n - at : GATHER_ELEMENTS;
+        memcpy(staging, src + at * size, piece * size);
+        convert(job, first + at, staging, piece);
+    }
+}
+
 static kd_status read_storage(void *arg, const uint8_t *bytes, size_t bytes_size, kd_err *err)
 {
     (void)bytes_size; /* the reader of the container has checked that the view lies inside */
     (void)err;
     const read_job *job = arg;
     const kd_weight_entry *e = job->e;
-    size_t size = kd_dtype_size(e->dtype);
-    const uint8_t *start = bytes + (size_t)e->offset * size;
-    if (is_dense(e) && (uintptr_t)start % size == 0)
-        convert(job, 0, start, e->numel);
+    if (is_dense(e))
+        convert_dense(job, 0, bytes + (size_t)e->offset * kd_dtype_size(e->dtype), e->numel);
     else
         gather(job, bytes);
     return KD_OK;
@@ -376,18 +406,19 @@ static kd_status read_storage(void *arg, const uint8_t *bytes, size_t bytes_size
 /* What has been converted is given back at once: a file of many gigabytes must not become resident because its pages were read once. */
 static kd_status read_mapped(void *arg, kd_err *err)
 {
+    (void)err;
     const read_job *job = arg;
     const kd_weight_entry *e = job->e;
     const kd_map *map = &job->w->map;
     size_t size = kd_dtype_size(e->dtype), start = (size_t)e->storage + (size_t)e->offset * size;
-    if (!is_dense(e) || (uintptr_t)(map->data + start) % size != 0) {
-        KD_TRY(read_storage(arg, map->data + e->storage, map->size - (size_t)e->storage, err));
+    if (!is_dense(e)) {
+        gather(job, map->data + e->storage);
         kd_io_map_release(map, start, reach_of(e) * size);
         return KD_OK;
     }
     for (size_t first = 0, n; first < e->numel; first += n) {
         n = e->numel - first < PIECE_ELEMENTS ? e->numel - first : PIECE_ELEMENTS;
-        convert(job, first, map->data + start + first * size, n);
+        convert_dense(job, first, map->data + start + first * size, n);
         kd_io_map_release(map, start + first * size, n * size);
     }
     return KD_OK;

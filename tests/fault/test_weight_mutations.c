@@ -8,7 +8,8 @@
 
 enum { MUTATIONS = 4000, SECONDS = 200 };
 
-static wf_bytes seeds[40], tails[40]; /* the part that is damaged; what follows it undamaged (the data behind a header) */
+enum { MAX_SEEDS = 60 };
+static wf_bytes seeds[MAX_SEEDS], tails[MAX_SEEDS]; /* the part that is damaged; what follows it undamaged (the data behind a header) */
 static int seed_count, current;
 static wf_bytes mutant, wrapped;
 static wf_zip zip;
@@ -92,7 +93,7 @@ static void damage(wf_bytes *b, uint64_t *state)
 static int has_ending(const char *name, const char *ending)
 {
     size_t n = strlen(name), k = strlen(ending);
-    return n > k && strcmp(name + n - k, ending) == 0;
+    return name[0] != '.' && n > k && strcmp(name + n - k, ending) == 0;
 }
 
 static int by_name(const struct dirent **a, const struct dirent **b) { return strcmp((*a)->d_name, (*b)->d_name); }
@@ -104,7 +105,7 @@ static void load_folder(const char *folder, const char *ending)
     int n = scandir(folder, &names, NULL, by_name); /* sorted: the same seed gives the same damage everywhere */
     assert_true(n >= 0);
     for (int i = 0; i < n; i++) {
-        if (has_ending(names[i]->d_name, ending) && seed_count < (int)(sizeof seeds / sizeof seeds[0])) {
+        if (has_ending(names[i]->d_name, ending) && seed_count < MAX_SEEDS) {
             snprintf(path, sizeof path, "%s/%s", folder, names[i]->d_name);
             wf_load(path, &seeds[seed_count++]);
         }
@@ -113,14 +114,16 @@ static void load_folder(const char *folder, const char *ending)
     free(names);
 }
 
-/* The pickle of a .pth, found by its zip directory entry: stored, so its bytes lie in the file. */
+/* The pickle of a zip .pth: the first entry, stored, so its bytes lie in the file. */
 static void keep_only_pickle(wf_bytes *b)
 {
-    const uint8_t *start = memmem(b->data, b->size, "\x80\x02", 2);
-    if (start == NULL)
-        start = memmem(b->data, b->size, "\x80\x04", 2);
-    const uint8_t *end = memmem(b->data, b->size, "PK\x07\x08", 4); /* the data descriptor that torch writes after each entry */
-    assert_true(start != NULL && end != NULL && start < end);
+    const uint8_t *start = NULL, *limit = b->data + b->size;
+    for (const uint8_t *p = memmem(b->data, b->size, "data.pkl", 8); p != NULL && p + 1 < limit && start == NULL; p++)
+        if (p[0] == 0x80 && p[1] >= 2 && p[1] <= 5)
+            start = p;
+    assert_non_null(start);
+    const uint8_t *end = memmem(start, (size_t)(limit - start), "PK\x07\x08", 4); /* the data descriptor that torch writes after each entry */
+    assert_non_null(end);
     size_t n = (size_t)(end - start);
     memmove(b->data, start, n);
     b->size = n;
@@ -129,7 +132,7 @@ static void keep_only_pickle(wf_bytes *b)
 /* -- tests ------------------------------------------------------------------------------------------------------------------- */
 
 /* wrap: turns the damaged part into a whole file again (lengths and checksums right), so that damage reaches the inner reader. */
-static void run(const char *kind, uint64_t salt, void (*wrap)(void))
+static void run_with(const char *kind, uint64_t salt, void (*wrap)(void), int (*exercise)(const uint8_t *, size_t))
 {
     uint64_t count = setting("KD_MUTATIONS", MUTATIONS), seed = setting("KD_SEED", 1), accepted = 0;
     assert_true(seed_count > 2);
@@ -142,13 +145,15 @@ static void run(const char *kind, uint64_t salt, void (*wrap)(void))
         wf_add(&mutant, from->data, from->size);
         damage(&mutant, &state);
         wrap();
-        accepted += (uint64_t)exercise_weights(wrapped.data, wrapped.size);
+        accepted += (uint64_t)exercise(wrapped.data, wrapped.size);
     }
     alarm(0);
     print_message("%s: %llu mutations of %d files, seed %llu: %llu accepted, the others refused\n", kind, (unsigned long long)count, seed_count,
                   (unsigned long long)seed, (unsigned long long)accepted);
     assert_true(accepted < count); /* otherwise nothing was damaged */
 }
+
+static void run(const char *kind, uint64_t salt, void (*wrap)(void)) { run_with(kind, salt, wrap, exercise_weights); }
 
 static void wrap_as_it_is(void)
 {
@@ -212,25 +217,47 @@ static void damaged_pth_files(void **state)
     run(".pth files", 3, wrap_as_it_is);
 }
 
+static void damaged_legacy_files(void **state)
+{
+    (void)state;
+    seed_count = 0;
+    load_folder("tests/golden/weights", ".pth");
+    int kept = 0;
+    for (int i = 0; i < seed_count; i++)
+        if (memcmp(seeds[i].data, "PK", 2) != 0)
+            seeds[kept++] = seeds[i];
+    seed_count = kept;
+    run("legacy .pth files", 5, wrap_as_it_is);
+}
+
+static void damaged_indexes(void **state)
+{
+    (void)state;
+    seed_count = 0;
+    load_folder("tests/fuzz/corpus/index", "");
+    run_with("indexes of shards", 6, wrap_as_it_is, exercise_index);
+}
+
 static void damaged_pickles(void **state)
 {
     (void)state;
     seed_count = 0;
     load_folder("tests/golden/weights", ".pth");
+    load_folder("tests/golden/weights", ".ckpt");
     for (int i = 0; i < seed_count; i++)
         if (memcmp(seeds[i].data, "PK", 2) == 0)
             keep_only_pickle(&seeds[i]);
     run("pickles", 4, wrap_pickle);
 }
 
-/* Inputs that libFuzzer found worth keeping (tests/fuzz/README.md), as files and as pickles. */
+/* Inputs that libFuzzer found worth keeping (tests/fuzz/README.md), as files, as indexes and as pickles. */
 static void fuzz_corpora(void **state)
 {
     (void)state;
-    static const char *const folders[] = {"tests/fuzz/corpus/safetensors", "tests/fuzz/corpus/pth"};
+    static const char *const folders[] = {"tests/fuzz/corpus/safetensors", "tests/fuzz/corpus/pth", "tests/fuzz/corpus/legacy", "tests/fuzz/corpus/index"};
     int replayed = 0;
     alarm(SECONDS);
-    for (int f = 0; f < 2; f++) {
+    for (int f = 0; f < 4; f++) {
         struct dirent **names;
         char path[600];
         int n = scandir(folders[f], &names, NULL, by_name);
@@ -239,7 +266,8 @@ static void fuzz_corpora(void **state)
             snprintf(path, sizeof path, "%s/%s", folders[f], names[i]->d_name);
             if (names[i]->d_name[0] != '.') {
                 wf_load(path, &mutant);
-                exercise_weights(mutant.data, mutant.size);
+                exercise_index(mutant.data, mutant.size); /* any other file as well */
+                exercise_legacy(mutant.data, mutant.size);
                 wrap_pickle();
                 exercise_weights(wrapped.data, wrapped.size);
                 replayed++;
@@ -259,6 +287,8 @@ int main(void)
         cmocka_unit_test(damaged_safetensors_files),
         cmocka_unit_test(damaged_safetensors_headers),
         cmocka_unit_test(damaged_pth_files),
+        cmocka_unit_test(damaged_legacy_files),
+        cmocka_unit_test(damaged_indexes),
         cmocka_unit_test(damaged_pickles),
         cmocka_unit_test(fuzz_corpora),
     };

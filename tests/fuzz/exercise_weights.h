@@ -4,6 +4,7 @@
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -46,6 +47,13 @@ static inline void exercise_tensors(kd_weights *w)
     exercise_status(kd_vit_detect(w, NULL, &spec, &err), &err);
 }
 
+static inline int exercise_file(const void *bytes, size_t size)
+{
+    int fd = memfd_create("weights", MFD_CLOEXEC);
+    exercise_require(fd >= 0 && write(fd, bytes, size) == (ssize_t)size, "a file in memory can be made");
+    return fd;
+}
+
 /* Returns 1 when the bytes were accepted as a weight file. */
 static inline int exercise_weights(const uint8_t *bytes, size_t size)
 {
@@ -53,8 +61,7 @@ static inline int exercise_weights(const uint8_t *bytes, size_t size)
     kd_err err = {0};
     kd_weights *w = NULL;
     size_t live = kd_mem_live_bytes();
-    int fd = memfd_create("weights", MFD_CLOEXEC);
-    exercise_require(fd >= 0 && write(fd, bytes, size) == (ssize_t)size, "a file in memory can be made");
+    int fd = exercise_file(bytes, size);
     snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     kd_status status = kd_weights_open(&w, path, &err);
     exercise_status(status, &err);
@@ -64,6 +71,53 @@ static inline int exercise_weights(const uint8_t *bytes, size_t size)
     close(fd);
     exercise_require(kd_mem_live_bytes() == live, "nothing leaks");
     return status == KD_OK;
+}
+
+/* One .safetensors with n one-byte tensors of these names, as the file descriptor `as`. */
+static inline void exercise_make_shard(int as, const char *const *names, int n)
+{
+    char text[512] = {0};
+    size_t at = 8;
+    for (int i = 0; i < n; i++)
+        at += (size_t)snprintf(text + at, sizeof text - at, "%s\"%s\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[%d,%d]}", i == 0 ? "{" : ",",
+                               names[i], i, i + 1);
+    text[at++] = '}';
+    text[0] = (char)((at - 8) & 0xff);
+    text[1] = (char)((at - 8) >> 8);
+    int fd = exercise_file(text, at + (size_t)n);
+    exercise_require(dup2(fd, as) == as, "a file descriptor can be placed");
+    close(fd);
+}
+
+/* The bytes as an index of shards: it lies in /proc/self/fd, and so do the two shards, 500 with tensors a and b.c, 501 with d. */
+static inline int exercise_index(const uint8_t *bytes, size_t size)
+{
+    static const char *const first[] = {"a", "b.c"}, *const second[] = {"d"};
+    static int made;
+    if (!made) {
+        exercise_make_shard(500, first, 2);
+        exercise_make_shard(501, second, 1);
+        made = 1;
+    }
+    return exercise_weights(bytes, size);
+}
+
+/* The bytes as a legacy .pth: whole when they begin like a pickle, else what follows its fixed beginning. */
+static inline int exercise_legacy(const uint8_t *bytes, size_t size)
+{
+    static const char start[] = "\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19." /* the magic number */
+                                "\x80\x02M\xe9\x03."                                          /* 1001 */
+                                "\x80\x02}X\x0d\0\0\0little_endian\x88s.";
+    if (size > 0 && bytes[0] == 0x80)
+        return exercise_weights(bytes, size);
+    uint8_t *whole = malloc(sizeof start - 1 + size);
+    exercise_require(whole != NULL, "memory for a file");
+    memcpy(whole, start, sizeof start - 1);
+    if (size > 0)
+        memcpy(whole + sizeof start - 1, bytes, size);
+    int accepted = exercise_weights(whole, sizeof start - 1 + size);
+    free(whole);
+    return accepted;
 }
 
 #endif
