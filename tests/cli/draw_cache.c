@@ -1,6 +1,7 @@
-/* draw_cache DIR [wrong]: draws JPEG files under DIR/images and a sealed cache DIR/photos.kdc of two real views of each, with made-up features; for tests of kd-cache, which needs no teacher.
+/* draw_cache DIR [wrong|joined]: draws JPEG files under DIR/images and a sealed cache DIR/photos.kdc of two real views of each, with made-up features (all four, of layers 1 and 4); for tests
+ * of kd-cache, which needs no teacher.
  * One image's path has a space, one a newline, one a byte that is not UTF-8. Prints "ID PATH" lines.
- * wrong: view 0 of the first image carries the hash of other pixels, as if another decoder had made it. */
+ * wrong: view 0 of the first image carries the hash of other pixels, as if another decoder had made it. joined: both layers are one of twice the width. */
 #include "tests/cache_fixture.h"
 
 enum { PICTURES = 5 };
@@ -37,13 +38,21 @@ static void add_view(kd_writer *w, const kd_recipe *r, const kd_image_entry *e, 
 int main(int argc, char **argv)
 {
     static const char *const rel[PICTURES] = {"a/plain.jpg", "a/with space.jpg", "b/new\nline.jpg", "b/latin\xe9.jpg", "c.jpg"};
-    kd_recipe r = fx_recipe();
+    kd_recipe r = fx_recipe_full();
     kd_writer *w;
     kd_image img = {0};
     char path[1000], id[33];
     json_t *provenance = json_pack("{s:s}", "note", "drawn");
+    int wrong = argc == 3 && strcmp(argv[2], "wrong") == 0;
     if (argc < 2)
         return 2;
+    if (argc == 3 && strcmp(argv[2], "joined") == 0) {
+        json_t *j = json_deep_copy(r.json);
+        kd_recipe_free(&r);
+        json_object_set_new(j, "layer_concat", json_true());
+        json_object_set_new(j, "width", json_integer(2 * FX_WIDTH));
+        must(kd_recipe_from_json(&r, j, "the joined recipe", &fx_err));
+    }
     snprintf(path, sizeof path, "%s/images/a", argv[1]);
     must(kd_io_mkdirs(path, &fx_err));
     snprintf(path, sizeof path, "%s/images/b", argv[1]);
@@ -63,7 +72,7 @@ int main(int argc, char **argv)
         e.width = img.width;
         e.height = img.height;
         for (uint32_t v = 0; v < FX_VIEWS; v++)
-            add_view(w, &r, &e, &img, i, v, argc == 3 && i == 0 && v == 0);
+            add_view(w, &r, &e, &img, i, v, wrong && i == 0 && v == 0);
         kd_hex(id, e.image.b, 16);
         kd_text_escape(path, sizeof path, rel[i]);
         printf("%s %s\n", id, path);

@@ -15,6 +15,8 @@ says() {
     [ $got = "$code" ] || { echo "exit $got instead of $code" >>"$work/err"; return 1; }
     [ -z "$text" ] || grep -qF -- "$text" "$work/out" "$work/err" || { echo "nothing says: $text" >>"$work/err"; return 1; }
 }
+# holds NAME TYPE SHAPE: a tensor of x.safetensors
+holds() { grep -aqF "\"$1\":{\"dtype\":\"$2\",\"shape\":[$3]" "$work/x.safetensors" || { echo "no $1 $2 [$3]" >>"$work/err"; return 1; }; }
 count() { [ "$(grep -cF -- "$2" "$work/out")" = "$1" ] || { echo "not $1 times in the output: $2" >>"$work/err"; return 1; }; }
 
 check "help goes to stdout with status 0" says 0 "usage: kd-cache COMMAND" "$kd" --help
@@ -26,20 +28,23 @@ check "an unknown option suggests the nearest" says 2 "--threads" "$kd" check "$
 check "the page and the completion are printed" eval 'says 0 ".SH NAME" "$kd" --man && says 0 "complete -o filenames" "$kd" --completion && bash -n "$work/out"'
 
 check "info names the recipe and the counts" eval 'says 0 "5 images, 10 views" "$kd" info "$c" && count 1 "lightly" && count 1 "note"'
+check "info tells the teacher" eval 'says 0 "teacher  dinov2: width 48, depth 6, heads 3, patch 14, registers 4" "$kd" info "$c" && count 1 "positions      official" && count 1 "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" && count 1 "layer norm eps 1e-06" && count 1 "weights sha256 0011223344"'
+check "info lists features and layers" eval 'says 0 "stored   cls [1 x 48] patch [25 x 48] registers [4 x 48] mean [1 x 48]" "$kd" info "$c" && count 1 "layers         1, 4 (1 = last), each through the final norm"'
+check "info has statistics of each feature and layer" eval 'says 0 "statistics, by layer" "$kd" info "$c" && [ "$(grep -c "\"1\":{\"mean_square_norm\":.*\"4\":{" "$work/out")" = 4 ]'
 check "info --json is one line of JSON" eval 'says 0 "\"images\":5" "$kd" info "$c" --json && [ "$(wc -l <"$work/out")" = 1 ] && count 1 "\"type\":\"result\""'
 check "list has a line for each view" eval 'says 0 "$id    0 " "$kd" list "$c" && [ "$(wc -l <"$work/out")" = 10 ]'
 check "list --json has id, path, view, hash and plan" eval 'says 0 "\"path\":\"a/with space.jpg\"" "$kd" list "$c" --json && [ "$(wc -l <"$work/out")" = 10 ] && count 10 "\"plan\":{" && count 10 "\"hash\":\"" && count 2 "\"id\":\"$id\""'
 check "names that are not UTF-8 are escaped" eval 'says 0 "latin\\xe9.jpg" "$kd" list "$c" && says 0 "new\\nline.jpg" "$kd" list "$c"'
 
-check "check finds nothing in a sound cache" says 0 "20 records" "$kd" check "$c"
+check "check finds nothing in a sound cache" says 0 "80 records" "$kd" check "$c"
 check "check --images replays every view" says 0 "10 views replayed: 0 differ, 0 more lack" "$kd" check "$c" --images "$work/images" --threads 2
-check "check --json ends with a summary" says 0 '{"type":"summary","images":5,"views":10,"records":20' "$kd" check "$c" --json
+check "check --json ends with a summary" says 0 '{"type":"summary","images":5,"views":10,"records":80' "$kd" check "$c" --json
 mkdir "$work/moved" && cp -r "$work/images/a" "$work/images/b" "$work/moved/" && mv "$work/moved/a/plain.jpg" "$work/moved/elsewhere.jpg"
 check "images are found under other names; missing ones are exit 3" says 3 "8 views replayed: 0 differ, 2 more lack" "$kd" check "$c" --images "$work/moved"
 cp -r "$work/images" "$work/swapped" && cp "$work/images/c.jpg" "$work/swapped/a/plain.jpg"
 check "another file under a recorded path is not taken for it" says 3 "8 views replayed" "$kd" check "$c" --images "$work/swapped"
 
-check "dump writes a safetensors file" eval 'says 0 "" "$kd" dump "$c" --id $id --view 1 --out "$work/x.safetensors" && grep -q "\"cls\":{\"dtype\":\"F32\",\"shape\":\[1,48\]" "$work/x.safetensors" && grep -q "\"shape\":\[1,25,48\]" "$work/x.safetensors"'
+check "dump writes a safetensors file" eval 'says 0 "" "$kd" dump "$c" --id $id --view 1 --out "$work/x.safetensors" && holds cls F32 "2,48" && holds patch F32 "2,25,48" && holds registers F32 "2,4,48" && holds mean F32 "2,48" && holds layers I32 2'
 check "dump of an unknown image is exit 10" says 10 "has no image" "$kd" dump "$c" --id 00000000000000000000000000000000 --view 0 --out "$work/y"
 check "dump of an unknown view is exit 10" says 10 "views 0 to 1, not 2" "$kd" dump "$c" --id $id --view 2 --out "$work/y"
 check "dump of a bad id is exit 2" says 2 "32 hexadecimal digits" "$kd" dump "$c" --id xyz --view 0 --out "$work/y"
@@ -60,6 +65,12 @@ truncate -s -4096 "$work/bad.kdc"
 check "a cut cache is exit 12" says 12 "the file ends here" "$kd" info "$work/bad.kdc"
 rm "$work/bad.kdc.json"
 check "a missing manifest is exit 12 and says what to do" says 12 "run the same kd-precompute command again" "$kd" list "$work/bad.kdc"
+
+"$KD_TEST_DIR/cli/draw_cache" "$work/joined" joined >/dev/null 2>&1
+j=$work/joined/photos.kdc
+check "joined layers are one of twice the width" eval 'says 0 "stored   cls [1 x 96] patch [25 x 96]" "$kd" info "$j" && count 1 "layers         1, 4 (1 = last), each through the final norm, joined as layer 1, earlier block first"'
+check "and dumped as one" eval 'says 0 "" "$kd" dump "$j" --id $id --out "$work/x.safetensors" && holds cls F32 "1,96" && holds registers F32 "1,4,96" && holds layers I32 1'
+check "and checked as one" says 0 "40 records" "$kd" check "$j"
 
 "$KD_TEST_DIR/cli/draw_cache" "$work/differs" wrong >/dev/null 2>&1
 check "pixels that the teacher didn't see are exit 13" says 13 "10 views replayed: 1 differ" "$kd" check "$work/differs/photos.kdc" --images "$work/images"
@@ -92,10 +103,14 @@ with kdcache.Cache(cache) as c:
         v = c.view(image, x["view"])
         assert v.hash.hex() == x["hash"] and v.plan == x["plan"], x
         d = dumped(kd, cache, x["id"], x["view"], out)
-        assert (d["cls"][0] == c.feature("cls", image, x["view"])).all() and (d["patch"][0] == c.feature("patch", image, x["view"])).all()
+        assert d["layers"].view("<i4").tolist() == c.layers
+        for name in c.recipe["features"]:
+            for i, layer in enumerate(c.layers):
+                assert (d[name][i] == c.feature(name, image, x["view"], layer)).all(), (name, layer)
+                assert len(c.statistics(name, layer)[0]) == c.recipe["width"]
 assert len(lines) == 10
 PY
-    check "the Python reader gives the same values, plans and hashes" eval 'python3 "$work/read.py" "$top/cache/python" "$kd" "$c" "$work/d.safetensors" 2>"$work/err"'
+    check "the Python reader gives the same values, plans and hashes" eval 'python3 "$work/read.py" "$top/cache/python" "$kd" "$c" "$work/d.safetensors" 2>"$work/err" && python3 "$work/read.py" "$top/cache/python" "$kd" "$j" "$work/d.safetensors" 2>"$work/err"'
 else
     skip "the Python reader gives the same values, plans and hashes" "python3 with lmdb, zstandard and numpy"
 fi

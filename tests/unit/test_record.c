@@ -1,6 +1,7 @@
 #include "tests/cache_fixture.h"
 
 #include "cache/entry.h"
+#include "cache/stats.h"
 
 static const uint8_t identity[8] = {1, 2, 3, 4, 5, 6, 7, 8};
 
@@ -139,6 +140,7 @@ static void a_record_is_bound_to_its_place(void **state)
     refused(got.key.image.b[15] ^= 1, "belongs to key");
     refused(got.identity[0] ^= 1, "recipe");
     refused(got.feature = KD_FEATURE_PATCH, "feature 0 where patch");
+    refused(got.feature = KD_FEATURE_MEAN, "feature 0 where mean");
     refused(got.rows = 2, "1 x 48 values where 2 x 48");
     refused(got.width = 47, "1 x 48 values where 1 x 47");
     got = h;
@@ -204,6 +206,10 @@ static void the_examples_of_the_specification_hold(void **state)
     static const char record[] = "4b444652000000010100000102030405" "060708090a0b0c0d0e0f000000010001" "01000000040000000800000000000000" "1500000000000000a0a1a2a3a4a5a6a7"
                                  "101112131415161718191a1b1c1d1e1f" "00000000000000000000000000000000" "00000000000000000000000000000000" "8b6d5c96bc4c9c8ada0c67412b29b1d9"
                                  "28b52ffd24084100003cc0387b000000" "ffca7b969a";
+    static const char registers[] = "4b444652000002010100000102030405" "060708090a0b0c0d0e0f000000010004" "02000000020000000800000000000000" "1500000000000000a0a1a2a3a4a5a6a7"
+                                    "101112131415161718191a1b1c1d1e1f" "00000000000000000000000000000000" "00000000000000000000000000000000" "8f5b5615ef88af47475587dd9c5f28c2"
+                                    "28b52ffd24084100003cc0387b000000" "ffca7b969a";
+    static const char stats[] = "34a41a30316d1e33785d3612009ffa9d" "0020000000000000020000000000003f" "0000803f000000c0";
     static const char view[] = "7971100d10c746fd39bdff0040cdf53b" "a0a1a2a3a4a5a6a70000000000000000" "101112131415161718191a1b1c1d1e1f" "010000000a000000140000002c010000"
                                "c8000000e0000000e000000000000000" "00000000e0000000e000000002010000" "010002030000a03f0000403f0000803f" "000080bd000100000000000000000000"
                                "00000000000000000000000000000000" "00000000000000000000000000000000" "0000000000000000000000000000803f";
@@ -213,6 +219,7 @@ static void the_examples_of_the_specification_hold(void **state)
     kd_record_scratch s = {0};
     kd_view_entry v;
     kd_image_entry e;
+    kd_bytes payload;
     uint8_t bytes[256] = {0}, key[KD_VIEW_KEY_BYTES];
     size_t n, rel;
     float x[4];
@@ -226,6 +233,16 @@ static void the_examples_of_the_specification_hold(void **state)
     must(kd_record_decode(x, bytes, n, &h, &s, &fx_err));
     assert_memory_equal(x, want, sizeof want);
     assert_int_equal(h.view_hash.b[15], 0x1f);
+    h.feature = KD_FEATURE_REGISTERS;
+    h.rows = h.width = 2;
+    h.key.layer = 4;
+    n = unhex(bytes, registers);
+    must(kd_record_decode(x, bytes, n, &h, &s, &fx_err));
+    assert_memory_equal(x, want, sizeof want);
+    n = unhex(bytes, stats);
+    must(kd_meta_decode(&payload, "stats/registers/4", (kd_bytes){bytes, n}, "example", &fx_err));
+    assert_int_equal(payload.size, 24);
+    assert_int_equal(kd_get_le(payload.data, 8), KD_STATS_VIEWS);
     kd_view_key(key, &h.key.image, 1);
     memset(bytes, 0, sizeof bytes);
     unhex(bytes, view);
