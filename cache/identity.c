@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/mem.h"
+#include "common/image/augment.h"
 
 static kd_status get_ranged(const json_t *v, const char *key, const char *what, long long lo, long long hi, int *out, kd_err *err)
 {
@@ -48,6 +49,18 @@ static void name_list(char *out, size_t cap, const char *const *names, size_t n)
     size_t used = 0;
     for (size_t i = 0; i < n && used < cap; i++)
         used += (size_t)snprintf(out + used, cap - used, "%s%s", i ? ", " : "", names[i]);
+}
+
+/* [rows, columns] of 1 to `most`. */
+static kd_status get_pair(const json_t *v, const char *key, const char *what, int most, int *rows, int *columns, kd_err *err)
+{
+    const json_t *pair = json_object_get(v, key);
+    json_int_t h = json_integer_value(json_array_get(pair, 0)), w = json_integer_value(json_array_get(pair, 1));
+    if (json_array_size(pair) != 2 || h < 1 || w < 1 || h > most || w > most)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"%s\" isn't [rows, columns] of 1 to %d", what, key, most);
+    *rows = (int)h;
+    *columns = (int)w;
+    return KD_OK;
 }
 
 /* Three numbers, one for each colour. */
@@ -141,13 +154,8 @@ static kd_status read_features(kd_recipe *r, const char *what, kd_err *err)
 /* Of the stored records, which must be what this teacher gives. */
 static kd_status read_shape(kd_recipe *r, const teacher_facts *facts, int chosen, const char *what, kd_err *err)
 {
-    const json_t *grid = json_object_get(r->json, "grid");
-    json_int_t h = json_integer_value(json_array_get(grid, 0)), w = json_integer_value(json_array_get(grid, 1));
     int joined = r->concat ? chosen : 1;
-    if (json_array_size(grid) != 2 || h < 1 || w < 1 || h > 1024 || w > 1024)
-        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"grid\" isn't [rows, columns] of 1 to 1024", what);
-    r->grid_h = (int)h;
-    r->grid_w = (int)w;
+    KD_TRY(get_pair(r->json, "grid", what, 1024, &r->grid_h, &r->grid_w, err));
     KD_TRY(get_ranged(r->json, "registers", what, 0, 1 << 10, &r->registers, err));
     if (r->registers != facts->registers || (kd_recipe_has(r, KD_FEATURE_REGISTERS) && r->registers == 0))
         return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"registers\" is %d, its teacher has %d%s", what, r->registers, facts->registers,
@@ -173,7 +181,7 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     KD_TRY(get_object(r->json, "augment", what, &augment, err));
     KD_TRY(kd_json_get_int(r->json, "seed", what, &seed, err));
     r->seed = (uint64_t)seed;
-    KD_TRY(get_ranged(r->json, "image_size", what, 1, 65500, &r->image_size, err));
+    KD_TRY(get_pair(r->json, "image_size", what, KD_VIEW_MAX_SIDE, &r->image_h, &r->image_w, err));
     KD_TRY(want_hex(r->json, "decoder", what, 32, err));
     KD_TRY(want_text(r->json, "exif", what, "ignore", err));
     KD_TRY(read_features(r, what, err));

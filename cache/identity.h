@@ -3,7 +3,7 @@
  * The recipe is canonical JSON of everything that is known before the first record and must be equal for shards to belong together:
  *   {"format_version":0, "teacher":{"sha256", "tensors":"<prefix of the teacher's tensors in its file>", "family", "width":384, "depth":12, "heads":6, "patch":14, "registers":4,
  *    "positions":"official|hf|timm|rope", "layer_norm_eps":1e-6, "mean":[3], "std":[3]}, "layers":[1,4], "layer_norm":true, "layer_concat":false,
- *    "augment":{...kd_policy_json}, "seed":0, "image_size":224, "decoder":"<kd_decoder_hash hex>", "exif":"ignore", "features":["cls","patch","registers","mean"],
+ *    "augment":{...kd_policy_json}, "seed":0, "image_size":[224,224], "decoder":"<kd_decoder_hash hex>", "exif":"ignore", "features":["cls","patch","registers","mean"],
  *    "grid":[16,16], "registers":4, "width":384, "patch_target":"full", "store":{"dtype":"f16","zstd_level":1}}
  * layers: as chosen, counted from the end. layer_norm: each went through the teacher's final norm. layer_concat: they were joined, earlier block first, and stored as one layer under the
  * smallest number. features: in this order. grid, registers, width: the shape of stored records; registers is the teacher's number, width the teacher's or, joined, a multiple.
@@ -20,7 +20,8 @@ typedef struct kd_recipe {
     json_t *json;      /* owned */
     kd_sha256 sha;     /* of its canonical text */
     uint64_t seed;
-    int image_size, width, grid_h, grid_w, registers;
+    int image_h, image_w; /* of the views */
+    int width, grid_h, grid_w, registers;
     int layers;        /* number of stored layers: as chosen, or 1 when they are joined */
     uint16_t layer[KD_MAX_LAYERS]; /* their numbers, ascending, counted from the end of the teacher: 1 = last */
     int concat;

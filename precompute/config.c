@@ -16,7 +16,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, views, "views", "N", "8", 1, 65536, "augmented views per image"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of the augmentation plans"),
     KD_OPTION_STRING(T, augment, "augment", "PRESET", "lightly", 0, "augmentation: lightly, crop-flip or eval"),
-    KD_OPTION_INT(T, image_size, "image-size", "N", "224", 14, 4096, "side of the square views, a multiple of the teacher's patch"),
+    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "224", 0, "size of the views: a side, or rows x columns; multiples of the teacher's patch"),
     KD_OPTION_CHOICE(T, features, "features", "cls,patch|cls|patch", "cls,patch", "what to store of the last layer, after the final norm"),
     KD_OPTION_CHOICE(T, patch_target, "patch-target", "full", "full", "patch features: the full grid"),
     KD_OPTION_CHOICE(T, store, "store", "f16", "f16", "storage type: f16 in byte planes, zstd with checksum"),

@@ -6,7 +6,8 @@
 
 typedef struct kd_precompute_config {
     const char *images, *weights, *cache, *teacher;
-    int64_t views, seed, image_size, zstd_level, batch_size, threads;
+    const char *image_size; /* "224" or "112x168" */
+    int64_t views, seed, zstd_level, batch_size, threads;
     const char *augment, *features, *patch_target, *store, *device, *precision;
     uint64_t budget;
     const char *max_skipped;

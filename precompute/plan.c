@@ -18,17 +18,17 @@ static uint64_t stored_bytes(uint64_t value) {
     return value < PAGE / 2 ? value + 64 : (value + 16 + PAGE - 1) / PAGE * PAGE;
 }
 
-uint64_t kd_plan_view_bytes(uint32_t grid, uint32_t width, int cls, int patch) {
+uint64_t kd_plan_view_bytes(uint32_t patches, uint32_t width, int cls, int patch) {
     uint64_t bytes = SMALL_VIEW_BYTES + IMAGE_BYTES;
     if (cls)
         bytes += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)width);
     if (patch)
-        bytes += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)width * grid * grid);
+        bytes += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)width * patches);
     return bytes;
 }
 
 static void size_plan(kd_run_plan *p) {
-    p->bytes_per_view = kd_plan_view_bytes(p->grid, p->width, p->cls, p->patch);
+    p->bytes_per_view = kd_plan_view_bytes(p->grid_h * p->grid_w, p->width, p->cls, p->patch);
     p->cache_bytes = p->bytes_per_view * p->views * p->images + 64 * PAGE;
     p->peak_bytes = 2 * p->cache_bytes;
 }
@@ -53,12 +53,13 @@ static kd_status fit_budget(kd_run_plan *p, uint64_t budget, kd_err *err) {
     return KD_OK;
 }
 
-kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_model_info *model, uint64_t images, kd_err *err) {
+kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err) {
     *plan = (kd_run_plan){.images = images,
                           .views = (uint32_t)config->views,
                           .cls = strstr(config->features, "cls") != NULL,
                           .patch = strstr(config->features, "patch") != NULL,
-                          .grid = (uint32_t)(config->image_size / model->multiple),
+                          .grid_h = (uint32_t)(policy->image_h / model->multiple),
+                          .grid_w = (uint32_t)(policy->image_w / model->multiple),
                           .width = (uint32_t)model->width};
     size_plan(plan);
     if (config->budget > 0)
@@ -112,11 +113,11 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
     char weights_hex[65], decoder_hex[33];
     kd_hex(weights_hex, weights->b, sizeof weights->b);
     kd_hex(decoder_hex, decoder.b, sizeof decoder.b);
-    json_t *json = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:I, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}",
+    json_t *json = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:I, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}",
                              "format_version", 0, "teacher", teacher_json(model, weights_hex), "layers", 1, "layer_norm", 1, "layer_concat", 0,
                              "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
-                             "image_size", (int)config->image_size, "decoder", decoder_hex, "exif", "ignore", "features", feature_list(plan),
-                             "grid", (int)plan->grid, (int)plan->grid, "registers", model->vit.registers, "width", (int)plan->width,
+                             "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", "ignore", "features", feature_list(plan),
+                             "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", model->vit.registers, "width", (int)plan->width,
                              "patch_target", config->patch_target, "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the recipe");

@@ -14,16 +14,16 @@ typedef struct kd_run_plan {
     uint64_t images; /* files in the data set, duplicates included */
     uint32_t views;  /* per image */
     int cls, patch;
-    uint32_t grid, width;
+    uint32_t grid_h, grid_w, width;
     uint64_t bytes_per_view, cache_bytes, peak_bytes; /* peak: partial + sealed copy */
     uint64_t free_bytes;
 } kd_run_plan;
 
 /* Bytes that one view takes in a cache of this shape. */
-uint64_t kd_plan_view_bytes(uint32_t grid, uint32_t width, int cls, int patch);
+uint64_t kd_plan_view_bytes(uint32_t patches, uint32_t width, int cls, int patch);
 
 /* Fills the plan; with --budget the views, then the features are reduced until the sealed cache fits (KD_ENOSPACE when even CLS of one view doesn't). */
-kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_model_info *model, uint64_t images, kd_err *err);
+kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err);
 
 /* KD_ENOSPACE when what is still to be written (peak minus `already` bytes of a partial file) is above 80% of the free space; the sentence gives commands that would fit. */
 kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config *config, uint64_t already, kd_err *err);

@@ -64,7 +64,7 @@ static size_t record_values(const run *r, kd_feature f) {
 }
 
 static size_t view_bytes(const run *r) {
-    return (size_t)r->policy.image_size * (size_t)r->policy.image_size * 3;
+    return (size_t)r->policy.image_h * (size_t)r->policy.image_w * 3;
 }
 
 /* ---- set-up ---- */
@@ -74,21 +74,23 @@ static kd_status open_inputs(run *r, kd_err *err) {
     size_t n = strlen(c->cache);
     if (n < 5 || strcmp(c->cache + n - 4, ".kdc") != 0)
         return kd_fail(err, KD_EUSAGE, "--cache %s: the name must end in .kdc", c->cache);
-    KD_TRY(kd_policy_load(&r->policy, c->augment, (int)c->image_size, err));
+    int height, width;
+    KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
+    KD_TRY(kd_policy_load(&r->policy, c->augment, height, width, err));
     KD_TRY(kd_weights_open(&r->weights, c->weights, err));
     KD_TRY(kd_model_find(&r->model, c->teacher, r->weights, err));
-    KD_TRY(kd_model_check_size(&r->model, (int)c->image_size, (int)c->image_size, err));
+    KD_TRY(kd_model_check_size(&r->model, height, width, err));
     KD_TRY(kd_weights_sha256(r->weights, &r->weights_sha, err));
     KD_TRY(kd_dataset_open(&r->data, c->images, err));
     KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data.count, &r->max_skipped, err));
-    KD_TRY(kd_run_plan_make(&r->plan, c, &r->model, r->data.count, err));
+    KD_TRY(kd_run_plan_make(&r->plan, c, &r->policy, &r->model, r->data.count, err));
     return kd_run_recipe(&r->recipe, c, &r->plan, &r->policy, &r->model, &r->weights_sha, err);
 }
 
 static kd_status open_teacher(run *r, kd_err *err) {
     const kd_precompute_config *c = r->config;
     KD_TRY(kd_backend_open(&r->backend, c->device, r->threads, err));
-    return kd_teacher_open(&r->teacher, r->backend, r->weights, c->teacher, (int)c->image_size, (int)c->batch_size,
+    return kd_teacher_open(&r->teacher, r->backend, r->weights, c->teacher, r->policy.image_h, r->policy.image_w, (int)c->batch_size,
                            strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, r->plan.cls, r->plan.patch, err);
 }
 
@@ -123,11 +125,11 @@ static json_t *provenance(const run *r) {
 /* ---- the plan, for people ---- */
 
 static void print_plan(const run *r) {
-    char view[32], cache[32], peak[32], space[32];
+    char view[32], cache[32], peak[32], space[32], size[KD_SIZE_TEXT];
     kd_log(KD_LOG_INFO, "teacher   %s: width %d, depth %d, patch %d, %s, sha256 %.8s", r->model.name, r->model.vit.width, r->model.vit.depth, r->model.vit.patch,
            r->config->precision, json_string_value(json_object_get(json_object_get(r->recipe.json, "teacher"), "sha256")));
-    kd_log(KD_LOG_INFO, "images    %zu files (%zu others ignored) x %" PRIu32 " views, augmentation %s, %d px", r->data.count, r->data.ignored, r->plan.views,
-           r->policy.name, r->policy.image_size);
+    kd_log(KD_LOG_INFO, "images    %zu files (%zu others ignored) x %" PRIu32 " views, augmentation %s, %s px", r->data.count, r->data.ignored, r->plan.views,
+           r->policy.name, kd_image_size_text(r->policy.image_h, r->policy.image_w, size));
     kd_log(KD_LOG_INFO, "storage   %s%s%s, %s a view, about %s sealed, %s while sealing; %s free", r->plan.cls ? "cls" : "", r->plan.cls && r->plan.patch ? "+" : "",
            r->plan.patch ? "patch" : "", kd_io_size_text(r->plan.bytes_per_view, view, sizeof view), kd_io_size_text(r->plan.cache_bytes, cache, sizeof cache),
            kd_io_size_text(r->plan.peak_bytes, peak, sizeof peak), kd_io_size_text(r->plan.free_bytes, space, sizeof space));

@@ -11,7 +11,7 @@ struct kd_teacher {
     kd_graph *graph;
     kd_params *params;
     kd_exec *exec;
-    int batch, image_size;
+    int batch, image_h, image_w;
     int want[KD_FEATURES];
     uint8_t *planes;        /* device: encoded records of the larger feature */
     kd_encode_stats *stats; /* device: one per row of the batch */
@@ -36,22 +36,22 @@ static kd_status build(kd_teacher *t, const kd_weights *weights, kd_dtype precis
     t->graph = kd_graph_create();
     if (t->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the teacher's graph");
-    t->taps = kd_model_build(t->graph, &t->model, t->image_size, t->image_size);
+    t->taps = kd_model_build(t->graph, &t->model, t->image_h, t->image_w);
     KD_TRY(kd_params_create(&t->params, t->graph, t->backend, err));
-    KD_TRY(kd_model_load(t->params, &t->model, weights, t->image_size, t->image_size, err));
+    KD_TRY(kd_model_load(t->params, &t->model, weights, t->image_h, t->image_w, err));
     KD_TRY(kd_exec_create(&t->exec, t->graph, t->params, &(kd_exec_config){.batch = t->batch, .precision = precision}, err));
     size_t largest = record_values(t, t->want[KD_FEATURE_PATCH] ? KD_FEATURE_PATCH : KD_FEATURE_CLS);
     KD_TRY(t->backend->v->alloc(t->backend, (void **)&t->planes, 2 * largest * (size_t)t->batch, err));
     KD_TRY(t->backend->v->alloc(t->backend, (void **)&t->stats, sizeof(kd_encode_stats) * (size_t)t->batch, err));
-    return kd_alloc_array(&t->padding, (size_t)t->image_size * (size_t)t->image_size, 3, err);
+    return kd_alloc_array(&t->padding, (size_t)t->image_h * (size_t)t->image_w, 3, err);
 }
 
-kd_status kd_teacher_open(kd_teacher **out, kd_backend *backend, const kd_weights *weights, const char *name, int image_size, int batch,
+kd_status kd_teacher_open(kd_teacher **out, kd_backend *backend, const kd_weights *weights, const char *name, int image_h, int image_w, int batch,
                           kd_dtype precision, int want_cls, int want_patch, kd_err *err) {
     *out = NULL;
     kd_model_info model;
     KD_TRY(kd_model_find(&model, name, weights, err));
-    KD_TRY(kd_model_check_size(&model, image_size, image_size, err));
+    KD_TRY(kd_model_check_size(&model, image_h, image_w, err));
     if (precision == KD_BF16)
         KD_TRY(backend->v->check_bf16(backend, err));
     kd_teacher *t = kd_calloc(1, sizeof *t);
@@ -60,7 +60,8 @@ kd_status kd_teacher_open(kd_teacher **out, kd_backend *backend, const kd_weight
     t->backend = backend;
     t->model = model;
     t->batch = batch;
-    t->image_size = image_size;
+    t->image_h = image_h;
+    t->image_w = image_w;
     t->want[KD_FEATURE_CLS] = want_cls;
     t->want[KD_FEATURE_PATCH] = want_patch;
     kd_status status = build(t, weights, precision, err);

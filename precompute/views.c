@@ -14,8 +14,7 @@ struct kd_view_worker {
 };
 
 static size_t view_bytes(const kd_view_stage *s) {
-    size_t side = (size_t)s->policy->image_size;
-    return side * side * 3;
+    return (size_t)s->policy->image_h * (size_t)s->policy->image_w * 3;
 }
 
 /* Buffers of an item are made once per slot and re-used. */

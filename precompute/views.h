@@ -19,7 +19,7 @@ typedef struct kd_view_item {
     uint32_t *view;           /* [count] view numbers */
     kd_plan *plan;            /* [count] */
     kd_hash128 *hash;         /* [count] */
-    uint8_t *pixels;          /* [count][size][size][3] */
+    uint8_t *pixels;          /* [count][image_h][image_w][3] */
 } kd_view_item;
 
 typedef struct kd_view_stage {

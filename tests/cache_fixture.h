@@ -93,7 +93,7 @@ static inline json_t *fx_recipe_json(void)
     json_t *j = json_loads("{\"format_version\":0,\"teacher\":{\"sha256\":\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"tensors\":\"\",\"family\":\"dinov2\","
                            "\"width\":48,\"depth\":6,\"heads\":3,\"patch\":14,\"registers\":4,\"positions\":\"official\",\"layer_norm_eps\":1e-6,\"mean\":[0.485,0.456,0.406],"
                            "\"std\":[0.229,0.224,0.225]},\"layers\":[1],\"layer_norm\":true,\"layer_concat\":false,\"augment\":{\"name\":\"lightly\"},"
-                           "\"seed\":7,\"image_size\":70,\"decoder\":\"0123456789abcdef0123456789abcdef\",\"exif\":\"ignore\",\"features\":[\"cls\",\"patch\"],\"grid\":[5,5],"
+                           "\"seed\":7,\"image_size\":[70,70],\"decoder\":\"0123456789abcdef0123456789abcdef\",\"exif\":\"ignore\",\"features\":[\"cls\",\"patch\"],\"grid\":[5,5],"
                            "\"registers\":4,\"width\":48,\"patch_target\":\"full\",\"store\":{\"dtype\":\"f16\",\"zstd_level\":1}}", 0, &e);
     assert_non_null(j);
     return j;
@@ -143,7 +143,7 @@ static inline kd_view_entry fx_view(unsigned image, unsigned view)
     v.view = view;
     snprintf(text, sizeof text, "view %u of %u", view, image);
     v.view_hash = kd_xxh128(text, strlen(text));
-    must(kd_policy_load(&policy, "lightly", 70, &fx_err));
+    must(kd_policy_load(&policy, "lightly", 70, 70, &fx_err));
     v.plan = kd_plan_draw(&policy, 7, &v.image, view, 100, 80);
     return v;
 }

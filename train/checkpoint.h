@@ -5,7 +5,7 @@
  *     KD_TRY(kd_checkpoint_open(&c, "checkpoints/latest.kdt", err));
  *     run = kd_checkpoint_run(c);  KD_TRY(kd_checkpoint_restore(c, students[i], err));
  *
- * JSON: {"run": the caller's object, "students": [{"name","model","image_size","counter","steps","best_loss","best_epoch","sum","summed","tensors","moments"}]}; "tensors" and
+ * JSON: {"run": the caller's object, "students": [{"name","model","image_size":[h,w],"counter","steps","best_loss","best_epoch","sum","summed","tensors","moments"}]}; "tensors" and
  * "moments" are the XOR of XXH3-128(name, bytes) over the student's parameters and over its moments, checked when they are read. */
 #ifndef KD_TRAIN_CHECKPOINT_H
 #define KD_TRAIN_CHECKPOINT_H

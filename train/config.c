@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/base/io.h"
+#include "common/image/augment.h"
 
 #define T kd_train_config
 
@@ -18,8 +19,8 @@ static const kd_option table[] = {
     KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
     KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step"),
-    KD_OPTION_INT(T, image_size, "image-size", "N", "0", 0, 4096, "what the views of the cache must measure; 0 = whatever the cache has"),
-    KD_OPTION_INT(T, student_size, "student-size", "S", "0", 0, 4096, "side at which the students see the views (reduced by a box filter); 0 = the full view"),
+    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the cache must measure: a side, or rows x columns; 0 = whatever the cache has"),
+    KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0, "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view"),
     KD_OPTION_INT(T, teacher_layer, "teacher-layer", "N", "0", 0, 1024, "layer of the teacher to learn, of those that the cache holds: 1 = its last; 0 = the deepest one stored"),
     KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
     KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
@@ -75,6 +76,7 @@ static kd_status number_or(double *out, const char *text, const char *option, do
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     double ignored;
     uint64_t bytes;
+    int height, width;
     for (size_t i = 0; i < c->students.count; i++)
         for (size_t j = 0; j < i; j++)
             if (strcmp(c->students.item[i], c->students.item[j]) == 0)
@@ -83,6 +85,8 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
         return kd_fail(err, KD_EUSAGE, "--init gives weights for one network and there are %zu --student; train that one alone", c->students.count);
     if (!(c->cls_weight > 0) && !(c->patch_weight > 0))
         return kd_fail(err, KD_EUSAGE, "--cls-weight and --patch-weight are both 0, so there is nothing to learn");
+    KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
+    KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
     KD_TRY(number_or(&ignored, c->lr, "lr", 1, err));
     KD_TRY(number_or(&ignored, c->weight_decay, "weight-decay", 1, err));
     KD_TRY(kd_train_warmup(&ignored, c, err));
@@ -132,6 +136,15 @@ static kd_status number_text(const char **out, double v, kd_arena *arena, kd_err
     return *out != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
 }
 
+/* The same size is written in one way, so that 224 and 224x224 are the same option to a resumed run. */
+static kd_status size_text(const char **text, const char *option, kd_arena *arena, kd_err *err) {
+    char size[KD_SIZE_TEXT];
+    int height, width;
+    KD_TRY(kd_image_size_parse(*text, option, &height, &width, err));
+    *text = kd_arena_printf(arena, "%s", kd_image_size_text(height, width, size));
+    return *text != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
+}
+
 kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t students, kd_arena *arena, kd_err *err) {
     double warmup;
     int same_lr = 1, same_decay = 1;
@@ -139,6 +152,8 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
         same_lr &= h[i].lr == h[0].lr;
         same_decay &= h[i].weight_decay == h[0].weight_decay;
     }
+    KD_TRY(size_text(&c->image_size, "--image-size", arena, err));
+    KD_TRY(size_text(&c->student_size, "--student-size", arena, err));
     if (same_lr)
         KD_TRY(number_text(&c->lr, h[0].lr, arena, err));
     if (same_decay)

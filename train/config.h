@@ -15,16 +15,17 @@
 typedef struct kd_train_config {
     kd_strings cache, students;
     const char *images, *out, *init;
+    const char *image_size, *student_size; /* "224" or "112x168"; "0" = the cache's, the view's */
     const char *loss, *optimizer, *device, *precision;
     const char *lr, *weight_decay, *warmup_epochs, *view_memory; /* a number or "auto" */
-    int64_t epochs, batch_size, image_size, student_size, teacher_layer, seed, val_seed, threads, log_every, steps;
+    int64_t epochs, batch_size, teacher_layer, seed, val_seed, threads, log_every, steps;
     double cls_weight, patch_weight, clip, val_fraction, checkpoint_minutes;
     int allow_missing, dry_run, json;
 } kd_train_config;
 
 extern const kd_program kd_train_program;
 
-/* What the table can't say: KD_EUSAGE for a student named twice, --init with several students, no loss term at all, numbers that aren't. */
+/* What the table can't say: KD_EUSAGE for a student named twice, --init with several students, no loss term at all, numbers and sizes that aren't. */
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err);
 
 /* A student's own settings. auto: lr 1e-3 for CNNs and 5e-4 for ViTs at batch 64, times sqrt(batch / 64); weight decay 1e-6 for CNNs with batch norm, 0.04 for

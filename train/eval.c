@@ -6,13 +6,14 @@
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/threads.h"
+#include "common/image/augment.h"
 #include "common/weights/safetensors.h"
 #include "train/features.h"
 #include "train/knn.h"
 
 typedef struct eval_config {
-    const char *model, *weights, *images, *out, *train, *test, *k, *feature, *device, *precision;
-    int64_t seed, image_size, student_size, batch_size, threads;
+    const char *model, *weights, *images, *out, *train, *test, *k, *feature, *device, *precision, *image_size, *student_size;
+    int64_t seed, batch_size, threads;
     int json;
 } eval_config;
 
@@ -21,8 +22,8 @@ typedef struct eval_config {
     KD_OPTION_STRING(T, model, "model", "auto|NAME", "auto", 0, "network: a teacher or student name; auto infers a ViT from its weights"), \
     KD_OPTION_STRING(T, weights, "weights", "FILE|random", NULL, KD_OPT_REQUIRED, "weight file, or random for what kd-train --seed starts from"), \
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of random weights"),                                             \
-    KD_OPTION_INT(T, image_size, "image-size", "S", "224", 14, 4096, "side of the eval view: shorter side to S*256/224, centre crop S"),   \
-    KD_OPTION_INT(T, student_size, "student-size", "S", "0", 0, 4096, "reduce the view to this side as kd-train --student-size does; 0 = not"), \
+    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "224", 0, "size of the eval view, a side or rows x columns: resized to cover 256/224 of it, centre crop"), \
+    KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0, "reduce the view to this size as kd-train --student-size does; 0 = not"), \
     KD_OPTION_INT(T, batch_size, "batch-size", "N", "16", 1, 4096, "images per pass"),                                                     \
     KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "threads; 0 = every processor"),                                               \
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the network runs"),                                   \
@@ -61,9 +62,10 @@ static const kd_program features_program = {
 };
 
 static kd_status open_network(kd_extractor **x, const eval_config *c, kd_err *err) {
-    kd_extractor_options o = {.model = c->model, .weights = c->weights, .seed = (uint64_t)c->seed, .image_size = (int)c->image_size,
-                              .student_size = (int)c->student_size, .batch = (int)c->batch_size, .threads = (int)c->threads, .device = c->device,
-                              .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .json = c->json};
+    kd_extractor_options o = {.model = c->model, .weights = c->weights, .seed = (uint64_t)c->seed, .batch = (int)c->batch_size, .threads = (int)c->threads,
+                              .device = c->device, .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .json = c->json};
+    KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &o.image_h, &o.image_w, err));
+    KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &o.student_h, &o.student_w, err));
     return kd_extractor_open(x, &o, err);
 }
 

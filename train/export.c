@@ -4,6 +4,7 @@
 
 #include "common/base/io.h"
 #include "common/base/log.h"
+#include "common/image/augment.h"
 #include "train/checkpoint.h"
 
 static const char *text_of(const json_t *object, const char *key) {
@@ -12,15 +13,19 @@ static const char *text_of(const json_t *object, const char *key) {
 }
 
 /* Strings only, as the format demands. */
-static json_t *metadata_of(const json_t *run, const json_t *student) {
-    char step[32], best[32], size[32];
+static json_t *metadata_of(const json_t *run, const json_t *student, int height, int width) {
+    char step[32], best[32], size[KD_SIZE_TEXT];
     const json_t *options = json_object_get(run, "options");
     snprintf(step, sizeof step, "%lld", (long long)json_integer_value(json_object_get(student, "steps")));
     snprintf(best, sizeof best, "%.6g", json_number_value(json_object_get(student, "best_loss")));
-    snprintf(size, sizeof size, "%lld", (long long)json_integer_value(json_object_get(student, "image_size")));
+    kd_image_size_text(height, width, size);
     return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "kdcache_version", kd_version, "kdcache_cache", text_of(run, "cache"), "kdcache_teacher_sha256",
                      text_of(run, "teacher"), "kdcache_student", text_of(student, "model"), "kdcache_image_size", size, "kdcache_steps", step, "kdcache_best_val_loss", best,
                      "kdcache_loss", text_of(options, "loss"), "kdcache_precision", text_of(options, "precision"));
+}
+
+static int fits(const kd_model_info *m, json_int_t side) {
+    return side >= m->smallest && side <= KD_VIEW_MAX_SIDE && side % m->multiple == 0;
 }
 
 static kd_status export_student(kd_backend *backend, const kd_checkpoint *c, size_t index, const char *out, kd_dtype dtype, kd_err *err) {
@@ -29,20 +34,20 @@ static kd_status export_student(kd_backend *backend, const kd_checkpoint *c, siz
     kd_params *params = NULL;
     kd_graph *graph = NULL;
     json_t *metadata = NULL;
-    long long size;
-    KD_TRY(kd_json_get_int(j, "image_size", "the checkpoint", &size, err));
+    const json_t *size = json_object_get(j, "image_size");
+    json_int_t height = json_integer_value(json_array_get(size, 0)), width = json_integer_value(json_array_get(size, 1));
     KD_TRY(kd_model_find(&model, text_of(j, "model"), NULL, err));
-    if (size < model.smallest || size > 8192 || size % model.multiple != 0)
-        return kd_fail(err, KD_EFAIL, "the checkpoint's image size %lld isn't one of %s; the file is damaged", size, model.name);
+    if (!fits(&model, height) || !fits(&model, width))
+        return kd_fail(err, KD_EFAIL, "the checkpoint's image size %lldx%lld isn't one of %s; the file is damaged", (long long)height, (long long)width, model.name);
     graph = kd_graph_create();
     kd_status status = graph != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", model.name);
     if (status == KD_OK) {
-        kd_model_build(graph, &model, (int)size, (int)size);
+        kd_model_build(graph, &model, (int)height, (int)width);
         status = kd_params_create(&params, graph, backend, err);
     }
     if (status == KD_OK)
         status = kd_checkpoint_restore_model(c, index, params, err);
-    if (status == KD_OK && (metadata = metadata_of(kd_checkpoint_run(c), j)) == NULL)
+    if (status == KD_OK && (metadata = metadata_of(kd_checkpoint_run(c), j, (int)height, (int)width)) == NULL)
         status = kd_fail(err, KD_EFAIL, "out of memory for the metadata of %s", out);
     if (status == KD_OK)
         status = kd_model_export(params, &model, out, dtype, metadata, err);

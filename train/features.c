@@ -15,7 +15,7 @@ static const char *const tap_name[KD_TAPS] = {"pooled", "cls", "map"};
 
 struct kd_extractor {
     kd_extractor_options options;
-    int side;               /* of the pixels that the network sees */
+    int height, width;      /* of the pixels that the network sees */
     kd_backend *backend;
     kd_model_info model;
     kd_model_taps taps;
@@ -29,20 +29,20 @@ struct kd_extractor {
 static kd_status load_parameters(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     if (weights == NULL)
         return kd_params_init(x->params, x->options.seed, err);
-    return kd_model_load(x->params, &x->model, weights, x->side, x->side, err);
+    return kd_model_load(x->params, &x->model, weights, x->height, x->width, err);
 }
 
 static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     const kd_extractor_options *o = &x->options;
     KD_TRY(kd_model_find(&x->model, o->model, weights, err));
-    KD_TRY(kd_model_check_size(&x->model, x->side, x->side, err));
+    KD_TRY(kd_model_check_size(&x->model, x->height, x->width, err));
     KD_TRY(kd_backend_open(&x->backend, o->device, o->threads, err));
     if (o->precision == KD_BF16)
         KD_TRY(x->backend->v->check_bf16(x->backend, err));
     x->graph = kd_graph_create();
     if (x->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
-    x->taps = kd_model_build(x->graph, &x->model, x->side, x->side);
+    x->taps = kd_model_build(x->graph, &x->model, x->height, x->width);
     KD_TRY(kd_params_create(&x->params, x->graph, x->backend, err));
     KD_TRY(load_parameters(x, weights, err));
     return kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err);
@@ -56,7 +56,8 @@ kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *opti
     x->options = *options;
     if (x->options.threads <= 0)
         x->options.threads = kd_cpu_count();
-    x->side = options->student_size > 0 ? options->student_size : options->image_size;
+    x->height = options->student_h > 0 ? options->student_h : options->image_h;
+    x->width = options->student_h > 0 ? options->student_w : options->image_w;
     kd_weights *weights = NULL;
     kd_status status = KD_OK;
     if (strcmp(options->weights, "random") != 0)
@@ -104,7 +105,7 @@ typedef struct eval_worker {
 typedef struct eval_stage {
     const kd_dataset *data;
     kd_policy policy;
-    int side;
+    int height, width; /* of the pixels */
     eval_worker *worker;
 } eval_stage;
 
@@ -116,18 +117,18 @@ static kd_status read_view(const eval_stage *s, eval_worker *w, eval_item *item,
     kd_hash128 id = kd_image_id(w->bytes, size);
     KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, err));
     kd_plan plan = kd_plan_draw(&s->policy, 0, &id, 0, w->image.width, w->image.height);
-    if (s->side == s->policy.image_size)
+    if (s->height == s->policy.image_h && s->width == s->policy.image_w)
         return kd_plan_apply(&plan, &w->image, item->pixels, &w->scratch, err);
     KD_TRY(kd_image_resize_buffer(&w->view, plan.out_w, plan.out_h, err));
     KD_TRY(kd_plan_apply(&plan, &w->image, w->view.rgb, &w->scratch, err));
-    return kd_resample(item->pixels, s->side, s->side, &w->view, 0, 0, plan.out_w, plan.out_h, KD_FILTER_BOX, &w->scratch.resample, err);
+    return kd_resample(item->pixels, s->width, s->height, &w->view, 0, 0, plan.out_w, plan.out_h, KD_FILTER_BOX, &w->scratch.resample, err);
 }
 
 static kd_status make_item(void *ctx, int worker, uint64_t index, void *slot, kd_err *err) {
     eval_stage *s = ctx;
     eval_item *item = slot;
     if (item->pixels == NULL)
-        KD_TRY(kd_alloc_array(&item->pixels, (size_t)s->side * (size_t)s->side, 3, err));
+        KD_TRY(kd_alloc_array(&item->pixels, (size_t)s->height * (size_t)s->width, 3, err));
     item->file = (size_t)index;
     kd_status status = read_view(s, &s->worker[worker], item, &item->problem);
     item->problem.status = status;
@@ -198,8 +199,8 @@ static kd_status reserve(const kd_extractor *x, unsigned taps, kd_feature_set *s
 static kd_status extract(kd_extractor *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err) {
     int threads = x->options.threads;
     kd_status status;
-    eval_stage stage = {.data = &set->data, .side = x->side};
-    KD_TRY(kd_policy_load(&stage.policy, "eval", x->options.image_size, err));
+    eval_stage stage = {.data = &set->data, .height = x->height, .width = x->width};
+    KD_TRY(kd_policy_load(&stage.policy, "eval", x->options.image_h, x->options.image_w, err));
     KD_TRY(kd_dataset_open(&set->data, images, err));
     KD_TRY(reserve(x, taps, set, err));
     KD_TRY(kd_alloc_array(&stage.worker, (size_t)threads, sizeof *stage.worker, err));

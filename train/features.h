@@ -1,6 +1,6 @@
 /* Features: a network (teacher or student) run over image files with the evaluation transform.
  *
- * Used by kd-eval. images -> eval view (shorter side to size*256/224, centre crop) -> optional BOX reduction -> network -> pooled, cls, patch.
+ * Used by kd-eval. images -> eval view (the policy "eval" of augment.h) -> optional BOX reduction -> network -> pooled, cls, patch.
  * Bad images are skipped with a warning and counted. Results are in path order and don't depend on the thread count.
  *
  *     kd_extractor *x;
@@ -20,8 +20,8 @@ typedef struct kd_extractor_options {
     const char *model;     /* name, or "auto" with a weight file */
     const char *weights;   /* file, or "random": what kd-train --seed starts from */
     uint64_t seed;         /* for random weights */
-    int image_size;        /* side of the eval view */
-    int student_size;      /* 0: the view itself; else its BOX reduction */
+    int image_h, image_w;  /* of the eval view */
+    int student_h, student_w; /* 0: the view itself; else its BOX reduction */
     int batch, threads;
     const char *device;
     kd_dtype precision;

@@ -199,16 +199,15 @@ static kd_status prove(kd_replay *r, worker *w, uint32_t image, const kd_view_en
 static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item, const kd_view_entry *v, uint8_t *out, kd_err *err) {
     uint8_t *_Atomic *place = &r->kept[r->first_view[item->image] + item->view];
     const uint8_t *known = atomic_load(place);
-    int side = r->o.student_size;
     if (known != NULL) {
         memcpy(out, known, r->pixel_bytes);
         return KD_OK;
     }
     KD_TRY(prove(r, w, item->image, v, err));
-    if (side == w->view.width && side == w->view.height)
+    if (r->o.student_w == w->view.width && r->o.student_h == w->view.height)
         memcpy(out, w->view.rgb, r->pixel_bytes);
     else
-        KD_TRY(kd_resample(out, side, side, &w->view, 0, 0, w->view.width, w->view.height, KD_FILTER_BOX, &w->reduce, err));
+        KD_TRY(kd_resample(out, r->o.student_w, r->o.student_h, &w->view, 0, 0, w->view.width, w->view.height, KD_FILTER_BOX, &w->reduce, err));
     if (atomic_fetch_add(&r->kept_bytes, r->pixel_bytes) + r->pixel_bytes > r->o.view_memory) {
         atomic_fetch_sub(&r->kept_bytes, r->pixel_bytes);
         return KD_OK;
@@ -261,9 +260,9 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
     if (w->reader == NULL)
         KD_TRY(kd_reader_create(&w->reader, r->o.cache, err));
     KD_TRY(kd_reader_view(w->reader, &entry_of(r, item->image)->image, item->view, &v, err));
-    if (v.plan.out_w != r->recipe->image_size || v.plan.out_h != r->recipe->image_size)
-        return kd_fail(err, KD_EDAMAGED, "%s: view %" PRIu32 " measures %dx%d in its plan and the recipe says %d; check the cache with kd-cache check",
-                       kd_cache_shard_path(r->o.cache, 0), item->view, v.plan.out_w, v.plan.out_h, r->recipe->image_size);
+    if (v.plan.out_w != r->recipe->image_w || v.plan.out_h != r->recipe->image_h)
+        return kd_fail(err, KD_EDAMAGED, "%s: view %" PRIu32 " measures %dx%d in its plan and the recipe says %dx%d; check the cache with kd-cache check",
+                       kd_cache_shard_path(r->o.cache, 0), item->view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
     KD_TRY(load_pixels(r, w, item, &v, slot_pixels(r, slot), err));
     if (r->o.cls)
         KD_TRY(load_target(r, w, KD_FEATURE_CLS, &v, r->cls_floats, slot_cls(slot), err));
@@ -288,8 +287,9 @@ static kd_status use_target(kd_replay *r, kd_feature f, kd_err *err) {
 
 static kd_status prepare(kd_replay *r, kd_err *err) {
     size_t total = kd_cache_images(r->o.cache), width = (size_t)r->recipe->width;
-    if (r->o.student_size < 1 || r->o.student_size > r->recipe->image_size)
-        return kd_fail(err, KD_EUSAGE, "--student-size %d: the cache's views measure %d and can only be reduced", r->o.student_size, r->recipe->image_size);
+    if (r->o.student_h < 1 || r->o.student_h > r->recipe->image_h || r->o.student_w < 1 || r->o.student_w > r->recipe->image_w)
+        return kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the cache's views measure %dx%d and can only be reduced", r->o.student_h, r->o.student_w, r->recipe->image_h,
+                       r->recipe->image_w);
     KD_TRY(check_decoder(r->recipe, err));
     if (r->o.cls)
         KD_TRY(use_target(r, KD_FEATURE_CLS, err));
@@ -297,7 +297,7 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
         KD_TRY(use_target(r, KD_FEATURE_PATCH, err));
     r->cls_floats = r->o.cls ? width : 0;
     r->patch_floats = r->o.patch ? (size_t)r->recipe->grid_h * (size_t)r->recipe->grid_w * width : 0;
-    r->pixel_bytes = (size_t)r->o.student_size * (size_t)r->o.student_size * 3;
+    r->pixel_bytes = (size_t)r->o.student_h * (size_t)r->o.student_w * 3;
     KD_TRY(kd_alloc_array(&r->workers, (size_t)r->o.threads, sizeof *r->workers, err));
     KD_TRY(kd_alloc_array(&r->cache_index, total, sizeof *r->cache_index, err));
     KD_TRY(kd_alloc_array(&r->file, total, sizeof *r->file, err));

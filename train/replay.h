@@ -22,7 +22,7 @@ typedef struct kd_replay_options {
     const char *images;      /* folder or list */
     const char *index_path;  /* where to keep (path, size, mtime -> id) when files had to be hashed; NULL: nowhere */
     int threads;
-    int student_size;        /* side of the samples; at most the view's */
+    int student_h, student_w; /* of the samples; each at most the view's */
     int cls, patch;          /* which targets are wanted */
     uint16_t layer;          /* of the teacher, stored in the cache: counted from the end, 1 = last */
     int allow_missing;
@@ -33,7 +33,7 @@ typedef struct kd_replay_options {
 typedef struct kd_replay kd_replay;
 
 /* Finds every image of the cache by recorded path and size, and hashes the folder's files only when some are missing. KD_EMISMATCH: this program's decoder
- * makes other pixels, or images are missing (without allow_missing), or none is there at all, with the likely cause. KD_EUSAGE: student_size, or a target that the cache doesn't hold. */
+ * makes other pixels, or images are missing (without allow_missing), or none is there at all, with the likely cause. KD_EUSAGE: student_h, student_w, or a target that the cache doesn't hold. */
 kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err);
 void kd_replay_destroy(kd_replay *r); /* accepts NULL */
 
@@ -50,7 +50,7 @@ typedef struct kd_replay_item {
 
 /* Borrowed until released. */
 typedef struct kd_sample {
-    const uint8_t *pixels; /* student_size x student_size x 3 */
+    const uint8_t *pixels; /* student_h x student_w x 3 */
     const float *cls;      /* [width], standardised; NULL when not wanted */
     const float *patch;    /* [grid_h * grid_w, width], standardised; NULL when not wanted */
     void *slot;

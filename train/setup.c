@@ -11,6 +11,7 @@
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/threads.h"
+#include "common/image/augment.h"
 
 static kd_status lock_run(kd_setup *s, kd_err *err) {
     const char *out = s->config->out;
@@ -48,15 +49,18 @@ static kd_status choose_layer(kd_setup *s, kd_err *err) {
 
 static kd_status open_cache(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
+    int height, width;
+    char have[KD_SIZE_TEXT];
     KD_TRY(kd_cache_open(&s->cache, c->cache.item, c->cache.count, err));
-    int size = kd_cache_recipe(s->cache)->image_size;
-    if (c->image_size != 0 && c->image_size != size)
-        return kd_fail(err, KD_EMISMATCH, "image_size is %d in %s and --image-size says %d; leave the option out", size, c->cache.item[0], (int)c->image_size);
+    const kd_recipe *r = kd_cache_recipe(s->cache);
+    KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
+    if (height != 0 && (height != r->image_h || width != r->image_w))
+        return kd_fail(err, KD_EMISMATCH, "image_size is %s in %s and --image-size says %s; leave the option out", kd_image_size_text(r->image_h, r->image_w, have),
+                       c->cache.item[0], c->image_size);
+    KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
+    s->student_h = height > 0 ? height : r->image_h;
+    s->student_w = height > 0 ? width : r->image_w;
     return choose_layer(s, err);
-}
-
-static int student_size(const kd_setup *s) {
-    return s->config->student_size > 0 ? (int)s->config->student_size : kd_cache_recipe(s->cache)->image_size;
 }
 
 /* Names and sizes, before anything takes time or memory. With --init, the file has a say too: that is checked when it is opened. */
@@ -65,7 +69,7 @@ static kd_status check_students(const kd_setup *s, kd_err *err) {
     for (size_t i = 0; i < c->students.count && c->init == NULL; i++) {
         kd_model_info m;
         KD_TRY(kd_model_find(&m, c->students.item[i], NULL, err));
-        KD_TRY(kd_model_check_size(&m, student_size(s), student_size(s), err));
+        KD_TRY(kd_model_check_size(&m, s->student_h, s->student_w, err));
     }
     return KD_OK;
 }
@@ -74,7 +78,8 @@ static kd_status open_students(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
     const kd_recipe *r = kd_cache_recipe(s->cache);
     kd_student_spec spec = {.init = c->init,
-                            .image_size = student_size(s),
+                            .image_h = s->student_h,
+                            .image_w = s->student_w,
                             .batch = (int)c->batch_size,
                             .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
                             .seed = (uint64_t)c->seed,
@@ -97,7 +102,8 @@ static kd_status open_replay(kd_setup *s, kd_err *err) {
                            .images = c->images,
                            .index_path = index,
                            .threads = s->threads,
-                           .student_size = student_size(s),
+                           .student_h = s->student_h,
+                           .student_w = s->student_w,
                            .cls = c->cls_weight > 0,
                            .patch = c->patch_weight > 0,
                            .layer = (uint16_t)c->teacher_layer,
@@ -223,26 +229,37 @@ static void print_views(const kd_setup *s) {
     kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images = %lld steps, warm-up %lld steps; an epoch shows each image once, with one of its %s views: each view is seen about %.1f times",
            (long long)c->epochs, (long long)s->epoch_steps, (long long)c->batch_size, (long long)s->steps, (long long)s->warmup_steps, range,
            (double)(s->steps * c->batch_size) / (double)views);
-    uint64_t side = (uint64_t)s->students[0]->image_size;
-    kd_log(KD_LOG_INFO, "views proven once are kept in memory: %s for all, at most %s (--view-memory)", kd_io_size_text(views * side * side * 3, memory, sizeof memory),
+    uint64_t pixels = (uint64_t)s->student_h * (uint64_t)s->student_w;
+    kd_log(KD_LOG_INFO, "views proven once are kept in memory: %s for all, at most %s (--view-memory)", kd_io_size_text(views * pixels * 3, memory, sizeof memory),
            kd_io_size_text(s->view_memory, limit, sizeof limit));
+}
+
+/* Another aspect ratio than the views', by more than rounding a side explains. */
+static int squeezed(const kd_setup *s, const kd_recipe *r) {
+    int64_t difference = (int64_t)s->student_h * r->image_w - (int64_t)s->student_w * r->image_h;
+    int longer = r->image_h > r->image_w ? r->image_h : r->image_w;
+    return difference > longer || difference < -longer;
 }
 
 void kd_setup_print(const kd_setup *s) {
     const kd_recipe *r = kd_cache_recipe(s->cache);
-    char sha[13], memory[32];
+    char sha[13], memory[32], view[KD_SIZE_TEXT], size[KD_SIZE_TEXT];
+    kd_image_size_text(r->image_h, r->image_w, view);
+    kd_image_size_text(s->student_h, s->student_w, size);
     kd_hex(sha, r->sha.b, 6);
-    kd_log(KD_LOG_INFO, "cache %s: recipe %s, %zu images, %" PRIu64 " views of %d px, targets of layer %d, width %d%s%s, patches on %dx%d", kd_cache_shard_path(s->cache, 0),
-           sha, kd_cache_images(s->cache), kd_cache_view_total(s->cache), r->image_size, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "",
+    kd_log(KD_LOG_INFO, "cache %s: recipe %s, %zu images, %" PRIu64 " views of %s px, targets of layer %d, width %d%s%s, patches on %dx%d", kd_cache_shard_path(s->cache, 0),
+           sha, kd_cache_images(s->cache), kd_cache_view_total(s->cache), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "",
            s->config->cls_weight > 0 ? ", CLS" : "", r->grid_h, r->grid_w);
     kd_log(KD_LOG_INFO, "images %s: %zu found, %zu missing, %zu other files ignored; %zu to train on, %zu held out", s->config->images, kd_replay_images(s->replay),
            kd_replay_missing(s->replay), kd_replay_extra(s->replay), s->split.train_count, s->split.held_count);
     print_views(s);
     for (size_t i = 0; i < s->count; i++) {
         const kd_student *t = s->students[i];
-        kd_log(KD_LOG_INFO, "student %s at %d px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass", t->name,
-               t->image_size, (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision,
+        kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass", t->name,
+               size, (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision,
                kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), kd_exec_flops(t->train) / (double)t->batch * 1e-9);
     }
+    if (squeezed(s, r))
+        kd_log(KD_LOG_WARN, "the students see views of %s px squeezed to %s px; --student-size with the same aspect ratio keeps shapes as they are", view, size);
     kd_log(KD_LOG_INFO, "device: %s", s->backend->v->describe(s->backend));
 }

@@ -18,6 +18,7 @@ typedef struct kd_setup {
     int threads;
     int lock;                 /* of the run directory; -1 = not held */
     kd_cache *cache;
+    int student_h, student_w; /* what the students see of a view */
     kd_backend *backend;
     kd_student **students;
     size_t count;

@@ -8,12 +8,12 @@ static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weig
     s->graph = kd_graph_create();
     if (s->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", spec->name);
-    kd_model_taps taps = kd_model_build(s->graph, &s->model, spec->image_size, spec->image_size);
+    kd_model_taps taps = kd_model_build(s->graph, &s->model, spec->image_h, spec->image_w);
     kd_loss_build(s->graph, &taps, &spec->loss);
     KD_TRY(kd_params_create(&s->params, s->graph, s->backend, err));
     KD_TRY(kd_params_init(s->params, spec->seed, err));
     if (weights != NULL)
-        KD_TRY(kd_model_load(s->params, &s->model, weights, spec->image_size, spec->image_size, err));
+        KD_TRY(kd_model_load(s->params, &s->model, weights, spec->image_h, spec->image_w, err));
     KD_TRY(kd_exec_create(&s->train, s->graph, s->params, &(kd_exec_config){.batch = spec->batch, .precision = spec->precision, .train = 1}, err));
     KD_TRY(kd_exec_create(&s->infer, s->graph, s->params, &(kd_exec_config){.batch = spec->batch, .precision = spec->precision, .train = 0}, err));
     return kd_optim_create(&s->optim, s->backend, s->params, s->hyper.weight_decay, err);
@@ -22,11 +22,12 @@ static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weig
 static kd_status describe(kd_student *s, const kd_student_spec *spec, const kd_weights *weights, kd_err *err) {
     KD_TRY(kd_model_find(&s->model, spec->name, weights, err));
     KD_TRY(kd_model_check_student(&s->model, err));
-    KD_TRY(kd_model_check_size(&s->model, spec->image_size, spec->image_size, err));
+    KD_TRY(kd_model_check_size(&s->model, spec->image_h, spec->image_w, err));
     if (spec->precision == KD_BF16)
         KD_TRY(s->backend->v->check_bf16(s->backend, err));
     s->name = s->model.name;
-    s->image_size = spec->image_size;
+    s->image_h = spec->image_h;
+    s->image_w = spec->image_w;
     s->batch = spec->batch;
     s->loss = spec->loss;
     s->best_loss = INFINITY;

@@ -16,7 +16,7 @@
 typedef struct kd_student_spec {
     const char *name;  /* of the model: also the student's name in metrics, checkpoints and exports */
     const char *init;  /* weight file or NULL */
-    int image_size, batch;
+    int image_h, image_w, batch;
     kd_dtype precision;
     uint64_t seed;
     kd_loss_spec loss;
@@ -27,7 +27,7 @@ typedef struct kd_student {
     const char *name;         /* model.name */
     kd_backend *backend;
     kd_model_info model;
-    int image_size, batch;
+    int image_h, image_w, batch;
     kd_loss_spec loss;
     kd_hyper hyper;
     kd_graph *graph;

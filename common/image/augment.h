@@ -1,7 +1,7 @@
 /* Views: drawing a seeded augmentation plan and applying it. Precompute draws and applies; training re-applies the stored plan with the
  * same function. This is the only place where a view is made.
  *
- *     kd_policy policy;  KD_TRY(kd_policy_load(&policy, "lightly", 224, err));
+ *     kd_policy policy;  KD_TRY(kd_policy_load(&policy, "lightly", 224, 224, err));
  *     kd_plan plan = kd_plan_draw(&policy, seed, image_id, view, img.width, img.height);
  *     KD_TRY(kd_plan_apply(&plan, &img, out, &scratch, err));      // out: plan.out_h x plan.out_w x 3
  *     kd_hash128 h = kd_view_hash(out, plan.out_w, plan.out_h);
@@ -14,14 +14,14 @@
 #include "common/base/json.h"
 #include "common/image/resample.h"
 
-enum { KD_PLAN_BYTES = 192, KD_PLAN_VERSION = 1, KD_POLICY_VERSION = 1, KD_BLUR_MAX_RADIUS = 11, KD_VIEW_MAX_SIDE = 4096 };
+enum { KD_PLAN_BYTES = 192, KD_PLAN_VERSION = 1, KD_POLICY_VERSION = 1, KD_BLUR_MAX_RADIUS = 11, KD_VIEW_MAX_SIDE = 4096, KD_SIZE_TEXT = 24 };
 enum { KD_JITTER_BRIGHTNESS = 0, KD_JITTER_CONTRAST = 1, KD_JITTER_SATURATION = 2, KD_JITTER_HUE = 3, KD_JITTER_NONE = 255 };
 
 /* What may be drawn. Presets "lightly", "crop-flip", "eval" (DESIGN section 5). */
 typedef struct kd_policy {
     char name[32];
-    int image_size;              /* side of the square view */
-    int resize_short;            /* eval: shorter side after resizing, else 0 (then a random resized crop) */
+    int image_h, image_w;        /* size of the view */
+    int cover_h, cover_w;        /* eval: the whole picture is resized so that it just covers this, else 0 (then a random resized crop) */
     double scale_min, scale_max; /* area share of the crop */
     double ratio_min, ratio_max; /* aspect ratio of the crop */
     kd_filter filter;
@@ -31,8 +31,17 @@ typedef struct kd_policy {
     double gray_p;
 } kd_policy;
 
-/* KD_EUSAGE: unknown preset (naming the nearest), image_size outside 1..KD_VIEW_MAX_SIDE. */
-kd_status kd_policy_load(kd_policy *p, const char *preset, int image_size, kd_err *err);
+/* The policy of views of image_h rows and image_w columns. "eval" covers 256/224 of each side (rounded), keeping the picture's aspect ratio, and crops the middle: for squares exactly
+ * torchvision's Resize(S * 256 / 224), CenterCrop(S); for others Pillow's resize to the smallest size of that ratio that covers, then CenterCrop((h, w)).
+ * KD_EUSAGE: unknown preset (naming the nearest), a side outside 1..KD_VIEW_MAX_SIDE. */
+kd_status kd_policy_load(kd_policy *p, const char *preset, int image_h, int image_w, kd_err *err);
+
+/* The value of an option such as --image-size: "224" (224 x 224) or "112x168" (rows x columns, as PyTorch has it), sides 1..KD_VIEW_MAX_SIDE; "0" gives 0 and 0, for options where that
+ * has a meaning (elsewhere kd_policy_load refuses it). `option` with its dashes, for the sentence. KD_EUSAGE: anything else. */
+kd_status kd_image_size_parse(const char *text, const char *option, int *height, int *width, kd_err *err);
+/* "224" or "112x168": the shortest text that parses to the same. out holds KD_SIZE_TEXT bytes; returned. */
+const char *kd_image_size_text(int height, int width, char out[KD_SIZE_TEXT]);
+
 /* Canonical description, part of a cache's identity: every field, the policy version and the RNG. New reference. */
 json_t *kd_policy_json(const kd_policy *p);
 

@@ -1,4 +1,6 @@
 /* What may be drawn: the presets and their canonical description. */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common/base/options.h"
@@ -13,18 +15,24 @@ static const kd_policy presets[] = {
 };
 enum { PRESETS = sizeof presets / sizeof *presets };
 
-kd_status kd_policy_load(kd_policy *p, const char *preset, int image_size, kd_err *err) {
-    if (image_size < 1 || image_size > KD_VIEW_MAX_SIDE)
-        return kd_fail(err, KD_EUSAGE, "image size %d is outside 1..%d", image_size, KD_VIEW_MAX_SIDE);
+/* The usual 256 for 224, in proportion, rounded. */
+static int cover_of(int side) { return (side * 256 + 112) / 224; }
+
+kd_status kd_policy_load(kd_policy *p, const char *preset, int image_h, int image_w, kd_err *err) {
+    if (image_h < 1 || image_h > KD_VIEW_MAX_SIDE || image_w < 1 || image_w > KD_VIEW_MAX_SIDE)
+        return kd_fail(err, KD_EUSAGE, "image size %dx%d: a side is outside 1..%d", image_h, image_w, KD_VIEW_MAX_SIDE);
     const char *names[PRESETS];
     for (size_t i = 0; i < PRESETS; i++) {
         names[i] = presets[i].name;
         if (strcmp(preset, presets[i].name) != 0)
             continue;
         *p = presets[i];
-        p->image_size = image_size;
-        if (strcmp(preset, "eval") == 0)
-            p->resize_short = (image_size * 256 + 112) / 224; /* the usual 256 for 224, in proportion, rounded */
+        p->image_h = image_h;
+        p->image_w = image_w;
+        if (strcmp(preset, "eval") == 0) {
+            p->cover_h = cover_of(image_h);
+            p->cover_w = cover_of(image_w);
+        }
         return KD_OK;
     }
     const char *nearest = kd_nearest_name(preset, names, PRESETS);
@@ -35,8 +43,37 @@ kd_status kd_policy_load(kd_policy *p, const char *preset, int image_size, kd_er
 static const char *filter_name(kd_filter f) { return f == KD_FILTER_BICUBIC ? "bicubic" : f == KD_FILTER_BILINEAR ? "bilinear" : "box"; }
 
 json_t *kd_policy_json(const kd_policy *p) {
-    return json_pack("{s:s, s:i, s:s, s:i, s:i, s:[f,f], s:[f,f], s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "name", p->name, "version", KD_POLICY_VERSION, "rng",
-                     "philox4x32-10", "image_size", p->image_size, "resize_short", p->resize_short, "scale", p->scale_min, p->scale_max, "ratio", p->ratio_min,
+    return json_pack("{s:s, s:i, s:s, s:[i,i], s:[i,i], s:[f,f], s:[f,f], s:s, s:f, s:f, s:f, s:f, s:f, s:f, s:f}", "name", p->name, "version", KD_POLICY_VERSION, "rng",
+                     "philox4x32-10", "image_size", p->image_h, p->image_w, "cover", p->cover_h, p->cover_w, "scale", p->scale_min, p->scale_max, "ratio", p->ratio_min,
                      p->ratio_max, "interpolation", filter_name(p->filter), "hflip_p", p->hflip_p, "jitter_p", p->jitter_p, "brightness", p->brightness,
                      "contrast", p->contrast, "saturation", p->saturation, "hue", p->hue, "gray_p", p->gray_p);
+}
+
+/* A number of digits only, 0 .. KD_VIEW_MAX_SIDE; -1 for anything else. *end: what follows. */
+static long side_of(const char *text, const char **end) {
+    size_t digits = strspn(text, "0123456789");
+    *end = text + digits;
+    long v = digits > 0 && digits <= 6 ? strtol(text, NULL, 10) : -1;
+    return v <= KD_VIEW_MAX_SIDE ? v : -1;
+}
+
+kd_status kd_image_size_parse(const char *text, const char *option, int *height, int *width, kd_err *err) {
+    const char *end;
+    long h = side_of(text, &end), w = h;
+    int two = *end == 'x';
+    if (two)
+        w = side_of(end + 1, &end);
+    if (*end != '\0' || h < 0 || w < 0 || (two && (h == 0 || w == 0)))
+        return kd_fail(err, KD_EUSAGE, "%s %s: expected a side such as 224, or rows x columns such as 224x336, each from 1 to %d", option, text, KD_VIEW_MAX_SIDE);
+    *height = (int)h;
+    *width = (int)w;
+    return KD_OK;
+}
+
+const char *kd_image_size_text(int height, int width, char out[KD_SIZE_TEXT]) {
+    if (height == width)
+        snprintf(out, KD_SIZE_TEXT, "%d", height);
+    else
+        snprintf(out, KD_SIZE_TEXT, "%dx%d", height, width);
+    return out;
 }

@@ -1,5 +1,6 @@
 /* Resampling with Pillow's fixed-point two-pass arithmetic (src/libImaging/Resample.c), bit for bit on uint8:
  * coefficients in double, rounded to 22 fractional bits; horizontal pass first into uint8; a pass is skipped when it is the identity.
+ * That is the order of Pillow up to 12; 13 takes the vertical pass first when the width grows and the height shrinks.
  *
  *     kd_resample_scratch scratch = {0};
  *     KD_TRY(kd_resample(out, 224, 224, &img, x, y, w, h, KD_FILTER_BICUBIC, &scratch, err));

@@ -46,15 +46,16 @@ static void draw_crop(kd_plan *plan, const kd_policy *p, const double *u, int wi
     plan->crop_h = h;
 }
 
-/* torchvision Resize(resize_short), then CenterCrop(image_size). */
+/* The whole picture, resized to just cover the policy's size: one side fits, the other is at least as long (its length rounded down, as torchvision's Resize(int) does, to which this is equal for
+ * squares). Then torchvision's CenterCrop. */
 static void plan_center(kd_plan *plan, const kd_policy *p, int width, int height) {
-    int64_t longer = (int64_t)p->resize_short * (width > height ? width : height) / (width < height ? width : height);
+    int rows_fit = (int64_t)p->cover_h * width >= (int64_t)p->cover_w * height;
     plan->crop_w = width;
     plan->crop_h = height;
-    plan->resize_w = width <= height ? p->resize_short : (int32_t)longer;
-    plan->resize_h = width <= height ? (int32_t)longer : p->resize_short;
-    plan->out_x = round_half_even((plan->resize_w - p->image_size) / 2.0);
-    plan->out_y = round_half_even((plan->resize_h - p->image_size) / 2.0);
+    plan->resize_w = rows_fit ? (int32_t)((int64_t)p->cover_h * width / height) : p->cover_w;
+    plan->resize_h = rows_fit ? p->cover_h : (int32_t)((int64_t)p->cover_w * height / width);
+    plan->out_x = round_half_even((plan->resize_w - p->image_w) / 2.0);
+    plan->out_y = round_half_even((plan->resize_h - p->image_h) / 2.0);
 }
 
 static void draw_jitter(kd_plan *plan, const kd_policy *p, const double *u) {
@@ -81,7 +82,7 @@ static void draw_jitter(kd_plan *plan, const kd_policy *p, const double *u) {
 }
 
 kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_id, uint32_t view, int width, int height) {
-    KD_ASSERT(width > 0 && height > 0 && p->image_size > 0);
+    KD_ASSERT(width > 0 && height > 0 && p->image_h > 0 && p->image_w > 0);
     double u[U_COUNT];
     kd_rng rng = kd_rng_make(seed, kd_hash128_low64(image_id), view, KD_RNG_AUGMENT);
     for (int i = 0; i < U_COUNT; i++)
@@ -89,12 +90,14 @@ kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_
 
     kd_plan plan;
     memset(&plan, 0, sizeof plan);
-    plan.out_w = plan.out_h = p->image_size;
-    if (p->resize_short > 0) {
+    plan.out_w = p->image_w;
+    plan.out_h = p->image_h;
+    if (p->cover_h > 0) {
         plan_center(&plan, p, width, height);
     } else {
         draw_crop(&plan, p, u + U_CROP, width, height);
-        plan.resize_w = plan.resize_h = p->image_size;
+        plan.resize_w = p->image_w;
+        plan.resize_h = p->image_h;
     }
     plan.filter = (uint8_t)p->filter;
     plan.hflip = u[U_FLIP] < p->hflip_p;

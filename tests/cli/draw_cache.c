@@ -27,7 +27,7 @@ static void add_view(kd_writer *w, const kd_recipe *r, const kd_image_entry *e, 
     static kd_view_scratch scratch;
     kd_view_entry v = {.image = e->image, .view = view};
     kd_policy policy;
-    must(kd_policy_load(&policy, "lightly", 70, &fx_err));
+    must(kd_policy_load(&policy, "lightly", 70, 70, &fx_err));
     v.plan = kd_plan_draw(&policy, r->seed, &e->image, view, img->width, img->height);
     must(kd_plan_apply(&v.plan, img, pixels, &scratch, &fx_err));
     v.view_hash = kd_view_hash(pixels, v.plan.out_w, v.plan.out_h);

@@ -43,7 +43,7 @@ static void check_on(const char *device, kd_dtype precision, kd_tolerance tolera
     kd_err err = {0};
     kd_extractor *x = NULL;
     kd_feature_set set = {0};
-    kd_extractor_options o = {.model = "auto", .weights = FOLDER "demo_teacher.safetensors", .image_size = 224, .batch = 2, .threads = 2, .device = device, .precision = precision};
+    kd_extractor_options o = {.model = "auto", .weights = FOLDER "demo_teacher.safetensors", .image_h = 224, .image_w = 224, .batch = 2, .threads = 2, .device = device, .precision = precision};
     kd_status status = kd_extractor_open(&x, &o, &err);
     if (status == KD_ENODEVICE) {
         print_message("needs: %s\n", err.msg);

@@ -68,7 +68,9 @@ static void check_case(golden_case *c, kd_view_scratch *scratch) {
     if (strcmp(json_string_value(json_object_get(c->line, "kind")), "drawn") == 0) {
         kd_policy policy;
         const char *preset = json_string_value(json_object_get(c->line, "preset"));
-        assert_ok(kd_policy_load(&policy, preset, (int)json_integer_value(json_object_get(c->line, "size")), &err));
+        const json_t *size = json_object_get(c->line, "size"); /* a side, or rows and columns */
+        int side = (int)json_integer_value(size), h = (int)json_integer_value(json_array_get(size, 0)), w = (int)json_integer_value(json_array_get(size, 1));
+        assert_ok(kd_policy_load(&policy, preset, side ? side : h, side ? side : w, &err));
         kd_hash128 id = kd_xxh128(c->bytes, c->size);
         uint64_t seed = strtoull(json_string_value(json_object_get(c->line, "seed")), NULL, 10);
         plan = kd_plan_draw(&policy, seed, &id, (uint32_t)json_integer_value(json_object_get(c->line, "view")), c->img.width, c->img.height);
@@ -119,7 +121,7 @@ static void views_equal_pillow_and_torchvision(void **state) {
         kd_free(c.bytes);
         json_decref(c.line);
     }
-    assert_int_equal(drawn, 66);
+    assert_int_equal(drawn, 114);
     assert_int_equal(given, 68);
     kd_image_free(&c.img);
     kd_view_scratch_free(&scratch);
@@ -134,7 +136,7 @@ static kd_hash128 id_of(uint64_t n) { return kd_xxh128(&n, sizeof n); }
 static void the_crop_shifts_no_other_variable(void **state) {
     (void)state;
     kd_policy p;
-    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
     for (uint32_t view = 0; view < 500; view++) {
         kd_hash128 id = id_of(9);
         kd_plan a = kd_plan_draw(&p, 3, &id, view, 640, 480), b = kd_plan_draw(&p, 3, &id, view, 2000, 31);
@@ -149,7 +151,7 @@ static void plans_follow_the_policy(void **state) {
     (void)state;
     enum { N = 20000 };
     kd_policy p;
-    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
     int flips = 0, grays = 0, jitters = 0, first[4] = {0}, last[4] = {0};
     double area = 0;
     for (uint64_t i = 0; i < N; i++) {
@@ -192,10 +194,15 @@ static void every_shape_of_picture_has_a_plan(void **state) {
                     kd_plan decoded;
                     uint8_t record[KD_PLAN_BYTES];
                     kd_hash128 id = id_of(a * 10 + b);
-                    assert_ok(kd_policy_load(&p, presets[k], 224, &err));
+                    int h = view % 2 ? 224 : 112, w = view / 2 ? 224 : 98;
+                    assert_ok(kd_policy_load(&p, presets[k], h, w, &err));
                     kd_plan plan = kd_plan_draw(&p, 0, &id, view, side[a], side[b]);
                     assert_true(plan.crop_x + plan.crop_w <= side[a] && plan.crop_y + plan.crop_h <= side[b]);
-                    assert_int_equal(plan.out_w, 224);
+                    assert_int_equal(plan.out_h, h);
+                    assert_int_equal(plan.out_w, w);
+                    assert_true(plan.resize_h >= h && plan.resize_w >= w);
+                    if (p.cover_h > 0) /* covers, and one side just so */
+                        assert_true(plan.resize_h == p.cover_h ? plan.resize_w >= p.cover_w : plan.resize_h >= p.cover_h && plan.resize_w == p.cover_w);
                     kd_plan_encode(&plan, record);
                     assert_ok(kd_plan_decode(&decoded, record, &err));
                 }
@@ -204,7 +211,7 @@ static void every_shape_of_picture_has_a_plan(void **state) {
 static void seeds_views_and_images_draw_differently(void **state) {
     (void)state;
     kd_policy p;
-    assert_ok(kd_policy_load(&p, "crop-flip", 224, &err));
+    assert_ok(kd_policy_load(&p, "crop-flip", 224, 224, &err));
     kd_hash128 one = id_of(1), two = id_of(2);
     kd_plan base = kd_plan_draw(&p, 5, &one, 0, 400, 300), others[] = {kd_plan_draw(&p, 6, &one, 0, 400, 300), kd_plan_draw(&p, 5 + (1ULL << 32), &one, 0, 400, 300),
         kd_plan_draw(&p, 5, &one, 1, 400, 300), kd_plan_draw(&p, 5, &two, 0, 400, 300)};
@@ -221,7 +228,7 @@ static void no_byte_of_a_record_is_ignored(void **state) {
     (void)state;
     kd_policy p;
     kd_hash128 id = id_of(4);
-    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
     kd_plan plan = kd_plan_draw(&p, 1, &id, 2, 500, 375), decoded;
     uint8_t record[KD_PLAN_BYTES], again[KD_PLAN_BYTES];
     kd_plan_encode(&plan, record);
@@ -254,7 +261,7 @@ static void nonsense_numbers_are_refused(void **state) {
     (void)state;
     kd_policy p;
     kd_hash128 id = id_of(4);
-    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
     const kd_plan good = kd_plan_draw(&p, 1, &id, 2, 500, 375);
     kd_plan bad[9];
     for (int i = 0; i < 9; i++)
@@ -281,7 +288,7 @@ static void another_picture_than_planned_is_a_mismatch(void **state) {
     (void)state;
     kd_policy p;
     kd_hash128 id = id_of(4);
-    assert_ok(kd_policy_load(&p, "lightly", 32, &err));
+    assert_ok(kd_policy_load(&p, "lightly", 32, 32, &err));
     kd_plan plan = kd_plan_draw(&p, 1, &id, 2, 500, 375);
     kd_image img = {0};
     kd_view_scratch scratch = {0};
@@ -296,21 +303,46 @@ static void another_picture_than_planned_is_a_mismatch(void **state) {
 static void policies_have_names_and_a_canonical_text(void **state) {
     (void)state;
     kd_policy p;
-    assert_int_equal(kd_policy_load(&p, "lightli", 224, &err), KD_EUSAGE);
+    assert_int_equal(kd_policy_load(&p, "lightli", 224, 224, &err), KD_EUSAGE);
     assert_contains(err.msg, "did you mean \"lightly\"");
-    assert_int_equal(kd_policy_load(&p, "lightly", 0, &err), KD_EUSAGE);
-    assert_int_equal(kd_policy_load(&p, "lightly", KD_VIEW_MAX_SIDE + 1, &err), KD_EUSAGE);
-    assert_ok(kd_policy_load(&p, "eval", 112, &err));
-    assert_int_equal(p.resize_short, 128);
-    assert_ok(kd_policy_load(&p, "lightly", 224, &err));
+    assert_int_equal(kd_policy_load(&p, "lightly", 0, 0, &err), KD_EUSAGE);
+    assert_int_equal(kd_policy_load(&p, "lightly", 224, 0, &err), KD_EUSAGE);
+    assert_int_equal(kd_policy_load(&p, "lightly", 224, KD_VIEW_MAX_SIDE + 1, &err), KD_EUSAGE);
+    assert_contains(err.msg, "224x4097");
+    assert_int_equal(kd_policy_load(&p, "lightly", KD_VIEW_MAX_SIDE + 1, KD_VIEW_MAX_SIDE + 1, &err), KD_EUSAGE);
+    assert_ok(kd_policy_load(&p, "eval", 112, 112, &err));
+    assert_int_equal(p.cover_h, 128);
+    assert_int_equal(p.cover_w, 128);
+    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
     json_t *json = kd_policy_json(&p);
     char *text = kd_json_canonical(json);
-    assert_string_equal(text, "{\"brightness\":0.40000000000000002,\"contrast\":0.40000000000000002,\"gray_p\":0.20000000000000001,\"hflip_p\":0.5,"
-                              "\"hue\":0.10000000000000001,\"image_size\":224,\"interpolation\":\"bicubic\",\"jitter_p\":0.80000000000000004,\"name\":\"lightly\","
-                              "\"ratio\":[0.75,1.3333333333333333],\"resize_short\":0,\"rng\":\"philox4x32-10\",\"saturation\":0.20000000000000001,"
+    assert_string_equal(text, "{\"brightness\":0.40000000000000002,\"contrast\":0.40000000000000002,\"cover\":[0,0],\"gray_p\":0.20000000000000001,\"hflip_p\":0.5,"
+                              "\"hue\":0.10000000000000001,\"image_size\":[224,224],\"interpolation\":\"bicubic\",\"jitter_p\":0.80000000000000004,\"name\":\"lightly\","
+                              "\"ratio\":[0.75,1.3333333333333333],\"rng\":\"philox4x32-10\",\"saturation\":0.20000000000000001,"
                               "\"scale\":[0.14000000000000001,1.0],\"version\":1}");
     kd_free(text);
     json_decref(json);
+}
+
+static void sizes_are_a_side_or_rows_and_columns(void **state) {
+    (void)state;
+    static const struct { const char *text; int h, w; } good[] = {{"224", 224, 224}, {"112x168", 112, 168}, {"1x4096", 1, 4096}, {"4096", 4096, 4096}, {"0", 0, 0}, {"070x98", 70, 98}};
+    static const char *const bad[] = {"", "x", "224x", "x224", "0x224", "224x0", "0x0", "224x224x3", "224X224", "224 x 224", " 224", "224 ", "-224", "+224", "224.0", "2e2", "4097", "224x4097",
+                                      "99999999999999999999", "224x99999999999999999999", "224,224", "auto", "0x10000"};
+    int h, w;
+    char text[KD_SIZE_TEXT];
+    for (size_t i = 0; i < sizeof good / sizeof good[0]; i++) {
+        assert_ok(kd_image_size_parse(good[i].text, "--image-size", &h, &w, &err));
+        assert_int_equal(h, good[i].h);
+        assert_int_equal(w, good[i].w);
+    }
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        assert_int_equal(kd_image_size_parse(bad[i], "--student-size", &h, &w, &err), KD_EUSAGE);
+        assert_contains(err.msg, "--student-size");
+        assert_contains(err.msg, "224x336");
+    }
+    assert_string_equal(kd_image_size_text(224, 224, text), "224");
+    assert_string_equal(kd_image_size_text(112, 168, text), "112x168");
 }
 
 int main(void) {
@@ -324,6 +356,7 @@ int main(void) {
         cmocka_unit_test(nonsense_numbers_are_refused),
         cmocka_unit_test(another_picture_than_planned_is_a_mismatch),
         cmocka_unit_test(policies_have_names_and_a_canonical_text),
+        cmocka_unit_test(sizes_are_a_side_or_rows_and_columns),
     };
     return cmocka_run_group_tests_name("augment", tests, NULL, NULL);
 }

@@ -16,7 +16,8 @@ static kd_err err;
 
 static kd_student *make_student(kd_backend *b, const char *name, uint64_t seed) {
     static const kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = BATCH};
-    kd_student_spec spec = {.name = name, .image_size = strncmp(name, "dinov2", 6) == 0 ? 28 : SIZE, .batch = BATCH, .seed = seed, .config = &config,
+    int side = strncmp(name, "dinov2", 6) == 0 ? 28 : SIZE;
+    kd_student_spec spec = {.name = name, .image_h = side, .image_w = side, .batch = BATCH, .seed = seed, .config = &config,
                             .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}};
     kd_student *s;
     assert_ok(kd_student_create(&s, b, &spec, &err));
@@ -36,7 +37,7 @@ static double take_step(kd_student *s, int step) {
     formula_targets(cls, name, BATCH * WIDTH);
     formula_targets(patch, name, BATCH * GRID * GRID * WIDTH);
     for (int row = 0; row < BATCH; row++) {
-        kd_sample sample = {.pixels = pixels + row * s->image_size * s->image_size * 3, .cls = cls + row * WIDTH, .patch = patch + row * GRID * GRID * WIDTH};
+        kd_sample sample = {.pixels = pixels + row * s->image_h * s->image_w * 3, .cls = cls + row * WIDTH, .patch = patch + row * GRID * GRID * WIDTH};
         assert_ok(kd_student_put(s, s->train, row, &sample, 1, &err));
     }
     assert_ok(kd_step_run(s, 1e-3, 1, &x, &err));

@@ -23,7 +23,8 @@ static void a_recipe_is_read(void **state)
     kd_recipe r = fx_recipe();
     (void)state;
     assert_int_equal(r.seed, 7);
-    assert_int_equal(r.image_size, 70);
+    assert_int_equal(r.image_h, 70);
+    assert_int_equal(r.image_w, 70);
     assert_int_equal(r.width, 48);
     assert_int_equal(r.grid_h, 5);
     assert_int_equal(r.layers, 1);
@@ -77,7 +78,7 @@ static void values_out_of_range_are_refused(void **state)
 {
     struct { const char *path, *json; } bad[] = {
         {"format_version", "1"}, {"teacher.sha256", "\"12\""}, {"teacher.width", "0"}, {"teacher.depth", "1e9"}, {"layers", "[]"}, {"layers", "[2,1]"}, {"layers", "[0]"},
-        {"layers", "[7]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "0"}, {"image_size", "70000"}, {"decoder", "\"xyz\""}, {"exif", "\"apply\""}, {"features", "[]"},
+        {"layers", "[7]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "70"}, {"image_size", "[70]"}, {"image_size", "[0,70]"}, {"image_size", "[70,70000]"}, {"image_size", "[70.0,70]"}, {"decoder", "\"xyz\""}, {"exif", "\"apply\""}, {"features", "[]"},
         {"features", "[\"cls\",\"cls\"]"}, {"features", "[\"rgb\"]"}, {"grid", "[5]"}, {"grid", "[0,5]"}, {"grid", "[5,100000]"}, {"width", "100000"}, {"width", "47"}, {"layer_concat", "0"}, {"registers", "3"}, {"registers", "2000"}, {"teacher.registers", "-1"},
         {"teacher.positions", "\"bicubic\""}, {"teacher.tensors", "1"}, {"teacher.layer_norm_eps", "0.0"}, {"teacher.layer_norm_eps", "\"x\""}, {"teacher.mean", "[0.5,0.5]"},
         {"teacher.mean", "[0.5,0.5,1]"}, {"teacher.std", "[0.5,0.5,0.0]"}, {"features", "[\"patch\",\"cls\"]"}, {"features", "[\"mean\",\"mean\"]"}, {"features", "[1]"}, {"patch_target", "\"pool:4\""},
@@ -110,7 +111,7 @@ static void every_difference_is_named(void **state)
         {"augment.name", "\"eval\"", "augment.name is \"lightly\" in A, \"eval\" in B"},
         {"augment.scale_min", "0.5", "augment.scale_min is absent in A, 0.5 in B"},
         {"seed", "8", "seed is 7 in A, 8 in B"},
-        {"image_size", "84", "image_size is 70 in A, 84 in B"},
+        {"image_size", "[70,84]", "image_size is [70,70] in A, [70,84] in B"},
         {"decoder", "\"1123456789abcdef0123456789abcdef\"", "decoder is"},
         {"features", "[\"cls\"]", "features is [\"cls\",\"patch\"] in A, [\"cls\"] in B"},
         {"grid", "[5,6]", "grid is [5,5] in A, [5,6] in B"},

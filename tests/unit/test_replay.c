@@ -29,7 +29,7 @@ static int drop(void **state) {
 }
 
 static kd_replay_options options(kd_cache *c) {
-    return (kd_replay_options){.cache = c, .images = at("pictures"), .threads = 2, .student_size = TF_SIZE, .cls = 1, .patch = 1, .layer = 1, .view_memory = 1 << 20, .ahead = 4};
+    return (kd_replay_options){.cache = c, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .cls = 1, .patch = 1, .layer = 1, .view_memory = 1 << 20, .ahead = 4};
 }
 
 /* All views in order. */
@@ -42,9 +42,9 @@ static size_t all_items(const kd_replay *r, kd_replay_item *items) {
 }
 
 /* Runs a pass and copies what arrives; returns the first error. */
-static kd_status pass(kd_replay *r, uint8_t *pixels, float *targets, int side) {
+static kd_status pass(kd_replay *r, uint8_t *pixels, float *targets, size_t bytes) {
     kd_replay_item items[IMAGES * VIEWS];
-    size_t n = all_items(r, items), bytes = (size_t)(side * side * 3);
+    size_t n = all_items(r, items);
     kd_sample s;
     kd_status status;
     assert_ok(kd_replay_begin(r, items, n, &err));
@@ -66,14 +66,14 @@ static kd_status pass(kd_replay *r, uint8_t *pixels, float *targets, int side) {
 static void views_and_targets_are_what_the_cache_was_made_from(void **state) {
     (void)state;
     kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 1, NULL);
-    static uint8_t pixels[IMAGES * VIEWS * TF_SIZE * TF_SIZE * 3];
+    static uint8_t pixels[IMAGES * VIEWS * TF_PIXELS];
     static float targets[IMAGES * VIEWS * (1 + TF_ROWS) * TF_WIDTH];
     kd_replay_options o = options(c);
     kd_replay *r;
     kd_reader *reader;
     assert_ok(kd_replay_create(&r, &o, &err));
     assert_int_equal(kd_replay_images(r), IMAGES);
-    assert_int_equal(pass(r, pixels, targets, TF_SIZE), KD_DONE);
+    assert_int_equal(pass(r, pixels, targets, TF_PIXELS), KD_DONE);
     assert_ok(kd_reader_create(&reader, c, &err));
     size_t k = 0;
     for (size_t i = 0; i < IMAGES; i++)
@@ -82,7 +82,7 @@ static void views_and_targets_are_what_the_cache_was_made_from(void **state) {
             float x[TF_ROWS * TF_WIDTH];
             const kd_hash128 *id = &kd_replay_image(r, i)->image;
             assert_ok(kd_reader_view(reader, id, v, &e, &err));
-            kd_hash128 h = kd_view_hash(pixels + k * TF_SIZE * TF_SIZE * 3, TF_SIZE, TF_SIZE);
+            kd_hash128 h = kd_view_hash(pixels + k * TF_PIXELS, TF_W, TF_H);
             assert_memory_equal(h.b, e.view_hash.b, 16);
             for (int f = 0; f < KD_TARGETS; f++) {
                 float std, *got = targets + k * (1 + TF_ROWS) * TF_WIDTH + (f == KD_FEATURE_CLS ? 0 : TF_WIDTH);
@@ -102,18 +102,19 @@ static void views_and_targets_are_what_the_cache_was_made_from(void **state) {
 static void threads_and_view_memory_change_no_bit(void **state) {
     (void)state;
     kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 1, NULL);
-    enum { SIDE = 16 };
-    static uint8_t want[IMAGES * VIEWS * SIDE * SIDE * 3], got[sizeof want];
+    enum { H = 12, W = 16, BYTES = H * W * 3 };
+    static uint8_t want[IMAGES * VIEWS * BYTES], got[sizeof want];
     static float want_t[IMAGES * VIEWS * (1 + TF_ROWS) * TF_WIDTH], got_t[sizeof want_t / sizeof *want_t];
     for (int k = 0; k < 4; k++) {
         kd_replay_options o = options(c);
         kd_replay *r;
-        o.student_size = SIDE;
+        o.student_h = H;
+        o.student_w = W;
         o.threads = k % 2 == 0 ? 1 : 3;
-        o.view_memory = k < 2 ? 0 : 5 * SIDE * SIDE * 3; /* room for five views */
+        o.view_memory = k < 2 ? 0 : 5 * BYTES; /* room for five views */
         assert_ok(kd_replay_create(&r, &o, &err));
         for (int again = 0; again < 2; again++) {
-            assert_int_equal(pass(r, got, got_t, SIDE), KD_DONE);
+            assert_int_equal(pass(r, got, got_t, BYTES), KD_DONE);
             if (k == 0 && again == 0) {
                 memcpy(want, got, sizeof want);
                 memcpy(want_t, got_t, sizeof want_t);
@@ -139,7 +140,7 @@ static void a_pass_can_be_left_in_the_middle(void **state) {
     assert_ok(kd_replay_begin(r, items, n, &err));
     assert_ok(kd_replay_next(r, &s, &err));
     kd_replay_end(r);
-    assert_int_equal(pass(r, NULL, NULL, TF_SIZE), KD_DONE);
+    assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);
     kd_replay_destroy(r);
     kd_cache_close(c);
 }
@@ -156,7 +157,7 @@ static void moved_files_are_found_by_content_and_others_ignored(void **state) {
     assert_int_equal(kd_replay_images(r), IMAGES);
     assert_int_equal(kd_replay_missing(r), 0);
     assert_int_equal(kd_replay_extra(r), 1);
-    assert_int_equal(pass(r, NULL, NULL, TF_SIZE), KD_DONE);
+    assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);
     kd_replay_destroy(r);
     kd_cache_close(c);
 }
@@ -176,16 +177,16 @@ static void swapped_files_of_equal_size_are_found_out_and_found_again(void **sta
     unit_write(at("pictures/000.jpg"), a, n);
     unit_write(at("pictures/001.jpg"), b, n);
     kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 1, NULL);
-    static uint8_t want[IMAGES * VIEWS * TF_SIZE * TF_SIZE * 3], got[sizeof want];
+    static uint8_t want[IMAGES * VIEWS * TF_PIXELS], got[sizeof want];
     kd_replay_options o = options(c);
     kd_replay *r;
     assert_ok(kd_replay_create(&r, &o, &err));
-    assert_int_equal(pass(r, want, NULL, TF_SIZE), KD_DONE);
+    assert_int_equal(pass(r, want, NULL, TF_PIXELS), KD_DONE);
     kd_replay_destroy(r);
     unit_write(at("pictures/000.jpg"), b, n);
     unit_write(at("pictures/001.jpg"), a, n);
     assert_ok(kd_replay_create(&r, &o, &err));
-    assert_int_equal(pass(r, got, NULL, TF_SIZE), KD_DONE);
+    assert_int_equal(pass(r, got, NULL, TF_PIXELS), KD_DONE);
     assert_memory_equal(want, got, sizeof want);
     kd_replay_destroy(r);
     kd_cache_close(c);
@@ -210,7 +211,7 @@ static void a_changed_image_stops_the_pass_naming_it(void **state) {
         memset(other + other_size, 0, size - other_size);
     unit_write(at("pictures/004.jpg"), other, size);
     assert_ok(kd_replay_create(&r, &o, &err)); /* path and size fit */
-    assert_int_equal(pass(r, NULL, NULL, TF_SIZE), KD_EMISMATCH);
+    assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_EMISMATCH);
     assert_contains(err.msg, "004.jpg");
     assert_contains(err.msg, "the file was changed");
     assert_contains(err.msg, "view");
@@ -234,7 +235,7 @@ static void a_missing_image_is_refused_or_left_out(void **state) {
     assert_ok(kd_replay_create(&r, &o, &err));
     assert_int_equal(kd_replay_images(r), IMAGES - 1);
     assert_int_equal(kd_replay_missing(r), 1);
-    assert_int_equal(pass(r, NULL, NULL, TF_SIZE), KD_DONE);
+    assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);
     kd_replay_destroy(r);
     kd_cache_close(c);
 }
@@ -261,7 +262,7 @@ static void an_image_that_vanishes_later_stops_the_pass(void **state) {
     kd_replay *r;
     assert_ok(kd_replay_create(&r, &o, &err));
     unlink(at("pictures/006.jpg"));
-    assert_int_equal(pass(r, NULL, NULL, TF_SIZE), KD_EFAIL);
+    assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_EFAIL);
     assert_contains(err.msg, "006.jpg");
     kd_replay_destroy(r);
     kd_cache_close(c);
@@ -286,7 +287,7 @@ static void a_cache_of_cls_alone_serves_cls_alone(void **state) {
     assert_contains(err.msg, "--patch-weight 0");
     o.patch = 0;
     assert_ok(kd_replay_create(&r, &o, &err));
-    assert_int_equal(pass(r, NULL, NULL, TF_SIZE), KD_DONE);
+    assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);
     kd_replay_destroy(r);
     kd_cache_close(c);
 }
@@ -296,8 +297,13 @@ static void a_student_size_above_the_view_is_refused(void **state) {
     kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 1, NULL);
     kd_replay_options o = options(c);
     kd_replay *r;
-    o.student_size = TF_SIZE + 1;
+    o.student_h = TF_H + 1; /* although it is less than TF_W */
     assert_int_equal(kd_replay_create(&r, &o, &err), KD_EUSAGE);
+    assert_contains(err.msg, "25x40");
+    o = options(c);
+    o.student_w = TF_W + 1;
+    assert_int_equal(kd_replay_create(&r, &o, &err), KD_EUSAGE);
+    assert_contains(err.msg, "measure 24x40");
     kd_cache_close(c);
 }
 

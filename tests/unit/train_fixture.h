@@ -12,7 +12,8 @@
 #include "common/data/dataset.h"
 #include "tests/unit/formula.h"
 
-enum { TF_SIZE = 32, TF_WIDTH = 8, TF_GRID = 2, TF_ROWS = TF_GRID * TF_GRID };
+/* Views that are not square, so that rows and columns can't be swapped unnoticed. */
+enum { TF_H = 24, TF_W = 40, TF_PIXELS = TF_H * TF_W * 3, TF_WIDTH = 8, TF_GRID_H = 2, TF_GRID_W = 3, TF_ROWS = TF_GRID_H * TF_GRID_W };
 
 /* A picture that no other index has. */
 static inline void tf_draw(const char *path, int index) {
@@ -40,14 +41,14 @@ static inline kd_recipe tf_recipe(int patches, const char *decoder) {
     kd_err err = {0};
     kd_recipe r;
     kd_policy policy;
-    assert_ok(kd_policy_load(&policy, "lightly", TF_SIZE, &err));
+    assert_ok(kd_policy_load(&policy, "lightly", TF_H, TF_W, &err));
     json_t *features = patches ? json_pack("[s,s]", "cls", "patch") : json_pack("[s]", "cls");
     json_t *teacher = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:[f,f,f], s:[f,f,f]}", "sha256", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
                                 "tensors", "", "family", "dinov2", "width", TF_WIDTH, "depth", 2, "heads", 1, "patch", 14, "registers", 0, "positions", "official", "layer_norm_eps", 1e-6,
                                 "mean", 0.485, 0.456, 0.406, "std", 0.229, 0.224, 0.225);
-    json_t *j = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:i, s:i, s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher", teacher,
-                          "layers", 1, "layer_norm", 1, "layer_concat", 0, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_SIZE, "decoder", decoder,
-                          "exif", "ignore", "features", features, "grid", TF_GRID, TF_GRID, "registers", 0, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16",
+    json_t *j = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:i, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher", teacher,
+                          "layers", 1, "layer_norm", 1, "layer_concat", 0, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_H, TF_W, "decoder", decoder,
+                          "exif", "ignore", "features", features, "grid", TF_GRID_H, TF_GRID_W, "registers", 0, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16",
                           "zstd_level", 1);
     assert_non_null(j);
     assert_ok(kd_recipe_from_json(&r, j, "the test's recipe", &err));
@@ -66,7 +67,7 @@ static inline void tf_features(float *out, const kd_hash128 *id, uint32_t view, 
 static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *folder, const char *rel, uint32_t views) {
     kd_err err = {0};
     char path[4200];
-    uint8_t *bytes = NULL, pixels[TF_SIZE * TF_SIZE * 3];
+    uint8_t *bytes = NULL, pixels[TF_PIXELS];
     size_t size;
     kd_image img = {0};
     kd_policy policy;
@@ -74,7 +75,7 @@ static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *fol
     kd_record_scratch codec = {0};
     kd_record_buf record[2] = {{0}};
     snprintf(path, sizeof path, "%s/%s", folder, rel);
-    assert_ok(kd_policy_load(&policy, "lightly", TF_SIZE, &err));
+    assert_ok(kd_policy_load(&policy, "lightly", TF_H, TF_W, &err));
     assert_ok(kd_io_read_all(path, KD_MAX_IMAGE_FILE, &bytes, &size, &err));
     assert_ok(kd_image_decode(&img, bytes, size, path, &err));
     kd_image_entry e = {.image = kd_image_id(bytes, size), .rel = rel, .file_size = size, .width = img.width, .height = img.height};
@@ -83,7 +84,7 @@ static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *fol
         kd_record_ref refs[2];
         size_t n = 0;
         assert_ok(kd_plan_apply(&entry.plan, &img, pixels, &scratch, &err));
-        entry.view_hash = kd_view_hash(pixels, TF_SIZE, TF_SIZE);
+        entry.view_hash = kd_view_hash(pixels, TF_W, TF_H);
         for (int f = 0; f < (kd_recipe_has(recipe, KD_FEATURE_PATCH) ? 2 : 1); f++) {
             size_t rows = f == KD_FEATURE_CLS ? 1 : TF_ROWS, values = rows * TF_WIDTH;
             float x[TF_ROWS * TF_WIDTH];

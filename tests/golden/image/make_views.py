@@ -3,8 +3,9 @@
 
     python3 tests/golden/image/make_views.py        rewrites views/*.jpg and views/views.jsonl
 
-Made with Pillow 9.4.0 (libjpeg-turbo 2.1.5), torchvision 0.14.1, numpy 1.24, xxhash 3.2. Two kinds of lines in views.jsonl:
-* "drawn": preset, seed, view and image size are given and the plan is drawn here, by an implementation of the rules of its own
+Made with Pillow 9.4.0 (libjpeg-turbo 2.1.5), torchvision 0.14.1, numpy 1.24, xxhash 3.2; torchvision 0.29 with Pillow 13.0 give
+the same lines. Two kinds of lines in views.jsonl:
+* "drawn": preset, seed, view and image size (a side, or rows and columns) are given and the plan is drawn here, by an implementation of the rules of its own
   (Philox4x32-10, torchvision's get_params), so that a change of the draws can't hide behind a change of the goldens;
 * "given": plans at the edges (one pixel, enlarging, factors 0 and 1, every order of the jitters).
 Never imports code of the project.
@@ -15,6 +16,7 @@ import math
 import os
 import random
 import sys
+from fractions import Fraction
 
 import numpy as np
 import xxhash
@@ -22,6 +24,7 @@ from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from pillow_views import apply_plan, view_hash  # noqa: E402
+from torchvision import transforms  # noqa: E402
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "views")
 JITTERS = ["brightness", "contrast", "saturation", "hue"]
@@ -101,12 +104,19 @@ def crop_of(p, u, width, height):
     return [(width - w) // 2, (height - h) // 2, w, h]
 
 
+def covering(width, height, rows, columns):
+    """The smallest [w, h] of the picture's aspect ratio, in whole pixels, with h >= rows and w >= columns, one of them equal."""
+    if Fraction(rows, height) >= Fraction(columns, width):
+        return [rows * width // height, rows]
+    return [columns, columns * height // width]
+
+
 def draw(preset, seed, image_id, view, width, height, size):
     p = PRESETS[preset]
+    rows, columns = (size, size) if isinstance(size, int) else size
     if p is None:
-        short = (size * 256 + 112) // 224
-        w, h = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
-        return plan_of([0, 0, width, height], [w, h], [round((w - size) / 2), round((h - size) / 2), size, size])
+        w, h = covering(width, height, (rows * 256 + 112) // 224, (columns * 256 + 112) // 224)
+        return plan_of([0, 0, width, height], [w, h], [round((w - columns) / 2), round((h - rows) / 2), columns, rows])
     u = numbers(seed, image_id, view)
     order = [0, 1, 2, 3]
     for i, at in ((3, 2), (2, 3), (1, 4)):
@@ -118,7 +128,18 @@ def draw(preset, seed, image_id, view, width, height, size):
         lo, hi = (-x, x) if name == "hue" else (max(0.0, 1 - x), 1 + x)
         factor[name] = float(np.float32(lo + (hi - lo) * u[5 + i]))
     jitter = [JITTERS[i] for i in order] if u[1] < p["jitter_p"] else []
-    return plan_of(crop_of(p, u, width, height), [size, size], [0, 0, size, size], hflip=u[0] < p["hflip"], jitter_order=jitter, jitter_factor=factor, gray=u[9] < p["gray"])
+    return plan_of(crop_of(p, u, width, height), [columns, rows], [0, 0, columns, rows], hflip=u[0] < p["hflip"], jitter_order=jitter, jitter_factor=factor, gray=u[9] < p["gray"])
+
+
+def check_eval(image, plan, size):
+    """The plan of "eval" makes what torchvision's own transforms make."""
+    rows, columns = (size, size) if isinstance(size, int) else size
+    if rows == columns:
+        first = transforms.Resize((size * 256 + 112) // 224, transforms.InterpolationMode.BICUBIC)
+    else:
+        first = transforms.Lambda(lambda i: i.resize(tuple(plan["resize"]), Image.BICUBIC))
+    wanted = transforms.Compose([first, transforms.CenterCrop((rows, columns))])(image)
+    assert wanted.size == (columns, rows) and wanted.tobytes() == apply_plan(image, plan).tobytes(), plan
 
 
 def given():
@@ -141,6 +162,13 @@ def given():
             yield file, plan_of(crop, resize, out, filter=name, hflip=name == "bilinear")
 
 
+# View, seed, size.
+CASES = {
+    "drawn": [(0, 0, 224), (1, 0, 224), (2, 1, 98), (70000, 2 ** 63 + 5, 64), (4, 123456789012, 224), (3, 0, [112, 168]), (1, 0, [98, 42])],
+    "eval": [(0, 0, 224), (0, 0, [112, 168]), (0, 0, [224, 98]), (0, 0, [70, 71]), (0, 0, [48, 160])],
+}
+
+
 def main():
     os.makedirs(HERE, exist_ok=True)
     ids, images = {}, {}
@@ -153,8 +181,10 @@ def main():
     with open(os.path.join(HERE, "views.jsonl"), "w") as f:
         for preset in PRESETS:
             for name in PICTURES:
-                for view, seed, size in [(0, 0, 224)] if preset == "eval" else [(0, 0, 224), (1, 0, 224), (2, 1, 98), (70000, 2 ** 63 + 5, 64), (4, 123456789012, 224)]:
+                for view, seed, size in CASES["eval" if preset == "eval" else "drawn"]:
                     plan = draw(preset, seed, ids[name], view, *images[name].size, size)
+                    if preset == "eval":
+                        check_eval(images[name], plan, size)
                     print(json.dumps(dict(kind="drawn", file=name, preset=preset, seed=str(seed), view=view, size=size, plan=plan, hash=view_hash(apply_plan(images[name], plan)))), file=f)
         for name, plan in given():
             print(json.dumps(dict(kind="given", file=name, plan=plan, hash=view_hash(apply_plan(images[name], plan)))), file=f)

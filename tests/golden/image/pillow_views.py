@@ -13,13 +13,19 @@ FILTERS = {"box": Image.BOX, "bilinear": Image.BILINEAR, "bicubic": Image.BICUBI
 JITTERS = {"brightness": F.adjust_brightness, "contrast": F.adjust_contrast, "saturation": F.adjust_saturation, "hue": F.adjust_hue}
 
 
+def resize(image, size, kernel):
+    """Columns first, then rows: the order of Pillow up to 12, whose bits the views have. Pillow 13 takes the rows first when the width grows and the height
+    shrinks, which gives other pixels, so the passes are asked for one by one."""
+    return image.resize((size[0], image.height), kernel).resize(size, kernel)
+
+
 def apply_plan(image, plan):
     """image: PIL RGB image as opened. Returns the view as a PIL image."""
     if plan.get("vflip") or plan.get("solarize", 256) != 256 or plan.get("blur", {}).get("radius") or plan.get("mix", {}).get("lambda", 1) != 1:
         raise ValueError("the plan uses an operation that this script doesn't know: %r" % plan)
     x, y, w, h = plan["crop"]
     image = F.crop(image, y, x, h, w)
-    image = image.resize(tuple(plan["resize"]), FILTERS[plan["filter"]])
+    image = resize(image, tuple(plan["resize"]), FILTERS[plan["filter"]])
     x, y, w, h = plan["out"]
     image = F.crop(image, y, x, h, w)
     if plan["hflip"]:

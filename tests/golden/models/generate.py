@@ -5,7 +5,7 @@
 
 Weights, pictures and targets come from a formula (value() below, repeated in tests/unit/formula.h), so only results are stored. Everything is
 computed in float64 from float32 inputs. ResNet-18 is torchvision's, the plain ViT timm's; the DINOv2 ViT is written here from the published
-architecture and checked against timm's where the two agree. recipe.json records the versions.
+architecture and checked against timm's where the two agree. recipe.json records the versions. positions.safetensors is made by positions.py.
 """
 import argparse
 import io
@@ -21,7 +21,6 @@ from safetensors.numpy import save_file
 
 import timm
 import torchvision
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 
 torch.set_grad_enabled(True)
@@ -253,17 +252,6 @@ def tiny_teacher():
     save_file(out, "tiny_dinov2_outputs.safetensors")
 
 
-# ---- interpolated positions ----
-
-def positions():
-    out = {}
-    for from_, to in ((37, 16), (37, 8), (5, 9), (14, 7), (14, 20), (14, 13)):
-        pos = torch.from_numpy((0.5 * unit("pos_embed", (1 + from_ * from_) * 6)).astype(np.float32)).reshape(1, -1, 6)
-        out[f"dinov2_{from_}_{to}"] = interpolate_official(pos, from_, to)[0].numpy()
-        out[f"timm_{from_}_{to}"] = resample_abs_pos_embed(pos, [to, to], [from_, from_], num_prefix_tokens=1)[0].numpy()
-    save_file({k: np.ascontiguousarray(v) for k, v in out.items()}, "positions.safetensors")
-
-
 # ---- real photos and weights ----
 
 PHOTOS = ("caltech101/test/airplanes", "caltech101/test/dolphin", "caltech101/test/pizza", "caltech101/test/watch")  # the first file of each
@@ -299,7 +287,6 @@ def main():
         return
     training_goldens()
     tiny_teacher()
-    positions()
     json.dump({"command": "python generate.py", "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__, "timm": timm.__version__,
                "numpy": np.__version__}, open("recipe.json", "w"), indent=1)
 
