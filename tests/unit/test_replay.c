@@ -89,7 +89,7 @@ static void views_and_targets_are_what_the_cache_was_made_from(void **state) {
                 const float *mean;
                 assert_ok(kd_cache_mean(c, (kd_feature)f, 1, &mean, &std, &err));
                 size_t n = f == KD_FEATURE_CLS ? TF_WIDTH : TF_ROWS * TF_WIDTH;
-                tf_features(x, id, v, (kd_feature)f, n);
+                tf_features(x, id, v, (kd_feature)f, 1, n);
                 for (size_t j = 0; j < n; j++)
                     assert_true(fabsf(got[j] - (x[j] - mean[j % TF_WIDTH]) / std) < 1e-5f);
             }

@@ -14,6 +14,7 @@
 
 /* Views that are not square, so that rows and columns can't be swapped unnoticed. */
 enum { TF_H = 24, TF_W = 40, TF_PIXELS = TF_H * TF_W * 3, TF_WIDTH = 8, TF_GRID_H = 2, TF_GRID_W = 3, TF_ROWS = TF_GRID_H * TF_GRID_W };
+enum { TF_REGISTERS = 3, TF_LARGEST = 2 * TF_ROWS * TF_WIDTH, TF_RECORDS = 2 * KD_FEATURES };
 
 /* A picture that no other index has. */
 static inline void tf_draw(const char *path, int index) {
@@ -37,31 +38,50 @@ static inline void tf_pictures(const char *folder, int count) {
     }
 }
 
-static inline kd_recipe tf_recipe(int patches, const char *decoder) {
+/* cls and patch of the last of two layers; a test changes what it needs. decoder NULL: this program's. */
+static inline json_t *tf_recipe_json(const char *decoder) {
     kd_err err = {0};
-    kd_recipe r;
     kd_policy policy;
+    kd_hash128 mine;
+    char hex[33];
+    assert_ok(kd_decoder_hash(&mine, &err));
+    kd_hex(hex, mine.b, 16);
     assert_ok(kd_policy_load(&policy, "lightly", TF_H, TF_W, &err));
-    json_t *features = patches ? json_pack("[s,s]", "cls", "patch") : json_pack("[s]", "cls");
     json_t *teacher = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:[f,f,f], s:[f,f,f]}", "sha256", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
-                                "tensors", "", "family", "dinov2", "width", TF_WIDTH, "depth", 2, "heads", 1, "patch", 14, "registers", 0, "positions", "official", "layer_norm_eps", 1e-6,
+                                "tensors", "", "family", "dinov2", "width", TF_WIDTH, "depth", 2, "heads", 1, "patch", 14, "registers", TF_REGISTERS, "positions", "official", "layer_norm_eps", 1e-6,
                                 "mean", 0.485, 0.456, 0.406, "std", 0.229, 0.224, 0.225);
-    json_t *j = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:i, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher", teacher,
-                          "layers", 1, "layer_norm", 1, "layer_concat", 0, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_H, TF_W, "decoder", decoder,
-                          "exif", "ignore", "features", features, "grid", TF_GRID_H, TF_GRID_W, "registers", 0, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16",
+    json_t *j = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:i, s:[i,i], s:s, s:s, s:[s,s], s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher", teacher,
+                          "layers", 1, "layer_norm", 1, "layer_concat", 0, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_H, TF_W, "decoder", decoder != NULL ? decoder : hex,
+                          "exif", "ignore", "features", "cls", "patch", "grid", TF_GRID_H, TF_GRID_W, "registers", TF_REGISTERS, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16",
                           "zstd_level", 1);
     assert_non_null(j);
-    assert_ok(kd_recipe_from_json(&r, j, "the test's recipe", &err));
-    return r;
+    return j;
 }
 
-/* What the teacher "saw": depends on the image's bytes and the view, and has a mean and a spread that standardising must remove. */
-static inline void tf_features(float *out, const kd_hash128 *id, uint32_t view, kd_feature f, size_t n) {
+/* What the teacher "saw": depends on the image's bytes, the view and the layer, and has a mean and a spread that standardising must remove. */
+static inline void tf_features(float *out, const kd_hash128 *id, uint32_t view, kd_feature f, uint16_t layer, size_t n) {
     char name[64], hex[33];
     kd_hex(hex, id->b, 16);
-    snprintf(name, sizeof name, "%s/%u/%d", hex, view, (int)f);
+    snprintf(name, sizeof name, "%s/%u/%d/%u", hex, view, (int)f, layer);
     for (size_t i = 0; i < n; i++)
-        out[i] = kd_f16_to_f32(kd_f32_to_f16((float)(3.0 * formula_unit(name, (uint32_t)i) + 1.0 + 0.5 * (double)(i % TF_WIDTH))));
+        out[i] = kd_f16_to_f32(kd_f32_to_f16((float)(3.0 * layer * formula_unit(name, (uint32_t)i) + 1.0 + 0.5 * (double)(i % TF_WIDTH))));
+}
+
+static inline void tf_record(kd_record_buf *out, const kd_recipe *recipe, const kd_view_entry *v, kd_feature f, uint16_t layer, kd_record_scratch *codec) {
+    kd_err err = {0};
+    kd_record_head head = kd_recipe_head(recipe, f, &v->image, v->view, layer);
+    size_t values = (size_t)head.rows * head.width;
+    float x[TF_LARGEST];
+    uint8_t planes[2 * TF_LARGEST];
+    assert_true(values <= TF_LARGEST);
+    tf_features(x, &v->image, v->view, f, layer, values);
+    for (size_t i = 0; i < values; i++) {
+        uint16_t h = kd_f32_to_f16(x[i]);
+        planes[i] = (uint8_t)(h >> 8);
+        planes[values + i] = (uint8_t)h;
+    }
+    head.view_hash = v->view_hash;
+    assert_ok(kd_record_encode(out, &head, planes, 1, codec, &err));
 }
 
 static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *folder, const char *rel, uint32_t views) {
@@ -73,7 +93,7 @@ static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *fol
     kd_policy policy;
     kd_view_scratch scratch = {0};
     kd_record_scratch codec = {0};
-    kd_record_buf record[2] = {{0}};
+    kd_record_buf record[TF_RECORDS] = {{0}};
     snprintf(path, sizeof path, "%s/%s", folder, rel);
     assert_ok(kd_policy_load(&policy, "lightly", TF_H, TF_W, &err));
     assert_ok(kd_io_read_all(path, KD_MAX_IMAGE_FILE, &bytes, &size, &err));
@@ -81,46 +101,38 @@ static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *fol
     kd_image_entry e = {.image = kd_image_id(bytes, size), .rel = rel, .file_size = size, .width = img.width, .height = img.height};
     for (uint32_t v = 0; v < views; v++) {
         kd_view_entry entry = {.image = e.image, .view = v, .plan = kd_plan_draw(&policy, 3, &e.image, v, img.width, img.height)};
-        kd_record_ref refs[2];
+        kd_record_ref refs[TF_RECORDS];
         size_t n = 0;
         assert_ok(kd_plan_apply(&entry.plan, &img, pixels, &scratch, &err));
         entry.view_hash = kd_view_hash(pixels, TF_W, TF_H);
-        for (int f = 0; f < (kd_recipe_has(recipe, KD_FEATURE_PATCH) ? 2 : 1); f++) {
-            size_t rows = f == KD_FEATURE_CLS ? 1 : TF_ROWS, values = rows * TF_WIDTH;
-            float x[TF_ROWS * TF_WIDTH];
-            uint8_t planes[2 * TF_ROWS * TF_WIDTH];
-            tf_features(x, &e.image, v, (kd_feature)f, values);
-            for (size_t i = 0; i < values; i++) {
-                uint16_t h = kd_f32_to_f16(x[i]);
-                planes[i] = (uint8_t)(h >> 8);
-                planes[values + i] = (uint8_t)h;
-            }
-            kd_record_head head = kd_recipe_head(recipe, (kd_feature)f, &e.image, v, 1);
-            head.view_hash = entry.view_hash;
-            assert_ok(kd_record_encode(&record[f], &head, planes, 1, &codec, &err));
-            refs[n++] = (kd_record_ref){(kd_feature)f, 1, record[f].bytes, record[f].size};
+        for (int i = 0; i < KD_FEATURES * recipe->layers; i++) {
+            kd_feature f = (kd_feature)(i / recipe->layers);
+            uint16_t layer = recipe->layer[i % recipe->layers];
+            if (!kd_recipe_has(recipe, f))
+                continue;
+            tf_record(&record[n], recipe, &entry, f, layer, &codec);
+            refs[n] = (kd_record_ref){f, layer, record[n].bytes, record[n].size};
+            n++;
         }
         assert_ok(kd_writer_add_view(w, &e, &entry, refs, n, &err));
     }
-    kd_record_buf_free(&record[0]);
-    kd_record_buf_free(&record[1]);
+    for (int i = 0; i < TF_RECORDS; i++)
+        kd_record_buf_free(&record[i]);
     kd_record_scratch_free(&codec);
     kd_view_scratch_free(&scratch);
     kd_image_free(&img);
     kd_free(bytes);
 }
 
-/* A sealed cache of folder/000.jpg .. with `views` views each, opened. decoder NULL: this program's. */
-static inline kd_cache *tf_cache(const char *file, const char *folder, int count, uint32_t views, int patches, const char *decoder) {
+/* A sealed cache of folder/000.jpg .. with `views` views each, opened. Takes over the recipe. */
+static inline kd_cache *tf_cache_of(json_t *recipe_json, const char *file, const char *folder, int count, uint32_t views) {
     kd_err err = {0};
-    kd_hash128 mine;
-    char hex[33], rel[32];
+    char rel[32];
     kd_writer *w;
     kd_cache *c;
-    assert_ok(kd_decoder_hash(&mine, &err));
-    kd_hex(hex, mine.b, 16);
-    kd_recipe recipe = tf_recipe(patches, decoder != NULL ? decoder : hex);
+    kd_recipe recipe;
     json_t *provenance = json_pack("{s:s}", "made_by", "a test");
+    assert_ok(kd_recipe_from_json(&recipe, recipe_json, "the test's recipe", &err));
     assert_ok(kd_writer_open(&w, file, &recipe, provenance, 0, &err));
     for (int i = 0; i < count; i++) {
         snprintf(rel, sizeof rel, "%03d.jpg", i);
@@ -132,6 +144,14 @@ static inline kd_cache *tf_cache(const char *file, const char *folder, int count
     kd_recipe_free(&recipe);
     assert_ok(kd_cache_open(&c, &file, 1, &err));
     return c;
+}
+
+/* cls, and with `patches` patch, of the last layer. */
+static inline kd_cache *tf_cache(const char *file, const char *folder, int count, uint32_t views, int patches, const char *decoder) {
+    json_t *j = tf_recipe_json(decoder);
+    if (!patches)
+        json_object_set_new(j, "features", json_pack("[s]", "cls"));
+    return tf_cache_of(j, file, folder, count, views);
 }
 
 #endif
