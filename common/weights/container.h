@@ -83,9 +83,10 @@ kd_status kd_shards_sha256(kd_weights *w, kd_sha256 *out, kd_err *err);
 /* Path (owned by arena) of the weight file or index in a folder; KD_EUSAGE when there is none. */
 kd_status kd_shards_choose(kd_arena *arena, const char *folder, const char **path, kd_err *err);
 
-/* Calls use(arg, bytes, size) with the whole checked storage while no other thread reads from this file. */
+/* Calls use(arg, bytes, size) with the whole checked storage while no other thread reads from this file. wanted: bytes of it that the caller
+ * is interested in; a storage that has more is kept until another one is read. */
 typedef kd_status (*kd_storage_use)(void *arg, const uint8_t *bytes, size_t size, kd_err *err);
-kd_status kd_pth_with_storage(kd_pth *p, uint64_t index, kd_storage_use use, void *arg, kd_err *err);
+kd_status kd_pth_with_storage(kd_pth *p, uint64_t index, uint64_t wanted, kd_storage_use use, void *arg, kd_err *err);
 void kd_pth_close(kd_pth *p); /* accepts NULL */
 
 /* Names to indices. The map borrows the names. */

@@ -17,7 +17,7 @@ struct kd_pth {
     kd_name_map *names; /* entry name -> index; libzip's own search is linear in some versions */
     uint64_t file_size;
     pthread_mutex_t lock; /* libzip handles belong to one thread at a time; also guards the three below */
-    uint8_t *cached;      /* the storage that was read last: many tensors may share one */
+    uint8_t *cached;      /* the storage that was read last, when other tensors may share it */
     uint64_t cached_index, cached_size;
 };
 
@@ -30,38 +30,37 @@ static kd_status zip_failure(const kd_pth *p, const char *what, zip_error_t *err
 }
 
 /* torch stores entries uncompressed, so that none can be larger than the file: a promise that also stops zip bombs. */
-static kd_status stat_entry(const kd_pth *p, uint64_t index, uint64_t *size, kd_err *err)
+static kd_status stat_entry(const kd_pth *p, uint64_t index, zip_stat_t *st, kd_err *err)
 {
-    const zip_uint64_t needed = ZIP_STAT_NAME | ZIP_STAT_SIZE | ZIP_STAT_COMP_SIZE | ZIP_STAT_COMP_METHOD | ZIP_STAT_ENCRYPTION_METHOD;
-    zip_stat_t st;
-    zip_stat_init(&st);
-    if (zip_stat_index(p->zip, index, ZIP_FL_ENC_RAW, &st) != 0 || (st.valid & needed) != needed)
+    const zip_uint64_t needed = ZIP_STAT_NAME | ZIP_STAT_SIZE | ZIP_STAT_COMP_SIZE | ZIP_STAT_COMP_METHOD | ZIP_STAT_ENCRYPTION_METHOD | ZIP_STAT_CRC;
+    zip_stat_init(st);
+    if (zip_stat_index(p->zip, index, ZIP_FL_ENC_RAW, st) != 0 || (st->valid & needed) != needed)
         return zip_failure(p, "the directory", zip_get_error(p->zip), err);
-    if (st.comp_method != ZIP_CM_STORE || st.encryption_method != ZIP_EM_NONE)
+    if (st->comp_method != ZIP_CM_STORE || st->encryption_method != ZIP_EM_NONE)
         return kd_fail(err, KD_EFAIL, "%s: entry '%s' is compressed or encrypted, which torch.save never does; re-save it with torch.save",
-                       p->path, st.name);
-    if (st.size != st.comp_size || st.size > p->file_size)
-        return kd_fail(err, KD_EFAIL, "%s: entry '%s' claims %" PRIu64 " bytes in a file of %" PRIu64 "; the file is damaged", p->path, st.name,
-                       (uint64_t)st.size, p->file_size);
-    *size = st.size;
+                       p->path, st->name);
+    if (st->size != st->comp_size || st->size > p->file_size)
+        return kd_fail(err, KD_EFAIL, "%s: entry '%s' claims %" PRIu64 " bytes in a file of %" PRIu64 "; the file is damaged", p->path, st->name,
+                       (uint64_t)st->size, p->file_size);
     return KD_OK;
 }
 
-static kd_status read_to_end(const kd_pth *p, zip_file_t *f, const char *name, uint8_t *out, uint64_t size, kd_err *err)
+/* A CRC of 0 means that torch was told not to compute it (torch.serialization.set_crc32_options); then it isn't compared. */
+static kd_status read_to_end(const kd_pth *p, zip_file_t *f, const zip_stat_t *st, uint8_t *out, kd_err *err)
 {
     uint64_t at = 0;
     uint8_t beyond;
-    while (at < size) {
-        zip_int64_t n = zip_fread(f, out + at, size - at);
+    while (at < st->size) {
+        zip_int64_t n = zip_fread(f, out + at, st->size - at);
         if (n < 0)
-            return zip_failure(p, name, zip_file_get_error(f), err);
+            return zip_failure(p, st->name, zip_file_get_error(f), err);
         if (n == 0)
             return kd_fail(err, KD_EFAIL, "%s: entry '%s' ends after %" PRIu64 " of %" PRIu64 " bytes; the file is truncated, copy it again",
-                           p->path, name, at, size);
+                           p->path, st->name, at, (uint64_t)st->size);
         at += (uint64_t)n;
     }
-    if (zip_fread(f, &beyond, 1) != 0) /* the read at the end is the one that compares the CRC */
-        return zip_failure(p, name, zip_file_get_error(f), err);
+    if (st->crc != 0 && zip_fread(f, &beyond, 1) != 0) /* the read at the end is the one that compares */
+        return zip_failure(p, st->name, zip_file_get_error(f), err);
     return KD_OK;
 }
 
@@ -69,19 +68,21 @@ static kd_status read_to_end(const kd_pth *p, zip_file_t *f, const char *name, u
 static kd_status read_entry(const kd_pth *p, uint64_t index, uint8_t **out, uint64_t *size, kd_err *err)
 {
     uint8_t *bytes = NULL;
-    KD_TRY(stat_entry(p, index, size, err));
-    const char *name = zip_get_name(p->zip, index, ZIP_FL_ENC_RAW);
+    zip_stat_t st;
+    KD_TRY(stat_entry(p, index, &st, err));
     zip_file_t *f = zip_fopen_index(p->zip, index, 0);
     if (f == NULL)
-        return zip_failure(p, name, zip_get_error(p->zip), err);
-    kd_status status = kd_alloc_array(&bytes, (size_t)*size + 1, 1, err);
+        return zip_failure(p, st.name, zip_get_error(p->zip), err);
+    kd_status status = kd_alloc_array(&bytes, (size_t)st.size + 1, 1, err);
     if (status == KD_OK)
-        status = read_to_end(p, f, name, bytes, *size, err);
+        status = read_to_end(p, f, &st, bytes, err);
     zip_fclose(f);
-    if (status == KD_OK)
+    if (status == KD_OK) {
         *out = bytes;
-    else
+        *size = st.size;
+    } else {
         kd_free(bytes);
+    }
     return status;
 }
 
@@ -149,17 +150,17 @@ static kd_status check_kind(const kd_pth *p, const char *prefix, kd_err *err)
 static kd_status make_entry(kd_weights *w, const char *prefix, const kd_pickle_tensor *t, kd_weight_entry *e, kd_err *err)
 {
     char file[80];
-    uint64_t size = 0;
+    zip_stat_t st;
     snprintf(file, sizeof file, "data/%s", t->storage.key);
     int index = locate(w->pth, prefix, file);
     if (index < 0)
         return kd_fail(err, KD_EFAIL, "%s: tensor '%s' lies in storage '%s', which the file doesn't have; it is damaged, copy it again", w->path,
                        t->name, t->storage.key);
-    KD_TRY(stat_entry(w->pth, (uint64_t)index, &size, err));
+    KD_TRY(stat_entry(w->pth, (uint64_t)index, &st, err));
     uint64_t need = (uint64_t)t->storage.numel * kd_dtype_size(t->storage.dtype);
-    if (need > size)
+    if (need > st.size)
         return kd_fail(err, KD_EFAIL, "%s: tensor '%s': its storage '%s' needs %" PRIu64 " bytes, the file has %" PRIu64 "; it is damaged",
-                       w->path, t->name, t->storage.key, need, size);
+                       w->path, t->name, t->storage.key, need, (uint64_t)st.size);
     return kd_entry_set_pickled(w, e, t, (uint64_t)index, err);
 }
 
@@ -212,7 +213,7 @@ kd_status kd_pth_parse(kd_weights *w, kd_err *err)
     return status;
 }
 
-kd_status kd_pth_with_storage(kd_pth *p, uint64_t index, kd_storage_use use, void *arg, kd_err *err)
+kd_status kd_pth_with_storage(kd_pth *p, uint64_t index, uint64_t wanted, kd_storage_use use, void *arg, kd_err *err)
 {
     kd_status status = KD_OK;
     pthread_mutex_lock(&p->lock);
@@ -224,6 +225,10 @@ kd_status kd_pth_with_storage(kd_pth *p, uint64_t index, kd_storage_use use, voi
     }
     if (status == KD_OK)
         status = use(arg, p->cached, (size_t)p->cached_size, err);
+    if (wanted >= p->cached_size) { /* nobody else's bytes: the usual case of one tensor per storage */
+        kd_free(p->cached);
+        p->cached = NULL;
+    }
     pthread_mutex_unlock(&p->lock);
     return status;
 }

@@ -435,7 +435,7 @@ static kd_status read_entry(read_job *job, size_t n, kd_err *err)
     if (n == 0)
         return KD_OK;
     if (job->w->pth != NULL)
-        return kd_pth_with_storage(job->w->pth, e->storage, read_storage, job, err);
+        return kd_pth_with_storage(job->w->pth, e->storage, (uint64_t)n * kd_dtype_size(e->dtype), read_storage, job, err);
     return kd_weights_guarded(job->w, read_mapped, job, err);
 }
 

@@ -21,6 +21,9 @@ static void protocol_5_equals_torch(void **state) { (void)state; wf_equals_torch
 /* Parameters, tensors with attributes, tied weights, and the entries .format_version, .storage_alignment and .data/serialization_id. */
 static void current_torch_equals_torch(void **state) { (void)state; wf_equals_torch("modern.pth"); }
 
+/* torch.serialization.set_crc32_options(False) */
+static void a_file_without_checksums_equals_torch(void **state) { (void)state; wf_equals_torch("without_crc.pth"); }
+
 /* Dictionaries full of foreign classes around the tensors. */
 static void lightning_checkpoint_equals_torch(void **state) { (void)state; wf_equals_torch("lightning.ckpt"); }
 
@@ -407,6 +410,7 @@ int main(void)
         cmocka_unit_test(protocol_4_equals_torch),
         cmocka_unit_test(protocol_5_equals_torch),
         cmocka_unit_test(current_torch_equals_torch),
+        cmocka_unit_test(a_file_without_checksums_equals_torch),
         cmocka_unit_test(lightning_checkpoint_equals_torch),
         cmocka_unit_test(malicious_pickle_runs_nothing),
         cmocka_unit_test(element_types_are_those_of_the_storages),

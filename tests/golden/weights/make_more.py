@@ -141,6 +141,10 @@ def main():
     save("legacy_nested", nested(), pickle_protocol=3, **LEGACY)
     save("protocol5", nested(), pickle_protocol=5)
 
+    torch.serialization.set_crc32_options(False)
+    save("without_crc", {"w": torch.randn(3)})
+    torch.serialization.set_crc32_options(True)
+
     # Tensors beside a payload: they may be read, the payload must not run (torch.load is not called here).
     payload = {"evil": Evil(), "w": torch.arange(4.0)}
     torch.save(payload, "malicious_legacy.pth", **LEGACY)
