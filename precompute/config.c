@@ -10,14 +10,24 @@
 
 static const kd_option table[] = {
     KD_OPTION_STRING(T, images, "images", "DIR|LIST|-", NULL, KD_OPT_REQUIRED, "images: a folder, a text file with one path per line, or - for such a list on stdin"),
-    KD_OPTION_STRING(T, weights, "weights", "FILE", NULL, KD_OPT_REQUIRED, "teacher weights: official DINOv2 .pth, or .safetensors in DINOv2 or timm ViT names"),
+    KD_OPTION_STRING(T, weights, "weights", "FILE|DIR", NULL, KD_OPT_REQUIRED,
+                     "teacher weights as they are on disk: a .pth or .safetensors file, an index of shards, or a folder that holds them (DINOv2, DINOv3, timm and DeiT ViTs; official, Hugging Face or timm names)"),
     KD_OPTION_STRING(T, cache, "cache", "FILE.kdc", NULL, KD_OPT_REQUIRED, "cache to write; run the same command again to resume an interrupted one"),
-    KD_OPTION_STRING(T, teacher, "teacher", "auto|NAME", "auto", 0, "what the weights must be (dinov2_vits14, vit_tiny_patch16_224, ...); auto infers it from the file"),
+    KD_OPTION_STRING(T, teacher, "teacher", "auto|NAME", "auto", 0,
+                     "what the weights must be (dinov2_vits14_reg, dinov3_vitb16, vit_tiny_patch16_224, ...); everything is inferred from the file, a name only checks"),
+    KD_OPTION_STRING(T, weights_key, "weights-key", "PREFIX", NULL, 0, "which model of a checkpoint that holds several: what its tensors' names begin with, such as teacher.backbone"),
+    KD_OPTION_CHOICE(T, positions, "positions", "auto|official|hf|timm", "auto",
+                     "how learned positions are resized to the image: as the official code, transformers or timm does; auto: as the code that names its tensors so"),
+    KD_OPTION_STRING(T, normalize, "normalize", "auto|NAME|M,M,M/S,S,S", "auto", 0,
+                     "normalisation of the teacher's input: imagenet, half (0.5), dinov3-sat, or mean and standard deviation; auto: the family's, or that of the JSON file beside the weights"),
     KD_OPTION_INT(T, views, "views", "N", "8", 1, 65536, "augmented views per image"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of the augmentation plans"),
     KD_OPTION_STRING(T, augment, "augment", "PRESET", "lightly", 0, "augmentation: lightly, crop-flip or eval"),
-    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "224", 0, "size of the views: a side, or rows x columns; multiples of the teacher's patch"),
-    KD_OPTION_CHOICE(T, features, "features", "cls,patch|cls|patch", "cls,patch", "what to store of the last layer, after the final norm"),
+    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "224", 0, "size of the views, S x S or H rows by W columns; multiples of the teacher's patch"),
+    KD_OPTION_STRING(T, features, "features", "LIST", "cls,patch", 0, "what to store: any of cls, patch, registers and mean (of the patches), separated by commas"),
+    KD_OPTION_STRING(T, layers, "layers", "N,N,...|all:N,...", "1", 0, "layers to store, counted from the end (1 is the last block's output), or after all: block numbers from 0"),
+    KD_OPTION_CHOICE(T, layer_norm, "layer-norm", "on|off", "on", "whether each layer goes through the teacher's final norm"),
+    KD_OPTION_CHOICE(T, layer_concat, "layer-concat", "on|off", "off", "join the layers' features into one of their widths' sum, the earlier layer first"),
     KD_OPTION_CHOICE(T, patch_target, "patch-target", "full", "full", "patch features: the full grid"),
     KD_OPTION_CHOICE(T, store, "store", "f16", "f16", "storage type: f16 in byte planes, zstd with checksum"),
     KD_OPTION_INT(T, zstd_level, "zstd-level", "L", "1", 1, 19, "zstd level; levels above 1 save little on features"),
@@ -25,23 +35,29 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute and loader threads; 0 = every processor"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the teacher runs"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the teacher's matrix products"),
-    KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable: fewer views, then CLS only, are chosen to fit"),
+    KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable: fewer views, then no patch features, are chosen to fit"),
     KD_OPTION_STRING(T, max_skipped, "max-skipped", "N|P%", "0", 0, "bad inputs that are acceptable; beyond that the finished run ends with exit code 3"),
     KD_OPTION_STRING(T, note, "note", "TEXT", NULL, 0, "free text kept in the manifest"),
     KD_OPTION_STRING(T, license, "license", "TEXT", NULL, 0, "licence of images and features, kept in the manifest"),
     KD_OPTION_STRING(T, contact, "contact", "TEXT", NULL, 0, "whom to ask about this cache, kept in the manifest"),
     KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, bytes, memory, time) and touch nothing"),
+    KD_OPTION_ALONE(T, inspect, "inspect", "say what the weight file FILE (or --weights) is, and whether it can be a teacher; nothing else is needed"),
+    KD_OPTION_STRING(T, file, "FILE", "", NULL, KD_OPT_POSITIONAL, "weight file or folder for --inspect"),
     KD_OPTION_END,
 };
 
 const kd_program kd_precompute_program = {
     .name = "kd-precompute",
     .summary = "Runs a frozen ViT teacher once over augmented views of unlabeled images and stores its features in a cache.",
-    .examples = "  $ kd-precompute --images photos --weights dinov2_vits14_pretrain.pth --cache photos.kdc --dry-run\n"
-                "  $ kd-precompute --images photos --weights dinov2_vits14_pretrain.pth --cache photos.kdc --views 8 --precision bf16\n"
+    .examples = "  $ kd-precompute --inspect dinov2_vits14_reg4_pretrain.pth\n"
+                "  $ kd-precompute --images photos --weights dinov2_vits14_reg4_pretrain.pth --cache photos.kdc --dry-run\n"
+                "  $ kd-precompute --images photos --weights dinov2_vits14_reg4_pretrain.pth --cache photos.kdc --views 8 --precision bf16\n"
+                "  $ kd-precompute --images photos --weights dinov3-vitb16/ --cache photos.kdc --image-size 256x192 --features cls,patch --layers 1,4\n"
+                "  $ kd-precompute --images photos --weights vitb14.safetensors --cache photos.kdc --layers 1,2 --layer-concat on\n"
                 "  $ find photos -name '*.jpg' | kd-precompute --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
-    .epilog = "Exit codes: 0 done; 1 failure; 2 usage; 3 done, but more inputs were skipped than --max-skipped; 11 another writer holds the cache;\n"
-              "13 the cache on disk has another recipe; 14 not enough space; 15 device not available; 16 non-finite features.\n",
+    .epilog = "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
+              "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe; 14 not enough space; 15 device not available;\n"
+              "16 non-finite features.\n",
     .options = table,
 };
 

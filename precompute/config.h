@@ -5,14 +5,15 @@
 #include "common/base/options.h"
 
 typedef struct kd_precompute_config {
+    const char *file; /* --inspect FILE */
     const char *images, *weights, *cache, *teacher;
-    const char *image_size; /* "224" or "112x168" */
+    const char *weights_key, *positions, *normalize; /* weights_key: NULL when absent */
     int64_t views, seed, zstd_level, batch_size, threads;
-    const char *augment, *features, *patch_target, *store, *device, *precision;
+    const char *image_size, *augment, *features, *layers, *layer_norm, *layer_concat, *patch_target, *store, *device, *precision;
     uint64_t budget;
     const char *max_skipped;
     const char *note, *license, *contact;
-    int dry_run, json;
+    int inspect, dry_run, json;
 } kd_precompute_config;
 
 extern const kd_program kd_precompute_program;

@@ -18,30 +18,38 @@ static uint64_t stored_bytes(uint64_t value) {
     return value < PAGE / 2 ? value + 64 : (value + 16 + PAGE - 1) / PAGE * PAGE;
 }
 
-uint64_t kd_plan_view_bytes(uint32_t patches, uint32_t width, int cls, int patch) {
-    uint64_t bytes = SMALL_VIEW_BYTES + IMAGE_BYTES;
-    if (cls)
-        bytes += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)width);
-    if (patch)
-        bytes += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)width * patches);
-    return bytes;
+uint32_t kd_plan_rows(const kd_run_plan *p, kd_feature f) {
+    return f == KD_FEATURE_PATCH ? p->grid_h * p->grid_w : f == KD_FEATURE_REGISTERS ? p->registers : 1;
+}
+
+uint64_t kd_plan_view_bytes(const kd_run_plan *p) {
+    uint64_t records = 0;
+    for (kd_feature f = 0; f < KD_FEATURES; f++)
+        if (p->choice.features & 1u << f)
+            records += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)p->width * kd_plan_rows(p, f));
+    return SMALL_VIEW_BYTES + IMAGE_BYTES + records * (uint64_t)kd_selection_layers(&p->choice);
 }
 
 static void size_plan(kd_run_plan *p) {
-    p->bytes_per_view = kd_plan_view_bytes(p->grid_h * p->grid_w, p->width, p->cls, p->patch);
+    p->bytes_per_view = kd_plan_view_bytes(p);
     p->cache_bytes = p->bytes_per_view * p->views * p->images + 64 * PAGE;
     p->peak_bytes = 2 * p->cache_bytes;
 }
 
-/* Fewer views first, since a smaller cache of both features is worth more than many views of CLS alone. */
+static int can_drop_patches(const kd_run_plan *p) {
+    unsigned patch = 1u << KD_FEATURE_PATCH;
+    return (p->choice.features & patch) != 0 && p->choice.features != patch;
+}
+
+/* Fewer views first, since a smaller cache of all features is worth more than many views without patches. */
 static kd_status fit_budget(kd_run_plan *p, uint64_t budget, kd_err *err) {
     uint32_t wanted = p->views;
     size_plan(p);
     while (p->cache_bytes > budget) {
         if (p->views > 1) {
             p->views--;
-        } else if (p->patch && p->cls) {
-            p->patch = 0;
+        } else if (can_drop_patches(p)) {
+            p->choice.features &= ~(1u << KD_FEATURE_PATCH);
             p->views = wanted;
         } else {
             char need[32], have[32];
@@ -54,13 +62,11 @@ static kd_status fit_budget(kd_run_plan *p, uint64_t budget, kd_err *err) {
 }
 
 kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err) {
-    *plan = (kd_run_plan){.images = images,
-                          .views = (uint32_t)config->views,
-                          .cls = strstr(config->features, "cls") != NULL,
-                          .patch = strstr(config->features, "patch") != NULL,
-                          .grid_h = (uint32_t)(policy->image_h / model->multiple),
-                          .grid_w = (uint32_t)(policy->image_w / model->multiple),
-                          .width = (uint32_t)model->width};
+    *plan = (kd_run_plan){.images = images, .views = (uint32_t)config->views, .registers = (uint32_t)model->vit.registers};
+    KD_TRY(kd_selection_parse(&plan->choice, config, model, err));
+    plan->grid_h = (uint32_t)(policy->image_h / model->multiple);
+    plan->grid_w = (uint32_t)(policy->image_w / model->multiple);
+    plan->width = kd_selection_width(&plan->choice, model);
     size_plan(plan);
     if (config->budget > 0)
         KD_TRY(fit_budget(plan, config->budget, err));
@@ -72,7 +78,7 @@ kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config 
     uint64_t usable = plan->free_bytes / 5 * 4;
     if (need <= usable)
         return KD_OK;
-    char need_text[32], free_text[32], fit_text[32];
+    char need_text[32], free_text[32], fit_text[32], features[64];
     uint64_t fits = (usable + already) / 2;
     kd_io_size_text(need, need_text, sizeof need_text);
     kd_io_size_text(plan->free_bytes, free_text, sizeof free_text);
@@ -84,15 +90,21 @@ kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config 
     return kd_fail(err, KD_ENOSPACE,
                    "%s: writing and sealing needs about %s and %s are free (at most 80%% is used); --views %" PRIu32 " --features %s would fit, "
                    "and so does --budget %s",
-                   config->cache, need_text, free_text, smaller.views, smaller.patch ? (smaller.cls ? "cls,patch" : "patch") : "cls", fit_text);
+                   config->cache, need_text, free_text, smaller.views, kd_features_text(smaller.choice.features, features, sizeof features), fit_text);
 }
 
 static json_t *feature_list(const kd_run_plan *plan) {
     json_t *list = json_array();
-    if (plan->cls)
-        json_array_append_new(list, json_string("cls"));
-    if (plan->patch)
-        json_array_append_new(list, json_string("patch"));
+    for (kd_feature f = 0; f < KD_FEATURES; f++)
+        if (plan->choice.features & 1u << f)
+            json_array_append_new(list, json_string(kd_feature_name(f)));
+    return list;
+}
+
+static json_t *layer_list(const kd_run_plan *plan) {
+    json_t *list = json_array();
+    for (int i = 0; i < plan->choice.layers; i++)
+        json_array_append_new(list, json_integer(plan->choice.layer[i]));
     return list;
 }
 
@@ -113,11 +125,11 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
     char weights_hex[65], decoder_hex[33];
     kd_hex(weights_hex, weights->b, sizeof weights->b);
     kd_hex(decoder_hex, decoder.b, sizeof decoder.b);
-    json_t *json = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:I, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}",
-                             "format_version", 0, "teacher", teacher_json(model, weights_hex), "layers", 1, "layer_norm", 1, "layer_concat", 0,
-                             "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
+    json_t *json = json_pack("{s:i, s:o, s:o, s:b, s:b, s:o, s:I, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}",
+                             "format_version", 0, "teacher", teacher_json(model, weights_hex), "layers", layer_list(plan), "layer_norm", plan->choice.norm,
+                             "layer_concat", plan->choice.concat, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
                              "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", "ignore", "features", feature_list(plan),
-                             "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", model->vit.registers, "width", (int)plan->width,
+                             "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", (int)plan->registers, "width", (int)plan->width,
                              "patch_target", config->patch_target, "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the recipe");

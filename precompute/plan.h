@@ -5,24 +5,26 @@
 #ifndef KD_PRECOMPUTE_PLAN_H
 #define KD_PRECOMPUTE_PLAN_H
 
-#include "cache/identity.h"
 #include "common/image/augment.h"
-#include "kernels/nn/models.h"
-#include "precompute/config.h"
+#include "precompute/selection.h"
 
 typedef struct kd_run_plan {
     uint64_t images; /* files in the data set, duplicates included */
     uint32_t views;  /* per image */
-    int cls, patch;
-    uint32_t grid_h, grid_w, width;
+    kd_layer_choice choice;
+    uint32_t grid_h, grid_w, registers;
+    uint32_t width;  /* of a stored record */
     uint64_t bytes_per_view, cache_bytes, peak_bytes; /* peak: partial + sealed copy */
     uint64_t free_bytes;
 } kd_run_plan;
 
-/* Bytes that one view takes in a cache of this shape. */
-uint64_t kd_plan_view_bytes(uint32_t patches, uint32_t width, int cls, int patch);
+/* Rows (tokens) of a feature's records. */
+uint32_t kd_plan_rows(const kd_run_plan *plan, kd_feature f);
+/* Bytes that one view takes in the cache: every feature of every stored layer. */
+uint64_t kd_plan_view_bytes(const kd_run_plan *plan);
 
-/* Fills the plan; with --budget the views, then the features are reduced until the sealed cache fits (KD_ENOSPACE when even CLS of one view doesn't). */
+/* Fills the plan; with --budget the views are reduced, then the patch features dropped, until the sealed cache fits (KD_ENOSPACE when one view
+ * without them doesn't). */
 kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err);
 
 /* KD_ENOSPACE when what is still to be written (peak minus `already` bytes of a partial file) is above 80% of the free space; the sentence gives commands that would fit. */

@@ -11,17 +11,25 @@
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
-#include "precompute/plan.h"
+#include "precompute/describe.h"
+#include "precompute/inspect.h"
 #include "precompute/sealed.h"
-#include "precompute/teacher.h"
 #include "precompute/views.h"
 
 /* One row of the teacher's batch. */
 typedef struct batch_row {
     kd_image_entry image;
     kd_view_entry view;
-    kd_record_buf record[KD_FEATURES];
+    kd_record_buf *record; /* one per slot */
 } batch_row;
+
+/* One stored record of every view: a feature of a layer. */
+typedef struct record_slot {
+    kd_feature feature;
+    uint16_t layer;
+    size_t values;
+    uint8_t *planes; /* of a batch */
+} record_slot;
 
 typedef struct run {
     const kd_precompute_config *config;
@@ -39,10 +47,12 @@ typedef struct run {
     kd_writer *writer;
     pthread_mutex_t writer_lock; /* loader threads ask it what is done while the main thread adds */
 
+    record_slot *slot;
+    int slots;
     batch_row *row; /* [batch_size] */
     int rows;
+    kd_record_buf *records; /* [batch_size][slots] */
     uint8_t *pixels;
-    uint8_t *planes[KD_FEATURES];
     kd_encode_stats *stats;
     kd_record_scratch *scratch; /* [threads] */
     kd_status encode_status;
@@ -54,17 +64,15 @@ typedef struct run {
 } run;
 
 static int wants(const run *r, kd_feature f) {
-    return f == KD_FEATURE_CLS ? r->plan.cls : f == KD_FEATURE_PATCH && r->plan.patch;
-}
-
-static size_t record_values(const run *r, kd_feature f) {
-    uint32_t rows, width;
-    kd_teacher_feature_shape(r->teacher, f, &rows, &width);
-    return (size_t)rows * width;
+    return (r->plan.choice.features & 1u << f) != 0;
 }
 
 static size_t view_bytes(const run *r) {
     return (size_t)r->policy.image_h * (size_t)r->policy.image_w * 3;
+}
+
+static kd_run_facts facts(const run *r) {
+    return (kd_run_facts){.config = r->config, .data = &r->data, .weights = r->weights, .weights_sha = &r->weights_sha, .model = &r->model, .policy = &r->policy, .plan = &r->plan};
 }
 
 /* ---- set-up ---- */
@@ -78,32 +86,53 @@ static kd_status open_inputs(run *r, kd_err *err) {
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_policy_load(&r->policy, c->augment, height, width, err));
     KD_TRY(kd_weights_open(&r->weights, c->weights, err));
-    KD_TRY(kd_model_find(&r->model, c->teacher, r->weights, err));
+    KD_TRY(kd_model_find_teacher(&r->model, c->teacher, r->weights, &(kd_teacher_choice){c->weights_key, c->positions, c->normalize}, err));
     KD_TRY(kd_model_check_size(&r->model, height, width, err));
-    KD_TRY(kd_weights_sha256(r->weights, &r->weights_sha, err));
     KD_TRY(kd_dataset_open(&r->data, c->images, err));
     KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data.count, &r->max_skipped, err));
     KD_TRY(kd_run_plan_make(&r->plan, c, &r->policy, &r->model, r->data.count, err));
+    KD_TRY(kd_weights_sha256(r->weights, &r->weights_sha, err));
     return kd_run_recipe(&r->recipe, c, &r->plan, &r->policy, &r->model, &r->weights_sha, err);
 }
 
 static kd_status open_teacher(run *r, kd_err *err) {
     const kd_precompute_config *c = r->config;
+    kd_teacher_config t = {.model = &r->model, .choice = &r->plan.choice, .height = r->policy.image_h, .width = r->policy.image_w, .batch = (int)c->batch_size,
+                           .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32};
     KD_TRY(kd_backend_open(&r->backend, c->device, r->threads, err));
-    return kd_teacher_open(&r->teacher, r->backend, r->weights, c->teacher, r->policy.image_h, r->policy.image_w, (int)c->batch_size,
-                           strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, r->plan.cls, r->plan.patch, err);
+    return kd_teacher_open(&r->teacher, r->backend, r->weights, &t, err);
+}
+
+static kd_status open_slots(run *r, kd_err *err) {
+    int layers = kd_selection_layers(&r->plan.choice);
+    KD_TRY(kd_alloc_array(&r->slot, (size_t)layers * KD_FEATURES, sizeof *r->slot, err));
+    for (int i = 0; i < layers; i++)
+        for (kd_feature f = 0; f < KD_FEATURES; f++)
+            if (wants(r, f))
+                r->slot[r->slots++] = (record_slot){.feature = f, .layer = r->plan.choice.layer[i], .values = kd_teacher_record_values(r->teacher, f)};
+    for (int i = 0; i < r->slots; i++)
+        KD_TRY(kd_alloc_array(&r->slot[i].planes, (size_t)r->config->batch_size, 2 * r->slot[i].values, err));
+    return KD_OK;
 }
 
 static kd_status open_buffers(run *r, kd_err *err) {
     size_t batch = (size_t)r->config->batch_size;
+    KD_TRY(open_slots(r, err));
     KD_TRY(kd_alloc_array(&r->row, batch, sizeof *r->row, err));
+    KD_TRY(kd_alloc_array(&r->records, batch * (size_t)r->slots, sizeof *r->records, err));
+    for (size_t i = 0; i < batch; i++)
+        r->row[i].record = r->records + i * (size_t)r->slots;
     KD_TRY(kd_alloc_array(&r->pixels, batch, view_bytes(r), err));
     KD_TRY(kd_alloc_array(&r->stats, batch, sizeof *r->stats, err));
-    KD_TRY(kd_alloc_array(&r->scratch, (size_t)r->threads, sizeof *r->scratch, err));
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
-        if (wants(r, f))
-            KD_TRY(kd_alloc_array(&r->planes[f], batch, 2 * record_values(r, f), err));
-    return KD_OK;
+    return kd_alloc_array(&r->scratch, (size_t)r->threads, sizeof *r->scratch, err);
+}
+
+/* What the run reserves beside the model: the teacher's work memory, planes and their compressed records, pixels of the batch and of the loader's slots. */
+static uint64_t planned_bytes(const run *r) {
+    uint64_t batch = (uint64_t)r->config->batch_size, planes = 0;
+    for (int i = 0; i < r->slots; i++)
+        planes += 2 * (uint64_t)r->slot[i].values;
+    return kd_teacher_work_bytes(r->teacher) + batch * (2 * planes + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
 }
 
 static json_t *provenance(const run *r) {
@@ -114,6 +143,8 @@ static json_t *provenance(const run *r) {
     strftime(created, sizeof created, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
     json_t *p = json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:s}", "created", created, "program", kd_version, "backend", r->backend->v->describe(r->backend),
                           "precision", c->precision, "batch_size", (int)c->batch_size, "decoder", kd_decoder_version(), "teacher_name", r->model.name);
+    kd_run_facts known = facts(r);
+    json_object_set_new(p, "weights", kd_describe_weights(&known));
     const char *const key[] = {"note", "license", "contact"};
     const char *const text[] = {c->note, c->license, c->contact};
     for (int i = 0; i < 3; i++)
@@ -122,25 +153,8 @@ static json_t *provenance(const run *r) {
     return p;
 }
 
-/* ---- the plan, for people ---- */
-
-static void print_plan(const run *r) {
-    char view[32], cache[32], peak[32], space[32], size[KD_SIZE_TEXT];
-    kd_log(KD_LOG_INFO, "teacher   %s: width %d, depth %d, patch %d, %s, sha256 %.8s", r->model.name, r->model.vit.width, r->model.vit.depth, r->model.vit.patch,
-           r->config->precision, json_string_value(json_object_get(json_object_get(r->recipe.json, "teacher"), "sha256")));
-    kd_log(KD_LOG_INFO, "images    %zu files (%zu others ignored) x %" PRIu32 " views, augmentation %s, %s px", r->data.count, r->data.ignored, r->plan.views,
-           r->policy.name, kd_image_size_text(r->policy.image_h, r->policy.image_w, size));
-    kd_log(KD_LOG_INFO, "storage   %s%s%s, %s a view, about %s sealed, %s while sealing; %s free", r->plan.cls ? "cls" : "", r->plan.cls && r->plan.patch ? "+" : "",
-           r->plan.patch ? "patch" : "", kd_io_size_text(r->plan.bytes_per_view, view, sizeof view), kd_io_size_text(r->plan.cache_bytes, cache, sizeof cache),
-           kd_io_size_text(r->plan.peak_bytes, peak, sizeof peak), kd_io_size_text(r->plan.free_bytes, space, sizeof space));
-    if (r->plan.views != (uint32_t)r->config->views || (strstr(r->config->features, "patch") != NULL && !r->plan.patch))
-        kd_log(KD_LOG_WARN, "--budget reduced the run to %" PRIu32 " views of %s", r->plan.views, r->plan.patch ? r->config->features : "cls");
-}
-
 /* Times two teacher batches of blank views; the first warms up. */
 static kd_status dry_run(run *r, kd_err *err) {
-    KD_TRY(open_teacher(r, err));
-    KD_TRY(open_buffers(r, err));
     double begin = 0;
     for (int i = 0; i < 2; i++) {
         begin = kd_now();
@@ -149,13 +163,12 @@ static kd_status dry_run(run *r, kd_err *err) {
     }
     double rate = (double)r->config->batch_size / (kd_now() - begin);
     double views = (double)r->plan.views * (double)r->plan.images;
-    char memory[32];
-    kd_log(KD_LOG_INFO, "teacher   %.2f GFLOP a view, %.1f views/s here (decoding not counted): about %.1f h; device memory %s", kd_teacher_flops(r->teacher) / 1e9, rate,
-           views / rate / 3600, kd_io_size_text(kd_teacher_device_bytes(r->teacher), memory, sizeof memory));
+    double flops = kd_teacher_flops(r->teacher);
+    kd_log(KD_LOG_INFO, "speed     %.2f GFLOP a view, %.1f views/s here (decoding not counted): about %.1f h", flops / 1e9, rate, views / rate / 3600);
     if (r->config->json) {
-        json_t *line = json_pack("{s:s, s:I, s:i, s:I, s:I, s:I, s:f, s:f}", "type", "result", "images", (json_int_t)r->plan.images, "views", (int)r->plan.views,
+        json_t *line = json_pack("{s:s, s:I, s:i, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "result", "images", (json_int_t)r->plan.images, "views", (int)r->plan.views,
                                  "bytes_per_view", (json_int_t)r->plan.bytes_per_view, "cache_bytes", (json_int_t)r->plan.cache_bytes, "peak_bytes",
-                                 (json_int_t)r->plan.peak_bytes, "views_per_s", rate, "seconds", views / rate);
+                                 (json_int_t)r->plan.peak_bytes, "flops_per_view", flops, "views_per_s", rate, "seconds", views / rate);
         kd_json_line(line);
         json_decref(line);
     }
@@ -168,13 +181,11 @@ static void encode_row(void *ctx, int worker, size_t i) {
     run *r = ctx;
     kd_err err = {0};
     batch_row *row = &r->row[i];
-    for (kd_feature f = 0; f < KD_FEATURES; f++) {
-        if (!wants(r, f))
-            continue;
-        kd_record_head head = {.feature = f, .key = {.image = row->view.image, .view = row->view.view, .layer = 1}, .dtype = KD_F16, .view_hash = row->view.view_hash};
-        kd_teacher_feature_shape(r->teacher, f, &head.rows, &head.width);
-        memcpy(head.identity, r->recipe.sha.b, sizeof head.identity);
-        kd_status status = kd_record_encode(&row->record[f], &head, r->planes[f] + i * 2 * record_values(r, f), (int)r->config->zstd_level, &r->scratch[worker], &err);
+    for (int k = 0; k < r->slots; k++) {
+        const record_slot *slot = &r->slot[k];
+        kd_record_head head = kd_recipe_head(&r->recipe, slot->feature, &row->view.image, row->view.view, slot->layer);
+        head.view_hash = row->view.view_hash;
+        kd_status status = kd_record_encode(&row->record[k], &head, slot->planes + i * 2 * slot->values, (int)r->config->zstd_level, &r->scratch[worker], &err);
         if (status != KD_OK) {
             pthread_mutex_lock(&r->writer_lock);
             r->encode_status = status;
@@ -200,23 +211,20 @@ static void count_fidelity(run *r, kd_feature f) {
 }
 
 static kd_status store_row(run *r, batch_row *row, kd_err *err) {
-    kd_record_ref ref[KD_FEATURES];
-    size_t n = 0;
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
-        if (wants(r, f))
-            ref[n++] = (kd_record_ref){.feature = f, .layer = 1, .bytes = row->record[f].bytes, .size = row->record[f].size};
-    return kd_writer_add_view(r->writer, &row->image, &row->view, ref, n, err);
+    kd_record_ref ref[KD_FEATURES * KD_MAX_LAYERS];
+    for (int k = 0; k < r->slots; k++)
+        ref[k] = (kd_record_ref){.feature = r->slot[k].feature, .layer = r->slot[k].layer, .bytes = row->record[k].bytes, .size = row->record[k].size};
+    return kd_writer_add_view(r->writer, &row->image, &row->view, ref, (size_t)r->slots, err);
 }
 
 static kd_status flush(run *r, kd_err *err) {
     if (r->rows == 0)
         return KD_OK;
     KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
-        if (wants(r, f)) {
-            KD_TRY(kd_teacher_planes(r->teacher, f, r->rows, r->planes[f], r->stats, err));
-            count_fidelity(r, f);
-        }
+    for (int k = 0; k < r->slots; k++) {
+        KD_TRY(kd_teacher_planes(r->teacher, r->slot[k].feature, r->slot[k].layer, r->rows, r->slot[k].planes, r->stats, err));
+        count_fidelity(r, r->slot[k].feature);
+    }
     r->encode_status = KD_OK;
     kd_parallel_for(r->threads, (size_t)r->rows, encode_row, r);
     if (r->encode_status != KD_OK) {
@@ -329,9 +337,10 @@ static kd_status summarise(run *r, double seconds, kd_err *err) {
         json_t *line = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "summary", "cache", r->config->cache, "views", (json_int_t)views, "new_views",
                                  (json_int_t)r->views_new, "skipped", (json_int_t)r->skipped, "duplicates", (json_int_t)r->duplicates, "bytes", (json_int_t)bytes,
                                  "bytes_per_view", per_view, "views_per_s", rate, "seconds", seconds);
+        static const char *const cosine_name[KD_FEATURES] = {"cosine_cls", "cosine_patch", "cosine_registers", "cosine_mean"};
         for (kd_feature f = 0; f < KD_FEATURES; f++)
             if (wants(r, f) && r->fidelity[f].xx > 0)
-                json_object_set_new(line, f == KD_FEATURE_CLS ? "cosine_cls" : "cosine_patch", json_real(cosine(&r->fidelity[f])));
+                json_object_set_new(line, cosine_name[f], json_real(cosine(&r->fidelity[f])));
         kd_json_line(line);
         json_decref(line);
     }
@@ -376,11 +385,13 @@ static kd_status open_writer(run *r, kd_err *err) {
 
 static kd_status execute(run *r, kd_err *err) {
     KD_TRY(open_inputs(r, err));
-    print_plan(r);
-    if (r->config->dry_run)
-        return dry_run(r, err);
+    kd_run_facts known = facts(r);
+    kd_describe_plan(&known);
     KD_TRY(open_teacher(r, err));
     KD_TRY(open_buffers(r, err));
+    kd_describe_memory(&known, r->teacher, planned_bytes(r));
+    if (r->config->dry_run)
+        return dry_run(r, err);
     kd_status status = open_writer(r, err);
     if (status == KD_DONE)
         return kd_sealed_check(r->config->cache, &r->data, r->plan.views, err);
@@ -393,17 +404,18 @@ static kd_status execute(run *r, kd_err *err) {
 
 static void release(run *r) {
     kd_writer_close(r->writer);
-    for (int i = 0; r->row != NULL && i < r->config->batch_size; i++)
-        for (kd_feature f = 0; f < KD_FEATURES; f++)
-            kd_record_buf_free(&r->row[i].record[f]);
+    for (size_t i = 0; r->records != NULL && i < (size_t)r->config->batch_size * (size_t)r->slots; i++)
+        kd_record_buf_free(&r->records[i]);
     for (int i = 0; r->scratch != NULL && i < r->threads; i++)
         kd_record_scratch_free(&r->scratch[i]);
+    kd_free(r->records);
     kd_free(r->row);
     kd_free(r->pixels);
     kd_free(r->stats);
     kd_free(r->scratch);
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
-        kd_free(r->planes[f]);
+    for (int i = 0; i < r->slots; i++)
+        kd_free(r->slot[i].planes);
+    kd_free(r->slot);
     kd_teacher_close(r->teacher);
     kd_backend_close(r->backend);
     kd_recipe_free(&r->recipe);
@@ -413,6 +425,10 @@ static void release(run *r) {
 }
 
 kd_status kd_precompute_run(const kd_precompute_config *config, kd_err *err) {
+    if (config->inspect)
+        return kd_inspect_run(config, err);
+    if (config->file != NULL)
+        return kd_fail(err, KD_EUSAGE, "%s: a file without an option before it is for --inspect; the teacher is given as --weights %s", config->file, config->file);
     run r = {.config = config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
     pthread_mutex_init(&r.writer_lock, NULL);
     kd_signals_catch();

@@ -1,9 +1,15 @@
 #include "precompute/selection.h"
 
+#include <assert.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "common/base/options.h"
+
+static_assert((int)KD_WANT_CLS == 1 << KD_FEATURE_CLS && (int)KD_WANT_PATCH == 1 << KD_FEATURE_PATCH && (int)KD_WANT_REGISTERS == 1 << KD_FEATURE_REGISTERS &&
+                  (int)KD_WANT_MEAN == 1 << KD_FEATURE_MEAN && (int)KD_LAYERS_MAX == KD_MAX_LAYERS,
+              "a selection is the same number for the teacher and for the cache");
 
 /* The next piece of a list "a,b,c": its length, and where the rest begins (NULL after the last). */
 static size_t piece(const char *at, const char **rest) {
@@ -108,4 +114,28 @@ const char *kd_layers_text(const uint16_t *layer, int count, char *buf, size_t c
     for (int i = 0; i < count && n < cap; i++)
         n += (size_t)snprintf(buf + n, cap - n, "%s%u", i > 0 ? "," : "", (unsigned)layer[i]);
     return buf;
+}
+
+enum { WIDEST_RECORD = 1 << 16 }; /* cache/identity.h's bound */
+
+kd_status kd_selection_parse(kd_layer_choice *choice, const kd_precompute_config *config, const kd_model_info *model, kd_err *err) {
+    *choice = (kd_layer_choice){.norm = strcmp(config->layer_norm, "on") == 0, .concat = strcmp(config->layer_concat, "on") == 0};
+    KD_TRY(kd_features_parse(config->features, &choice->features, err));
+    KD_TRY(kd_layers_parse(config->layers, model->vit.depth, choice->layer, &choice->layers, err));
+    if (choice->features & 1u << KD_FEATURE_REGISTERS && model->vit.registers == 0)
+        return kd_fail(err, KD_EUSAGE, "--features %s: %s has no register tokens", config->features, model->name);
+    if (choice->concat && choice->layers < 2)
+        return kd_fail(err, KD_EUSAGE, "--layer-concat on joins layers and --layers %s is one; give two or more, such as --layers 1,2", config->layers);
+    if (kd_selection_width(choice, model) > WIDEST_RECORD)
+        return kd_fail(err, KD_EUSAGE, "--layer-concat on: %d layers of width %d make records of width %" PRIu32 ", and at most %d can be stored", choice->layers, model->width,
+                       kd_selection_width(choice, model), WIDEST_RECORD);
+    return KD_OK;
+}
+
+int kd_selection_layers(const kd_layer_choice *choice) {
+    return choice->concat ? 1 : choice->layers;
+}
+
+uint32_t kd_selection_width(const kd_layer_choice *choice, const kd_model_info *model) {
+    return (uint32_t)(choice->concat ? choice->layers * model->width : model->width);
 }

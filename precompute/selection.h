@@ -8,7 +8,8 @@
 #define KD_PRECOMPUTE_SELECTION_H
 
 #include "cache/identity.h"
-#include "cache/record.h"
+#include "kernels/nn/models.h"
+#include "precompute/config.h"
 
 /* "cls,patch" -> bits 1 << KD_FEATURE_*. KD_EUSAGE: an unknown name (with the nearest), one given twice, none. */
 kd_status kd_features_parse(const char *text, unsigned *features, kd_err *err);
@@ -19,5 +20,12 @@ const char *kd_features_text(unsigned features, char *buf, size_t cap);
  * or more than KD_MAX_LAYERS of them. */
 kd_status kd_layers_parse(const char *text, int depth, uint16_t layer[KD_MAX_LAYERS], int *count, kd_err *err);
 const char *kd_layers_text(const uint16_t *layer, int count, char *buf, size_t cap);
+
+/* All of it for this teacher. KD_EUSAGE also for registers of a teacher that has none, and for joined layers that are one or too wide for a record. */
+kd_status kd_selection_parse(kd_layer_choice *choice, const kd_precompute_config *config, const kd_model_info *model, kd_err *err);
+
+/* Layers and width of the stored records: joined layers are one, stored under the smallest number. */
+int kd_selection_layers(const kd_layer_choice *choice);
+uint32_t kd_selection_width(const kd_layer_choice *choice, const kd_model_info *model);
 
 #endif

@@ -79,7 +79,7 @@ static void free_item(void *ctx, void *slot) {
 kd_status kd_view_stage_start(kd_view_stage *stage, kd_ordered **out, int threads, kd_err *err) {
     stage->threads = threads;
     KD_TRY(kd_alloc_array(&stage->workers, (size_t)threads, sizeof *stage->workers, err));
-    return kd_ordered_create(out, threads, (size_t)threads + 4, sizeof(kd_view_item), stage->data->count, make_item, free_item, stage, err);
+    return kd_ordered_create(out, threads, kd_view_stage_slots(threads), sizeof(kd_view_item), stage->data->count, make_item, free_item, stage, err);
 }
 
 void kd_view_stage_stop(kd_view_stage *stage, kd_ordered *q) {

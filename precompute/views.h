@@ -34,6 +34,10 @@ typedef struct kd_view_stage {
     int threads;
 } kd_view_stage;
 
+/* Items that may be alive at once, each with all of its views. */
+static inline size_t kd_view_stage_slots(int threads) {
+    return (size_t)threads + 4;
+}
 /* Starts the stage over all files of stage->data, `threads` wide. The caller fills the fields up to ctx. Items come in file order through kd_ordered_next. */
 kd_status kd_view_stage_start(kd_view_stage *stage, kd_ordered **out, int threads, kd_err *err);
 void kd_view_stage_stop(kd_view_stage *stage, kd_ordered *q);

@@ -167,6 +167,7 @@ kd_status kd_legacy_pth_parse(kd_weights *w, kd_err *err)
     legacy l = {0};
     kd_name_map *by_key = NULL, *in_list = NULL;
     uint64_t end = 0;
+    w->container = "PyTorch .pth (legacy)";
     kd_status status = read_pickles(w, &l, &end, err);
     if (status == KD_OK)
         status = kd_name_map_create(&by_key, l.object.storage_count, err);

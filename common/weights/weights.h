@@ -36,7 +36,7 @@ void kd_weights_close(kd_weights *w); /* accepts NULL */
 const char *kd_weights_path(const kd_weights *w);    /* of the file or index; in a folder, of the one that was chosen */
 const char *kd_weights_dir(const kd_weights *w);    /* the folder of the file, where config.json and the like lie; "." for a bare name */
 int kd_weights_files(const kd_weights *w);          /* files that hold the tensors: 1, or the number of shards */
-const char *kd_weights_container(const kd_weights *w); /* "safetensors" or "PyTorch .pth (zip)"; of a set, what each of its files is */
+const char *kd_weights_container(const kd_weights *w); /* "safetensors", "PyTorch .pth (zip)" or "PyTorch .pth (legacy)"; of a set, what each of its files is */
 uint64_t kd_weights_bytes(const kd_weights *w);     /* their bytes together */
 int kd_weights_count(const kd_weights *w);
 /* Description of tensor i in file order; data is NULL (use a read function). The name lives as long as w. */

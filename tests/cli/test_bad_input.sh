@@ -42,16 +42,16 @@ make_cache() { pre --images "$images" --cache "$work/n.kdc" --weights "$@"; }
 sed 's/\[1,26,64\]/[1,64,26]/' "$student" >"$work/shape.safetensors"
 sed 's/blocks\.0\.ls1\.gamma/blocks.0.ls1.gammb/' "$student" >"$work/name.safetensors"
 refused 'no such weight file' 1 "$work/nope.pth: can't be opened" make_cache "$work/nope.pth"
-refused 'weights are a folder' 1 'a folder' make_cache "$work/empty"
-refused 'weights are a picture' 1 'neither a PyTorch zip .pth nor .safetensors' make_cache "$images/disc/000.jpg"
-refused 'weights are a cache' 1 'neither a PyTorch zip .pth nor .safetensors' make_cache "$cache"
-refused 'weights of something else' 1 'holds no ViT' make_cache "$top/tests/golden/weights/reference.safetensors"
-refused 'a tensor with another shape' 1 "tensor 'pos_embed' has shape [1, 64, 26]" make_cache "$work/shape.safetensors"
-refused 'a tensor is missing' 1 "tensor 'blocks.0.ls1.gamma' is missing" make_cache "$work/name.safetensors"
+refused 'weights are an empty folder' 2 'a folder without model.safetensors' make_cache "$work/empty"
+refused 'weights are a picture' 2 'neither a PyTorch .pth nor .safetensors' make_cache "$images/disc/000.jpg"
+refused 'weights are a cache' 2 'neither a PyTorch .pth nor .safetensors' make_cache "$cache"
+refused 'weights of something else' 2 'reference.safetensors' make_cache "$top/tests/golden/weights/reference.safetensors"
+refused 'a tensor with another shape' 2 "'pos_embed' has shape [1, 64, 26]" make_cache "$work/shape.safetensors"
+refused 'a tensor is missing' 2 "'blocks.0.ls1.gamma'" make_cache "$work/name.safetensors"
 refused 'not the teacher that was asked for' 2 'not dinov2_vits14' make_cache "$weights" --teacher dinov2_vits14
 refused 'no such start for a student' 1 'nope.pth' train --images "$images" --cache "$cache" --out "$work/r1" --init "$work/nope.pth"
 refused 'a start of another depth' 2 'depth 2' train --images "$images" --cache "$cache" --out "$work/r1" --init "$weights"
-refused 'a start with another shape' 1 "'pos_embed'" train --images "$images" --cache "$cache" --out "$work/r1" --init "$work/shape.safetensors"
+refused 'a start with another shape' 2 "'pos_embed'" train --images "$images" --cache "$cache" --out "$work/r1" --init "$work/shape.safetensors"
 check 'no cache was begun' test ! -e "$work/n.kdc" -a ! -e "$work/n.kdc.partial"
 
 # ---- a cache of something else ----

@@ -1,0 +1,91 @@
+#include "precompute/describe.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/base/io.h"
+#include "common/base/log.h"
+
+static void describe_teacher(const kd_run_facts *f) {
+    const kd_vit_spec *s = &f->model->vit;
+    char sha[65], positions[64];
+    kd_hex(sha, f->weights_sha->b, sizeof f->weights_sha->b);
+    if (s->pos_grid > 0)
+        snprintf(positions, sizeof positions, "%d x %d resized as %s", s->pos_grid, s->pos_grid, kd_pos_profile_name(s->positions));
+    else
+        snprintf(positions, sizeof positions, "rotary");
+    kd_log(KD_LOG_INFO, "teacher   %s: width %d, depth %d, patch %d, %d registers, %s, sha256 %.8s", f->model->name, s->width, s->depth, s->patch, s->registers,
+           f->config->precision, sha);
+    kd_log(KD_LOG_INFO, "          family %s, %s names, %s; positions %s; normalisation %s", kd_vit_family_name(s->family), kd_vit_layout_name(s->layout),
+           kd_weights_container(f->weights), positions, s->normalisation);
+}
+
+static void describe_storage(const kd_run_facts *f) {
+    const kd_run_plan *p = f->plan;
+    char view[32], cache[32], peak[32], space[32], features[64], layers[400];
+    kd_log(KD_LOG_INFO, "storage   %s of layer%s %s%s, %s, %s a view, about %s sealed, %s while sealing; %s free",
+           kd_features_text(p->choice.features, features, sizeof features), p->choice.layers > 1 ? "s" : "",
+           kd_layers_text(p->choice.layer, p->choice.layers, layers, sizeof layers), p->choice.concat ? " joined" : "",
+           p->choice.norm ? "through the final norm" : "before the final norm", kd_io_size_text(p->bytes_per_view, view, sizeof view),
+           kd_io_size_text(p->cache_bytes, cache, sizeof cache), kd_io_size_text(p->peak_bytes, peak, sizeof peak), kd_io_size_text(p->free_bytes, space, sizeof space));
+}
+
+/* Plain ViTs are trained with either normalisation and look alike on disk. */
+static void warn_about_guess(const kd_run_facts *f) {
+    const kd_vit_spec *s = &f->model->vit;
+    if (s->family == KD_VIT_TIMM && strcmp(f->config->normalize, "auto") == 0 && strcmp(s->normalisation, "half") == 0)
+        kd_log(KD_LOG_WARN, "%s doesn't say how the teacher's input was normalised; mean 0.5 and std 0.5 are used as most of timm's ViTs have it. For DeiT and others that want ImageNet's give "
+                            "--normalize imagenet; to stand by this one, --normalize half", f->config->weights);
+}
+
+void kd_describe_plan(const kd_run_facts *f) {
+    const kd_run_plan *p = f->plan;
+    unsigned wanted = 0;
+    char size[KD_SIZE_TEXT], features[64];
+    describe_teacher(f);
+    kd_log(KD_LOG_INFO, "images    %zu files (%zu others ignored) x %" PRIu32 " views, augmentation %s, %s px", f->data->count, f->data->ignored, p->views, f->policy->name,
+           kd_image_size_text(f->policy->image_h, f->policy->image_w, size));
+    describe_storage(f);
+    warn_about_guess(f);
+    kd_features_parse(f->config->features, &wanted, NULL);
+    if (p->views != (uint32_t)f->config->views || p->choice.features != wanted)
+        kd_log(KD_LOG_WARN, "--budget reduced the run to %" PRIu32 " views of %s", p->views, kd_features_text(p->choice.features, features, sizeof features));
+}
+
+static json_t *plan_json(const kd_run_facts *f) {
+    const kd_run_plan *p = f->plan;
+    json_t *features = json_array(), *layers = json_array();
+    for (kd_feature i = 0; i < KD_FEATURES; i++)
+        if (p->choice.features & 1u << i)
+            json_array_append_new(features, json_string(kd_feature_name(i)));
+    for (int i = 0; i < p->choice.layers; i++)
+        json_array_append_new(layers, json_integer(p->choice.layer[i]));
+    return json_pack("{s:s, s:s, s:I, s:i, s:o, s:o, s:b, s:b, s:I, s:I, s:I}", "type", "plan", "teacher", f->model->name, "images", (json_int_t)p->images, "views",
+                     (int)p->views, "features", features, "layers", layers, "layer_norm", p->choice.norm, "layer_concat", p->choice.concat, "bytes_per_view",
+                     (json_int_t)p->bytes_per_view, "cache_bytes", (json_int_t)p->cache_bytes, "peak_bytes", (json_int_t)p->peak_bytes);
+}
+
+void kd_describe_memory(const kd_run_facts *f, const kd_teacher *t, uint64_t planned_bytes) {
+    uint64_t type_bytes = strcmp(f->config->precision, "bf16") == 0 ? 2 : 4, model = type_bytes * (uint64_t)f->model->vit.parameters;
+    char a[32], b[32], c[32], d[32];
+    kd_log(KD_LOG_INFO, "memory    model %s in %s (%s as the device holds it) + %s of activations and buffers for batches of %d: about %s at its peak",
+           kd_io_size_text(model, a, sizeof a), f->config->precision, kd_io_size_text(kd_teacher_model_bytes(t), b, sizeof b), kd_io_size_text(planned_bytes, c, sizeof c),
+           (int)f->config->batch_size, kd_io_size_text(kd_teacher_model_bytes(t) + planned_bytes, d, sizeof d));
+    if (!f->config->json)
+        return;
+    json_t *line = plan_json(f);
+    json_object_set_new(line, "model_bytes", json_integer((json_int_t)model));
+    json_object_set_new(line, "device_model_bytes", json_integer((json_int_t)kd_teacher_model_bytes(t)));
+    json_object_set_new(line, "planned_bytes", json_integer((json_int_t)planned_bytes));
+    kd_json_line(line);
+    json_decref(line);
+}
+
+json_t *kd_describe_weights(const kd_run_facts *f) {
+    const char *path = f->config->weights, *slash = strrchr(path, '/');
+    const char *name = slash != NULL && slash[1] != '\0' ? slash + 1 : path;
+    return json_pack("{s:o, s:s, s:i, s:I, s:s, s:s}", "name", kd_json_bytes(name, strlen(name)), "container", kd_weights_container(f->weights), "files",
+                     kd_weights_files(f->weights), "bytes", (json_int_t)kd_weights_bytes(f->weights), "layout", kd_vit_layout_name(f->model->vit.layout), "normalisation",
+                     f->model->vit.normalisation);
+}
