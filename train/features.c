@@ -60,7 +60,9 @@ kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *opti
     x->width = options->student_h > 0 ? options->student_w : options->image_w;
     kd_weights *weights = NULL;
     kd_status status = KD_OK;
-    if (strcmp(options->weights, "random") != 0)
+    if (x->height > options->image_h || x->width > options->image_w)
+        status = kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the view measures %dx%d and can only be reduced", x->height, x->width, options->image_h, options->image_w);
+    else if (strcmp(options->weights, "random") != 0)
         status = kd_weights_open(&weights, options->weights, err);
     if (status == KD_OK)
         status = build(x, weights, err);

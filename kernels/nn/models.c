@@ -289,7 +289,8 @@ kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_wei
 /* ---- sizes and layers ---- */
 
 static kd_status check_side(const kd_model_info *m, int side, const char *which, kd_err *err) {
-    int fitting = side < m->smallest ? m->smallest : (side > LARGEST_SIDE ? LARGEST_SIDE : side) / m->multiple * m->multiple;
+    int fitting = (side + m->multiple / 2) / m->multiple * m->multiple, largest = LARGEST_SIDE / m->multiple * m->multiple;
+    fitting = fitting < m->smallest ? m->smallest : fitting > largest ? largest : fitting;
     if (side != fitting)
         return kd_fail(err, KD_EUSAGE, "%s: image %s %d isn't a multiple of %d from %d to %d; the nearest is %d", m->name, which, side, m->multiple, m->smallest, LARGEST_SIDE, fitting);
     return KD_OK;
