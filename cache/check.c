@@ -99,7 +99,7 @@ static void check_view(check *c, worker *w, const kd_image_entry *e, uint32_t v,
             if (kd_reader_feature(w->reader, (kd_feature)f, &e->image, v, r->layer[l], w->values, &hash, &said) != KD_OK) {
                 bad(c, said.msg);
             } else if (have_view && memcmp(hash.b, view.view_hash.b, 16) != 0) {
-                kd_fail(&said, KD_EDAMAGED, "view %u of %s: its %s record belongs to another view (their hashes differ)", v, e->rel, kd_feature_name((kd_feature)f));
+                kd_fail(&said, KD_EDAMAGED, "view %u of %s: its %s record of layer %u belongs to another view (their hashes differ)", v, e->rel, kd_feature_name((kd_feature)f), r->layer[l]);
                 bad(c, said.msg);
             }
         }

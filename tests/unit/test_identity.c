@@ -169,12 +169,43 @@ static void registers_need_a_teacher_that_has_them(void **state)
     must_say("registers");
 }
 
+/* The recipe in cache/FORMAT.md is one, is canonical, and has the identity that stands below it. */
+static void the_recipe_of_the_specification_holds(void **state)
+{
+    uint8_t *bytes;
+    size_t size, n = 0;
+    char *text, *at, *canonical, *line, recipe[4096], hex[65];
+    json_t *j;
+    kd_recipe r;
+    (void)state;
+    must(kd_io_read_all("cache/FORMAT.md", 1 << 20, &bytes, &size, &fx_err));
+    text = kd_malloc(size + 1);
+    memcpy(text, bytes, size);
+    text[size] = 0;
+    at = strstr(text, "    {\"augment\"");
+    assert_non_null(at);
+    for (line = strtok(at, "\n"); line && strncmp(line, "    ", 4) == 0; line = strtok(NULL, "\n"))
+        n += (size_t)snprintf(recipe + n, sizeof recipe - n, "%s", line + 4);
+    assert_true(n < sizeof recipe);
+    must(kd_json_parse(recipe, n, "FORMAT.md", &j, &fx_err));
+    must(kd_recipe_from_json(&r, j, "FORMAT.md", &fx_err));
+    canonical = kd_json_canonical(r.json);
+    assert_string_equal(recipe, canonical);
+    kd_hex(hex, r.sha.b, sizeof r.sha.b);
+    assert_non_null(line);
+    assert_non_null(strstr(line, hex));
+    kd_free(canonical);
+    kd_free(text);
+    kd_free(bytes);
+    kd_recipe_free(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_recipe_is_read), cmocka_unit_test(the_hash_is_of_the_canonical_text), cmocka_unit_test(every_required_field_is_missed_by_name),
         cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(every_difference_is_named), cmocka_unit_test(joined_layers_are_one_wide_layer),
-        cmocka_unit_test(registers_need_a_teacher_that_has_them),
+        cmocka_unit_test(registers_need_a_teacher_that_has_them), cmocka_unit_test(the_recipe_of_the_specification_holds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

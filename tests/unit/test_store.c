@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "cache/manifest.h"
 
 enum { IMAGES = 40 };
 
@@ -397,6 +398,34 @@ static void manifests_prove_themselves_and_their_file(void **state)
     kd_free(bytes);
 }
 
+/* A manifest that proves itself and tells another number of records than the file holds. */
+static void records_are_counted_for_each_feature(void **state)
+{
+    kd_cache *c;
+    (void)state;
+    fx_make_cache_of(fx_recipe_full(), fx_path("a.kdc"), 0, 3);
+    for (int f = 0; f < KD_FEATURES; f++) {
+        char says[64];
+        json_t *j, *content;
+        must(kd_json_read_file(fx_path("a.kdc.json"), 1 << 20, &j, &fx_err));
+        content = json_object_get(j, "content");
+        json_object_set_new(content, kd_feature_name((kd_feature)f), json_integer(11));
+        must(kd_manifest_write(fx_path("a.kdc"), j, &fx_err));
+        must_be(KD_EDAMAGED, fx_open(&c, fx_path("a.kdc"), &fx_err));
+        snprintf(says, sizeof says, "has 12 %s records where 11 are expected", kd_feature_name((kd_feature)f));
+        must_say(says);
+        json_object_del(content, kd_feature_name((kd_feature)f));
+        must(kd_manifest_write(fx_path("a.kdc"), j, &fx_err));
+        must_be(KD_EDAMAGED, fx_open(&c, fx_path("a.kdc"), &fx_err));
+        must_say(kd_feature_name((kd_feature)f));
+        json_object_set_new(content, kd_feature_name((kd_feature)f), json_integer(12));
+        must(kd_manifest_write(fx_path("a.kdc"), j, &fx_err));
+        json_decref(j);
+    }
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    kd_cache_close(c);
+}
+
 static void fidelity_and_provenance_stand_in_the_manifest(void **state)
 {
     kd_recipe r = fx_recipe();
@@ -483,7 +512,7 @@ int main(void)
         T(a_closed_writer_keeps_committed_views_only), T(a_second_writer_is_refused_by_name), T(a_finished_cache_is_done_and_read_only),
         T(another_recipe_is_refused_naming_the_field), T(views_that_cannot_be_sealed_are_refused), T(shards_read_as_one_cache),
         T(absent_and_unfinished_caches_are_not_found), T(a_missing_manifest_is_said_and_completed), T(manifests_prove_themselves_and_their_file),
-        T(fidelity_and_provenance_stand_in_the_manifest), T(unknown_keys_are_not_found), T(two_keys_in_a_cache_of_one_feature),
+        T(records_are_counted_for_each_feature), T(fidelity_and_provenance_stand_in_the_manifest), T(unknown_keys_are_not_found), T(two_keys_in_a_cache_of_one_feature),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
