@@ -12,7 +12,7 @@ static void describe_teacher(const kd_run_facts *f) {
     char sha[65], positions[64];
     kd_hex(sha, f->weights_sha->b, sizeof f->weights_sha->b);
     if (s->pos_grid > 0)
-        snprintf(positions, sizeof positions, "%d x %d resized as %s", s->pos_grid, s->pos_grid, kd_pos_profile_name(s->positions));
+        snprintf(positions, sizeof positions, "%d x %d resized as %s", s->pos_grid, kd_vit_pos_columns(s), kd_pos_profile_name(s->positions));
     else
         snprintf(positions, sizeof positions, "rotary");
     kd_log(KD_LOG_INFO, "teacher   %s: width %d, depth %d, patch %d, %d registers, %s, sha256 %.8s", f->model->name, s->width, s->depth, s->patch, s->registers,

@@ -62,7 +62,7 @@ static void print_shape(const kd_vit_spec *s) {
     printf("%-14s width %d, depth %d, heads %d, patch %d, %s FFN of %d%s, %d register%s\n", "shape", s->width, s->depth, s->heads, s->patch,
            s->ffn == KD_FFN_SWIGLU ? "SwiGLU" : "GELU", s->ffn_hidden, s->layer_scale ? ", LayerScale" : "", s->registers, s->registers == 1 ? "" : "s");
     if (s->pos_grid > 0)
-        printf("%-14s learned on a %d x %d grid; other sizes as %s does (--positions)\n", "positions", s->pos_grid, s->pos_grid, kd_pos_profile_name(s->positions));
+        printf("%-14s learned on a %d x %d grid; other sizes as %s does (--positions)\n", "positions", s->pos_grid, kd_vit_pos_columns(s), kd_pos_profile_name(s->positions));
     else
         printf("%-14s rotary, %d periods %s\n", "positions", s->periods, s->periods_from_file ? "from the file" : "by the formula");
     printf("%-14s %s: mean %g %g %g, std %g %g %g (--normalize)\n", "normalisation", s->normalisation, (double)s->mean[0], (double)s->mean[1], (double)s->mean[2],
@@ -116,10 +116,10 @@ static json_t *floats_json(const float *v, int n) {
 }
 
 static void add_shape(json_t *o, const kd_vit_spec *s) {
-    json_t *more = json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:s, s:i, s:b, s:i, s:s, s:i, s:o, s:b, s:s, s:o, s:o, s:f, s:I}", "model", s->name, "family",
+    json_t *more = json_pack("{s:s, s:s, s:s, s:o, s:i, s:i, s:i, s:i, s:s, s:i, s:b, s:i, s:s, s:[i,i], s:o, s:b, s:s, s:o, s:o, s:f, s:I}", "model", s->name, "family",
                              kd_vit_family_name(s->family), "layout", kd_vit_layout_name(s->layout), "prefix", kd_json_bytes(s->prefix, strlen(s->prefix)), "width",
                              s->width, "depth", s->depth, "heads", s->heads, "patch", s->patch, "ffn", ffn_name(s), "ffn_hidden", s->ffn_hidden, "layer_scale",
-                             s->layer_scale, "registers", s->registers, "positions", positions_name(s), "pos_grid", s->pos_grid, "periods",
+                             s->layer_scale, "registers", s->registers, "positions", positions_name(s), "pos_grid", s->pos_grid, kd_vit_pos_columns(s), "periods",
                              floats_json(s->period, s->periods), "periods_from_file", s->periods_from_file, "normalisation", s->normalisation, "mean",
                              floats_json(s->mean, 3), "std", floats_json(s->std, 3), "layer_norm_eps", s->ln_eps, "parameters", (json_int_t)s->parameters);
     json_object_update(o, more);

@@ -38,6 +38,7 @@ typedef struct kd_vit_spec {
     int layer_scale;                  /* blocks have ls1.gamma, ls2.gamma */
     int registers;
     int pos_grid;                     /* side of the learned square grid in the file: 37 for DINOv2, 14 for patch16_224; 0 = rotary positions */
+    int pos_columns;                  /* 0; or that grid isn't square: pos_grid rows of so many columns (our own students: metadata "kdcache_image_size") */
     kd_pos_profile positions;         /* the layout's own; --positions overrides it */
     int periods;                      /* rotary: head width / 4, else 0 */
     float period[KD_VIT_MAX_PERIODS]; /* from the file (official DINOv3: rounded to bf16), else 100^(2i / (head width / 2)) in f32 */
@@ -49,6 +50,9 @@ typedef struct kd_vit_spec {
     char name[64];                    /* the hub's ("dinov2_vits14_reg", "dinov3_vitb16", "vit_tiny_patch16_224") or a description ("dinov2 d128 depth6 patch14") */
     char prefix[128];                 /* text before the model's names in this file ("", "module.", "teacher.backbone."...) */
 } kd_vit_spec;
+
+/* Columns of the learned grid. */
+static inline int kd_vit_pos_columns(const kd_vit_spec *s) { return s->pos_columns > 0 ? s->pos_columns : s->pos_grid; }
 
 /* Which ViT w holds. prefix NULL: found (in a checkpoint with a student and a teacher, the teacher); else the model whose names begin with this text, as --weights-key gives it (a final dot may be
  * left out). Every tensor of the model must be there once with its shape and a floating-point type, and nothing unknown may stand beside it under the prefix but mask tokens and training heads.

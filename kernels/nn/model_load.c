@@ -27,14 +27,14 @@ static int find(const source *s, const char *prefix, const char *name) {
 /* ---- one parameter ---- */
 
 static kd_status read_positions(const source *s, float *out, size_t count, kd_err *err) {
-    int width = s->file->width, from = s->file->pos_grid;
-    size_t have = (size_t)width * (1 + (size_t)from * (size_t)from);
+    int width = s->file->width, from_h = s->file->pos_grid, from_w = kd_vit_pos_columns(s->file);
+    size_t have = (size_t)width * (1 + (size_t)from_h * (size_t)from_w);
     float *in = NULL;
     KD_ASSERT(count == (size_t)width * (1 + (size_t)s->grid_h * (size_t)s->grid_w));
     KD_TRY(kd_alloc_array(&in, have, sizeof *in, err));
     kd_status status = kd_vit_read(s->w, s->file, "pos_embed", in, have, err);
     if (status == KD_OK)
-        status = kd_pos_embed_resize(out, in, from, s->grid_h, s->grid_w, width, s->positions, s->file->registers, err);
+        status = kd_pos_embed_resize(out, in, from_h, from_w, s->grid_h, s->grid_w, width, s->positions, s->file->registers, err);
     kd_free(in);
     return status;
 }

@@ -89,21 +89,21 @@ static void resample(float *out, const float *in, const taps *t, int lines, int 
         }
 }
 
-kd_status kd_pos_embed_resize(float *out, const float *in, int from, int to_h, int to_w, int width, kd_pos_profile profile, int registers, kd_err *err) {
+kd_status kd_pos_embed_resize(float *out, const float *in, int from_h, int from_w, int to_h, int to_w, int width, kd_pos_profile profile, int registers, kd_err *err) {
     size_t row = (size_t)width * sizeof(float);
     memcpy(out, in, row);
-    if (from == to_h && from == to_w) {
-        memcpy(out + width, in + width, (size_t)from * (size_t)from * row);
+    if (from_h == to_h && from_w == to_w) {
+        memcpy(out + width, in + width, (size_t)to_h * (size_t)to_w * row);
         return KD_OK;
     }
     taps *x = NULL, *y = NULL;
     float *half = NULL;
     kd_status status;
-    KD_TRY_TO(end, status, make_taps(&x, from, to_w, profile, registers, err));
-    KD_TRY_TO(end, status, make_taps(&y, from, to_h, profile, registers, err));
-    KD_TRY_TO(end, status, kd_alloc_array(&half, (size_t)from * (size_t)to_w, row, err));
-    resample(half, in + width, x, from, from, to_w, from, to_w, 1, 1, width);            /* along x: [from,from] -> [from,to_w] */
-    resample(out + width, half, y, to_w, from, to_h, 1, 1, to_w, to_w, width);           /* along y: [from,to_w] -> [to_h,to_w] */
+    KD_TRY_TO(end, status, make_taps(&x, from_w, to_w, profile, registers, err));
+    KD_TRY_TO(end, status, make_taps(&y, from_h, to_h, profile, registers, err));
+    KD_TRY_TO(end, status, kd_alloc_array(&half, (size_t)from_h * (size_t)to_w, row, err));
+    resample(half, in + width, x, from_h, from_w, to_w, from_w, to_w, 1, 1, width);      /* along x: [from_h,from_w] -> [from_h,to_w] */
+    resample(out + width, half, y, to_w, from_h, to_h, 1, 1, to_w, to_w, width);         /* along y: [from_h,to_w] -> [to_h,to_w] */
 end:
     kd_free(x);
     kd_free(y);

@@ -365,16 +365,44 @@ static void positions_are_resized_as_each_library_does(void **state) {
             for (int k = 0; k < 2 * (1 + from * from); k++)
                 in[k] = (float)(0.5 * formula_unit("pos_embed", (uint32_t)k));
             snprintf(name, sizeof name, "%s_%d_%dx%d", profiles[p].way, from, h, cols);
-            assert_ok(kd_pos_embed_resize(out, in, from, h, cols, 2, profiles[p].profile, profiles[p].registers, &err));
+            assert_ok(kd_pos_embed_resize(out, in, from, from, h, cols, 2, profiles[p].profile, profiles[p].registers, &err));
             /* Measured: 8e-7 */
             check_golden(w, name, out, 2 * (size_t)(1 + h * cols), (kd_tolerance){.abs = 4e-6});
         }
     for (int p = 0; p < 6; p++) { /* the file's own grid: as it is */
         memset(out, 0, sizeof out);
-        assert_ok(kd_pos_embed_resize(out, in, 14, 14, 14, 2, profiles[p].profile, profiles[p].registers, &err));
+        assert_ok(kd_pos_embed_resize(out, in, 14, 14, 14, 14, 2, profiles[p].profile, profiles[p].registers, &err));
         assert_memory_equal(in, out, 197 * 2 * sizeof *in);
     }
     kd_weights_close(w);
+}
+
+/* The resizing is separable, so a grid that only varies along one side tells that side's filter: it must be the one of a square grid of that side, which is checked above. */
+static void positions_of_a_grid_that_is_not_square_are_resized_along_each_side(void **state) {
+    (void)state;
+    enum { H = 5, W = 3, TO_H = 8, TO_W = 7 };
+    static const struct {
+        kd_pos_profile profile;
+        int registers;
+    } ways[] = {{KD_POS_OFFICIAL, 0}, {KD_POS_HF, 0}, {KD_POS_TIMM, 0}};
+    for (int p = 0; p < 3; p++)
+        for (int rows = 0; rows < 2; rows++) { /* varying with the row, or with the column */
+            float in[1 + H * W], square[1 + H * H], out[1 + TO_H * TO_W], want[1 + TO_H * TO_W];
+            int side = rows ? H : W;
+            in[0] = square[0] = 9;
+            for (int y = 0; y < H; y++)
+                for (int x = 0; x < W; x++)
+                    in[1 + y * W + x] = (float)formula_unit("line", (uint32_t)(rows ? y : x));
+            for (int y = 0; y < side; y++)
+                for (int x = 0; x < side; x++)
+                    square[1 + y * side + x] = (float)formula_unit("line", (uint32_t)(rows ? y : x));
+            assert_ok(kd_pos_embed_resize(out, in, H, W, TO_H, TO_W, 1, ways[p].profile, ways[p].registers, &err));
+            assert_ok(kd_pos_embed_resize(want, square, side, side, TO_H, TO_W, 1, ways[p].profile, ways[p].registers, &err));
+            for (int i = 0; i < 1 + TO_H * TO_W; i++)
+                assert_true(fabsf(out[i] - want[i]) < 1e-6f);
+            assert_ok(kd_pos_embed_resize(out, in, H, W, H, W, 1, ways[p].profile, ways[p].registers, &err));
+            assert_memory_equal(out, in, sizeof in); /* its own grid: as it is */
+        }
 }
 
 /* ---- registry ---- */
@@ -699,6 +727,7 @@ int main(void) {
         cmocka_unit_test(the_same_step_gives_the_same_bits),
         cmocka_unit_test(a_dinov2_file_gives_the_official_features_at_every_size),
         cmocka_unit_test(positions_are_resized_as_each_library_does),
+        cmocka_unit_test(positions_of_a_grid_that_is_not_square_are_resized_along_each_side),
         cmocka_unit_test(models_have_the_reference_number_of_tensors_and_parameters),
         cmocka_unit_test(normalisations_have_the_libraries_constants),
         cmocka_unit_test(unknown_names_and_sizes_say_what_would_fit),
