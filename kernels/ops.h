@@ -9,7 +9,7 @@
  *
  * Backward rule: parameter gradients accumulate (dparam += ...); activation gradients overwrite (dx = ...) unless the desc's add_dx bit says that they are added (dx += ...).
  * In training mode x, y and saved of the forward pass are still valid when backward is called.
- * Gradient reductions have a fixed order for a fixed thread count. */
+ * In inference the result's bits don't depend on the number of threads (caches are equal whatever made them); gradient reductions have a fixed order for a fixed thread count. */
 #ifndef KD_KERNELS_OPS_H
 #define KD_KERNELS_OPS_H
 

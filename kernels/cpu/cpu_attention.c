@@ -1,14 +1,13 @@
 /* attention: batched matrix products straight on the q|k|v rows (strides, no copies) and an own softmax between them.
  *
- * Scores are T x T for every head, far larger than q, k and v; so the work is done in blocks of some images, heads and queries whose scores are small enough for the cache
- * and for the scratch memory. Scores are f32; probabilities are rounded to the operands' type, in place where nothing needs them later:
+ * Scores are T x T for every head, far larger than q, k and v; so the work is done in blocks of some images, heads and queries whose scores stay in a thread's cache.
+ * Each block is one thread's: oneDNN's products run on a single thread, because shared among several they choose other kernels and other bits for every number of threads
+ * (and wait for each other). Scores are f32; probabilities are rounded to the operands' type, in place where nothing needs them later:
  *
  *     scores   [images, heads, queries, ld] f32     ld = T rounded up, so that rows are aligned
- *     probs    the same memory read as [.., queries, 2 ld] bf16, or args->saved [N, heads, T, ld] in training
- *
- * oneDNN's products have fixed shapes, so all blocks are equally large: images and heads of a block divide N and heads, and where queries don't divide T the last block begins
- * earlier and computes some rows a second time. */
+ *     probs    the same memory read as [.., queries, 2 ld] bf16, or args->saved [N, heads, T, ld] in training */
 #include <math.h>
+#include <omp.h>
 
 #include "common/base/mem.h"
 #include "kernels/cpu/cpu.h"
@@ -19,24 +18,34 @@ typedef struct block {
     int64_t images, heads, queries;
 } block;
 
+/* Prepared products hold the addresses of a call, so every slice of the work has its own. */
+typedef struct products {
+    kd_dnn *scores[2], *values[2]; /* forward: q k^T, p v; the second for the last queries, when they are fewer */
+    kd_dnn *dv, *dp, *dq, *dk;     /* backward */
+} products;
+
 typedef struct attention {
-    kd_dnn *scores, *values;          /* forward: q k^T, p v */
-    kd_dnn *dv, *dp, *dq, *dk;        /* backward */
+    products *slice;
+    int slices;
     int64_t n, t, width, heads, head; /* head: Dh */
     int64_t ld;
-    block size;                       /* of every block */
+    block size;                       /* of the blocks; images and heads divide N and heads, the last queries may be fewer */
     kd_dtype type;                    /* of the operands */
     int rounds_y, converts_dy;
-    size_t score, y32, dy, work;      /* offsets in args->scratch */
+    size_t work, work_bytes, score, score_bytes; /* offsets in args->scratch of the first slice's part, and the distance to the next */
+    size_t y32, dy;                              /* offsets in args->scratch */
 } attention;
+
+enum { PRODUCTS = sizeof(products) / sizeof(kd_dnn *) };
 
 static void attention_destroy(void *impl) {
     attention *s = impl;
     if (!s)
         return;
-    kd_dnn *const all[] = {s->scores, s->values, s->dv, s->dp, s->dq, s->dk};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        kd_dnn_destroy(all[i]);
+    for (int i = 0; s->slice && i < s->slices; i++)
+        for (int k = 0; k < PRODUCTS; k++)
+            kd_dnn_destroy(((kd_dnn **)&s->slice[i])[k]);
+    kd_free(s->slice);
     kd_free(s);
 }
 
@@ -49,9 +58,9 @@ static kd_dnn_tensor heads_of(const attention *s, kd_dtype type, int64_t tokens,
 
 /* Scores, what was made of them in place, or saved probabilities (where a block has several images it has all heads, and where it has several heads all queries,
  * so that its part of args->saved is one piece), with rows `ld` apart. */
-static kd_dnn_tensor scores_of(const attention *s, kd_dtype type, int64_t ld) {
+static kd_dnn_tensor scores_of(const attention *s, kd_dtype type, int64_t queries, int64_t ld) {
     const block *b = &s->size;
-    return (kd_dnn_tensor){.dtype = type, .rank = 4, .dim = {b->images, b->heads, b->queries, s->t}, .stride = {b->heads * b->queries * ld, b->queries * ld, ld, 1}};
+    return (kd_dnn_tensor){.dtype = type, .rank = 4, .dim = {b->images, b->heads, queries, s->t}, .stride = {b->heads * queries * ld, queries * ld, ld, 1}};
 }
 
 /* Row distance of operands that were made in place of f32 scores. */
@@ -63,23 +72,45 @@ static int64_t probs_ld(const attention *s, const kd_op_desc *d) {
     return d->train ? s->ld : in_place_ld(s);
 }
 
-static kd_status create_products(kd_cpu *b, attention *s, const kd_op_desc *d, kd_err *err) {
-    kd_dnn_tensor q = heads_of(s, s->type, s->size.queries, 3 * s->width), kv = heads_of(s, s->type, s->t, 3 * s->width);
-    kd_dnn_tensor y = heads_of(s, s->rounds_y ? KD_F32 : d->y.dtype, s->size.queries, s->width);
-    kd_dnn_tensor scores = scores_of(s, KD_F32, s->ld), probs = scores_of(s, s->type, probs_ld(s, d));
-    kd_dnn_matmul_desc qk = {.a = q, .b = kd_dnn_transposed(kv), .c = scores}, pv = {.a = probs, .b = kv, .c = y};
-    KD_TRY(kd_dnn_matmul(&s->scores, b->engine, &qk, d->name, err));
-    KD_TRY(kd_dnn_matmul(&s->values, b->engine, &pv, d->name, err));
-    if (!d->train || !(d->need_dx & 1))
-        return KD_OK;
+static kd_status create_forward(kd_cpu *b, const attention *s, products *p, const kd_op_desc *d, kd_err *err) {
+    int64_t rest = s->t % s->size.queries;
+    for (int last = 0; last < 1 + (rest > 0); last++) {
+        int64_t queries = last ? rest : s->size.queries;
+        kd_dnn_tensor q = heads_of(s, s->type, queries, 3 * s->width), kv = heads_of(s, s->type, s->t, 3 * s->width);
+        kd_dnn_tensor y = heads_of(s, s->rounds_y ? KD_F32 : d->y.dtype, queries, s->width);
+        kd_dnn_matmul_desc qk = {.a = q, .b = kd_dnn_transposed(kv), .c = scores_of(s, KD_F32, queries, s->ld)};
+        kd_dnn_matmul_desc pv = {.a = scores_of(s, s->type, queries, probs_ld(s, d)), .b = kv, .c = y};
+        KD_TRY(kd_dnn_matmul(&p->scores[last], b->engine, &qk, d->name, err));
+        KD_TRY(kd_dnn_matmul(&p->values[last], b->engine, &pv, d->name, err));
+    }
+    return KD_OK;
+}
+
+/* A training block has all queries. */
+static kd_status create_backward(kd_cpu *b, const attention *s, products *p, const kd_op_desc *d, kd_err *err) {
     int add = (d->add_dx & 1) != 0;
-    kd_dnn_tensor dy = heads_of(s, s->type, s->t, s->width), ds = scores_of(s, s->type, in_place_ld(s));
-    kd_dnn_matmul_desc dv = {.a = kd_dnn_transposed(probs), .b = dy, .c = kv, .add = add}, dp = {.a = dy, .b = kd_dnn_transposed(kv), .c = scores};
-    kd_dnn_matmul_desc dq = {.a = ds, .b = kv, .c = kv, .add = add}, dk = {.a = kd_dnn_transposed(ds), .b = kv, .c = kv, .add = add};
-    KD_TRY(kd_dnn_matmul(&s->dv, b->engine, &dv, d->name, err));
-    KD_TRY(kd_dnn_matmul(&s->dp, b->engine, &dp, d->name, err));
-    KD_TRY(kd_dnn_matmul(&s->dq, b->engine, &dq, d->name, err));
-    return kd_dnn_matmul(&s->dk, b->engine, &dk, d->name, err);
+    kd_dnn_tensor qkv = heads_of(s, s->type, s->t, 3 * s->width), dy = heads_of(s, s->type, s->t, s->width);
+    kd_dnn_tensor scores = scores_of(s, KD_F32, s->t, s->ld), probs = scores_of(s, s->type, s->t, s->ld), ds = scores_of(s, s->type, s->t, in_place_ld(s));
+    kd_dnn_matmul_desc dv = {.a = kd_dnn_transposed(probs), .b = dy, .c = qkv, .add = add}, dp = {.a = dy, .b = kd_dnn_transposed(qkv), .c = scores};
+    kd_dnn_matmul_desc dq = {.a = ds, .b = qkv, .c = qkv, .add = add}, dk = {.a = kd_dnn_transposed(ds), .b = qkv, .c = qkv, .add = add};
+    KD_TRY(kd_dnn_matmul(&p->dv, b->engine, &dv, d->name, err));
+    KD_TRY(kd_dnn_matmul(&p->dp, b->engine, &dp, d->name, err));
+    KD_TRY(kd_dnn_matmul(&p->dq, b->engine, &dq, d->name, err));
+    return kd_dnn_matmul(&p->dk, b->engine, &dk, d->name, err);
+}
+
+static kd_status create_products(kd_cpu *b, attention *s, const kd_op_desc *d, kd_err *err) {
+    kd_status status = KD_OK;
+    s->slices = b->base.threads < KD_CPU_MAX_THREADS ? b->base.threads : KD_CPU_MAX_THREADS;
+    KD_TRY(kd_alloc_array(&s->slice, (size_t)s->slices, sizeof *s->slice, err));
+    omp_set_num_threads(1); /* oneDNN prepares a primitive for the number of threads at its creation */
+    for (int i = 0; i < s->slices && status == KD_OK; i++) {
+        status = create_forward(b, s, &s->slice[i], d, err);
+        if (status == KD_OK && d->train && (d->need_dx & 1))
+            status = create_backward(b, s, &s->slice[i], d, err);
+    }
+    omp_set_num_threads(b->base.threads);
+    return status;
 }
 
 /* The largest divisor of n that is at most `most`, at least 1. */
@@ -91,37 +122,35 @@ static int64_t divisor(int64_t n, int64_t most) {
     return best;
 }
 
-/* Scores of a block of a long sequence: measured, 4 to 8 MiB are the fastest (of 0.25 to 64) for T = 1374 and 4101. Not by the number of threads: the shape of a product may
- * change its bits. */
-static const int64_t BLOCK_BYTES = 8 << 20;
+/* Bytes of a block's scores. Measured for T = 197 to 4101: SMALL, half of a usual second-level cache, serves whole heads; a part of one head may be larger, since each block reads all
+ * of k and v. Neither depends on the number of threads, for the shape of a product may change its bits. */
+static const int64_t SMALL = 512 * 1024, LARGE = 2 << 20;
 
-/* Images: the largest divisor of n whose scores fit half of each thread's second-level cache (1 MiB is common), but work for every thread. Where the scores of one image
- * are too many, some of its heads; where those of one head are, some of its queries. Training keeps all probabilities anyway, and its blocks all queries. */
-static block block_of(const attention *s, int train, int threads) {
-    int64_t head = s->t * s->ld * (int64_t)sizeof(float), image = s->heads * head, budget = (int64_t)threads * 512 * 1024;
-    block b = {1, s->heads, s->t};
-    for (int64_t c = 2; c <= s->n; c++)
-        if (s->n % c == 0 && image <= BLOCK_BYTES && (c * image <= budget || b.images * s->heads < threads))
-            b.images = c;
-    if (image > BLOCK_BYTES)
-        b.heads = divisor(s->heads, BLOCK_BYTES / head);
-    if (head > BLOCK_BYTES && !train) {
-        int64_t blocks = (head + BLOCK_BYTES - 1) / BLOCK_BYTES;
+static block block_of(const attention *s, int train) {
+    int64_t row = s->ld * (int64_t)sizeof(float), head = s->t * row;
+    block b = {1, divisor(s->heads, SMALL / head), s->t};
+    if (b.heads == s->heads)
+        b.images = divisor(s->n, SMALL / 4 / (head * s->heads)); /* a quarter: images are divided among threads, too */
+    if (head > LARGE && !train) { /* training keeps all probabilities anyway */
+        int64_t blocks = (head + LARGE - 1) / LARGE;
         b.queries = (s->t + blocks - 1) / blocks;
     }
     return b;
 }
 
 static void plan(attention *s, const kd_op_desc *d, kd_op_needs *needs) {
-    size_t work = 0, scores = (size_t)(s->size.images * s->size.heads * s->size.queries * s->ld);
-    const kd_dnn *const all[] = {s->scores, s->values, s->dv, s->dp, s->dq, s->dk};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        if (kd_dnn_scratch_bytes(all[i]) > work)
-            work = kd_dnn_scratch_bytes(all[i]);
+    size_t scores = (size_t)(s->size.images * s->size.heads * s->size.queries * s->ld), slices = (size_t)s->slices;
+    for (int k = 0; k < PRODUCTS; k++) {
+        const kd_dnn *p = ((kd_dnn **)s->slice)[k];
+        if (p && kd_dnn_scratch_bytes(p) > s->work_bytes)
+            s->work_bytes = kd_dnn_scratch_bytes(p);
+    }
+    s->work_bytes = (s->work_bytes + 63) / 64 * 64;
+    s->score_bytes = scores * sizeof(float); /* rows are multiples of 64 bytes */
     if (d->train)
         needs->saved = (size_t)(s->n * s->heads * s->t * s->ld) * kd_dtype_size(s->type);
-    s->work = kd_cpu_region(&needs->scratch, work);
-    s->score = kd_cpu_region(&needs->scratch, scores * sizeof(float));
+    s->work = kd_cpu_region(&needs->scratch, slices * s->work_bytes);
+    s->score = kd_cpu_region(&needs->scratch, slices * s->score_bytes);
     s->y32 = kd_cpu_region(&needs->scratch, s->rounds_y ? kd_tdesc_numel(&d->y) * sizeof(float) : 0);
     s->dy = kd_cpu_region(&needs->scratch, s->converts_dy ? kd_tdesc_numel(&d->y) * kd_dtype_size(s->type) : 0);
 }
@@ -137,7 +166,7 @@ static kd_status attention_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_e
     s->type = d->x[0].dtype;
     s->rounds_y = s->type == KD_F32 && d->y.dtype == KD_BF16;
     s->converts_dy = d->train && d->y.dtype != s->type;
-    s->size = block_of(s, d->train, b->base.threads);
+    s->size = block_of(s, d->train);
     KD_TRY(create_products(b, s, d, err));
     plan(s, d, needs);
     return KD_OK;
@@ -151,17 +180,17 @@ typedef struct softmax_ctx {
     const void *p; /* backward: probabilities, rows [.., ld] */
     kd_dtype type; /* of operand and p */
     int64_t t, ld, operand_ld;
+    size_t rows;
     float scale;
 } softmax_ctx;
 
 static const float LOWEST = -1e38f;
 
 /* operand = softmax(scale * score). May run in place: a bf16 row is written behind where it is read. */
-KD_HOT static void softmax_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const softmax_ctx c = *(const softmax_ctx *)ctx;
-    (void)slice;
+KD_HOT static void softmax(const softmax_ctx *ctx) {
+    const softmax_ctx c = *ctx;
     size_t t = (size_t)c.t;
-    for (size_t r = begin; r < end; r++) {
+    for (size_t r = 0; r < c.rows; r++) {
         float *score = c.score + r * (size_t)c.ld;
         kd_vf top = kd_splat(LOWEST), total = {0};
         for (size_t i = 0; i < t; i += KD_VF) {
@@ -183,11 +212,10 @@ KD_HOT static void softmax_range(const void *ctx, int slice, size_t begin, size_
 }
 
 /* operand = scale * p (dp - sum(p dp)), where score holds dp; in place as above. */
-KD_HOT static void softmax_backward_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const softmax_ctx c = *(const softmax_ctx *)ctx;
-    (void)slice;
+KD_HOT static void softmax_backward(const softmax_ctx *ctx) {
+    const softmax_ctx c = *ctx;
     size_t t = (size_t)c.t;
-    for (size_t r = begin; r < end; r++) {
+    for (size_t r = 0; r < c.rows; r++) {
         const float *dp = c.score + r * (size_t)c.ld;
         kd_vf total = {0};
         for (size_t i = 0; i < t; i += KD_VF) {
@@ -205,19 +233,42 @@ KD_HOT static void softmax_backward_range(const void *ctx, int slice, size_t beg
 
 /* ---- calls ---- */
 
+typedef struct call {
+    const attention *s;
+    const kd_op_desc *d;
+    const kd_op_args *a;
+    void *y;        /* where the product writes */
+    const void *dy; /* as operand */
+    int backward;
+    kd_status *status; /* per slice */
+} call;
+
+/* What one block's run needs. */
+typedef struct place {
+    const products *p;
+    void *work;
+    block first;
+    int last;       /* the block has the rest of the queries */
+    softmax_ctx c;
+} place;
+
 static int64_t query_blocks(const attention *s) {
     return (s->t + s->size.queries - 1) / s->size.queries;
 }
 
-static int64_t blocks_of(const attention *s) {
-    return s->n / s->size.images * (s->heads / s->size.heads) * query_blocks(s);
+static size_t blocks_of(const attention *s) {
+    return (size_t)(s->n / s->size.images * (s->heads / s->size.heads) * query_blocks(s));
 }
 
-static block block_at(const attention *s, int64_t i) {
-    int64_t queries = query_blocks(s), heads = s->heads / s->size.heads, query = i % queries * s->size.queries;
-    if (query > s->t - s->size.queries)
-        query = s->t - s->size.queries;
-    return (block){i / (queries * heads) * s->size.images, i / queries % heads * s->size.heads, query};
+static place place_of(const call *w, int slice, int64_t i) {
+    const attention *s = w->s;
+    int64_t parts = query_blocks(s), heads = s->heads / s->size.heads;
+    block first = {i / (parts * heads) * s->size.images, i / parts % heads * s->size.heads, i % parts * s->size.queries};
+    int64_t queries = s->t - first.queries < s->size.queries ? s->t - first.queries : s->size.queries;
+    float *score = kd_cpu_at(w->a->scratch, s->score + (size_t)slice * s->score_bytes);
+    return (place){.p = &s->slice[slice], .work = kd_cpu_at(w->a->scratch, s->work + (size_t)slice * s->work_bytes), .first = first, .last = queries < s->size.queries,
+                   .c = {.score = score, .operand = score, .type = s->type, .t = s->t, .ld = s->ld, .operand_ld = in_place_ld(s),
+                         .rows = (size_t)(s->size.images * s->size.heads * queries), .scale = (float)(1 / sqrt((double)s->head))}};
 }
 
 /* A token of the block's first image in an array whose rows have `row` elements: the part of the block's first head, `column` elements in. */
@@ -229,69 +280,75 @@ static void *saved_at(const attention *s, void *saved, block first) {
     return (char *)saved + (size_t)((first.images * s->heads + first.heads) * s->t * s->ld) * kd_dtype_size(s->type);
 }
 
-static softmax_ctx softmax_of(const attention *s, const kd_op_args *a) {
-    float *score = kd_cpu_at(a->scratch, s->score);
-    return (softmax_ctx){.score = score, .operand = score, .type = s->type, .t = s->t, .ld = s->ld, .operand_ld = in_place_ld(s), .scale = (float)(1 / sqrt((double)s->head))};
-}
-
-static size_t score_rows(const attention *s) {
-    return (size_t)(s->size.images * s->size.heads * s->size.queries);
-}
-
-static kd_status forward_block(kd_cpu *b, const attention *s, const kd_op_desc *d, const kd_op_args *a, void *y, block first, kd_err *err) {
-    void *work = kd_cpu_at(a->scratch, s->work);
-    int64_t w = s->width, row = 3 * w;
-    void *q = at(s, a->x[0], s->type, first, first.queries, row, 0), *k = at(s, a->x[0], s->type, first, 0, row, w), *v = at(s, a->x[0], s->type, first, 0, row, 2 * w);
-    softmax_ctx c = softmax_of(s, a);
-    if (d->train) {
-        c.operand = saved_at(s, a->saved, first);
-        c.operand_ld = s->ld;
+static kd_status forward_block(const call *w, place o) {
+    const attention *s = w->s;
+    const kd_op_args *a = w->a;
+    int64_t width = s->width, row = 3 * width, query = o.first.queries;
+    void *q = at(s, a->x[0], s->type, o.first, query, row, 0), *k = at(s, a->x[0], s->type, o.first, 0, row, width), *v = at(s, a->x[0], s->type, o.first, 0, row, 2 * width);
+    void *y = at(s, w->y, s->rounds_y ? KD_F32 : w->d->y.dtype, o.first, query, width, 0);
+    if (w->d->train) {
+        o.c.operand = saved_at(s, a->saved, o.first);
+        o.c.operand_ld = s->ld;
     }
-    KD_TRY(kd_dnn_run(s->scores, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = q, [KD_DNN_WEIGHTS] = k, [KD_DNN_DST] = c.score, [KD_DNN_SCRATCH] = work}, err));
-    kd_cpu_parallel(b->base.threads, score_rows(s), (size_t)s->ld, softmax_range, &c);
-    return kd_dnn_run(s->values,
-                      (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = c.operand, [KD_DNN_WEIGHTS] = v,
-                                            [KD_DNN_DST] = at(s, y, s->rounds_y ? KD_F32 : d->y.dtype, first, first.queries, w, 0), [KD_DNN_SCRATCH] = work},
-                      err);
+    KD_TRY(kd_dnn_run(o.p->scores[o.last], (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = q, [KD_DNN_WEIGHTS] = k, [KD_DNN_DST] = o.c.score, [KD_DNN_SCRATCH] = o.work}, NULL));
+    softmax(&o.c);
+    return kd_dnn_run(o.p->values[o.last], (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = o.c.operand, [KD_DNN_WEIGHTS] = v, [KD_DNN_DST] = y, [KD_DNN_SCRATCH] = o.work}, NULL);
+}
+
+static kd_status backward_block(const call *w, place o) {
+    const attention *s = w->s;
+    const kd_op_args *a = w->a;
+    int64_t width = s->width, row = 3 * width;
+    const void *x = a->x[0];
+    void *dx = a->dx[0], *dy = at(s, w->dy, s->type, o.first, 0, width, 0), *work = o.work;
+    void *q = at(s, x, s->type, o.first, 0, row, 0), *k = at(s, x, s->type, o.first, 0, row, width), *v = at(s, x, s->type, o.first, 0, row, 2 * width);
+    void *dq = at(s, dx, s->type, o.first, 0, row, 0), *dk = at(s, dx, s->type, o.first, 0, row, width), *dv = at(s, dx, s->type, o.first, 0, row, 2 * width);
+    o.c.p = saved_at(s, a->saved, o.first);
+    KD_TRY(kd_dnn_run(o.p->dv, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)o.c.p, [KD_DNN_WEIGHTS] = dy, [KD_DNN_DST] = dv, [KD_DNN_SCRATCH] = work}, NULL));
+    KD_TRY(kd_dnn_run(o.p->dp, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = dy, [KD_DNN_WEIGHTS] = v, [KD_DNN_DST] = o.c.score, [KD_DNN_SCRATCH] = work}, NULL));
+    softmax_backward(&o.c);
+    KD_TRY(kd_dnn_run(o.p->dq, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = o.c.operand, [KD_DNN_WEIGHTS] = k, [KD_DNN_DST] = dq, [KD_DNN_SCRATCH] = work}, NULL));
+    return kd_dnn_run(o.p->dk, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = o.c.operand, [KD_DNN_WEIGHTS] = q, [KD_DNN_DST] = dk, [KD_DNN_SCRATCH] = work}, NULL);
+}
+
+static void blocks_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const call *w = ctx;
+    for (size_t i = begin; i < end && w->status[slice] == KD_OK; i++) {
+        place o = place_of(w, slice, (int64_t)i);
+        w->status[slice] = w->backward ? backward_block(w, o) : forward_block(w, o);
+    }
+}
+
+/* Always in a parallel region, however small the work is: outside of one, oneDNN would run a product that was prepared for one thread on all. */
+static kd_status run_blocks(call *w, kd_err *err) {
+    kd_status status[KD_CPU_MAX_THREADS] = {KD_OK};
+    w->status = status;
+    kd_cpu_parallel(w->s->slices, blocks_of(w->s), (size_t)1 << 20, blocks_range, w);
+    for (int i = 0; i < w->s->slices; i++)
+        if (status[i] != KD_OK)
+            return kd_fail(err, status[i], "oneDNN failed in part %d of %d of an attention's %s pass", i, w->s->slices, w->backward ? "backward" : "forward");
+    return KD_OK;
 }
 
 static kd_status attention_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const attention *s = op->impl;
-    void *y = s->rounds_y ? kd_cpu_at(a->scratch, s->y32) : a->y;
-    for (int64_t i = 0; i < blocks_of(s); i++)
-        KD_TRY(forward_block(b, s, &op->desc, a, y, block_at(s, i), err));
+    call w = {.s = s, .d = &op->desc, .a = a, .y = s->rounds_y ? kd_cpu_at(a->scratch, s->y32) : a->y};
+    KD_TRY(run_blocks(&w, err));
     if (s->rounds_y)
-        kd_cpu_copy(b->base.threads, a->y, KD_BF16, y, KD_F32, kd_tdesc_numel(&op->desc.y), 0);
+        kd_cpu_copy(b->base.threads, a->y, KD_BF16, w.y, KD_F32, kd_tdesc_numel(&op->desc.y), 0);
     return KD_OK;
-}
-
-/* A training block has all queries. */
-static kd_status backward_block(kd_cpu *b, const attention *s, const kd_op_args *a, const void *dy_all, block first, kd_err *err) {
-    int64_t w = s->width, row = 3 * w;
-    void *work = kd_cpu_at(a->scratch, s->work), *dy = at(s, dy_all, s->type, first, 0, w, 0);
-    void *q = at(s, a->x[0], s->type, first, 0, row, 0), *k = at(s, a->x[0], s->type, first, 0, row, w), *v = at(s, a->x[0], s->type, first, 0, row, 2 * w);
-    void *dq = at(s, a->dx[0], s->type, first, 0, row, 0), *dk = at(s, a->dx[0], s->type, first, 0, row, w), *dv = at(s, a->dx[0], s->type, first, 0, row, 2 * w);
-    softmax_ctx c = softmax_of(s, a);
-    c.p = saved_at(s, a->saved, first);
-    KD_TRY(kd_dnn_run(s->dv, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)c.p, [KD_DNN_WEIGHTS] = dy, [KD_DNN_DST] = dv, [KD_DNN_SCRATCH] = work}, err));
-    KD_TRY(kd_dnn_run(s->dp, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = dy, [KD_DNN_WEIGHTS] = v, [KD_DNN_DST] = c.score, [KD_DNN_SCRATCH] = work}, err));
-    kd_cpu_parallel(b->base.threads, score_rows(s), (size_t)s->ld, softmax_backward_range, &c);
-    KD_TRY(kd_dnn_run(s->dq, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = c.operand, [KD_DNN_WEIGHTS] = k, [KD_DNN_DST] = dq, [KD_DNN_SCRATCH] = work}, err));
-    return kd_dnn_run(s->dk, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = c.operand, [KD_DNN_WEIGHTS] = q, [KD_DNN_DST] = dk, [KD_DNN_SCRATCH] = work}, err);
 }
 
 static kd_status attention_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const attention *s = op->impl;
-    const void *dy = a->dy;
-    if (!s->dp)
+    call w = {.s = s, .d = &op->desc, .a = a, .dy = a->dy, .backward = 1};
+    if (!(op->desc.need_dx & 1))
         return KD_OK;
     if (s->converts_dy) {
-        dy = kd_cpu_at(a->scratch, s->dy);
+        w.dy = kd_cpu_at(a->scratch, s->dy);
         kd_cpu_copy(b->base.threads, kd_cpu_at(a->scratch, s->dy), s->type, a->dy, op->desc.y.dtype, kd_tdesc_numel(&op->desc.y), 0);
     }
-    for (int64_t i = 0; i < blocks_of(s); i++)
-        KD_TRY(backward_block(b, s, a, dy, block_at(s, i), err));
-    return KD_OK;
+    return run_blocks(&w, err);
 }
 
 const kd_cpu_kind kd_cpu_attention = {attention_create, attention_destroy, NULL, attention_forward, attention_backward};
