@@ -77,6 +77,34 @@ static void attention_cases(kd_dtype t) {
     }
 }
 
+/* One block's parts in ViT-g/14 (257 tokens) and in the DINOv3 7B (201): the products of the gated feed-forward network and of attention, and what lies between them. */
+static void large_block_cases(kd_dtype t) {
+    static const int sizes[][4] = {{257, 1536, 4096, 24}, {201, 4096, 8192, 32}}; /* T, D, hidden, heads */
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
+        const int *s = sizes[i];
+        kd_tdesc x = tensor(t, 3, 1, s[0], s[1], 0), residual = tensor(KD_F32, 3, 1, s[0], s[1], 0), gates = tensor(t, 3, 1, s[0], 2 * s[2], 0), hidden = tensor(t, 3, 1, s[0], s[2], 0);
+        kd_tdesc qkv = tensor(t, 3, 1, s[0], 3 * s[1], 0);
+        kd_op_desc parts[] = {
+            {.kind = KD_OP_LAYER_NORM, .inputs = 1, .x = {residual}, .y = x, .eps = 1e-6f},
+            {.kind = KD_OP_LINEAR, .inputs = 1, .x = {x}, .y = qkv, .bias = 1},
+            {.kind = KD_OP_ROPE, .inputs = 1, .heads = s[3], .begin = 1, .grid_h = 1, .grid_w = s[0] - 1, .periods = s[1] / s[3] / 4, .x = {qkv}, .y = qkv},
+            {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = s[3], .x = {qkv}, .y = x},
+            {.kind = KD_OP_LINEAR, .inputs = 2, .residual = 1, .x = {x, residual}, .y = residual, .bias = 1},
+            {.kind = KD_OP_LINEAR, .inputs = 1, .x = {x}, .y = gates, .bias = 1},
+            {.kind = KD_OP_SILU_GATE, .inputs = 1, .x = {gates}, .y = hidden},
+            {.kind = KD_OP_LINEAR, .inputs = 2, .residual = 1, .x = {hidden, residual}, .y = residual, .bias = 1},
+        };
+        static const char *const names[] = {"norm", "qkv", "rope", "attention", "proj join", "w12", "silu_gate", "w3 join"};
+        for (size_t k = 0; k < sizeof parts / sizeof *parts; k++) {
+            char name[60];
+            for (int j = 0; j < parts[k].periods; j++)
+                parts[k].period[j] = (float)(j + 1);
+            snprintf(name, sizeof name, "block D=%d %s", s[1], names[k]);
+            add_case(name, parts[k], t);
+        }
+    }
+}
+
 static void conv_case(kd_dtype t, int64_t n, int64_t size, int64_t in, int64_t out, int k, int stride, int pad, int train) {
     int64_t o = (size + 2 * pad - k) / stride + 1;
     char name[60];
@@ -110,6 +138,7 @@ static void make_cases(int64_t n) {
         linear_cases(t, n, 192);
         linear_cases(t, n, 384);
         attention_cases(t);
+        large_block_cases(t);
         conv_case(t, n, 224, 3, 384, 14, 14, 0, 0);
         conv_case(t, n, 112, 3, 64, 7, 2, 3, 1);
         conv_case(t, n, 28, 64, 64, 3, 1, 1, 1);
