@@ -37,9 +37,7 @@ static kd_status read_header(kd_weights *w, json_t **header, uint64_t *data_star
         return kd_fail(err, KD_EFAIL, "%s: the .safetensors header claims %" PRIu64 " bytes; the limit is %" PRIu64 "; the file is damaged",
                        w->path, n, HEADER_LIMIT);
     if (n == 0 || n > HEADER_LIMIT)
-        return kd_fail(err, KD_EUSAGE,
-                       "%s: is neither a PyTorch .pth nor .safetensors (its first 8 bytes would mean a header of %" PRIu64
-                       " bytes; none is empty and the limit is %" PRIu64 "); download it again or convert it", w->path, n, HEADER_LIMIT);
+        return kd_fail(err, KD_EUSAGE, "%s: is neither a PyTorch .pth nor .safetensors, by its first bytes; download it again or convert it", w->path);
     if (n > w->map.size - 8)
         return kd_fail(err, KD_EFAIL, "%s: truncated .safetensors: the header has %" PRIu64 " bytes, the file only %zu; copy it again", w->path,
                        n, w->map.size);
