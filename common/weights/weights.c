@@ -439,13 +439,21 @@ static kd_status read_entry(read_job *job, size_t n, kd_err *err)
     return kd_weights_guarded(job->w, read_mapped, job, err);
 }
 
+kd_status kd_weights_read_f32_any(const kd_weights *w, int i, float *out, size_t n, kd_err *err)
+{
+    const kd_weight_entry *e = entry_at(w, i);
+    if (w->shards != NULL)
+        return kd_weights_read_f32_any(w->shards[e->shard], (int)e->storage, out, n, err);
+    read_job job = {.w = w, .e = e, .f32 = out};
+    return read_entry(&job, n, err);
+}
+
 kd_status kd_weights_read_f32(const kd_weights *w, int i, float *out, size_t n, kd_err *err)
 {
     const kd_weight_entry *e = entry_at(w, i);
     if (w->shards != NULL)
         return kd_weights_read_f32(w->shards[e->shard], (int)e->storage, out, n, err);
-    read_job job = {.w = w, .e = e, .f32 = out};
-    KD_TRY(read_entry(&job, n, err));
+    KD_TRY(kd_weights_read_f32_any(w, i, out, n, err));
     size_t bad = kd_first_nonfinite(out, n);
     if (bad < n)
         return kd_fail(err, KD_EFAIL, "%s: tensor '%s' holds %s at element %zu of %zu; the weights are damaged or from a diverged run",

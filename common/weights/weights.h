@@ -46,6 +46,8 @@ int kd_weights_find(const kd_weights *w, const char *name); /* -1 when absent */
 /* Reads tensor i as n f32 values in row-major order (strided storages are gathered). KD_EFAIL when n isn't its element count or
  * a value is NaN or infinite (tensor named with index). */
 kd_status kd_weights_read_f32(const kd_weights *w, int i, float *out, size_t n, kd_err *err);
+/* The same for buffers that may rightly hold NaN or infinity. */
+kd_status kd_weights_read_f32_any(const kd_weights *w, int i, float *out, size_t n, kd_err *err);
 /* Raw integer read for I64 scalars such as num_batches_tracked. */
 kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n, kd_err *err);
 

@@ -28,11 +28,25 @@ static inline void exercise_status(kd_status status, const kd_err *err)
                      "a bad weight file is KD_EFAIL or KD_EUSAGE with a sentence");
 }
 
+/* What detection accepts can be read, but for damaged values. */
+static inline void exercise_vit(kd_weights *w)
+{
+    static float f32[EXERCISE_MAX_ELEMENTS];
+    kd_vit_spec s;
+    kd_err err = {0};
+    kd_status status = kd_vit_detect(w, NULL, &s, &err);
+    exercise_status(status, &err);
+    if (status != KD_OK || 3 * s.width > EXERCISE_MAX_ELEMENTS)
+        return;
+    exercise_status(kd_vit_read(w, &s, "cls_token", f32, (size_t)s.width, &err), &err);
+    exercise_status(kd_vit_read(w, &s, "blocks.0.attn.qkv.bias", f32, 3 * (size_t)s.width, &err), &err);
+    exercise_status(kd_vit_read(w, &s, "norm.bias", f32, (size_t)s.width, &err), &err);
+}
+
 static inline void exercise_tensors(kd_weights *w)
 {
     static float f32[EXERCISE_MAX_ELEMENTS];
     static int64_t i64[EXERCISE_MAX_ELEMENTS];
-    kd_vit_spec spec;
     for (int i = 0; i < kd_weights_count(w); i++) {
         kd_err err = {0};
         kd_tensor t = kd_weights_info(w, i);
@@ -43,8 +57,7 @@ static inline void exercise_tensors(kd_weights *w)
         exercise_status(kd_weights_read_f32(w, i, f32, n, &err), &err);
         exercise_status(kd_weights_read_i64(w, i, i64, n, &err), &err);
     }
-    kd_err err = {0};
-    exercise_status(kd_vit_detect(w, NULL, &spec, &err), &err);
+    exercise_vit(w);
 }
 
 static inline int exercise_file(const void *bytes, size_t size)
