@@ -176,12 +176,12 @@ static void name_of_spec(char name[64], const kd_vit_spec *s) {
         snprintf(name, 64, "dinov2_w%d_d%d", s->width, s->depth);
 }
 
-static kd_status check_against_file(const kd_model_info *want, const kd_vit_spec *have, const kd_weights *w, kd_err *err) {
+static kd_status check_against_file(const kd_model_info *want, const kd_vit_spec *have, const char *have_name, const kd_weights *w, kd_err *err) {
     const kd_vit_spec *s = &want->vit;
     if (same_shape(s, have))
         return KD_OK;
     return kd_fail(err, KD_EUSAGE, "%s holds %s (%s, width %d, depth %d, patch %d, %d registers), not %s (%s, width %d, depth %d, patch %d, %d registers); give the matching name or auto",
-                   kd_weights_path(w), have->name, kd_vit_family_name(have->family), have->width, have->depth, have->patch, have->registers, want->name,
+                   kd_weights_path(w), have_name, kd_vit_family_name(have->family), have->width, have->depth, have->patch, have->registers, want->name,
                    kd_vit_family_name(s->family), s->width, s->depth, s->patch, s->registers);
 }
 
@@ -203,9 +203,9 @@ static void set_normalisation(kd_vit_spec *s, const kd_vit_spec *from) {
 /* m: what the name says (unless any), then what the file holds. */
 static kd_status set_from_file(kd_model_info *m, const char *name, int any, const kd_vit_spec *spec, const kd_weights *weights, kd_err *err) {
     char found[64];
-    if (!any)
-        KD_TRY(check_against_file(m, spec, weights, err));
     name_of_spec(found, spec);
+    if (!any)
+        KD_TRY(check_against_file(m, spec, found, weights, err));
     set_vit(m, spec, any ? found : name);
     m->from_file = 1;
     return KD_OK;
