@@ -26,10 +26,12 @@ struct kd_extractor {
 
 /* ---- network ---- */
 
-static kd_status load_parameters(kd_extractor *x, const kd_weights *weights, kd_err *err) {
-    if (weights == NULL)
-        return kd_params_init(x->params, x->options.seed, err);
-    return kd_model_load(x->params, &x->model, weights, x->height, x->width, err);
+/* From a file they only pass through on their way into the program, so that a big teacher needs no second copy. */
+static kd_status open_parameters(kd_extractor *x, const kd_weights *weights, kd_err *err) {
+    if (weights != NULL)
+        return kd_model_params_frozen(&x->params, x->graph, x->backend, &x->model, weights, x->height, x->width, err);
+    KD_TRY(kd_params_create(&x->params, x->graph, x->backend, err));
+    return kd_params_init(x->params, x->options.seed, err);
 }
 
 static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) {
@@ -43,8 +45,7 @@ static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) 
     if (x->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
     x->taps = kd_model_build(x->graph, &x->model, x->height, x->width);
-    KD_TRY(kd_params_create(&x->params, x->graph, x->backend, err));
-    KD_TRY(load_parameters(x, weights, err));
+    KD_TRY(open_parameters(x, weights, err));
     return kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err);
 }
 

@@ -29,7 +29,7 @@ typedef struct kd_extractor_options {
 } kd_extractor_options;
 
 typedef struct kd_extractor kd_extractor;
-/* KD_EUSAGE: unknown model, size that the model can't take. Otherwise the causes of kd_weights_open, kd_model_load and kd_backend_open. */
+/* KD_EUSAGE: unknown model, size that the model can't take. Otherwise the causes of kd_weights_open, kd_model_params_frozen and kd_backend_open. */
 kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *options, kd_err *err);
 void kd_extractor_close(kd_extractor *x); /* accepts NULL */
 const kd_model_info *kd_extractor_model(const kd_extractor *x);
