@@ -80,14 +80,10 @@ static void print_cost(const inspection *in) {
            kd_io_size_text(in->cost.model_bf16, bf16, sizeof bf16));
 }
 
-static void print_text(const inspection *in) {
+/* What is known of a file that holds one ViT, whole or not. */
+static void print_report(const inspection *in) {
     const kd_vit_report *r = &in->report;
-    char size[32];
-    printf("%-14s %s\n", "file", kd_weights_path(in->weights));
-    printf("%-14s %s, %s, %d tensors\n", "container", kd_weights_container(in->weights), kd_io_size_text(kd_weights_bytes(in->weights), size, sizeof size),
-           kd_weights_count(in->weights));
-    if (r->have_spec)
-        print_shape(&in->spec);
+    print_shape(&in->spec);
     printf("%-14s %zu used, %zu missing, %zu unexpected, %zu of a wrong shape, %zu not needed, %zu of other objects\n", "tensors", r->used, r->missing.count,
            r->unexpected.count, r->misshapen.count, r->ignored.count, r->outside);
     print_list("missing", &r->missing);
@@ -96,6 +92,16 @@ static void print_text(const inspection *in) {
     print_list("not needed", &r->ignored);
     if (in->cost.tokens > 0)
         print_cost(in);
+}
+
+static void print_text(const inspection *in) {
+    const kd_vit_report *r = &in->report;
+    char size[32];
+    printf("%-14s %s\n", "file", kd_weights_path(in->weights));
+    printf("%-14s %s, %s, %d tensors\n", "container", kd_weights_container(in->weights), kd_io_size_text(kd_weights_bytes(in->weights), size, sizeof size),
+           kd_weights_count(in->weights));
+    if (r->have_spec)
+        print_report(in);
     printf("%-14s %s\n", "teacher", in->problem.status == KD_OK ? "yes" : "no");
 }
 

@@ -2,6 +2,7 @@
  *
  *   dinov2.safetensors      official DINOv2, 2 blocks of width 64, no registers       dinov2_reg.safetensors  the same with 4 registers and its mask token
  *   dinov3.safetensors      official DINOv3, 3 blocks, 4 storage tokens, periods      timm.safetensors        plain timm ViT of width 192 with its head
+ *   gated.safetensors       the same with gated FFNs (w1, w2, w3)
  *   nested.safetensors      a training checkpoint: student, teacher, heads            sharded/                Hugging Face DINOv2 in two shards with their index
  *   two.safetensors         two ViTs, "left" and "right"                              half/                   the index with one of its two shards
  *   resnet.safetensors      a ResNet's names      text.safetensors  a BERT's names    lacks.safetensors       DINOv2 without one tensor
@@ -98,8 +99,20 @@ static const char *in_block(int block, const char *part)
     return name;
 }
 
+static void feed_forward(model *m, const char *prefix, int block, int64_t width, int gated)
+{
+    if (gated) {
+        linear(m, prefix, in_block(block, "mlp.w1"), 2 * width, width, 1);
+        linear(m, prefix, in_block(block, "mlp.w2"), 2 * width, width, 1);
+        linear(m, prefix, in_block(block, "mlp.w3"), width, 2 * width, 1);
+        return;
+    }
+    linear(m, prefix, in_block(block, "mlp.fc1"), 4 * width, width, 1);
+    linear(m, prefix, in_block(block, "mlp.fc2"), width, 4 * width, 1);
+}
+
 /* Official and timm names, which differ in LayerScale. */
-static void vit(model *m, const char *prefix, int64_t width, int depth, int64_t patch, int layer_scale)
+static void vit(model *m, const char *prefix, int64_t width, int depth, int64_t patch, int layer_scale, int gated)
 {
     add(m, prefix, "cls_token", 0, 1, 1, width, 0);
     add(m, prefix, "patch_embed.proj.weight", 0, width, 3, patch, patch);
@@ -109,8 +122,7 @@ static void vit(model *m, const char *prefix, int64_t width, int depth, int64_t 
         linear(m, prefix, in_block(i, "attn.qkv"), 3 * width, width, 1);
         linear(m, prefix, in_block(i, "attn.proj"), width, width, 1);
         norm(m, prefix, in_block(i, "norm2"), width);
-        linear(m, prefix, in_block(i, "mlp.fc1"), 4 * width, width, 1);
-        linear(m, prefix, in_block(i, "mlp.fc2"), width, 4 * width, 1);
+        feed_forward(m, prefix, i, width, gated);
         if (layer_scale) {
             add(m, prefix, in_block(i, "ls1.gamma"), 0.5f, width, 0, 0, 0);
             add(m, prefix, in_block(i, "ls2.gamma"), 0.5f, width, 0, 0, 0);
@@ -121,16 +133,16 @@ static void vit(model *m, const char *prefix, int64_t width, int depth, int64_t 
 
 static void dinov2(model *m, const char *prefix, int registers)
 {
-    vit(m, prefix, 64, 2, 14, 1);
+    vit(m, prefix, 64, 2, 14, 1, 0);
     add(m, prefix, "pos_embed", 0, 1, 1 + 5 * 5, 64, 0);
     add(m, prefix, "mask_token", 0, 1, 64, 0, 0);
     if (registers)
         add(m, prefix, "register_tokens", 0, 1, registers, 64, 0);
 }
 
-static void dinov3(model *m)
+static void dinov3(model *m, int gated)
 {
-    vit(m, "", 64, 3, 16, 1);
+    vit(m, "", 64, 3, 16, 1, gated);
     add(m, "", "storage_tokens", 0, 1, 4, 64, 0);
     add(m, "", "mask_token", 0, 1, 64, 0, 0);
     add(m, "", "rope_embed.periods", 2, 16, 0, 0, 0);
@@ -198,9 +210,11 @@ static void draw_teachers(model *m)
     save(m, "dinov2.safetensors");
     dinov2(m, "", 4);
     save(m, "dinov2_reg.safetensors");
-    dinov3(m);
+    dinov3(m, 0);
     save(m, "dinov3.safetensors");
-    vit(m, "", 192, 2, 16, 0);
+    dinov3(m, 1);
+    save(m, "gated.safetensors");
+    vit(m, "", 192, 2, 16, 0, 0);
     add(m, "", "pos_embed", 0, 1, 1 + 14 * 14, 192, 0);
     linear(m, "", "head", 10, 192, 1);
     save(m, "timm.safetensors");

@@ -6,6 +6,7 @@ export LC_ALL=C
 
 pictures=$work/pictures
 "$KD_TEST_DIR/demo/draw_pictures" "$pictures" 1 1 >"$work/out" || exit 1
+"$KD_TEST_DIR/cli/draw_weights" "$work/w" || exit 1
 images=$pictures/train
 weights=$top/tests/golden/models/tiny_dinov2.pth
 cache=$work/x.kdc
@@ -48,6 +49,11 @@ refused 'weights are a cache' 2 'neither a PyTorch .pth nor .safetensors' make_c
 refused 'weights of something else' 2 'reference.safetensors' make_cache "$top/tests/golden/weights/reference.safetensors"
 refused 'a tensor with another shape' 2 "'pos_embed' has shape [1, 64, 26]" make_cache "$work/shape.safetensors"
 refused 'a tensor is missing' 2 "'blocks.0.ls1.gamma'" make_cache "$work/name.safetensors"
+refused 'a ResNet' 2 ResNet make_cache "$work/w/resnet.safetensors"
+refused 'a text model' 2 text make_cache "$work/w/text.safetensors"
+refused 'half a set of shards' 2 model-00002-of-00002.safetensors make_cache "$work/w/half"
+refused 'a checkpoint with two ViTs' 2 --weights-key make_cache "$work/w/two.safetensors"
+refused 'TorchScript' 2 TorchScript make_cache "$top/tests/golden/weights/script.pt"
 refused 'not the teacher that was asked for' 2 'not dinov2_vits14' make_cache "$weights" --teacher dinov2_vits14
 refused 'no such start for a student' 1 'nope.pth' train --images "$images" --cache "$cache" --out "$work/r1" --init "$work/nope.pth"
 refused 'a start of another depth' 2 'depth 2' train --images "$images" --cache "$cache" --out "$work/r1" --init "$weights"
