@@ -41,7 +41,8 @@ check "1 and 2 threads give byte-equal sealed caches" cmp "$work/one.kdc" "$work
 
 kills=0
 for delay in 0.1 0.2 0.3 0.4 0.6 0.9; do
-    pre --images "$pictures/train" --cache "$work/killed.kdc" --views 24 --batch-size 4 2>/dev/null &
+    # Not through pre: the signal must reach the program, not a shell around it.
+    "$KD_BIN/kd-precompute" --weights "$weights" --device cpu --threads 2 --images "$pictures/train" --cache "$work/killed.kdc" --views 24 --batch-size 4 2>/dev/null &
     pid=$!
     sleep "$delay"
     kill -KILL $pid 2>/dev/null && kills=$((kills + 1))
