@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/image/augment.h"
 #include "common/weights/vit_parts.h"
 
 enum { SENTENCE_NAMES = 4, MAX_CANDIDATES = 16, HEAD_WIDTH = 64 };
@@ -158,6 +159,21 @@ static int has_in_blocks(const kd_weights *w, const kd_vit_spec *s, const char *
     return 0;
 }
 
+/* Rows of the grid of our own exports, which say at what size they were trained (positions may be of a grid that isn't square); 0 when the file is none, or at odds with itself. */
+static int own_grid(const kd_weights *w, int64_t rows, kd_vit_report *r)
+{
+    const char *size = json_string_value(json_object_get(kd_weights_metadata(w), "kdcache_image_size"));
+    int height = 0, width = 0;
+    if (size == NULL || kd_image_size_parse(size, "kdcache_image_size", &height, &width, NULL) != KD_OK)
+        return 0;
+    height /= r->spec.patch;
+    width /= r->spec.patch;
+    if (height < 1 || width < 1 || height > KD_VIT_MAX_GRID || width > KD_VIT_MAX_GRID || 1 + (int64_t)height * width != rows)
+        return 0;
+    r->spec.pos_columns = height != width ? width : 0;
+    return height;
+}
+
 /* Side of the learned grid, with whether a row for the class token stands before it. 0 with a problem. */
 static int read_grid(const kd_weights *w, const char *positions, int *class_row, kd_vit_report *r)
 {
@@ -169,6 +185,11 @@ static int read_grid(const kd_weights *w, const char *positions, int *class_row,
     }
     kd_tensor t = kd_weights_info(w, i);
     int64_t rows = t.rank == 3 && t.shape[0] == 1 && t.shape[2] == r->spec.width ? t.shape[1] : 0;
+    int own = own_grid(w, rows, r);
+    if (own > 0) {
+        *class_row = 1;
+        return own;
+    }
     for (int grid = 1; grid <= KD_VIT_MAX_GRID && (int64_t)grid * grid <= rows; grid++)
         if ((int64_t)grid * grid == rows || (int64_t)grid * grid == rows - 1) {
             *class_row = (int64_t)grid * grid == rows - 1;

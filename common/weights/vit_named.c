@@ -86,7 +86,7 @@ void kd_vit_set_name(kd_vit_spec *s)
     for (int i = 0; i < KNOWN; i++) {
         const struct known *k = &known_models[i];
         if (k->family == s->family && k->width == s->width && k->depth == s->depth && k->heads == s->heads && k->patch == s->patch && k->hidden == s->ffn_hidden &&
-            k->ffn == s->ffn && k->registers == s->registers && (k->family == KD_VIT_DINOV3 || k->grid == s->pos_grid) && s->layer_scale == (k->family != KD_VIT_TIMM)) {
+            k->ffn == s->ffn && k->registers == s->registers && (k->family == KD_VIT_DINOV3 || (k->grid == s->pos_grid && s->pos_columns == 0)) && s->layer_scale == (k->family != KD_VIT_TIMM)) {
             snprintf(s->name, sizeof s->name, "%s", k->name);
             return;
         }
@@ -119,9 +119,9 @@ static int named_normalisation(const char *name, float mean[3], float std[3])
 
 static int64_t count_parameters(const kd_vit_spec *s)
 {
-    int64_t d = s->width, f = s->ffn_hidden, p = s->patch, g = s->pos_grid, k = s->ffn == KD_FFN_SWIGLU ? 2 : 1;
+    int64_t d = s->width, f = s->ffn_hidden, p = s->patch, g = (int64_t)s->pos_grid * kd_vit_pos_columns(s), k = s->ffn == KD_FFN_SWIGLU ? 2 : 1;
     int64_t block = 4 * d + 3 * d * d + 3 * d + d * d + d + k * f * d + k * f + d * f + d + (s->layer_scale ? 2 * d : 0);
-    return d + (g > 0 ? (1 + g * g) * d : 0) + s->registers * d + 3 * d * p * p + d + s->depth * block + 2 * d;
+    return d + (g > 0 ? (1 + g) * d : 0) + s->registers * d + 3 * d * p * p + d + s->depth * block + 2 * d;
 }
 
 void kd_vit_set_defaults(kd_vit_spec *s)

@@ -156,7 +156,7 @@ void kd_vit_look(kd_vit_file *f, const kd_weights *w, const kd_vit_spec *s)
     int positions = f->style->positions != NULL ? kd_vit_find(w, s, f->style->positions) : -1;
     if (positions >= 0) {
         kd_tensor t = kd_weights_info(w, positions);
-        f->class_row = t.rank != 3 || t.shape[1] != (int64_t)s->pos_grid * s->pos_grid;
+        f->class_row = t.rank != 3 || t.shape[1] != (int64_t)s->pos_grid * kd_vit_pos_columns(s);
     }
     for (int i = 0; i < 3; i++)
         f->has_bias[i] = f->style->qkv_bias[i] != NULL && kd_vit_find_in_any_block(f, f->style->qkv_bias[i]) >= 0;
@@ -172,7 +172,7 @@ int kd_vit_stem_params(const kd_vit_file *f, kd_vit_param out[KD_VIT_STEM_PARAMS
 {
     const kd_vit_spec *s = f->s;
     const kd_vit_style *y = f->style;
-    const int64_t d = s->width, p = s->patch, g = (int64_t)s->pos_grid * s->pos_grid;
+    const int64_t d = s->width, p = s->patch, g = (int64_t)s->pos_grid * kd_vit_pos_columns(s);
     int n = 0;
     out[n++] = ONE("cls_token", y->cls, 1, 1, d);
     if (y->positions != NULL && f->class_row)

@@ -73,6 +73,9 @@ check "features of the teacher at 112 x 168" says 0 '96 patches' evaluate featur
 check "as 12 pictures of 96 patches" test "$(shape "$work/t.safetensors" patch)" = 12,96,64
 check "features of the student at 56 x 84" says 0 '6 patches' evaluate features --model resnet18 --weights "$work/r.safetensors" --images "$pictures/test" --image-size 112x168 \
     --student-size 56x84 --out "$work/s.safetensors"
+check "features of the ViT with positions of 8 x 12" says 0 '96 patches' evaluate features --weights "$vit" --images "$pictures/test" --image-size 112x168 --out "$work/p.safetensors"
+check "and at another size, from them" says 0 '54 patches' evaluate features --weights "$vit" --images "$pictures/test" --image-size 126x84 --out "$work/p.safetensors"
+check "the ViT is a start for another" says 0 'at 84x126 px' train --cache "$cache" --student auto --init "$vit" --student-size 84x126 --out "$work/j"
 check "k-NN at 56 x 84" says 0 '' evaluate knn --model resnet18 --weights "$work/r.safetensors" --train "$pictures/train" --test "$pictures/test" --image-size 56x84 --k 1 --json
 check "and reports all pictures" grep -q '"test":12' "$work/out"
 check "a reduction can't enlarge" says 2 'can only be reduced' evaluate features --model resnet18 --weights random --images "$pictures/test" --image-size 56x84 --student-size 56x85 --out "$work/no.safetensors"

@@ -212,6 +212,50 @@ static void an_export_has_the_weights_and_no_heads(void **state) {
     free(folder);
 }
 
+/* Positions of 2 x 4 patches and the class token's: nine rows, which would also be those of a grid of 3 x 3 without a class token. */
+static void an_export_of_a_view_that_is_not_square_is_read_back_as_it_is(void **state) {
+    (void)state;
+    enum { VALUES = 9 * 64 };
+    kd_backend *b;
+    kd_weights *w;
+    kd_vit_spec vit;
+    kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1};
+    char *folder = unit_folder(), *out = path_in(folder, "vit.safetensors"), *kdt = path_in(folder, "a.kdt");
+    kd_student *first, *second;
+    kd_student_spec spec = {.name = "dinov2_w64_d1", .image_h = 28, .image_w = 56, .batch = 1, .seed = 3, .config = &config, .loss = {.width = WIDTH, .cls_weight = 1}};
+    float want[VALUES], got[VALUES];
+    assert_ok(kd_backend_open(&b, "ref", 1, &err));
+    assert_ok(kd_student_create(&first, b, &spec, &err));
+    json_t *run = some_run();
+    assert_ok(kd_checkpoint_write(kdt, &first, 1, run, 0, &err));
+    assert_ok(kd_export_checkpoint(b, kdt, NULL, out, KD_F32, &err));
+
+    assert_ok(kd_weights_open(&w, out, &err));
+    assert_string_equal(json_string_value(json_object_get(kd_weights_metadata(w), "kdcache_image_size")), "28x56");
+    assert_ok(kd_vit_detect(w, NULL, &vit, &err));
+    assert_int_equal(vit.pos_grid, 2);
+    assert_int_equal(kd_vit_pos_columns(&vit), 4);
+    kd_weights_close(w);
+    spec.init = out;
+    spec.seed = 4;
+    assert_ok(kd_student_create(&second, b, &spec, &err));
+    assert_ok(kd_params_get(first->params, kd_params_find(first->params, "pos_embed"), want, &err));
+    assert_ok(kd_params_get(second->params, kd_params_find(second->params, "pos_embed"), got, &err));
+    assert_memory_equal(got, want, sizeof got);
+    kd_student_destroy(second);
+    spec.image_h = 56; /* 4 x 2: resized */
+    spec.image_w = 28;
+    assert_ok(kd_student_create(&second, b, &spec, &err));
+    assert_ok(kd_params_get(second->params, kd_params_find(second->params, "pos_embed"), got, &err));
+    assert_memory_equal(got, want, 64 * sizeof *got); /* the class token's */
+    assert_memory_not_equal(got, want, sizeof got);
+    json_decref(run);
+    kd_student_destroy(first);
+    kd_student_destroy(second);
+    kd_backend_close(b);
+    free(folder);
+}
+
 /* A write that fails leaves the old checkpoint. */
 static void a_full_disk_leaves_the_old_checkpoint(void **state) {
     (void)state;
@@ -248,6 +292,7 @@ int main(void) {
         cmocka_unit_test(damage_is_found),
         cmocka_unit_test(a_checkpoint_of_another_student_is_refused),
         cmocka_unit_test(an_export_has_the_weights_and_no_heads),
+        cmocka_unit_test(an_export_of_a_view_that_is_not_square_is_read_back_as_it_is),
         cmocka_unit_test(a_full_disk_leaves_the_old_checkpoint),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
