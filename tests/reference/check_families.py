@@ -17,7 +17,6 @@ import functools
 import gc
 import glob
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -215,21 +214,51 @@ def smallest_cosine(a, b):
 # ---- the comparison -----------------------------------------------------------------------------------------------------------
 
 class Table:
-    def __init__(self, out):
-        self.rows, self.failed, self.out = [], 0, out
-        self.line("| network | layout | container | size | CLS | registers | patches | original's own f32 | cosine | bf16 cosine | peak MiB (model + rest) |")
-        self.line("|---|---|---|---|---|---|---|---|---|---|---|")
+    """The rows as they come, and the summary: a line per network and layout."""
+    HEAD = ["network", "layout", "container", "size", "CLS", "registers", "patches", "original's own f32", "cosine", "bf16 cosine", "peak MiB (model + rest)"]
 
-    def line(self, text):
+    def __init__(self, out):
+        self.count, self.failed, self.out, self.groups = 0, 0, out, {}
+        self.line(self.HEAD)
+        self.line(["---"] * len(self.HEAD))
+
+    def line(self, cells):
+        text = "| " + " | ".join(str(c) for c in cells) + " |"
         print(text, flush=True)
         if self.out:
             with open(self.out, "a") as f:
                 f.write(text + "\n")
 
-    def row(self, good, *cells):
-        self.rows.append((good, cells))
+    def row(self, good, network, layout, container, size, facts=None, measured=None, note=""):
+        """measured: CLS, registers (None without), patches, own, cosine, bf16 cosine (None when it wasn't run)."""
+        self.count += 1
         self.failed += not good
-        self.line("| " + " | ".join(str(c) for c in cells) + " |" + ("" if good else " **outside the limits**"))
+        cells = shown(measured) if measured else [note] + [""] * 5
+        self.line([network, layout, container, size] + cells + [memory(facts) if facts else ""] + ([] if good else ["**outside the limits**"]))
+        g = self.groups.setdefault((network, layout), {"containers": {}, "sizes": [], "measured": [], "facts": [], "good": True})
+        g["containers"][container] = g["containers"].get(container, True) and good
+        g["good"] &= good
+        if facts:
+            g["facts"].append(facts)
+        if measured:
+            g["sizes"] += [size] if size not in g["sizes"] else []
+            g["measured"].append(measured)
+
+    def summary(self, path):
+        with open(path, "w") as f:
+            f.write("| network | layout | containers | sizes | CLS | registers | patches | original's own f32 | cosine | bf16 cosine | peak MiB (model + rest) |\n" + "|---" * 11 + "|\n")
+            for (network, layout), g in self.groups.items():
+                m = [[v for v in column if v is not None] for column in zip(*g["measured"])] if g["measured"] else [[]] * 6
+                worst_of = [max(c) if c else None for c in m[:4]] + [min(c) if c else None for c in m[4:]]
+                containers = ", ".join(c if ok else "**%s: outside the limits**" % c for c, ok in g["containers"].items())
+                peak = max(g["facts"], key=lambda v: v["peak_rss"]) if g["facts"] else None
+                f.write("| " + " | ".join([network, layout, containers, ", ".join(g["sizes"])] + shown(worst_of) + [memory(peak) if peak else ""]) + " |\n")
+
+
+def shown(measured):
+    cls, registers, patches, own, cosine, low = measured
+    number = lambda v, none: none if v is None else "%.1e" % v
+    return [number(cls, ""), number(registers, "none"), number(patches, ""), number(own, ""), "" if cosine is None else "1 - %.0e" % max(0, 1 - cosine), "" if low is None else "%.6f" % low]
 
 
 def picture(height, width, seed):
@@ -259,13 +288,14 @@ class Check:
         single = {s: original(v) for s, v in images.items()}
         want = {s: {k: single[s][-k][1].numpy().astype(np.float64) for k in layers} for s in sizes}
         del single
-        own = {s: math.nan for s in sizes}
+        own = {s: None for s in sizes}
         if double:
             original.double()
             for s, v in images.items():
                 exact = original(v, torch.float64)
                 own[s] = max(worst(np.abs(want[s][k] - exact[-k][1].numpy())) for k in layers)
                 del exact
+            original.single()
         gc.collect()
         first = None
         for text, write, more in containers:
@@ -276,35 +306,46 @@ class Check:
                 arrays, facts = self.ours(path, pixels, "f32", ["layers=%s" % ",".join(map(str, sorted(set(layers))))] + list(words) + more)
                 half = self.ours(path, pixels, "bf16", ["layers=1"] + list(words) + more)[0] if self.bf16 and first is None else None
             except RuntimeError as e:
-                self.table.row(False, label, layout, text, "-", "-", "-", "-", "-", "-", "-", str(e).replace("|", "/"))
+                self.table.row(False, label, layout, text, "", note=str(e).replace("|", "/").replace("\n", " "))
                 continue
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
             if first is not None and all(np.array_equal(arrays[k], first[k]) for k in first):
-                self.table.row(True, label, layout, text, "all %d" % len(sizes), "the same bits", "", "", "", "", "", memory(facts))
+                self.table.row(True, label, layout, text, "all %d" % len(sizes), facts, note="the same bits")
                 continue
             for s in sizes:
                 self.compare(label, layout, text, s, layers, arrays, half, want[s], own[s], facts)
             if first is None:
                 first = arrays
             else:
-                self.table.row(False, label, layout, text, "all %d" % len(sizes), "other bits than the first container", "", "", "", "", "", memory(facts))
+                self.table.row(False, label, layout, text, "all %d" % len(sizes), facts, note="other bits than the first container")
+
+    def joined(self, label, original, size, write):
+        """The target of LightlyTrain's distillationv2: get_intermediate_layers of the last two blocks, joined along the channels."""
+        image, folder, pixels = picture(*size, seed=7), os.path.join(self.work, "weights"), os.path.join(self.work, "pixels.safetensors")
+        save_file({"%dx%d" % size: torch.from_numpy(image).float()}, pixels)
+        with torch.no_grad():
+            want = torch.cat(original.module.get_intermediate_layers(original.input(image), n=2), dim=-1)[0].numpy().astype(np.float64)
+        arrays, facts = self.ours(write(folder), pixels, "f32", ["layers=1,2", "concat=1"])
+        shutil.rmtree(folder, ignore_errors=True)
+        got = arrays["%dx%d/patch.1" % size].reshape(want.shape).astype(np.float64)
+        d, cosine = worst(np.abs(got - want)), smallest_cosine(got, want)
+        self.table.row(d <= LIMIT_DIFFERENCE and cosine >= LIMIT_COSINE, label + ", last two blocks joined", "LightlyTrain", "exported, model", "%dx%d" % size, facts, [None, None, d, None, cosine, None])
 
     def compare(self, label, layout, text, size, layers, arrays, half, want, own, facts):
         differences, cosine = np.zeros(3), 1.0
         for k in layers:
             got, registers = tokens(arrays, size, k)
             if got.shape != want[k].shape:
-                self.table.row(False, label, layout, text, "%dx%d" % size, "shape %s instead of %s" % (got.shape, want[k].shape))
+                self.table.row(False, label, layout, text, "%dx%d" % size, facts, note="shape %s instead of %s" % (got.shape, want[k].shape))
                 return
             d = np.abs(got - want[k])
             differences = np.maximum(differences, [worst(d[:1]), worst(d[1:1 + registers]), worst(d[1 + registers:])])
             cosine = min(cosine, smallest_cosine(got, want[k]))
-        low = math.nan if half is None else smallest_cosine(tokens(half, size, 1)[0], want[1])
+        low = None if half is None else smallest_cosine(tokens(half, size, 1)[0], want[1])
         # NaN must never pass.
-        good = bool((differences <= LIMIT_DIFFERENCE).all()) and cosine >= LIMIT_COSINE and (half is None or low >= LIMIT_BF16)
-        self.table.row(good, label, layout, text, "%dx%d" % size, "%.1e" % differences[0], "%.1e" % differences[1] if registers else "none", "%.1e" % differences[2],
-                       "%.1e" % own, "1 - %.0e" % max(0, 1 - cosine), "" if half is None else "%.6f" % low, memory(facts))
+        good = bool((differences <= LIMIT_DIFFERENCE).all()) and cosine >= LIMIT_COSINE and (low is None or low >= LIMIT_BF16)
+        self.table.row(good, label, layout, text, "%dx%d" % size, facts, [differences[0], differences[1] if registers else None, differences[2], own, cosine, low])
 
 
 # ---- the list -------------------------------------------------------------------------------------------------------------------
@@ -322,7 +363,7 @@ def seed_of(text):
 
 
 def values_for(text, mask="usual"):
-    return lambda shapes: fam.random_state(shapes, seed_of(text), mask)
+    return lambda shapes: fam.random_state(shapes, seed_of(text), mask, 2.0 if "sharp" in text else 1.0)
 
 
 def zip_and(*more):
@@ -368,6 +409,8 @@ def official_cases():
     for name, depth in (("vits16", None), ("vits16plus", None), ("vitb16", None), ("vitl16", None), ("vitl16plus", CUT), ("vith16plus", CUT), ("vit7b16", CUT)):
         more = [as_legacy, as_safetensors] + NESTED if name == "vits16" else []
         yield "dinov3_" + name, P16, functools.partial(official, which="dinov3", name="dinov3_" + name, depth=depth), zip_and(*more), [], "usual"
+    for name, which, sizes in (("dinov2_vits14", "dinov2", P14), ("dinov3_vits16", "dinov3", P16)):
+        yield name + ", sharp attention", sizes, functools.partial(official, which=which, name=name), zip_and(), [], "usual"
     for mask in ("zero", "nan"):
         yield "dinov3_vits16, bias mask " + mask, P16, functools.partial(official, which="dinov3", name="dinov3_vits16"), zip_and(), [], mask
     yield ("dinov3_vitl16 SAT", P16, functools.partial(official, which="dinov3", name="dinov3_vitl16", depth=CUT, pixels=SAT, weights=fam.official("dinov3").Weights.SAT493M), zip_and(),
@@ -417,7 +460,7 @@ def run_hf(check, wanted, work):
                 hf_case(check, work, label, head, dict(config, num_labels=10), P14, text=head.__name__)
     for size, (width, depth, heads_, hidden, gated) in HF3.items():
         label = "dinov3_vit%s16%s" % (size.replace("plus", ""), "plus" if "plus" in size else "")
-        config = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads_, intermediate_size=hidden, use_gated_mlp=gated, num_register_tokens=4,
+        config = dict(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads_, intermediate_size=hidden, use_gated_mlp=gated, hidden_act="silu" if gated else "gelu", num_register_tokens=4,
                       query_bias=size != "7b", value_bias=size != "7b")
         if wanted(label + " hf"):
             hf_case(check, work, label, t.DINOv3ViTModel, config, P16, more=size == "s")
@@ -479,7 +522,8 @@ def run_timm(check, wanted):
         original, state = of_timm(values_for(name), options.pop("base", name), **options)
         config = {"architecture": name, "num_classes": original.module.num_classes, "pretrained_cfg": {"mean": original.pixels[0], "std": original.pixels[1], "input_size": [3, 224, 224]}}
         containers = [("folder", functools.partial(timm_folder, state, config=config), [])]
-        known = ["normalize=imagenet"] if name.startswith("deit") else []
+        # A plain ViT without config.json is taken for one of timm's own trainings; DeiT and DINO (patch 8) used ImageNet's mean.
+        known = ["normalize=imagenet"] if "dino" not in name and original.pixels == fam.IMAGENET else []
         if "small" in name or "tiny" in name:
             containers += [(".safetensors alone", functools.partial(safetensors_file, state), known), (".pth", functools.partial(pth, state), known)]
         text = ", %d blocks" % options["depth"] if "depth" in options else ""
@@ -493,7 +537,7 @@ def run_lightly(check, wanted, work):
         from lightly_train._models import package_helpers
         from lightly_train._models.embedding_model import EmbeddingModel
     except ImportError as e:
-        check.table.line("lightly-train isn't here (%s)" % e)
+        print("lightly-train isn't here (%s)" % e)
         return
     from pathlib import Path
     for name, sizes in (("dinov2/vits14", P14), ("dinov2/vits14-noreg", P14), ("dinov3/vits16", P16), ("dinov3/vits16plus", P16), ("dinov3/vitt16", P16)):
@@ -508,7 +552,8 @@ def run_lightly(check, wanted, work):
             path = Path(file_in(where, "exported_last.pt"))
             export_model(which, ModelFormat.TORCH_STATE_DICT, path)
             return str(path)
-        check.network(name, "LightlyTrain", fam.wrap_official(module), sizes, [(text, functools.partial(write, which=which), []) for text, which in kinds], double=False)
+        check.joined(name, fam.wrap_official(module), sizes[0], lambda where: write(where, module))
+        check.network(name, "LightlyTrain", fam.wrap_official(module), sizes, [(text, functools.partial(write, which=which), []) for text, which in kinds])
 
 
 def find_program():
@@ -525,6 +570,7 @@ def main():
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--no-bf16", action="store_true")
     p.add_argument("--out", help="file that the table is appended to")
+    p.add_argument("--summary", help="file for a table with a line per network and layout")
     p.add_argument("--work", help="folder for the temporary files (up to 1.5 GB at a time)")
     a = p.parse_args()
     if not a.program:
@@ -544,8 +590,10 @@ def main():
                 run(check, wanted)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    print("%d rows, %d outside the limits, %.0f s" % (len(check.table.rows), check.table.failed, time.time() - began))
-    sys.exit(1 if check.table.failed or not check.table.rows else 0)
+    if a.summary:
+        check.table.summary(a.summary)
+    print("%d rows, %d outside the limits, %.0f s" % (check.table.count, check.table.failed, time.time() - began))
+    sys.exit(1 if check.table.failed or not check.table.count else 0)
 
 
 main()

@@ -92,8 +92,8 @@ def smooth_positions(shape, generator):
     return out.reshape(shape)
 
 
-def random_state(shapes, seed, mask="usual"):
-    """{name: f32 tensor} for {name: shape}."""
+def random_state(shapes, seed, mask="usual", sharp=1.0):
+    """{name: f32 tensor} for {name: shape}. sharp: queries and keys of joined qkv weights times this, so that scores have its square as deviation."""
     generator = torch.Generator().manual_seed(seed)
     state = {}
     for name, shape in shapes.items():
@@ -103,6 +103,8 @@ def random_state(shapes, seed, mask="usual"):
         if value is None:
             offset, scale = role(name, shape)
             value = torch.rand(tuple(shape), generator=generator).mul_(2 * scale).add_(offset - scale)
+            if sharp != 1.0 and name.endswith("qkv.weight"):
+                value[:2 * len(value) // 3] *= sharp
         state[name] = value
     return state
 
@@ -119,12 +121,15 @@ class Original:
     def __init__(self, module, blocks, norm, registers, pixels, final):
         self.module, self.blocks, self.norm, self.registers, self.pixels, self.final = module.eval(), blocks, norm, registers, pixels, final
 
+    def input(self, image, dtype=torch.float32):
+        """uint8 [H,W,3] as torchvision's ToTensor and Normalize make it."""
+        mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in self.pixels)
+        return ((torch.from_numpy(image).permute(2, 0, 1).float().div(255) - mean) / std)[None].to(dtype)
+
     @torch.no_grad()
     def __call__(self, image, dtype=torch.float32):
         """image: uint8 [H,W,3]. Returns [(raw, normed)] for blocks from the first to the last, each [1 + registers + patches, width] in dtype."""
-        mean, std = (torch.tensor(v, dtype=torch.float32).view(3, 1, 1) for v in self.pixels)
-        x = ((torch.from_numpy(image).permute(2, 0, 1).float().div(255) - mean) / std)[None].to(dtype)
-        raw = []
+        x, raw = self.input(image, dtype), []
 
         def keep(_, __, out):
             while not torch.is_tensor(out):
@@ -138,12 +143,18 @@ class Original:
         assert torch.equal(final[0], normed[-1]), "the library's own output isn't the final norm of the last block"
         return list(zip(raw, normed))
 
-    def double(self):
-        self.module.double()
+    def to(self, dtype):
+        self.module.to(dtype)
         rope = getattr(self.module, "rope_embed", None)
         if rope is not None and hasattr(rope, "dtype"):
-            rope.dtype = torch.float64  # the official code keeps RoPE in this dtype whatever the network's
+            rope.dtype = dtype  # the official code keeps RoPE in this dtype whatever the network's
         return self
+
+    def double(self):
+        return self.to(torch.float64)
+
+    def single(self):
+        return self.to(torch.float32)
 
 
 def official_tokens(module, x):

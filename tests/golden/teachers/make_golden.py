@@ -116,17 +116,17 @@ def of_timm(values, name, **options):
 
 SIZES = {14: [(224, 224), (84, 84), (70, 126)], 16: [(224, 224), (80, 80), (64, 112)], 8: [(224, 224), (64, 64), (40, 72)]}
 V2, V2R, V3 = transformers.Dinov2Model, transformers.Dinov2WithRegistersModel, transformers.DINOv3ViTModel
-GATED3 = {"num_register_tokens": 4, "use_gated_mlp": True, "intermediate_size": 256}
+GATED3 = {"num_register_tokens": 4, "use_gated_mlp": True, "hidden_act": "silu", "intermediate_size": 256}
 # name, patch, words for the test, network
 CASES = [
     ("dinov2-official", 14, "", dinov2),
     ("dinov2-official-registers", 14, "prefix=module.backbone.", functools.partial(dinov2, registers=4)),
     ("dinov2-official-swiglu", 14, "", functools.partial(dinov2, ffn="swiglufused")),
     ("dinov2-official-swiglu-registers-chunked", 14, "prefix=teacher.backbone.", functools.partial(dinov2, ffn="swiglufused", registers=4, chunks=2)),
-    ("dinov2-hf", 14, "", functools.partial(hf, kind=V2, image_size=518)),
-    ("dinov2-hf-registers", 14, "", functools.partial(hf, kind=V2R, image_size=518)),
-    ("dinov2-hf-swiglu", 14, "", functools.partial(hf, kind=V2, image_size=518, use_swiglu_ffn=True)),
-    ("dinov2-hf-classifier-registers", 14, "", functools.partial(hf, kind=transformers.Dinov2WithRegistersForImageClassification, image_size=518, num_labels=3)),
+    ("dinov2-hf", 14, "", functools.partial(hf, kind=V2, image_size=518, patch_size=14)),
+    ("dinov2-hf-registers", 14, "", functools.partial(hf, kind=V2R, image_size=518, patch_size=14)),
+    ("dinov2-hf-swiglu", 14, "", functools.partial(hf, kind=V2, image_size=518, patch_size=14, use_swiglu_ffn=True)),
+    ("dinov2-hf-classifier-registers", 14, "", functools.partial(hf, kind=transformers.Dinov2WithRegistersForImageClassification, image_size=518, patch_size=14, num_labels=3)),
     ("dinov2-timm", 14, "", functools.partial(of_timm, name="vit_small_patch14_dinov2")),
     ("dinov2-timm-registers", 14, "", functools.partial(of_timm, name="vit_small_patch14_reg4_dinov2")),
     ("dinov2-timm-swiglu", 14, "", functools.partial(of_timm, name="vit_giant_patch14_dinov2")),
@@ -144,7 +144,7 @@ CASES = [
     ("dinov3-timm-swiglu", 16, "", functools.partial(of_timm, name="vit_small_plus_patch16_dinov3")),
     ("dinov3-timm-swiglu-qkvb", 16, "", functools.partial(of_timm, name="vit_small_plus_patch16_dinov3_qkvb")),
     ("timm-patch16", 16, "", functools.partial(of_timm, name="vit_tiny_patch16_224", embed_dim=192, num_heads=3, num_classes=3)),
-    ("timm-patch8", 8, "", functools.partial(of_timm, name="vit_small_patch8_224", num_classes=0)),
+    ("timm-patch8", 8, "normalize=imagenet", functools.partial(of_timm, name="vit_small_patch8_224", num_classes=0)),
     ("timm-patch14", 14, "", functools.partial(of_timm, name="vit_large_patch14_224", num_classes=0)),
     ("timm-deit", 16, "normalize=imagenet", functools.partial(of_timm, name="deit_tiny_patch16_224", num_classes=3)),
 ]
@@ -167,6 +167,7 @@ def main():
         torch.set_num_threads(1)
         values = Values(name.split("-mask-")[1] if "-mask-" in name else "usual")
         net = build(values)
+        assert next(m for m in net.module.modules() if isinstance(m, torch.nn.Conv2d)).kernel_size == (patch, patch)
         lines.append(("case %s patch=%d width=%d registers=%d depth=%d %s" % (name, patch, net.norm.weight.shape[0], net.registers, len(net.blocks), words)).rstrip())
         lines += values.lines
         single = {s: net(pixels(*s)) for s in SIZES[patch]}
