@@ -284,7 +284,7 @@ $(OBJ)/tests/%: $(OBJ)/tests/%.o $$(call test_helpers,$$(patsubst %/,%,$$(dir $$
 	$(Q)$(CC) $(ALL_LDFLAGS) $(if $(filter fuzzer,$(SAN)),-fsanitize=fuzzer) -rdynamic $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(call libs,cmocka) $(CACHE_LIBS) $(COMMON_LIBS) -o $@
 
 .SECONDARY:
--include $(wildcard $(addsuffix .d,$(basename $(call objects,$(COMMON_SRC) $(KERNELS_SRC) $(CACHE_SRC) $(PRECOMPUTE_SRC) $(TRAIN_SRC) $(CPU_SRC) $(HAVE_MAINS) $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) $(foreach d,$(TEST_DIRS) bench fuzz,$(wildcard tests/$(d)/*.c))))))
+-include $(wildcard $(addsuffix .d,$(basename $(call objects,$(COMMON_SRC) $(KERNELS_SRC) $(CACHE_SRC) $(PRECOMPUTE_SRC) $(TRAIN_SRC) $(CPU_SRC) $(HAVE_MAINS) $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) $(TOOL_SRC) $(foreach d,$(TEST_DIRS) bench fuzz,$(wildcard tests/$(d)/*.c))))))
 -include $(wildcard $(OBJ)/kernels/cuda/*.d)
 
 # ---- checks -----------------------------------------------------------------------------------------------------------
