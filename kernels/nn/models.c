@@ -1,4 +1,4 @@
-/* The registry: names to networks, and filling a network's parameters from a file. */
+/* The registry: names and files to networks, what sizes and layers they take, their graphs. */
 #include "kernels/nn/models.h"
 
 #include <stdio.h>
@@ -9,15 +9,8 @@
 static const float IMAGENET_MEAN[3] = {0.485f, 0.456f, 0.406f}, IMAGENET_STD[3] = {0.229f, 0.224f, 0.225f};
 enum { MAX_WIDTH = 8192, MAX_DEPTH = 1024, HEAD_WIDTH = 64, LARGEST_SIDE = 8192 };
 
-static const char *const names[] = {
-    "resnet18", "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "dinov2_vits14", "dinov2_vitb14", "dinov2_vitl14", "dinov2_vitg14",
-    "dinov2_wW_dD",
-};
-
-size_t kd_model_names(const char *const **out) {
-    *out = names;
-    return sizeof names / sizeof *names;
-}
+/* What kd_vit_names doesn't have. */
+static const char *const other_names[] = {"resnet18", "dinov2_wW_dD"};
 
 /* ---- by name ---- */
 
@@ -79,11 +72,10 @@ static int distance(const char *a, const char *b) {
 }
 
 static const char *nearest(const char *name) {
-    const char *const *vits, *best = names[0];
+    const char *const *vits, *best = other_names[0];
     size_t count = kd_vit_names(&vits);
-    for (size_t i = 1; i < sizeof names / sizeof *names; i++)
-        if (distance(name, names[i]) < distance(name, best))
-            best = names[i];
+    if (distance(name, other_names[1]) < distance(name, best))
+        best = other_names[1];
     for (size_t i = 0; i < count; i++)
         if (distance(name, vits[i]) < distance(name, best))
             best = vits[i];

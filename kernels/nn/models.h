@@ -42,8 +42,8 @@ typedef struct kd_model_taps {
     int map_h, map_w;
 } kd_model_taps;
 
-/* name "auto" needs weights and infers everything from the file; with a name and weights the two are checked against each other. The position grid isn't: it is the file's. A name also says
- * the normalisation, unless a file beside the weights does. KD_EUSAGE: unknown name (nearest one given), a name that isn't what the file holds, a file that holds no model (kd_vit_detect).
+/* name "auto" needs weights and infers everything from the file; with a name and weights the two are checked against each other. The position grid isn't: it is the file's. A timm ViT's
+ * name also says the normalisation, unless a file beside the weights does. KD_EUSAGE: unknown name (nearest one given), a name that isn't what the file holds, a file that holds no model (kd_vit_detect).
  * weights may be NULL: then the name must be a student's, and a DINOv2 layout's position grid will be that of the image it is built for. */
 kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *weights, kd_err *err);
 /* KD_EUSAGE when m can't be trained and exported (DINOv3). */
@@ -58,7 +58,6 @@ typedef struct kd_teacher_choice {
 /* The ViT in a file, with the user's choices. name "auto", or one that only checks: nothing is taken from it. KD_EUSAGE beside kd_model_find's causes: an unknown profile or normalisation; positions
  * for a model whose positions are rotary; a name whose normalisation differs from what was guessed, where nothing in or beside the file says it (a DeiT's weights look like a ViT's). */
 kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_weights *weights, const kd_teacher_choice *choice, kd_err *err);
-size_t kd_model_names(const char *const **names); /* of students, for --help */
 
 /* KD_EUSAGE when a side isn't a multiple of m->multiple, below m->smallest or above 8192, or a timm ViT is asked for another size than its grid without weights. */
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err);

@@ -52,22 +52,24 @@ static void must(kd_status s) {
         fail_msg("%s: %s", kd_status_name(s), err.msg);
 }
 
-/* ---- a graph with every kind of connection: convolution, batch norm with a residual, tokens, joins, slices, reshapes, two losses, a value read three times ---- */
+/* ---- a graph with every kind of connection: convolution, batch norm with a residual, tokens and registers, turned attention, joins, slices, reshapes, one norm twice, two losses, a value
+ * read four times ---- */
 
-enum { SIDE = 8, WIDTH = 12, OUT = 5, BATCH = 3 };
+enum { SIDE = 8, WIDTH = 12, REGISTERS = 2, OUT = 5, BATCH = 3 };
 
 static void build(kd_graph *g) {
-    static const float mean[3] = {0.5f, 0.4f, 0.3f}, std[3] = {0.2f, 0.25f, 0.3f};
+    static const float mean[3] = {0.5f, 0.4f, 0.3f}, std[3] = {0.2f, 0.25f, 0.3f}, period = 2.5f;
     kd_val x = kd_graph_normalize(g, kd_graph_images(g, SIDE, SIDE), mean, std);
     x = kd_graph_conv2d(g, x, "stem", WIDTH, 2, 2, 0, 1);
     kd_val r = kd_graph_batch_norm(g, x, -1, "bn1", 1e-5f, 0.1f, KD_ACT_RELU);
     kd_val y = kd_graph_conv2d(g, r, "conv", WIDTH, 3, 1, 1, 0);
     x = kd_graph_batch_norm(g, y, r, "bn2", 1e-5f, 0.1f, KD_ACT_RELU);
     x = kd_graph_reshape(g, x, 2, (int64_t[]){16, WIDTH});
-    x = kd_graph_tokens(g, x, "cls_token", "pos_embed", NULL, 0);
+    x = kd_graph_tokens(g, x, "cls_token", "pos_embed", "register_tokens", REGISTERS);
     y = kd_graph_layer_norm(g, x, "norm1", 1e-6f);
     y = kd_graph_linear(g, y, "qkv", 3 * WIDTH, 1);
-    y = kd_graph_linear(g, kd_graph_attention(g, y, 2), "proj", WIDTH, 1);
+    y = kd_graph_rope(g, y, 3, 1 + REGISTERS, 4, 4, &period, 1);
+    y = kd_graph_linear(g, kd_graph_attention(g, y, 3), "proj", WIDTH, 1);
     x = kd_graph_scale_add(g, x, y, "ls.gamma");
     y = kd_graph_layer_norm(g, x, "norm2", 1e-6f);
     y = kd_graph_act(g, kd_graph_linear(g, y, "fc1", 2 * WIDTH, 1), KD_ACT_GELU);
@@ -79,13 +81,16 @@ static void build(kd_graph *g) {
     x = kd_graph_add(g, early, kd_graph_linear(g, x, "last2", WIDTH, 0));
     x = kd_graph_as_f32(g, kd_graph_layer_norm(g, x, "norm", 1e-6f));
     kd_val cls = kd_graph_reshape(g, kd_graph_token_slice(g, x, 0, 1), 1, (int64_t[]){WIDTH});
-    kd_val map = kd_graph_reshape(g, kd_graph_token_slice(g, x, 1, 16), 3, (int64_t[]){4, 4, WIDTH});
+    kd_val map = kd_graph_reshape(g, kd_graph_token_slice(g, x, 1 + REGISTERS, 16), 3, (int64_t[]){4, 4, WIDTH});
+    kd_val both = kd_graph_concat(g, x, kd_graph_as_f32(g, kd_graph_layer_norm_again(g, early, "norm")));
+    both = kd_graph_as_f32(g, kd_graph_reshape(g, kd_graph_token_slice(g, both, 0, 1), 1, (int64_t[]){2 * WIDTH}));
+    kd_graph_output(g, both, "both");
     kd_graph_output(g, cls, "cls");
     kd_graph_output(g, map, "map");
     kd_graph_output(g, kd_graph_mean_tokens(g, map), "mean");
     kd_val pool = kd_graph_max_pool(g, map, 2, 2, 0);
     kd_val up = kd_graph_resize_bilinear(g, kd_graph_linear(g, pool, "head", OUT, 1), 3, 3);
-    kd_graph_mse(g, kd_graph_linear(g, cls, "head_cls", OUT, 1), kd_graph_input(g, "target_cls", 1, (int64_t[]){OUT}), 1.0f, "loss_cls");
+    kd_graph_mse(g, kd_graph_linear(g, both, "head_cls", OUT, 1), kd_graph_input(g, "target_cls", 1, (int64_t[]){OUT}), 1.0f, "loss_cls");
     kd_graph_mse(g, up, kd_graph_input(g, "target_map", 3, (int64_t[]){3, 3, OUT}), 0.5f, "loss_map");
 }
 
@@ -367,7 +372,7 @@ static void bf16_keeps_residual_streams_predictions_and_losses_in_f32(void **sta
     for (int i = 0; i < e->node_count; i++) {
         const kd_op_desc *d = &e->nodes[i].desc;
         int wide = d->kind == KD_OP_ADD || d->kind == KD_OP_SCALE_ADD || d->kind == KD_OP_TOKENS || d->kind == KD_OP_MEAN_TOKENS || d->kind == KD_OP_MSE ||
-                   d->kind == KD_OP_TOKEN_SLICE || d->kind == KD_OP_MAX_POOL || d->kind == KD_OP_RESIZE_BILINEAR || strcmp(d->name, "norm") == 0 ||
+                   d->kind == KD_OP_TOKEN_SLICE || d->kind == KD_OP_CONCAT || d->kind == KD_OP_MAX_POOL || d->kind == KD_OP_RESIZE_BILINEAR || strcmp(d->name, "norm") == 0 ||
                    strncmp(d->name, "head", 4) == 0;
         if (d->y.dtype != (wide ? KD_F32 : KD_BF16))
             fail_msg("%s (%s) writes %s", d->name, kd_op_kind_name(d->kind), kd_dtype_name(d->y.dtype));
@@ -415,7 +420,7 @@ static void parameters_lie_decayed_first_aligned_with_zero_padding(void **state)
     const float *w = kd_params_trained(f.p, &decayed, &total);
     for (int i = 0; i < kd_params_count(f.p); i++) {
         kd_param_info info = kd_params_info(f.p, i);
-        int token = strcmp(info.name, "cls_token") == 0 || strcmp(info.name, "pos_embed") == 0;
+        int token = strcmp(info.name, "cls_token") == 0 || strcmp(info.name, "pos_embed") == 0 || strcmp(info.name, "register_tokens") == 0;
         assert_int_equal(kd_params_find(f.p, info.name), i);
         assert_int_equal(info.decay, info.rank >= 2 && !token);
         if (info.is_counter || info.is_state)
@@ -608,11 +613,12 @@ static void sized_release(kd_backend *b, void *p) {
 
 /* Bytes that the parameters of a program's nodes take where packing consumes them, and where it doesn't. */
 static void parameter_bytes(const kd_exec *e, size_t *consumed, size_t *kept) {
+    char seen[64] = {0}; /* a norm may stand in two nodes */
     *consumed = *kept = 0;
     for (int i = 0; i < e->node_count; i++) {
         const kd_pnode *n = &e->nodes[i];
         for (int k = 0; k < KD_OP_MAX_PARAM; k++)
-            if (n->param[k] >= 0)
+            if (n->param[k] >= 0 && !seen[n->param[k]]++)
                 *(n->needs.consumed >> k & 1 ? consumed : kept) += (e->p->params[n->param[k]].info.count * 4 + 63) / 64 * 64;
         for (int k = 0; k < KD_OP_MAX_STATE; k++)
             if (n->state[k] >= 0)
@@ -646,8 +652,8 @@ static void check_frozen(const char *device, kd_dtype precision) {
     must(kd_exec_forward(got, &err));
     must(kd_exec_forward(got, &err));
     assert_int_equal(packs, before);
-    static const char *const outputs[] = {"cls", "map", "mean"};
-    for (int o = 0; o < 3; o++) {
+    static const char *const outputs[] = {"cls", "map", "mean", "both"};
+    for (int o = 0; o < 4; o++) {
         float a[BATCH * 16 * WIDTH], b[BATCH * 16 * WIDTH];
         kd_tdesc d;
         assert_non_null(kd_exec_output(got, outputs[o], &d));

@@ -11,6 +11,7 @@
 #include "common/weights/safetensors.h"
 #include "kernels/nn/graph_impl.h"
 #include "kernels/nn/model_builders.h"
+#include "precompute/cost.h"
 #include "tests/unit/formula.h"
 
 static kd_err err;
@@ -286,6 +287,24 @@ static void only_what_is_asked_for_is_built(void **state) {
         assert_string_not_equal(name, "pos_embed");
     }
     kd_graph_destroy(g);
+}
+
+/* What --inspect says from the shape numbers is what a program counts over its ops. */
+static void operations_are_counted_as_inspect_says_them(void **state) {
+    (void)state;
+    kd_backend *ref = try_open("ref");
+    for (int i = 0; i < FAMILIES; i++) {
+        kd_model_info m = tiny(&families[i]);
+        for (int layer = 1; layer <= 3; layer += 2) {
+            kd_vit_spec computed = m.vit;
+            program q;
+            computed.depth -= layer - 1; /* blocks after the chosen one don't run */
+            make(&q, ref, &m, &(kd_layer_choice){.layers = 1, .layer = {(uint16_t)layer}, .norm = 1, .features = KD_WANT_CLS}, KD_F32);
+            assert_float_equal(kd_exec_flops(q.e) / BATCH, kd_teacher_cost_of(&computed, ROWS * m.vit.patch, COLUMNS * m.vit.patch).flops, 0.5);
+            drop(&q);
+        }
+    }
+    kd_backend_close(ref);
 }
 
 /* ---- devices ---- */
@@ -569,6 +588,7 @@ int main(void) {
         cmocka_unit_test(named_models_have_the_reference_number_of_parameters),
         cmocka_unit_test(layers_norm_mean_and_concat_equal_computing_by_hand),
         cmocka_unit_test(only_what_is_asked_for_is_built),
+        cmocka_unit_test(operations_are_counted_as_inspect_says_them),
         cmocka_unit_test(cpu_equals_ref_in_every_family),
         cmocka_unit_test(passing_parameters_give_the_bits_of_loaded_ones),
         cmocka_unit_test(the_chosen_model_of_a_checkpoint_is_read),
