@@ -215,6 +215,8 @@ static inline void vf_remove_all(const char *text)
             vf_remove(vf.names[i]);
 }
 
+static inline const char *vf_dtype(kd_dtype t) { return t == KD_F32 ? "F32" : t == KD_F16 ? "F16" : t == KD_BF16 ? "BF16" : t == KD_F64 ? "F64" : "I16"; }
+
 /* Writes the file under this name (it may contain folders that exist) and opens it; the caller removes it. Written here, since thousands of files needn't reach the disk as kd_safetensors_write
  * makes sure of. */
 static inline kd_weights *vf_open(const char *path)
@@ -227,7 +229,7 @@ static inline kd_weights *vf_open(const char *path)
         for (int d = 0; d < t->rank; d++)
             json_array_append_new(shape, json_integer(t->shape[d]));
         size_t bytes = kd_tensor_numel(t) * kd_dtype_size(t->dtype);
-        assert_int_equal(json_object_set_new(header, t->name, json_pack("{s:s, s:o, s:[I,I]}", "dtype", t->dtype == KD_F32 ? "F32" : "I16", "shape", shape, "data_offsets", (json_int_t)end, (json_int_t)(end + bytes))), 0);
+        assert_int_equal(json_object_set_new(header, t->name, json_pack("{s:s, s:o, s:[I,I]}", "dtype", vf_dtype(t->dtype), "shape", shape, "data_offsets", (json_int_t)end, (json_int_t)(end + bytes))), 0);
         end += bytes;
     }
     char *text = json_dumps(header, JSON_COMPACT);

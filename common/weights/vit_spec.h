@@ -25,7 +25,8 @@ typedef enum kd_vit_family { KD_VIT_DINOV2 = 0, KD_VIT_TIMM = 1 /* plain timm or
 typedef enum kd_vit_layout { KD_VIT_LAYOUT_OFFICIAL = 0, KD_VIT_LAYOUT_HF = 1, KD_VIT_LAYOUT_TIMM = 2 } kd_vit_layout;
 typedef enum kd_ffn_kind { KD_FFN_GELU = 0, KD_FFN_SWIGLU = 1 } kd_ffn_kind;
 /* How learned positions are resized to another grid: official DINOv2 (bicubic; without registers offset 0.1 and no antialiasing, with registers antialiased), Hugging Face (bicubic by size,
- * antialiased only with registers), timm (bicubic, antialiased). Rotary positions have no profile; the field is then the layout's own and unused. */
+ * antialiased only with registers), timm (bicubic, antialiased). Without registers the official and timm's DINOv2 share their names: a file is official when it has mask_token, mlp.w12, chunked blocks
+ * or a classifier over 2 * width (all official files have mask_token), else timm's; --positions overrides what follows from it. Rotary positions have no profile; the field is then the layout's own and unused. */
 typedef enum kd_pos_profile { KD_POS_OFFICIAL = 0, KD_POS_HF = 1, KD_POS_TIMM = 2 } kd_pos_profile;
 enum { KD_VIT_MAX_PERIODS = 64 };
 

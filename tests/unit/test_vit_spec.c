@@ -120,6 +120,21 @@ static void deit_iii_is_a_plain_vit_with_layer_scale(void **state)
     assert_int_equal(s.pos_grid, VF_GRID);
 }
 
+static void every_floating_point_type_is_read(void **state)
+{
+    (void)state;
+    static const kd_dtype types[] = {KD_F16, KD_BF16, KD_F64};
+    for (int i = 0; i < 3; i++) {
+        kd_vit_spec s;
+        vf_clear();
+        vf_model("", VF_DINOV2_OFFICIAL, 0, 0);
+        for (int k = 0; k < vf.count; k++)
+            vf.t[k].dtype = k % 2 == 0 ? types[i] : KD_F32;
+        vf_accepted(NULL, &s);
+        check_numbers(&s, VF_DINOV2_OFFICIAL, 0, 0);
+    }
+}
+
 /* Both libraries use the same names for DINOv2 without registers, but resize positions differently. */
 static void official_and_timm_files_are_told_apart(void **state)
 {
@@ -552,6 +567,7 @@ int main(void)
         cmocka_unit_test(prefixes_are_found),
         cmocka_unit_test(names_say_width_depth_and_patch),
         cmocka_unit_test(deit_iii_is_a_plain_vit_with_layer_scale),
+        cmocka_unit_test(every_floating_point_type_is_read),
         cmocka_unit_test(official_and_timm_files_are_told_apart),
         cmocka_unit_test(chunked_blocks_are_read),
         cmocka_unit_test(the_teacher_of_a_training_checkpoint_is_taken),
