@@ -8,7 +8,8 @@
 
 static const kd_option dump_table[] = {
     KD_CACHE_FILES, KD_CACHE_ID, KD_CACHE_VIEW,
-    KD_OPTION_STRING(kd_cache_config, out, "out", "X.safetensors", NULL, KD_OPT_REQUIRED, "file to write: cls [L,D], patch [L,N,D], registers [L,R,D] and mean [L,D], as far as stored, F32; layers [L], I32: 1 = last"),
+    KD_OPTION_STRING(kd_cache_config, out, "out", "X.safetensors", NULL, KD_OPT_REQUIRED,
+                     "file to write: cls [L,D], patch [L,N,D], registers [L,R,D] and mean [L,D], as far as stored, F32; layers [L], I32: 1 = last"),
     KD_OPTION_END,
 };
 const kd_program kd_cache_dump_program = {

@@ -2,9 +2,11 @@
 """A cache against Python from end to end: the reader of cache/python, views rebuilt by Pillow, features computed by the official model on those views.
 
     check_cache.py --weights dinov2.pth --images DIR [--bin bin] [--photos 12] [--views 2] [--augment lightly] [--precision f32]
+                   [--features cls,patch,mean] [--layers 1,4] [--layer-norm on] [--layer-concat off]
 
 For every view: the reader's plan and hash are those of `kd-cache list --json`; Pillow and torchvision rebuild the pixels from the plan alone, with the same hash, and equal to
-those of `kd-cache view`; `kd-cache dump` and the reader give the same features, and PyTorch's on the rebuilt pixels are the same up to storage in f16. The statistics too.
+those of `kd-cache view`; `kd-cache dump` and the reader give the same features, and PyTorch's on the rebuilt pixels are the same up to storage in f16, in every
+layer. The statistics too.
 """
 import json
 import os
@@ -22,6 +24,23 @@ from pillow_views import apply_plan, view_hash
 WORST = {"f32": 1e-5, "bf16": 0.1}  # 1 - cosine of the worst token; bf16 is measured against PyTorch's own in check_teacher.py
 
 
+class Layers:
+    """What the blocks of the network gave in its last pass, as get_intermediate_layers(norm) of the official code gives it: [1, 1 + N, D] by layer, 1 = last."""
+
+    def __init__(self, module, norm):
+        self.module, self.norm, self.out = module, norm, []
+        for block in module.blocks:
+            block.register_forward_hook(lambda _, __, y: self.out.append(y))
+        module.register_forward_pre_hook(lambda *_: self.out.clear())
+
+    @torch.no_grad()
+    def features(self, layers):
+        """{"cls", "patch", "mean"} of the layers, joined as torch.cat does, earlier block first."""
+        x = [self.module.norm(self.out[-k]) if self.norm else self.out[-k] for k in sorted(layers, reverse=True)]
+        x = torch.cat(x, -1).numpy()[0]
+        return {"cls": x[:1], "patch": x[1:], "mean": x[1:].mean(0, keepdims=True)}
+
+
 def main():
     p = r.parser(__doc__)
     p.add_argument("--weights", required=True)
@@ -30,18 +49,28 @@ def main():
     p.add_argument("--views", type=int, default=2)
     p.add_argument("--augment", default="lightly")
     p.add_argument("--precision", default="f32", choices=("f32", "bf16"))
+    p.add_argument("--features", default="cls,patch,mean")
+    p.add_argument("--layers", default="1,2")
+    p.add_argument("--layer-norm", default="on", choices=("on", "off"))
+    p.add_argument("--layer-concat", default="off", choices=("on", "off"))
     b = r.Bench(p.parse_args())
     a = b.args
+    names, chosen = a.features.split(","), [int(k) for k in a.layers.split(",")]
+    sources = {min(chosen): chosen} if a.layer_concat == "on" else {k: [k] for k in chosen}
     photos, file = r.some_photos(b, a.images, a.photos, "photos"), b.path("small.kdc")
-    b.run("kd-precompute", "--images", photos, "--weights", a.weights, "--cache", file, "--views", a.views, "--augment", a.augment, "--precision", a.precision)
+    b.run("kd-precompute", "--images", photos, "--weights", a.weights, "--cache", file, "--views", a.views, "--augment", a.augment, "--precision", a.precision, "--features", a.features,
+          "--layers", a.layers, "--layer-norm", a.layer_norm, "--layer-concat", a.layer_concat)
     records = [json.loads(line) for line in b.run("kd-cache", "list", file, "--json", computes=False).splitlines()]
     records = [x for x in records if "plan" in x]
     state = load_torch(a.weights) if a.weights.endswith(".safetensors") else torch.load(a.weights, map_location="cpu")
     net = r.Network("dinov2", state)
     net.module.double()
+    taps = Layers(net.module, a.layer_norm == "on")
     count = {k: 0 for k in ("plans", "hashes", "pixels", "dumps")}
-    worst, total, tokens, cls_all, patch_all = {"cls": 0.0, "patch": 0.0}, {"cls": 0.0, "patch": 0.0}, {"cls": 0, "patch": 0}, [], []
+    each = [(name, layer) for name in names for layer in sorted(sources)]
+    worst, total, tokens, values = dict.fromkeys(each, 0.0), dict.fromkeys(each, 0.0), dict.fromkeys(each, 0), {k: [] for k in each}
     with kdcache.Cache(file) as cache:
+        b.check("layers of the reader that aren't the stored ones", len(set(cache.layers) ^ set(sources)), 0)
         paths = {i.id.hex(): i.path.decode() for i in cache.images()}
         for x in records:
             image_id = bytes.fromhex(x["id"])
@@ -53,24 +82,28 @@ def main():
             count["pixels"] += not np.array_equal(np.asarray(Image.open(b.path("view.png"))), np.asarray(pixels))
             b.run("kd-cache", "dump", file, "--id", x["id"], "--view", x["view"], "--out", b.path("view.safetensors"), computes=False)
             dumped = load_file(b.path("view.safetensors"))
-            ours = {"cls": cache.feature("cls", image_id, x["view"])[None], "patch": cache.feature("patch", image_id, x["view"])}
-            count["dumps"] += any(not np.array_equal(dumped[k][0].reshape(v.shape), v) for k, v in ours.items())
-            theirs = net(np.asarray(pixels)[None], torch.float64)
-            for k, v in ours.items():
-                away = 1 - r.cosines(v, theirs[k].reshape(v.shape))
-                worst[k], total[k], tokens[k] = max(worst[k], away.max()), total[k] + away.sum(), tokens[k] + away.size
-            cls_all.append(ours["cls"].astype(np.float64))
-            patch_all.append(ours["patch"].astype(np.float64))
+            net(np.asarray(pixels)[None], torch.float64)
+            for i, layer in enumerate(sorted(sources)):
+                theirs = taps.features(sources[layer])
+                for name in names:
+                    ours = cache.feature(name, image_id, x["view"], layer)
+                    count["dumps"] += dumped["layers"][i] != layer or not np.array_equal(dumped[name][i].reshape(ours.shape), ours)
+                    ours = ours.reshape(theirs[name].shape)
+                    away = 1 - r.cosines(ours, theirs[name])
+                    k = (name, layer)
+                    worst[k], total[k], tokens[k] = max(worst[k], away.max()), total[k] + away.sum(), tokens[k] + away.size
+                    values[k].append(ours.astype(np.float64))
         b.check("views", len(records), a.photos * a.views, most=False)
         for k, what in (("plans", "plans that the reader and kd-cache list tell differently"), ("hashes", "views that Pillow rebuilds with another hash"),
                         ("pixels", "views whose pixels differ from kd-cache view's"), ("dumps", "views whose features differ between the reader and kd-cache dump")):
             b.check(what, count[k], 0)
-        for k in ("cls", "patch"):
-            b.check("%s, %s: largest 1 - cosine to PyTorch, %d tokens (mean %.3g)" % (a.precision, k, tokens[k], total[k] / tokens[k]), worst[k], WORST[a.precision])
-            values = np.concatenate(cls_all if k == "cls" else patch_all)
-            mean, std = cache.statistics(k)
-            b.check("%s: largest difference of the mean vector" % k, np.abs(mean - values.mean(0)).max(), 1e-4)
-            b.check("%s: relative difference of the scalar deviation" % k, abs(std / np.sqrt(values.var(0).mean()) - 1), 1e-4)
+        for k in each:
+            of = "%s of layer %d" % k
+            b.check("%s, %s: largest 1 - cosine to PyTorch, %d tokens (mean %.3g)" % (a.precision, of, tokens[k], total[k] / tokens[k]), worst[k], WORST[a.precision])
+            all_values = np.concatenate(values[k])
+            mean, std = cache.statistics(*k)
+            b.check("%s: largest difference of the mean vector" % of, np.abs(mean - all_values.mean(0)).max(), 1e-4)
+            b.check("%s: relative difference of the scalar deviation" % of, abs(std / np.sqrt(all_values.var(0).mean()) - 1), 1e-4)
     b.finish()
 
 

@@ -191,11 +191,23 @@ static void training_goes_to_the_joined_width(void **state) {
     kd_weights_close(w);
 }
 
+static void a_run_goes_on_with_its_layer_only(void **state) {
+    (void)state;
+    make(both_layers());
+    kd_train_config c = config("--teacher-layer", "2"), other = config(NULL, NULL), again = config("--teacher-layer", "2");
+    assert_ok(kd_train_run(&c, arena, &err));
+    assert_int_equal(kd_train_run(&other, arena, &err), KD_EUSAGE);
+    assert_contains(err.msg, "--teacher-layer was 2 when");
+    assert_contains(err.msg, "and is 1 now");
+    assert_ok(kd_train_run(&again, arena, &err));
+}
+
 int main(void) {
 #define T(f) cmocka_unit_test_setup_teardown(f, fresh, drop)
     const struct CMUnitTest tests[] = {
         T(the_deepest_stored_layer_is_learnt_unless_told), T(an_unknown_layer_lists_the_stored_ones), T(joined_layers_have_one_number),
         T(a_cache_of_a_single_layer_that_is_not_the_last), T(caches_without_a_target_are_refused_by_name), T(training_goes_to_the_joined_width),
+        T(a_run_goes_on_with_its_layer_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
