@@ -31,10 +31,11 @@ static void describe_storage(const kd_run_facts *f) {
            kd_io_size_text(p->cache_bytes, cache, sizeof cache), kd_io_size_text(p->peak_bytes, peak, sizeof peak), kd_io_size_text(p->free_bytes, space, sizeof space));
 }
 
-/* Plain ViTs are trained with either normalisation and look alike on disk. */
+/* Plain ViTs are trained with either normalisation and look alike on disk. A file beside the weights, a name or --normalize settles it. */
 static void warn_about_guess(const kd_run_facts *f) {
     const kd_vit_spec *s = &f->model->vit;
-    if (s->family == KD_VIT_TIMM && strcmp(f->config->normalize, "auto") == 0 && strcmp(s->normalisation, "half") == 0)
+    int asked = strcmp(f->config->normalize, "auto") != 0 || strcmp(f->config->teacher, "auto") != 0;
+    if (s->family == KD_VIT_TIMM && !asked && strcmp(s->normalisation, "half") == 0)
         kd_log(KD_LOG_WARN, "%s doesn't say how the teacher's input was normalised; mean 0.5 and std 0.5 are used as most of timm's ViTs have it. For DeiT and others that want ImageNet's give "
                             "--normalize imagenet; to stand by this one, --normalize half", f->config->weights);
 }

@@ -98,8 +98,10 @@ static void print_text(const inspection *in) {
     const kd_vit_report *r = &in->report;
     char size[32];
     printf("%-14s %s\n", "file", kd_weights_path(in->weights));
-    printf("%-14s %s, %s, %d tensors\n", "container", kd_weights_container(in->weights), kd_io_size_text(kd_weights_bytes(in->weights), size, sizeof size),
-           kd_weights_count(in->weights));
+    printf("%-14s %s, ", "container", kd_weights_container(in->weights));
+    if (kd_weights_files(in->weights) > 1)
+        printf("%d files, ", kd_weights_files(in->weights));
+    printf("%s, %d tensors\n", kd_io_size_text(kd_weights_bytes(in->weights), size, sizeof size), kd_weights_count(in->weights));
     if (r->have_spec)
         print_report(in);
     printf("%-14s %s\n", "teacher", in->problem.status == KD_OK ? "yes" : "no");

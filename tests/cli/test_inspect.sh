@@ -46,6 +46,7 @@ check 'its head is not needed' grep -q '^  *head.weight$' "$work/out"
 check 'a training checkpoint: its teacher' accepts "$w/nested.safetensors"
 check 'under the prefix' says family 'under teacher.backbone.'
 check 'a folder of Hugging Face shards' accepts "$w/sharded"
+check 'how many files' says container '2 files'
 check 'their names' says family 'Hugging Face names'
 check 'the index of the shards' accepts "$w/sharded/model.safetensors.index.json"
 check 'as a value of --weights' accepts --weights "$w/dinov2.safetensors"
