@@ -115,7 +115,7 @@ static kd_status replay_image(check *c, worker *w, const kd_image_entry *e)
     if (status == KD_DONE)
         return KD_DONE;
     if (status == KD_OK)
-        status = kd_find_decode(&w->found, &said);
+        status = kd_find_decode(&w->found, kd_cache_recipe(c->cache), e, &said);
     for (uint32_t v = 0; v < e->views; v++) {
         kd_view_entry view;
         if (status == KD_OK && kd_reader_view(w->reader, &e->image, v, &view, &said) != KD_OK)

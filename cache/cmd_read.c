@@ -116,7 +116,7 @@ static kd_status replay(kd_cache *c, kd_reader *r, kd_found *f, const kd_cache_c
     status = find(f, l, e, config, err);
     kd_locator_destroy(l);
     KD_TRY(status);
-    KD_TRY(kd_find_decode(f, err));
+    KD_TRY(kd_find_decode(f, kd_cache_recipe(c), e, err));
     KD_TRY(kd_find_replay(f, e, &v, err));
     return kd_png_write(config->out, f->view, v.plan.out_w, v.plan.out_h, err);
 }

@@ -28,9 +28,10 @@ kd_status kd_find_file(kd_found *f, const kd_locator *l, const kd_image_entry *e
     return memcmp(id.b, e->image.b, sizeof id.b) == 0 ? KD_OK : KD_DONE;
 }
 
-kd_status kd_find_decode(kd_found *f, kd_err *err)
+kd_status kd_find_decode(kd_found *f, const kd_recipe *recipe, const kd_image_entry *e, kd_err *err)
 {
-    return kd_image_decode(&f->image, f->bytes, f->size, f->path, err);
+    kd_decode_options options = kd_recipe_decode_options(recipe, e->width, e->height);
+    return kd_image_decode(&f->image, f->bytes, f->size, f->path, &options, err);
 }
 
 kd_status kd_find_replay(kd_found *f, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)

@@ -166,6 +166,16 @@ static kd_status read_shape(kd_recipe *r, const teacher_facts *facts, int chosen
     return KD_OK;
 }
 
+static kd_status read_exif(kd_recipe *r, const char *what, kd_err *err)
+{
+    const char *s;
+    KD_TRY(kd_json_get_string(r->json, "exif", what, &s, err));
+    r->exif_apply = strcmp(s, "apply") == 0;
+    if (!r->exif_apply && strcmp(s, "ignore") != 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"exif\" is \"%s\"; this program knows \"ignore\" and \"apply\"; a newer kdcache may have written it", what, s);
+    return KD_OK;
+}
+
 static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
 {
     const json_t *store, *augment;
@@ -183,7 +193,7 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     r->seed = (uint64_t)seed;
     KD_TRY(get_pair(r->json, "image_size", what, KD_VIEW_MAX_SIDE, &r->image_h, &r->image_w, err));
     KD_TRY(want_hex(r->json, "decoder", what, 32, err));
-    KD_TRY(want_text(r->json, "exif", what, "ignore", err));
+    KD_TRY(read_exif(r, what, err));
     KD_TRY(read_features(r, what, err));
     KD_TRY(read_shape(r, &facts, chosen, what, err));
     KD_TRY(want_text(r->json, "patch_target", what, "full", err));
@@ -215,6 +225,12 @@ void kd_recipe_free(kd_recipe *r)
 {
     json_decref(r->json);
     memset(r, 0, sizeof *r);
+}
+
+kd_decode_options kd_recipe_decode_options(const kd_recipe *r, int width, int height)
+{
+    int64_t pixels = (int64_t)width * height;
+    return (kd_decode_options){.exif_apply = r->exif_apply, .max_pixels = pixels > KD_IMAGE_MAX_PIXELS ? pixels : KD_IMAGE_MAX_PIXELS};
 }
 
 int kd_recipe_has(const kd_recipe *r, kd_feature f)

@@ -3,7 +3,7 @@
  * The recipe is canonical JSON of everything that is known before the first record and must be equal for shards to belong together:
  *   {"format_version":0, "teacher":{"sha256", "tensors":"<prefix of the teacher's tensors in its file>", "family", "width":384, "depth":12, "heads":6, "patch":14, "registers":4,
  *    "positions":"official|hf|timm|rope", "layer_norm_eps":1e-6, "mean":[3], "std":[3]}, "layers":[1,4], "layer_norm":true, "layer_concat":false,
- *    "augment":{...kd_policy_json}, "seed":0, "image_size":[224,224], "decoder":"<kd_decoder_hash hex>", "exif":"ignore", "features":["cls","patch","registers","mean"],
+ *    "augment":{...kd_policy_json}, "seed":0, "image_size":[224,224], "decoder":"<kd_decoder_hash hex>", "exif":"ignore|apply", "features":["cls","patch","registers","mean"],
  *    "grid":[16,16], "registers":4, "width":384, "patch_target":"full", "store":{"dtype":"f16","zstd_level":1}}
  * layers: as chosen, counted from the end. layer_norm: each went through the teacher's final norm. layer_concat: they were joined, earlier block first, and stored as one layer under the
  * smallest number. features: in this order. grid, registers, width: the shape of stored records; registers is the teacher's number, width the teacher's or, joined, a multiple.
@@ -13,6 +13,7 @@
 
 #include "cache/record.h"
 #include "common/base/json.h"
+#include "common/image/image.h"
 
 enum { KD_MAX_LAYERS = 64 };
 
@@ -25,6 +26,7 @@ typedef struct kd_recipe {
     int layers;        /* number of stored layers: as chosen, or 1 when they are joined */
     uint16_t layer[KD_MAX_LAYERS]; /* their numbers, ascending, counted from the end of the teacher: 1 = last */
     int concat;
+    int exif_apply;    /* pictures were turned upright by their EXIF orientation */
     unsigned features; /* bits 1 << kd_feature */
 } kd_recipe;
 
@@ -33,6 +35,9 @@ kd_status kd_recipe_from_json(kd_recipe *r, json_t *json, const char *what, kd_e
 void kd_recipe_free(kd_recipe *r);
 /* KD_EMISMATCH naming the first differing field with both values ("teacher.sha256 is 12ab.. in X, 98cd.. in Y") and what to do. */
 kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err);
+
+/* How a picture of this cache is decoded again: as the recipe says, and whatever the pixel limit was, one of the recorded size is accepted. */
+kd_decode_options kd_recipe_decode_options(const kd_recipe *r, int width, int height);
 
 int kd_recipe_has(const kd_recipe *r, kd_feature f);
 int kd_recipe_layer_index(const kd_recipe *r, uint16_t layer); /* in layer[]; -1 when it isn't stored */

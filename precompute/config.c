@@ -23,6 +23,8 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, views, "views", "N", "8", 1, 65536, "augmented views per image"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of the augmentation plans"),
     KD_OPTION_STRING(T, augment, "augment", "PRESET", "lightly", 0, "augmentation: lightly, crop-flip or eval"),
+    KD_OPTION_CHOICE(T, exif, "exif", "ignore|apply", "ignore", "orientation of photos: as the pixels are stored (what Pillow and torchvision read), or turned upright by their EXIF"),
+    KD_OPTION_INT(T, max_pixels, "max-pixels", "N", "89478485", 1, 4290250000.0, "pictures with more pixels are skipped (sides end at 65500)"),
     KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "224", 0, "size of the views, S x S or H rows by W columns; multiples of the teacher's patch"),
     KD_OPTION_STRING(T, features, "features", "LIST", "cls,patch", 0, "what to store: any of cls, patch, registers and mean (of the patches), separated by commas"),
     KD_OPTION_STRING(T, layers, "layers", "N,N,...|all:N,...", "1", 0, "layers to store, counted from the end (1 is the last block's output), or after all: block numbers from 0"),

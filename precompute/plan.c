@@ -128,7 +128,7 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
     json_t *json = json_pack("{s:i, s:o, s:o, s:b, s:b, s:o, s:I, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}",
                              "format_version", 0, "teacher", teacher_json(model, weights_hex), "layers", layer_list(plan), "layer_norm", plan->choice.norm,
                              "layer_concat", plan->choice.concat, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
-                             "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", "ignore", "features", feature_list(plan),
+                             "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", config->exif, "features", feature_list(plan),
                              "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", (int)plan->registers, "width", (int)plan->width,
                              "patch_target", config->patch_target, "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
     if (json == NULL)

@@ -351,7 +351,8 @@ static kd_status summarise(run *r, double seconds, kd_err *err) {
 }
 
 static kd_status fill_cache(run *r, kd_err *err) {
-    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .seed = (uint64_t)r->config->seed, .views = r->plan.views, .done = view_is_stored, .ctx = r};
+    kd_decode_options decode = {.exif_apply = r->recipe.exif_apply, .max_pixels = r->config->max_pixels};
+    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views, .done = view_is_stored, .ctx = r};
     kd_ordered *q = NULL;
     double begin = kd_now();
     kd_status status = kd_view_stage_start(&stage, &q, r->threads, err);

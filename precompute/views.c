@@ -41,7 +41,7 @@ static kd_status read_image(const kd_view_stage *s, struct kd_view_worker *w, kd
             item->view[item->count++] = v;
     if (item->count == 0)
         return KD_OK;
-    KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, err));
+    KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, &s->decode, err));
     item->width = w->image.width;
     item->height = w->image.height;
     for (uint32_t i = 0; i < item->count; i++) {

@@ -25,6 +25,7 @@ typedef struct kd_view_item {
 typedef struct kd_view_stage {
     const kd_dataset *data;
     const kd_policy *policy;
+    kd_decode_options decode;
     uint64_t seed;
     uint32_t views;
     /* Is this view already stored? Called from loader threads. */

@@ -118,7 +118,7 @@ static kd_status read_view(const eval_stage *s, eval_worker *w, eval_item *item,
     KD_TRY(kd_dataset_path(s->data, item->file, path, sizeof path, err));
     KD_TRY(kd_io_read_into(path, KD_MAX_IMAGE_FILE, &w->bytes, &w->cap, &size, err));
     kd_hash128 id = kd_image_id(w->bytes, size);
-    KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, err));
+    KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, NULL, err));
     kd_plan plan = kd_plan_draw(&s->policy, 0, &id, 0, w->image.width, w->image.height);
     if (s->height == s->policy.image_h && s->width == s->policy.image_w)
         return kd_plan_apply(&plan, &w->image, item->pixels, &w->scratch, err);

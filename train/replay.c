@@ -124,12 +124,13 @@ static const kd_image_entry *entry_of(const kd_replay *r, uint32_t image) {
 }
 
 /* Rebuilds the view from the file `file` into w->view. KD_EMISMATCH: other pixels than the teacher's; *id_differs then says whether the file is another one. */
-static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_view_entry *v, int *id_differs, kd_err *err) {
+static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_image_entry *e, const kd_view_entry *v, int *id_differs, kd_err *err) {
     size_t size;
     *id_differs = 0;
     KD_TRY(kd_locator_path(r->locator, file, w->path, sizeof w->path, err));
     KD_TRY(kd_io_read_into(w->path, KD_MAX_IMAGE_FILE, &w->file, &w->file_cap, &size, err));
-    kd_status status = kd_image_decode(&w->image, w->file, size, w->path, err);
+    kd_decode_options options = kd_recipe_decode_options(r->recipe, e->width, e->height);
+    kd_status status = kd_image_decode(&w->image, w->file, size, w->path, &options, err);
     if (status == KD_OK)
         status = kd_image_resize_buffer(&w->view, v->plan.out_w, v->plan.out_h, err);
     if (status == KD_OK)
@@ -179,12 +180,12 @@ static kd_status prove(kd_replay *r, worker *w, uint32_t image, const kd_view_en
     kd_err cause = {0};
     int id_differs;
     int64_t file = atomic_load(&r->file[image]), other = -1;
-    kd_status status = rebuild(r, w, file, v, &id_differs, &cause);
+    kd_status status = rebuild(r, w, file, entry_of(r, image), v, &id_differs, &cause);
     if (status != KD_OK && (id_differs || status == KD_EFAIL)) {
         KD_TRY(relocate(r, &v->image, &other, err));
         if (other >= 0 && other != file) {
             atomic_store(&r->file[image], other);
-            status = rebuild(r, w, other, v, &id_differs, &cause);
+            status = rebuild(r, w, other, entry_of(r, image), v, &id_differs, &cause);
         }
     }
     atomic_fetch_add(&r->decoded, 1);

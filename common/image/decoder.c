@@ -17,7 +17,7 @@ static void put_u32(uint8_t *p, uint32_t v) {
 
 /* Appends u32 width, u32 height and the pixels of one picture. */
 static kd_status append(uint8_t **all, size_t *size, const kd_golden_jpeg *g, kd_image *img, kd_err *err) {
-    KD_TRY(kd_image_decode(img, g->bytes, g->size, g->name, err));
+    KD_TRY(kd_image_decode(img, g->bytes, g->size, g->name, NULL, err));
     size_t pixels = (size_t)img->width * (size_t)img->height * 3;
     uint8_t *grown = kd_realloc(*all, *size + 8 + pixels);
     if (!grown)

@@ -6,13 +6,13 @@
 #include "common/base/mem.h"
 #include "common/image/codecs.h"
 
-kd_status kd_image_check_size(uint64_t width, uint64_t height, const char *name, kd_err *err) {
+kd_status kd_image_check_size(uint64_t width, uint64_t height, int64_t max_pixels, const char *name, kd_err *err) {
     if (width == 0 || height == 0)
         return kd_fail(err, KD_EFAIL, "%s: the header says %llu x %llu pixels; the file is corrupt", name, (unsigned long long)width,
                        (unsigned long long)height);
-    if (width > KD_IMAGE_MAX_SIDE || height > KD_IMAGE_MAX_SIDE || width * height > KD_IMAGE_MAX_PIXELS)
-        return kd_fail(err, KD_EFAIL, "%s: %llu x %llu pixels is above the limit of %d pixels (side at most %d); make it smaller first", name,
-                       (unsigned long long)width, (unsigned long long)height, KD_IMAGE_MAX_PIXELS, KD_IMAGE_MAX_SIDE);
+    if (width > KD_IMAGE_MAX_SIDE || height > KD_IMAGE_MAX_SIDE || width * height > (uint64_t)max_pixels)
+        return kd_fail(err, KD_EFAIL, "%s: %llu x %llu pixels is above the limit of %lld pixels (side at most %d); make it smaller first, or raise kd-precompute's --max-pixels",
+                       name, (unsigned long long)width, (unsigned long long)height, (long long)max_pixels, KD_IMAGE_MAX_SIDE);
     return KD_OK;
 }
 
@@ -24,7 +24,7 @@ kd_status kd_image_resize_buffer(kd_image *img, int width, int height, kd_err *e
     if (bytes > img->capacity) {
         /* The old content isn't needed, so nothing is copied. */
         kd_free(img->rgb);
-        *img = (kd_image){0};
+        img->capacity = 0;
         img->rgb = kd_malloc(bytes);
         if (!img->rgb)
             return kd_fail(err, KD_EFAIL, "out of memory: %zu bytes for an image of %d x %d pixels", bytes, width, height);
@@ -37,6 +37,7 @@ kd_status kd_image_resize_buffer(kd_image *img, int width, int height, kd_err *e
 
 void kd_image_free(kd_image *img) {
     kd_free(img->rgb);
+    kd_free(img->spare);
     *img = (kd_image){0};
 }
 
@@ -95,12 +96,20 @@ static kd_status refuse(const uint8_t *bytes, size_t size, const char *name, kd_
     return kd_fail(err, KD_EFAIL, "%s is neither a JPEG nor a PNG picture (it starts with %sof %zu bytes)", name, head, size);
 }
 
-kd_status kd_image_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, kd_err *err) {
+static kd_status decode_stored(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err) {
     if (size == 0)
         return kd_fail(err, KD_EFAIL, "%s is empty (0 bytes)", name);
     if (starts(bytes, size, 0, "\xFF\xD8\xFF", 3))
-        return kd_jpeg_decode(img, bytes, size, name, err);
+        return kd_jpeg_decode(img, bytes, size, name, max_pixels, err);
     if (starts(bytes, size, 0, "\x89PNG\r\n\x1A\n", 8))
-        return kd_png_decode(img, bytes, size, name, err);
+        return kd_png_decode(img, bytes, size, name, max_pixels, err);
     return refuse(bytes, size, name, err);
+}
+
+kd_status kd_image_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, const kd_decode_options *options, kd_err *err) {
+    int64_t max_pixels = options != NULL && options->max_pixels > 0 ? options->max_pixels : KD_IMAGE_MAX_PIXELS;
+    KD_TRY(decode_stored(img, bytes, size, name, max_pixels, err));
+    if (options == NULL || !options->exif_apply)
+        return KD_OK;
+    return kd_image_turn(img, kd_exif_orientation(bytes, size), err);
 }

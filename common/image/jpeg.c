@@ -27,8 +27,8 @@
 #define TEXT(x) TEXT_(x)
 
 enum { ROWS_PER_CALL = 8 };
-/* Coefficient memory of the largest picture that the pixel cap admits: 89 Mpx x 4 components x 2 bytes, rounded up to 1 GiB. */
-static const long memory_limit = 1L << 30;
+/* Coefficient memory of the largest picture that the pixel cap admits: 4 components x 2 bytes, and half as much again for incomplete blocks and buffers. */
+enum { MEMORY_PER_PIXEL = 12, MEMORY_AT_LEAST = 64 << 20 };
 
 typedef struct jpeg_failure {
     struct jpeg_error_mgr pub; /* first: libjpeg hands back a pointer to it */
@@ -69,6 +69,7 @@ typedef struct jpeg_reader {
     struct jpeg_progress_mgr progress;
     int too_many_scans;
     kd_image *img;
+    int64_t max_pixels;
     const char *name;
     kd_err *err;
 } jpeg_reader;
@@ -144,7 +145,7 @@ static kd_status read_rgb_rows(jpeg_reader *r) {
 
 static kd_status check_header(jpeg_reader *r) {
     j_decompress_ptr d = &r->cinfo;
-    KD_TRY(kd_image_check_size(d->image_width, d->image_height, r->name, r->err));
+    KD_TRY(kd_image_check_size(d->image_width, d->image_height, r->max_pixels, r->name, r->err));
     if (d->data_precision != 8)
         return kd_fail(r->err, KD_EFAIL, "%s: JPEG with %d bits per sample isn't supported (8 are); convert it first", r->name, d->data_precision);
     if (d->num_components != 1 && d->num_components != 3 && d->num_components != 4)
@@ -166,7 +167,7 @@ static kd_status decode_guarded(jpeg_reader *r, const uint8_t *bytes, size_t siz
     }
     jpeg_create_decompress(d);
     d->client_data = r;
-    d->mem->max_memory_to_use = memory_limit;
+    d->mem->max_memory_to_use = MEMORY_AT_LEAST + MEMORY_PER_PIXEL * (long)r->max_pixels;
     r->source = (struct jpeg_source_mgr){.next_input_byte = bytes, .bytes_in_buffer = size, .init_source = source_nothing,
         .fill_input_buffer = source_fill, .skip_input_data = source_skip, .resync_to_restart = jpeg_resync_to_restart, .term_source = source_nothing};
     d->src = &r->source;
@@ -186,8 +187,8 @@ static kd_status decode_guarded(jpeg_reader *r, const uint8_t *bytes, size_t siz
     return KD_OK;
 }
 
-kd_status kd_jpeg_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, kd_err *err) {
-    jpeg_reader r = {.img = img, .name = name, .err = err};
+kd_status kd_jpeg_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err) {
+    jpeg_reader r = {.img = img, .max_pixels = max_pixels, .name = name, .err = err};
     r.cinfo.err = failure_init(&r.failure);
     kd_status status = decode_guarded(&r, bytes, size);
     jpeg_destroy_decompress(&r.cinfo);

@@ -26,6 +26,7 @@ typedef struct png_job {
     size_t out_size, out_cap;
     png_bytep *rows;
     uint8_t *rgba;       /* only for pictures with transparency */
+    int64_t max_pixels;
     const char *name;
     kd_err *err;
 } png_job;
@@ -106,7 +107,7 @@ static kd_status decode_guarded(png_job *j, kd_image *img) {
     png_set_chunk_malloc_max(j->png, MAX_CHUNK_BYTES);
     png_read_info(j->png, j->info);
     size_t width = png_get_image_width(j->png, j->info), height = png_get_image_height(j->png, j->info);
-    KD_TRY(kd_image_check_size(width, height, j->name, j->err));
+    KD_TRY(kd_image_check_size(width, height, j->max_pixels, j->name, j->err));
     KD_TRY(kd_image_resize_buffer(img, (int)width, (int)height, j->err));
 
     int transparent = set_transforms(j);
@@ -125,8 +126,8 @@ static kd_status decode_guarded(png_job *j, kd_image *img) {
     return KD_OK;
 }
 
-kd_status kd_png_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, kd_err *err) {
-    png_job j = {.bytes = bytes, .size = size, .name = name, .err = err};
+kd_status kd_png_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err) {
+    png_job j = {.bytes = bytes, .size = size, .max_pixels = max_pixels, .name = name, .err = err};
     j.png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, &j, on_error, on_warning, NULL, on_malloc, on_free);
     j.info = j.png ? png_create_info_struct(j.png) : NULL;
     kd_status status = j.info ? decode_guarded(&j, img) : kd_fail(err, KD_EFAIL, "%s: out of memory in the PNG decoder", name);

@@ -66,7 +66,7 @@ int main(int argc, char **argv)
         snprintf(path, sizeof path, "%s/images/%s", argv[1], rel[i]);
         draw(path, i);
         fx_read_file(path, &bytes, &size);
-        must(kd_image_decode(&img, bytes, size, path, &fx_err));
+        must(kd_image_decode(&img, bytes, size, path, NULL, &fx_err));
         e.image = kd_xxh128(bytes, size);
         e.file_size = size;
         e.width = img.width;

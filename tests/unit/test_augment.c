@@ -112,7 +112,7 @@ static void views_equal_pillow_and_torchvision(void **state) {
         c.file = json_string_value(json_object_get(c.line, "file"));
         snprintf(path, sizeof path, VIEWS "%s", c.file);
         assert_ok(kd_io_read_all(path, 1 << 20, &c.bytes, &c.size, &err));
-        assert_ok(kd_image_decode(&c.img, c.bytes, c.size, path, &err));
+        assert_ok(kd_image_decode(&c.img, c.bytes, c.size, path, NULL, &err));
         if (json_object_get(c.line, "preset"))
             drawn++;
         else

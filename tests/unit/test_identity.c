@@ -78,7 +78,7 @@ static void values_out_of_range_are_refused(void **state)
 {
     struct { const char *path, *json; } bad[] = {
         {"format_version", "1"}, {"teacher.sha256", "\"12\""}, {"teacher.width", "0"}, {"teacher.depth", "1e9"}, {"layers", "[]"}, {"layers", "[2,1]"}, {"layers", "[0]"},
-        {"layers", "[7]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "70"}, {"image_size", "[70]"}, {"image_size", "[0,70]"}, {"image_size", "[70,70000]"}, {"image_size", "[70.0,70]"}, {"decoder", "\"xyz\""}, {"exif", "\"apply\""}, {"features", "[]"},
+        {"layers", "[7]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "70"}, {"image_size", "[70]"}, {"image_size", "[0,70]"}, {"image_size", "[70,70000]"}, {"image_size", "[70.0,70]"}, {"decoder", "\"xyz\""}, {"exif", "\"turn\""}, {"features", "[]"},
         {"features", "[\"cls\",\"cls\"]"}, {"features", "[\"rgb\"]"}, {"grid", "[5]"}, {"grid", "[0,5]"}, {"grid", "[5,100000]"}, {"width", "100000"}, {"width", "47"}, {"layer_concat", "0"}, {"registers", "3"}, {"registers", "2000"}, {"teacher.registers", "-1"},
         {"teacher.positions", "\"bicubic\""}, {"teacher.tensors", "1"}, {"teacher.layer_norm_eps", "0.0"}, {"teacher.layer_norm_eps", "\"x\""}, {"teacher.mean", "[0.5,0.5]"},
         {"teacher.mean", "[0.5,0.5,1]"}, {"teacher.std", "[0.5,0.5,0.0]"}, {"features", "[\"patch\",\"cls\"]"}, {"features", "[\"mean\",\"mean\"]"}, {"features", "[1]"}, {"patch_target", "\"pool:4\""},

@@ -36,7 +36,7 @@ static size_t frame_header(const uint8_t *bytes) {
 
 static void refused(const uint8_t *bytes, size_t size, const char *why) {
     kd_image img = {0};
-    assert_int_equal(kd_image_decode(&img, bytes, size, "holiday.jpg", &err), KD_EFAIL);
+    assert_int_equal(kd_image_decode(&img, bytes, size, "holiday.jpg", NULL, &err), KD_EFAIL);
     assert_contains(err.msg, "holiday.jpg");
     assert_contains(err.msg, why);
     kd_image_free(&img);
@@ -54,7 +54,7 @@ static void pictures_of_every_kind_equal_pillow(void **state) {
         size_t size;
         snprintf(path, sizeof path, PICTURES "%s", name);
         assert_ok(kd_io_read_all(path, 1 << 20, &bytes, &size, &err));
-        assert_ok(kd_image_decode(&img, bytes, size, name, &err));
+        assert_ok(kd_image_decode(&img, bytes, size, name, NULL, &err));
         assert_int_equal(img.width, width);
         assert_int_equal(img.height, height);
         kd_hash128 h = kd_view_hash(img.rgb, img.width, img.height);
@@ -93,7 +93,7 @@ static void truncated_jpegs_fail_at_every_length(void **state) {
             assert_non_null(exact);
             memcpy(exact, g->bytes, n);
             kd_image img = {0};
-            kd_status status = kd_image_decode(&img, exact, n, g->name, &err);
+            kd_status status = kd_image_decode(&img, exact, n, g->name, NULL, &err);
             if (status != (n < complete ? KD_EFAIL : KD_OK))
                 fail_msg("%s cut to %zu of %zu bytes: status %d", g->name, n, g->size, (int)status);
             if (status != KD_OK && n > 400)
@@ -118,11 +118,11 @@ static void truncated_and_corrupt_pngs_fail(void **state) {
             uint8_t *exact = malloc(n ? n : 1);
             assert_non_null(exact);
             memcpy(exact, bytes, n);
-            assert_int_equal(kd_image_decode(&img, exact, n, names[k], &err), KD_EFAIL);
+            assert_int_equal(kd_image_decode(&img, exact, n, names[k], NULL, &err), KD_EFAIL);
             free(exact);
         }
         bytes[size / 2] ^= 4; /* inside the pixels: their checksum is wrong now */
-        assert_int_equal(kd_image_decode(&img, bytes, size, names[k], &err), KD_EFAIL);
+        assert_int_equal(kd_image_decode(&img, bytes, size, names[k], NULL, &err), KD_EFAIL);
         assert_contains(err.msg, "corrupt PNG");
         kd_image_free(&img);
         kd_free(bytes);
@@ -142,7 +142,7 @@ static void damaged_jpegs_never_crash(void **state) {
             random = random * 1664525 + 1013904223;
             bytes[3 + (random >> 8) % (g->size - 3)] = (uint8_t)(random >> 3);
         }
-        failed += kd_image_decode(&img, bytes, g->size, g->name, &err) != KD_OK;
+        failed += kd_image_decode(&img, bytes, g->size, g->name, NULL, &err) != KD_OK;
         free(bytes);
     }
     assert_in_range(failed, 300, 2000);
@@ -191,7 +191,7 @@ static void scan_bombs_are_stopped(void **state) {
         double start = kd_now();
         if (copies == 50) {
             kd_image img = {0};
-            assert_ok(kd_image_decode(&img, bytes, size, "holiday.jpg", &err));
+            assert_ok(kd_image_decode(&img, bytes, size, "holiday.jpg", NULL, &err));
             kd_image_free(&img);
         } else {
             refused(bytes, size, "more than 100 scans");
@@ -254,7 +254,7 @@ static void written_pictures_read_back(void **state) {
     snprintf(path, sizeof path, "%s/a b.png", folder);
     assert_ok(kd_png_write(path, rgb, W, H, &err));
     assert_ok(kd_io_read_all(path, 1 << 20, &bytes, &size, &err));
-    assert_ok(kd_image_decode(&img, bytes, size, path, &err));
+    assert_ok(kd_image_decode(&img, bytes, size, path, NULL, &err));
     assert_int_equal(img.width, W);
     assert_int_equal(img.height, H);
     assert_memory_equal(img.rgb, rgb, sizeof rgb);
@@ -263,7 +263,7 @@ static void written_pictures_read_back(void **state) {
     assert_ok(kd_jpeg_write(path, rgb, W, H, 95, &err));
     assert_ok(kd_io_read_all(path, 1 << 20, &bytes, &size, &err));
     assert_int_equal(bytes[frame_header(bytes) + 11], 0x22); /* 4:2:0 */
-    assert_ok(kd_image_decode(&img, bytes, size, path, &err));
+    assert_ok(kd_image_decode(&img, bytes, size, path, NULL, &err));
     for (size_t i = 0; i < sizeof rgb; i++)
         assert_in_range(img.rgb[i] + 12 - rgb[i], 0, 24);
     kd_free(bytes);
@@ -288,7 +288,7 @@ static void running_out_of_memory_is_an_error(void **state) {
         do {
             kd_image img = {0};
             kd_mem_fail_after(++n);
-            status = kd_image_decode(&img, bytes, size, names[k], &err);
+            status = kd_image_decode(&img, bytes, size, names[k], NULL, &err);
             kd_mem_fail_after(0);
             kd_image_free(&img);
             assert_int_equal(kd_mem_live_bytes(), live);

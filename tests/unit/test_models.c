@@ -655,7 +655,7 @@ static void eval_view(const char *path, uint8_t *out) {
     kd_view_scratch scratch;
     kd_hash128 id = kd_xxh128(bytes, n);
     memset(&scratch, 0, sizeof scratch);
-    assert_ok(kd_image_decode(&img, bytes, n, path, &err));
+    assert_ok(kd_image_decode(&img, bytes, n, path, NULL, &err));
     assert_ok(kd_policy_load(&policy, "eval", 224, 224, &err));
     kd_plan plan = kd_plan_draw(&policy, 0, &id, 0, img.width, img.height);
     assert_ok(kd_plan_apply(&plan, &img, out, &scratch, &err));

@@ -97,7 +97,7 @@ static inline void tf_add(kd_writer *w, const kd_recipe *recipe, const char *fol
     snprintf(path, sizeof path, "%s/%s", folder, rel);
     assert_ok(kd_policy_load(&policy, "lightly", TF_H, TF_W, &err));
     assert_ok(kd_io_read_all(path, KD_MAX_IMAGE_FILE, &bytes, &size, &err));
-    assert_ok(kd_image_decode(&img, bytes, size, path, &err));
+    assert_ok(kd_image_decode(&img, bytes, size, path, NULL, &err));
     kd_image_entry e = {.image = kd_image_id(bytes, size), .rel = rel, .file_size = size, .width = img.width, .height = img.height};
     for (uint32_t v = 0; v < views; v++) {
         kd_view_entry entry = {.image = e.image, .view = v, .plan = kd_plan_draw(&policy, 3, &e.image, v, img.width, img.height)};
