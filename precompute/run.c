@@ -85,6 +85,8 @@ static kd_status open_inputs(run *r, kd_err *err) {
     int height, width;
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_policy_load(&r->policy, c->augment, height, width, err));
+    if (r->policy.mix_p > 0)
+        return kd_fail(err, KD_EUSAGE, "--augment %s: views that are mixed can't be made by this version; take \"lightly\"", c->augment);
     KD_TRY(kd_weights_open(&r->weights, c->weights, err));
     KD_TRY(kd_model_find_teacher(&r->model, c->teacher, r->weights, &(kd_teacher_choice){c->weights_key, c->positions, c->normalize}, err));
     KD_TRY(kd_model_check_size(&r->model, height, width, err));

@@ -5,7 +5,10 @@
 
 #include "common/image/color.h"
 
-void kd_view_scratch_free(kd_view_scratch *s) { kd_resample_scratch_free(&s->resample); }
+void kd_view_scratch_free(kd_view_scratch *s) {
+    kd_resample_scratch_free(&s->resample);
+    kd_blur_scratch_free(&s->blur);
+}
 
 static void apply_jitter(const kd_plan *plan, uint8_t *rgb, size_t n) {
     static void (*const op[4])(uint8_t *, size_t, float) = {kd_color_brightness, kd_color_contrast, kd_color_saturation, kd_color_hue};
@@ -17,7 +20,6 @@ static void apply_jitter(const kd_plan *plan, uint8_t *rgb, size_t n) {
 }
 
 kd_status kd_plan_apply(const kd_plan *plan, const kd_image *img, uint8_t *out, kd_view_scratch *scratch, kd_err *err) {
-    KD_ASSERT(plan->vflip == 0 && plan->solarize == 256 && plan->blur_radius == 0 && plan->mix_lambda == 1.0f);
     if (plan->crop_x < 0 || plan->crop_y < 0 || plan->crop_w <= 0 || plan->crop_h <= 0 || plan->crop_w > img->width || plan->crop_h > img->height ||
         plan->crop_x > img->width - plan->crop_w || plan->crop_y > img->height - plan->crop_h)
         return kd_fail(err, KD_EMISMATCH, "the crop box %d,%d %d x %d doesn't lie inside the image of %d x %d pixels; this isn't the file that was planned",
@@ -26,10 +28,16 @@ kd_status kd_plan_apply(const kd_plan *plan, const kd_image *img, uint8_t *out, 
     KD_TRY(kd_resample_window(out, window, plan->resize_w, plan->resize_h, img, box, (kd_filter)plan->filter, &scratch->resample, err));
     if (plan->hflip)
         kd_color_hflip(out, plan->out_w, plan->out_h);
+    if (plan->vflip)
+        kd_color_vflip(out, plan->out_w, plan->out_h);
     size_t n = (size_t)plan->out_w * (size_t)plan->out_h;
     apply_jitter(plan, out, n);
     if (plan->gray)
         kd_color_grayscale(out, n);
+    if (plan->blur_radius > 0)
+        KD_TRY(kd_blur(out, plan->out_w, plan->out_h, plan->blur_weight, plan->blur_radius, &scratch->blur, err));
+    if (plan->solarize != KD_SOLARIZE_OFF)
+        kd_color_solarize(out, n, plan->solarize);
     return KD_OK;
 }
 

@@ -12,12 +12,20 @@
 #define KD_COMMON_IMAGE_AUGMENT_H
 
 #include "common/base/json.h"
+#include "common/image/blur.h"
 #include "common/image/resample.h"
 
-enum { KD_PLAN_BYTES = 192, KD_PLAN_VERSION = 1, KD_POLICY_VERSION = 1, KD_BLUR_MAX_RADIUS = 11, KD_VIEW_MAX_SIDE = 4096, KD_SIZE_TEXT = 24 };
+enum { KD_PLAN_BYTES = 192, KD_PLAN_VERSION = 1, KD_POLICY_VERSION = 2, KD_SOLARIZE_OFF = 256, KD_VIEW_MAX_SIDE = 4096, KD_SIZE_TEXT = 24 };
 enum { KD_JITTER_BRIGHTNESS = 0, KD_JITTER_CONTRAST = 1, KD_JITTER_SATURATION = 2, KD_JITTER_HUE = 3, KD_JITTER_NONE = 255 };
 
-/* What may be drawn. Presets "lightly", "crop-flip", "eval" (DESIGN section 5). */
+/* What may be drawn. What can't happen has its parameters at 0 (probability 0: no kernel, no sigma, no threshold), so that equal policies have equal descriptions.
+ * Presets (DESIGN section 5):
+ *     lightly         LightlyTrain's distillation transform with bicubic in place of its INTER_AREA
+ *     lightly+mixup   the same, every view mixed with that of another image (LightlyTrain mixes always)
+ *     dino            the second global crop of DINOv2's training as its code really runs: its GaussianBlur(p=0.1) hands 1 - p to RandomApply, so 0.9 of the views are blurred
+ *     dino-1          the first global crop as it really runs: its GaussianBlur(p=1.0) never blurs
+ *     crop-flip       the crop and flip of "lightly", no change of colour
+ *     eval            the middle of the picture, nothing random */
 typedef struct kd_policy {
     char name[32];
     int image_h, image_w;        /* size of the view */
@@ -25,15 +33,21 @@ typedef struct kd_policy {
     double scale_min, scale_max; /* area share of the crop */
     double ratio_min, ratio_max; /* aspect ratio of the crop */
     kd_filter filter;
-    double hflip_p;
+    double hflip_p, vflip_p;
     double jitter_p;             /* probability that the four jitters are applied */
     double brightness, contrast, saturation, hue; /* half widths, torchvision's ColorJitter arguments */
     double gray_p;
+    double blur_p;
+    int blur_kernel;             /* odd, 3 .. 2 KD_BLUR_MAX_RADIUS + 1; 0 when blur_p is 0 */
+    double sigma_min, sigma_max; /* of the blur */
+    double solarize_p;
+    int solarize_threshold;      /* 0 .. 255 */
+    double mix_p;                /* probability that the view is mixed with that of another image */
 } kd_policy;
 
 /* The policy of views of image_h rows and image_w columns. "eval" covers 256/224 of each side (rounded), keeping the picture's aspect ratio, and crops the middle: for squares exactly
  * torchvision's Resize(S * 256 / 224), CenterCrop(S); for others Pillow's resize to the smallest size of that ratio that covers, then CenterCrop((h, w)).
- * KD_EUSAGE: unknown preset (naming the nearest), a side outside 1..KD_VIEW_MAX_SIDE. */
+ * KD_EUSAGE: unknown preset (naming the nearest), a side outside 1..KD_VIEW_MAX_SIDE, a side that isn't longer than the radius of the policy's blur (torchvision refuses it as well). */
 kd_status kd_policy_load(kd_policy *p, const char *preset, int image_h, int image_w, kd_err *err);
 
 /* The value of an option such as --image-size: "224" (224 x 224) or "112x168" (rows x columns, as PyTorch has it), sides 1..KD_VIEW_MAX_SIDE; "0" gives 0 and 0, for options where that
@@ -46,7 +60,7 @@ const char *kd_image_size_text(int height, int width, char out[KD_SIZE_TEXT]);
 json_t *kd_policy_json(const kd_policy *p);
 
 /* The plan of one view. The record form (kd_plan_encode) has room for every operation of the design from the first version on; a field that isn't
- * used means identity: flips 0, order NONE, gray 0, solarize 256, blur radius 0, mix_lambda 1. */
+ * used means identity: flips 0, order NONE, gray 0, solarize 256, blur radius, sigma and weights 0, mix_lambda 1, partner and view 0. */
 typedef struct kd_plan {
     int32_t crop_x, crop_y, crop_w, crop_h; /* box in the decoded image */
     int32_t resize_w, resize_h;             /* size to which the box is resized */
@@ -56,21 +70,21 @@ typedef struct kd_plan {
     uint8_t jitter_order[4];                /* KD_JITTER_*, applied left to right, NONE after the last; all NONE when the jitter wasn't drawn */
     float jitter_factor[4];                 /* indexed by KD_JITTER_*, not by position; always drawn */
     uint8_t gray;
-    uint16_t solarize;                      /* threshold; 256 = off */
+    uint16_t solarize;                      /* threshold; KD_SOLARIZE_OFF = off */
     uint8_t blur_radius;                    /* 0 = off */
     float blur_sigma;
-    uint32_t blur_weight[KD_BLUR_MAX_RADIUS + 1]; /* half kernel, centre first, fixed point 2^-24 */
-    float mix_lambda;                       /* 1 = off */
+    uint32_t blur_weight[KD_BLUR_MAX_RADIUS + 1]; /* half kernel, centre first, in 2^-24 (blur.h); 0 beyond the radius */
+    float mix_lambda;                       /* this picture's share, a multiple of 2^-16; 1 = off */
     kd_hash128 mix_partner;
     uint32_t mix_view;
 } kd_plan;
 
 /* Pure function of its arguments; width and height are those of the decoded image (both > 0). Every variable has its own numbers in the random
- * stream, so the outcome of one never shifts another. */
+ * stream, so the outcome of one never shifts another. The mix isn't drawn here: its partner is one of all images. */
 kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_id, uint32_t view, int width, int height);
 
-/* Little-endian record of exactly KD_PLAN_BYTES (layout: cache/FORMAT.md). Decoding checks version and every field's range and that the
- * operations are ones that this version can apply: KD_EDAMAGED otherwise. */
+/* Little-endian record of exactly KD_PLAN_BYTES (layout: cache/FORMAT.md). Decoding checks version and every field's range, that
+ * a blur's kernel sums to one and fits the view, and that bytes without a meaning are 0: KD_EDAMAGED otherwise. */
 void kd_plan_encode(const kd_plan *plan, uint8_t out[KD_PLAN_BYTES]);
 kd_status kd_plan_decode(kd_plan *plan, const uint8_t in[KD_PLAN_BYTES], kd_err *err);
 /* Every parameter by name, for `kd-cache list --json`. New reference. */
@@ -78,10 +92,12 @@ json_t *kd_plan_json(const kd_plan *plan);
 
 typedef struct kd_view_scratch {
     kd_resample_scratch resample;
+    kd_blur_scratch blur;
 } kd_view_scratch;
 void kd_view_scratch_free(kd_view_scratch *s);
 
-/* Applies, in this order: crop and resize, flip, jitters, gray. out = plan.out_h x plan.out_w x 3 RGB. The plan is one that was drawn or decoded
+/* Applies, in this order: crop and resize, horizontal flip, vertical flip, jitters, gray, blur, solarize: everything but the mix, which needs the partner's view, made from its own
+ * plan by this same function. out = plan.out_h x plan.out_w x 3 RGB. The plan is one that was drawn or decoded
  * here (asserted). KD_EMISMATCH when the crop box doesn't lie inside img (the file isn't the one that was planned). */
 kd_status kd_plan_apply(const kd_plan *plan, const kd_image *img, uint8_t *out, kd_view_scratch *scratch, kd_err *err);
 

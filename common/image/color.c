@@ -1,6 +1,7 @@
 /* Colour operations, bit for bit those of Pillow:
  *   L           src/libImaging/Convert.c, L24: (19595 R + 38470 G + 7471 B + 0x8000) >> 16
  *   blend       src/libImaging/Blend.c (ImageEnhance): float32 d + alpha * (p - d), truncated, clipped outside 0 <= alpha <= 1
+ *   solarize    PIL/ImageOps.py
  *   hue         Convert.c rgb2hsv_row and hsv2rgb, between them torchvision's shift of the hue byte (functional_pil.adjust_hue)
  * Pixels are taken apart into planes of a small block, so that every loop runs over plain arrays and the compiler can vectorise it. */
 #include "common/image/color.h"
@@ -63,6 +64,11 @@ KD_CLONES void kd_color_grayscale(uint8_t *rgb, size_t n) {
         uint8_t *p = rgb + 3 * i;
         p[0] = p[1] = p[2] = (uint8_t)luma(p[0], p[1], p[2]);
     }
+}
+
+KD_CLONES void kd_color_solarize(uint8_t *rgb, size_t n, int threshold) {
+    for (size_t i = 0; i < 3 * n; i++)
+        rgb[i] = (uint8_t)(rgb[i] < threshold ? rgb[i] : 255 - rgb[i]);
 }
 
 /* ---- hue ---- */
@@ -161,4 +167,17 @@ void kd_color_hflip(uint8_t *rgb, int width, int height) {
             memcpy(b, pixel, 3);
         }
     }
+}
+
+void kd_color_vflip(uint8_t *rgb, int width, int height) {
+    enum { PIECE = 768 };
+    size_t n = 3 * (size_t)width;
+    for (int top = 0, bottom = height - 1; top < bottom; top++, bottom--)
+        for (size_t at = 0; at < n; at += PIECE) {
+            uint8_t piece[PIECE], *a = rgb + (size_t)top * n + at, *b = rgb + (size_t)bottom * n + at;
+            size_t m = n - at < PIECE ? n - at : PIECE;
+            memcpy(piece, a, m);
+            memcpy(a, b, m);
+            memcpy(b, piece, m);
+        }
 }

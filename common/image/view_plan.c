@@ -5,8 +5,9 @@
 #include "common/base/rng.h"
 #include "common/image/augment.h"
 
-/* Places of the variables in the random stream of a view: part of the format, never moved. The gap is for operations to come. */
-enum { U_FLIP = 0, U_JITTER = 1, U_ORDER = 2, U_FACTOR = 5, U_GRAY = 9, U_CROP = 24, CROP_TRIES = 10, U_COUNT = U_CROP + 4 * CROP_TRIES };
+/* Places of the variables in the random stream of a view: part of the format, never moved. 14 .. 16 belong to the mix (whether, lambda,
+ * partner); 17 .. 23 are for operations to come. */
+enum { U_FLIP = 0, U_JITTER = 1, U_ORDER = 2, U_FACTOR = 5, U_GRAY = 9, U_VFLIP = 10, U_BLUR = 11, U_SIGMA = 12, U_SOLARIZE = 13, U_CROP = 24, CROP_TRIES = 10, U_COUNT = U_CROP + 4 * CROP_TRIES };
 
 /* Python's round() for 0 <= x < 2^31: halves to even. */
 static int round_half_even(double x) {
@@ -81,6 +82,14 @@ static void draw_jitter(kd_plan *plan, const kd_policy *p, const double *u) {
     }
 }
 
+static void draw_blur(kd_plan *plan, const kd_policy *p, const double *u) {
+    if (!(u[U_BLUR] < p->blur_p))
+        return;
+    plan->blur_radius = (uint8_t)(p->blur_kernel / 2);
+    plan->blur_sigma = (float)(p->sigma_min + (p->sigma_max - p->sigma_min) * u[U_SIGMA]);
+    kd_blur_weights(plan->blur_weight, plan->blur_radius, plan->blur_sigma);
+}
+
 kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_id, uint32_t view, int width, int height) {
     KD_ASSERT(width > 0 && height > 0 && p->image_h > 0 && p->image_w > 0);
     double u[U_COUNT];
@@ -101,9 +110,11 @@ kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_
     }
     plan.filter = (uint8_t)p->filter;
     plan.hflip = u[U_FLIP] < p->hflip_p;
+    plan.vflip = u[U_VFLIP] < p->vflip_p;
     draw_jitter(&plan, p, u);
     plan.gray = u[U_GRAY] < p->gray_p;
-    plan.solarize = 256;
+    draw_blur(&plan, p, u);
+    plan.solarize = u[U_SOLARIZE] < p->solarize_p ? (uint16_t)p->solarize_threshold : KD_SOLARIZE_OFF;
     plan.mix_lambda = 1.0f;
     return plan;
 }
@@ -166,6 +177,29 @@ static int box_fits(int32_t x, int32_t y, int32_t w, int32_t h, int32_t width, i
     return x >= 0 && y >= 0 && w > 0 && h > 0 && w <= width && h <= height && x <= width - w && y <= height - h;
 }
 
+/* Radius, sigma and half kernel, of which nothing may be set when there is no blur. */
+static int blur_fits(const kd_plan *p) {
+    uint64_t sum = p->blur_weight[0];
+    uint32_t beyond = 0;
+    for (int i = 1; i <= KD_BLUR_MAX_RADIUS; i++) {
+        sum += 2 * (uint64_t)p->blur_weight[i];
+        beyond |= i > p->blur_radius ? p->blur_weight[i] : 0;
+    }
+    if (p->blur_radius == 0)
+        return sum == 0 && p->blur_sigma == 0.0f && !signbit(p->blur_sigma);
+    return p->blur_radius <= KD_BLUR_MAX_RADIUS && p->out_w > p->blur_radius && p->out_h > p->blur_radius && beyond == 0 && sum == KD_BLUR_ONE && p->blur_sigma > 0.0f &&
+           isfinite(p->blur_sigma);
+}
+
+/* A share in 2^-16, and a partner only when there is something left for it. */
+static int mix_fits(const kd_plan *p) {
+    static const kd_hash128 nobody;
+    float l = p->mix_lambda * 65536.0f;
+    if (!(l >= 0.0f && l <= 65536.0f) || signbit(l) || l != (float)(int)l)
+        return 0;
+    return l < 65536.0f || (p->mix_view == 0 && memcmp(&p->mix_partner, &nobody, sizeof nobody) == 0);
+}
+
 /* Name of the first field whose value no plan of this version has, or NULL. */
 static const char *wrong_field(const kd_plan *p) {
     if (!box_fits(p->crop_x, p->crop_y, p->crop_w, p->crop_h, KD_IMAGE_MAX_SIDE, KD_IMAGE_MAX_SIDE))
@@ -176,8 +210,14 @@ static const char *wrong_field(const kd_plan *p) {
         return "output box";
     if (p->filter > KD_FILTER_BICUBIC)
         return "filter";
-    if (p->hflip > 1 || p->gray > 1)
+    if (p->hflip > 1 || p->vflip > 1 || p->gray > 1)
         return "flag";
+    if (p->solarize > KD_SOLARIZE_OFF)
+        return "solarize threshold";
+    if (!blur_fits(p))
+        return "blur";
+    if (!mix_fits(p))
+        return "mix";
     unsigned seen = 0, end = 0;
     for (int i = 0; i < 4; i++) {
         unsigned j = p->jitter_order[i];
@@ -205,16 +245,23 @@ kd_status kd_plan_decode(kd_plan *plan, const uint8_t in[KD_PLAN_BYTES], kd_err 
         *field[i] = (int32_t)get_u32(in + AT_FIELDS + 4 * i);
     plan->filter = in[AT_FLAGS];
     plan->hflip = in[AT_FLAGS + 1];
+    plan->vflip = in[AT_FLAGS + 2];
     plan->gray = in[AT_FLAGS + 3];
     memcpy(plan->jitter_order, in + AT_ORDER, 4);
     for (int i = 0; i < 4; i++)
         plan->jitter_factor[i] = get_f32(in + AT_FACTOR + 4 * i);
-    plan->solarize = 256;
-    plan->mix_lambda = 1.0f;
+    plan->solarize = (uint16_t)(in[AT_SOLARIZE] | in[AT_SOLARIZE + 1] << 8);
+    plan->blur_radius = in[AT_RADIUS];
+    plan->blur_sigma = get_f32(in + AT_SIGMA);
+    for (int i = 0; i <= KD_BLUR_MAX_RADIUS; i++)
+        plan->blur_weight[i] = get_u32(in + AT_WEIGHT + 4 * i);
+    plan->mix_lambda = get_f32(in + AT_LAMBDA);
+    memcpy(plan->mix_partner.b, in + AT_PARTNER, 16);
+    plan->mix_view = get_u32(in + AT_MIX_VIEW);
     const char *wrong = wrong_field(plan);
     if (wrong)
         return kd_fail(err, KD_EDAMAGED, "the plan of the view has an impossible %s; the record is damaged", wrong);
-    /* What wasn't read above must be the identity: otherwise a newer program wrote an operation that this one would silently leave out. */
+    /* What wasn't read above must be 0: otherwise a newer program wrote an operation that this one would silently leave out. */
     uint8_t again[KD_PLAN_BYTES];
     kd_plan_encode(plan, again);
     for (int i = 0; i < KD_PLAN_BYTES; i++)

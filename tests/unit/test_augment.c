@@ -41,7 +41,14 @@ static kd_plan plan_of(const json_t *j) {
             if (strcmp(json_string_value(json_array_get(order, i)), jitter[k]) == 0)
                 p.jitter_order[i] = k;
     }
-    p.solarize = 256;
+    p.vflip = json_is_true(json_object_get(j, "vflip"));
+    const json_t *solarize = json_object_get(j, "solarize"), *blur = json_object_get(j, "blur"), *weights = json_object_get(blur, "weights");
+    p.solarize = solarize ? (uint16_t)json_integer_value(solarize) : KD_SOLARIZE_OFF;
+    p.blur_radius = (uint8_t)json_integer_value(json_object_get(blur, "radius"));
+    p.blur_sigma = (float)json_number_value(json_object_get(blur, "sigma"));
+    assert_int_equal(json_array_size(weights), p.blur_radius > 0 ? p.blur_radius + 1 : 0);
+    for (size_t i = 0; i < json_array_size(weights); i++)
+        p.blur_weight[i] = (uint32_t)json_integer_value(json_array_get(weights, i));
     p.mix_lambda = 1.0f;
     return p;
 }
@@ -121,8 +128,8 @@ static void views_equal_pillow_and_torchvision(void **state) {
         kd_free(c.bytes);
         json_decref(c.line);
     }
-    assert_int_equal(drawn, 114);
-    assert_int_equal(given, 68);
+    assert_int_equal(drawn, 198);
+    assert_int_equal(given, 89);
     kd_image_free(&c.img);
     kd_view_scratch_free(&scratch);
     fclose(f);
@@ -136,12 +143,17 @@ static kd_hash128 id_of(uint64_t n) { return kd_xxh128(&n, sizeof n); }
 static void the_crop_shifts_no_other_variable(void **state) {
     (void)state;
     kd_policy p;
-    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
+    assert_ok(kd_policy_load(&p, "dino", 224, 224, &err));
+    p.vflip_p = 0.5;
     for (uint32_t view = 0; view < 500; view++) {
         kd_hash128 id = id_of(9);
         kd_plan a = kd_plan_draw(&p, 3, &id, view, 640, 480), b = kd_plan_draw(&p, 3, &id, view, 2000, 31);
         assert_int_equal(a.hflip, b.hflip);
+        assert_int_equal(a.vflip, b.vflip);
         assert_int_equal(a.gray, b.gray);
+        assert_int_equal(a.solarize, b.solarize);
+        assert_int_equal(a.blur_radius, b.blur_radius);
+        assert_true(a.blur_sigma == b.blur_sigma);
         assert_memory_equal(a.jitter_order, b.jitter_order, sizeof a.jitter_order);
         assert_memory_equal(a.jitter_factor, b.jitter_factor, sizeof a.jitter_factor);
     }
@@ -182,11 +194,50 @@ static void plans_follow_the_policy(void **state) {
     assert_true(fabs(area / N - 0.465) < 0.007); /* 20,000 draws of torchvision's get_params: 0.465 */
 }
 
+/* What was added later draws as often as it should, and moves nothing of a plan that hasn't it. */
+static void blur_solarize_and_vertical_flip_follow_the_policy(void **state) {
+    (void)state;
+    enum { N = 20000 };
+    kd_policy with, without;
+    assert_ok(kd_policy_load(&with, "dino", 224, 224, &err));
+    assert_ok(kd_policy_load(&without, "dino-1", 224, 224, &err));
+    with.vflip_p = 0.3;
+    int blurs = 0, solarized = 0, flips = 0, all = 0;
+    double sigma = 0, square = 0;
+    for (uint64_t i = 0; i < N; i++) {
+        kd_hash128 id = id_of(i);
+        kd_plan a = kd_plan_draw(&with, 1, &id, (uint32_t)(i % 8), 500, 375), b = kd_plan_draw(&without, 1, &id, (uint32_t)(i % 8), 500, 375);
+        assert_true(a.solarize == 128 || a.solarize == KD_SOLARIZE_OFF);
+        assert_true(a.blur_radius == 4 || a.blur_radius == 0);
+        flips += a.vflip;
+        solarized += a.solarize == 128;
+        blurs += a.blur_radius > 0;
+        all += a.vflip && a.solarize == 128 && a.blur_radius == 0;
+        if (a.blur_radius) {
+            assert_true(a.blur_sigma >= 0.1f && a.blur_sigma <= 2.0f);
+            sigma += a.blur_sigma;
+            square += (double)a.blur_sigma * a.blur_sigma;
+        }
+        a.vflip = 0;
+        a.solarize = KD_SOLARIZE_OFF;
+        a.blur_radius = 0;
+        a.blur_sigma = 0;
+        memset(a.blur_weight, 0, sizeof a.blur_weight);
+        assert_same_plan(&a, &b, "without blur");
+    }
+    assert_in_range(blurs, N * 89 / 100, N * 91 / 100);
+    assert_in_range(solarized, N * 19 / 100, N * 21 / 100);
+    assert_in_range(flips, N * 29 / 100, N * 31 / 100);
+    assert_in_range(all, N * 5 / 1000, N * 7 / 1000); /* independent: 0.3 x 0.2 x 0.1 */
+    sigma /= blurs;
+    assert_true(fabs(sigma - 1.05) < 0.02 && fabs(square / blurs - sigma * sigma - 1.9 * 1.9 / 12) < 0.02);
+}
+
 static void every_shape_of_picture_has_a_plan(void **state) {
     (void)state;
-    const char *const presets[] = {"lightly", "crop-flip", "eval"};
+    const char *const presets[] = {"lightly", "crop-flip", "eval", "dino"};
     const int side[] = {1, 2, 3, 13, 14, 255, 256, 257, 2400, 65500};
-    for (size_t k = 0; k < 3; k++)
+    for (size_t k = 0; k < 4; k++)
         for (size_t a = 0; a < 10; a++)
             for (size_t b = 0; b < 10; b++)
                 for (uint32_t view = 0; view < 4; view++) {
@@ -223,16 +274,12 @@ static void seeds_views_and_images_draw_differently(void **state) {
 
 /* ---- records and policies ---- */
 
-/* A changed byte is either refused or a plan whose record has exactly these bytes: nothing is silently ignored. */
-static void no_byte_of_a_record_is_ignored(void **state) {
-    (void)state;
-    kd_policy p;
-    kd_hash128 id = id_of(4);
-    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
-    kd_plan plan = kd_plan_draw(&p, 1, &id, 2, 500, 375), decoded;
+/* A changed byte is either refused or a plan whose record has exactly these bytes: nothing is silently ignored. Returns how many changes were refused. */
+static int change_every_byte(const kd_plan *plan) {
+    kd_plan decoded;
     uint8_t record[KD_PLAN_BYTES], again[KD_PLAN_BYTES];
-    kd_plan_encode(&plan, record);
     int refused = 0;
+    kd_plan_encode(plan, record);
     for (int i = 0; i < KD_PLAN_BYTES; i++)
         for (int v = 0; v < 256; v++) {
             uint8_t was = record[i];
@@ -247,25 +294,51 @@ static void no_byte_of_a_record_is_ignored(void **state) {
             }
             record[i] = was;
         }
-    assert_true(refused > 100 * 255); /* 120 bytes belong to operations that aren't drawn yet */
+    return refused;
+}
+
+static void no_byte_of_a_record_is_ignored(void **state) {
+    (void)state;
+    kd_policy p;
+    kd_hash128 id = id_of(4);
+    assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
+    kd_plan plan = kd_plan_draw(&p, 1, &id, 2, 500, 375), decoded;
+    assert_true(change_every_byte(&plan) > 100 * 255); /* with neither blur nor mix, 120 bytes have one value */
+    plan.blur_radius = 5;
+    plan.blur_sigma = 1.5f;
+    kd_blur_weights(plan.blur_weight, 5, 1.5f);
+    plan.vflip = 1;
+    plan.solarize = 3;
+    plan.mix_lambda = 0.25f;
+    plan.mix_partner = id;
+    plan.mix_view = 2;
+    assert_true(change_every_byte(&plan) > 100 * 255); /* the kernel's sum holds its bytes */
+    uint8_t record[KD_PLAN_BYTES];
+    kd_plan_encode(&plan, record);
+    assert_ok(kd_plan_decode(&decoded, record, &err));
+    assert_same_plan(&decoded, &plan, "everything");
     record[0] = 9;
     assert_int_equal(kd_plan_decode(&decoded, record, &err), KD_EDAMAGED);
     assert_contains(err.msg, "version 9");
     record[0] = KD_PLAN_VERSION;
-    record[70] = 4; /* blur radius */
+    record[KD_PLAN_BYTES - 1] = 1;
     assert_int_equal(kd_plan_decode(&decoded, record, &err), KD_EDAMAGED);
     assert_contains(err.msg, "update the program");
 }
 
 static void nonsense_numbers_are_refused(void **state) {
     (void)state;
+    enum { BAD = 28 };
     kd_policy p;
     kd_hash128 id = id_of(4);
     assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
     const kd_plan good = kd_plan_draw(&p, 1, &id, 2, 500, 375);
-    kd_plan bad[9];
-    for (int i = 0; i < 9; i++)
-        bad[i] = good;
+    kd_plan blurred = good, bad[BAD];
+    blurred.blur_radius = 4;
+    blurred.blur_sigma = 1.5f;
+    kd_blur_weights(blurred.blur_weight, 4, 1.5f);
+    for (int i = 0; i < BAD; i++)
+        bad[i] = i < 17 ? good : blurred;
     bad[0].jitter_factor[1] = NAN;
     bad[1].jitter_factor[0] = INFINITY;
     bad[2].jitter_factor[3] = 0.51f;
@@ -275,13 +348,38 @@ static void nonsense_numbers_are_refused(void **state) {
     bad[6].jitter_order[1] = bad[6].jitter_order[0] = KD_JITTER_HUE;
     bad[7].resize_w = 0;
     bad[8].jitter_factor[2] = -0.5f;
-    for (int i = 0; i < 9; i++) {
+    bad[9].vflip = 2;
+    bad[10].solarize = 257;
+    bad[11].blur_sigma = 1.0f; /* no blur, but a sigma; no blur, but a kernel */
+    bad[12].blur_weight[0] = KD_BLUR_ONE;
+    bad[13].mix_lambda = 1.5f;
+    bad[14].mix_lambda = NAN;
+    bad[15].mix_lambda = 0.1f; /* no multiple of 2^-16 */
+    bad[16].mix_view = 1;      /* a partner's view without a partner */
+    bad[17].blur_radius = 12;
+    bad[18].blur_radius = 3;
+    bad[19].blur_sigma = 0.0f;
+    bad[20].blur_sigma = NAN;
+    bad[21].blur_sigma = INFINITY;
+    bad[22].blur_weight[0]++;
+    bad[23].blur_weight[5] = 1;
+    bad[24].blur_weight[4] = 0;
+    bad[25].blur_weight[1] += 1u << 31; /* twice that is 2^32, which 32 bits would lose */
+    bad[26].out_h = 4;
+    bad[27].out_w = 4;
+    for (int i = 0; i < BAD; i++) {
         uint8_t record[KD_PLAN_BYTES];
         kd_plan decoded;
         kd_plan_encode(&bad[i], record);
-        assert_int_equal(kd_plan_decode(&decoded, record, &err), KD_EDAMAGED);
+        if (kd_plan_decode(&decoded, record, &err) != KD_EDAMAGED)
+            fail_msg("plan %d was taken", i);
         assert_contains(err.msg, "impossible");
     }
+    bad[26].out_h = 5; /* a mirror of 5 rows shows the 4 that a radius of 4 needs */
+    uint8_t record[KD_PLAN_BYTES];
+    kd_plan decoded;
+    kd_plan_encode(&bad[26], record);
+    assert_ok(kd_plan_decode(&decoded, record, &err));
 }
 
 static void another_picture_than_planned_is_a_mismatch(void **state) {
@@ -313,13 +411,19 @@ static void policies_have_names_and_a_canonical_text(void **state) {
     assert_ok(kd_policy_load(&p, "eval", 112, 112, &err));
     assert_int_equal(p.cover_h, 128);
     assert_int_equal(p.cover_w, 128);
+    assert_ok(kd_policy_load(&p, "lightly+mixup", 224, 224, &err));
+    assert_true(p.mix_p == 1.0);
+    assert_ok(kd_policy_load(&p, "dino", 5, 224, &err));
+    assert_int_equal(kd_policy_load(&p, "dino", 224, 4, &err), KD_EUSAGE); /* a blur of radius 4 needs 5 pixels */
+    assert_contains(err.msg, "224x4");
+    assert_contains(err.msg, "at least 5");
     assert_ok(kd_policy_load(&p, "lightly", 224, 224, &err));
     json_t *json = kd_policy_json(&p);
     char *text = kd_json_canonical(json);
-    assert_string_equal(text, "{\"brightness\":0.40000000000000002,\"contrast\":0.40000000000000002,\"cover\":[0,0],\"gray_p\":0.20000000000000001,\"hflip_p\":0.5,"
-                              "\"hue\":0.10000000000000001,\"image_size\":[224,224],\"interpolation\":\"bicubic\",\"jitter_p\":0.80000000000000004,\"name\":\"lightly\","
-                              "\"ratio\":[0.75,1.3333333333333333],\"rng\":\"philox4x32-10\",\"saturation\":0.20000000000000001,"
-                              "\"scale\":[0.14000000000000001,1.0],\"version\":1}");
+    assert_string_equal(text, "{\"blur_kernel\":0,\"blur_p\":0.0,\"blur_sigma\":[0.0,0.0],\"brightness\":0.40000000000000002,\"contrast\":0.40000000000000002,\"cover\":[0,0],"
+                              "\"gray_p\":0.20000000000000001,\"hflip_p\":0.5,\"hue\":0.10000000000000001,\"image_size\":[224,224],\"interpolation\":\"bicubic\","
+                              "\"jitter_p\":0.80000000000000004,\"mix_p\":0.0,\"name\":\"lightly\",\"ratio\":[0.75,1.3333333333333333],\"rng\":\"philox4x32-10\","
+                              "\"saturation\":0.20000000000000001,\"scale\":[0.14000000000000001,1.0],\"solarize_p\":0.0,\"solarize_threshold\":0,\"version\":2,\"vflip_p\":0.0}");
     kd_free(text);
     json_decref(json);
 }
@@ -350,6 +454,7 @@ int main(void) {
         cmocka_unit_test(views_equal_pillow_and_torchvision),
         cmocka_unit_test(the_crop_shifts_no_other_variable),
         cmocka_unit_test(plans_follow_the_policy),
+        cmocka_unit_test(blur_solarize_and_vertical_flip_follow_the_policy),
         cmocka_unit_test(every_shape_of_picture_has_a_plan),
         cmocka_unit_test(seeds_views_and_images_draw_differently),
         cmocka_unit_test(no_byte_of_a_record_is_ignored),

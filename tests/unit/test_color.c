@@ -9,10 +9,12 @@ static void gray_of(uint8_t *rgb, size_t n, float factor) {
     kd_color_grayscale(rgb, n);
 }
 
+static void solarize_of(uint8_t *rgb, size_t n, float threshold) { kd_color_solarize(rgb, n, (int)threshold); }
+
 static void every_colour_equals_pillow(void **state) {
     (void)state;
     static const struct { const char *name; void (*op)(uint8_t *, size_t, float); } ops[] = {{"brightness", kd_color_brightness}, {"contrast", kd_color_contrast},
-        {"saturation", kd_color_saturation}, {"hue", kd_color_hue}, {"grayscale", gray_of}};
+        {"saturation", kd_color_saturation}, {"hue", kd_color_hue}, {"grayscale", gray_of}, {"solarize", solarize_of}};
     enum { COLOURS = 1 << 24 };
     uint8_t *rgb = malloc((size_t)COLOURS * 3);
     assert_non_null(rgb);
@@ -40,7 +42,7 @@ static void every_colour_equals_pillow(void **state) {
             fail_msg("%s by %g differs from Pillow", name, factor);
         n++;
     }
-    assert_int_equal(n, 14);
+    assert_int_equal(n, 17);
     fclose(f);
     free(rgb);
 }
@@ -77,6 +79,19 @@ static void factors_at_the_edges(void **state) {
     kd_color_contrast(rgb, 0, 0.5f); /* no pixels, no mean */
 }
 
+static void thresholds_at_the_edges(void **state) {
+    (void)state;
+    uint8_t rgb[257], was[257];
+    for (int n = 0; n < 86; n++)
+        for (int threshold = 0; threshold <= 256; threshold += threshold == 1 ? 126 : 1) {
+            for (int i = 0; i < 257; i++)
+                was[i] = rgb[i] = (uint8_t)i;
+            kd_color_solarize(rgb, (size_t)n, threshold);
+            for (int i = 0; i < 257; i++)
+                assert_int_equal(rgb[i], i < 3 * n && was[i] >= threshold ? 255 - was[i] : was[i]);
+        }
+}
+
 static void flips_mirror_rows(void **state) {
     (void)state;
     for (int width = 1; width < 6; width++) {
@@ -91,12 +106,31 @@ static void flips_mirror_rows(void **state) {
     }
 }
 
+static void vertical_flips_mirror_columns(void **state) {
+    (void)state;
+    static const int widths[] = {1, 2, 7, 256, 257, 300}; /* rows of less, as much and more than what is moved at once */
+    enum { ROWS = 5, END = 9 };
+    static uint8_t rgb[300 * ROWS * 3 + END], was[sizeof rgb];
+    for (size_t k = 0; k < sizeof widths / sizeof *widths; k++)
+        for (int height = 1; height <= ROWS; height++) {
+            size_t row = 3 * (size_t)widths[k];
+            for (size_t i = 0; i < sizeof rgb; i++)
+                was[i] = rgb[i] = (uint8_t)(i * 31 + i / 251);
+            kd_color_vflip(rgb, widths[k], height);
+            for (size_t y = 0; y < (size_t)height; y++)
+                assert_memory_equal(rgb + y * row, was + ((size_t)height - 1 - y) * row, row);
+            assert_memory_equal(rgb + (size_t)height * row, was + (size_t)height * row, END);
+        }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_colour_equals_pillow),
         cmocka_unit_test(any_number_of_pixels),
         cmocka_unit_test(factors_at_the_edges),
+        cmocka_unit_test(thresholds_at_the_edges),
         cmocka_unit_test(flips_mirror_rows),
+        cmocka_unit_test(vertical_flips_mirror_columns),
     };
     return cmocka_run_group_tests_name("color", tests, NULL, NULL);
 }

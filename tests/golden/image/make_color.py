@@ -23,3 +23,5 @@ with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "color.txt"),
             result = np.asarray(OPERATIONS[name](colours, factor))
             print(name, repr(factor), xxhash.xxh3_128_hexdigest(np.ascontiguousarray(result)), file=f)
     print("grayscale", 0.0, xxhash.xxh3_128_hexdigest(np.ascontiguousarray(np.asarray(F.rgb_to_grayscale(colours, 3)))), file=f)
+    for threshold in (0, 128, 200):
+        print("solarize", float(threshold), xxhash.xxh3_128_hexdigest(np.ascontiguousarray(np.asarray(F.solarize(colours, threshold)))), file=f)

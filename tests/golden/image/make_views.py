@@ -4,10 +4,11 @@
     python3 tests/golden/image/make_views.py        rewrites views/*.jpg and views/views.jsonl
 
 Made with Pillow 9.4.0 (libjpeg-turbo 2.1.5), torchvision 0.14.1, numpy 1.24, xxhash 3.2; torchvision 0.29 with Pillow 13.0 give
-the same lines. Two kinds of lines in views.jsonl:
+the same lines. A blur is that of pillow_views.blur_exact,
+which stays within 1 of torchvision's (checked here). Two kinds of lines in views.jsonl:
 * "drawn": preset, seed, view and image size (a side, or rows and columns) are given and the plan is drawn here, by an implementation of the rules of its own
   (Philox4x32-10, torchvision's get_params), so that a change of the draws can't hide behind a change of the goldens;
-* "given": plans at the edges (one pixel, enlarging, factors 0 and 1, every order of the jitters).
+* "given": plans at the edges (one pixel, enlarging, factors 0 and 1, every order of the jitters, the smallest picture of a blur, every end of the threshold).
 Never imports code of the project.
 """
 import itertools
@@ -23,7 +24,7 @@ import xxhash
 from PIL import Image
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-from pillow_views import apply_plan, view_hash  # noqa: E402
+from pillow_views import apply_plan, blur_torchvision, view_hash  # noqa: E402
 from torchvision import transforms  # noqa: E402
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "views")
@@ -78,6 +79,8 @@ PRESETS = {
     "lightly": dict(scale=(0.14, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, jitter_p=0.8, jitter=(0.4, 0.4, 0.2, 0.1), gray=0.2),
     "crop-flip": dict(scale=(0.14, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, jitter_p=0.0, jitter=(0, 0, 0, 0), gray=0.0),
     "eval": None,
+    "dino": dict(scale=(0.32, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, jitter_p=0.8, jitter=(0.4, 0.4, 0.2, 0.1), gray=0.2, blur=(0.9, 9, 0.1, 2.0), solarize=(0.2, 128)),
+    "dino-1": dict(scale=(0.32, 1.0), ratio=(3 / 4, 4 / 3), hflip=0.5, jitter_p=0.8, jitter=(0.4, 0.4, 0.2, 0.1), gray=0.2),
 }
 
 
@@ -104,6 +107,18 @@ def crop_of(p, u, width, height):
     return [(width - w) // 2, (height - h) // 2, w, h]
 
 
+def half_kernel(radius, sigma):
+    """In 2^-24; the centre takes the rest."""
+    e = [math.exp(-0.5 * (i / sigma) ** 2) for i in range(radius + 1)]
+    w = [math.floor(x / (2 * sum(e) - e[0]) * 2 ** 24 + 0.5) for x in e]
+    return [2 ** 24 - 2 * sum(w[1:])] + w[1:]
+
+
+def blur_of(radius, sigma):
+    sigma = float(np.float32(sigma))
+    return dict(radius=radius, sigma=sigma, weights=half_kernel(radius, sigma))
+
+
 def covering(width, height, rows, columns):
     """The smallest [w, h] of the picture's aspect ratio, in whole pixels, with h >= rows and w >= columns, one of them equal."""
     if Fraction(rows, height) >= Fraction(columns, width):
@@ -128,7 +143,14 @@ def draw(preset, seed, image_id, view, width, height, size):
         lo, hi = (-x, x) if name == "hue" else (max(0.0, 1 - x), 1 + x)
         factor[name] = float(np.float32(lo + (hi - lo) * u[5 + i]))
     jitter = [JITTERS[i] for i in order] if u[1] < p["jitter_p"] else []
-    return plan_of(crop_of(p, u, width, height), [columns, rows], [0, 0, columns, rows], hflip=u[0] < p["hflip"], jitter_order=jitter, jitter_factor=factor, gray=u[9] < p["gray"])
+    plan = plan_of(crop_of(p, u, width, height), [columns, rows], [0, 0, columns, rows], hflip=u[0] < p["hflip"], jitter_order=jitter, jitter_factor=factor, gray=u[9] < p["gray"])
+    if "blur" in p:
+        probability, side, lo, hi = p["blur"]
+        if u[11] < probability:
+            plan["blur"] = blur_of(side // 2, lo + (hi - lo) * u[12])
+    if "solarize" in p and u[13] < p["solarize"][0]:
+        plan["solarize"] = p["solarize"][1]
+    return plan
 
 
 def check_eval(image, plan, size):
@@ -162,6 +184,28 @@ def given():
             yield file, plan_of(crop, resize, out, filter=name, hflip=name == "bilinear")
 
 
+    whole = lambda side, **more: plan_of([0, 0, 180, 270], side, [0, 0] + side, **more)
+    for radius, sigma, side in ((1, 0.1, [40, 30]), (1, 5, [2, 2]), (4, 0.1, [5, 5]), (4, 2, [5, 90]), (4, 1.3, [90, 5]), (7, 1, [33, 64]), (11, 3, [12, 12]), (11, 100, [65, 40]), (11, 0.01, [23, 24])):
+        yield "portrait.jpg", whole(side, blur=blur_of(radius, sigma))
+    for threshold in (0, 1, 77, 128, 255, 256):
+        yield "portrait.jpg", whole([50, 40], solarize=threshold, vflip=threshold % 2 == 1)
+    for side in ([64, 1], [1, 64], [300, 7], [7, 8]):
+        yield "portrait.jpg", whole(side, vflip=True, hflip=side[0] == 7)
+    everything = dict(brightness=f32(0.7), contrast=f32(1.3), saturation=f32(1.1), hue=f32(0.05))
+    yield "portrait.jpg", whole([80, 70], hflip=True, vflip=True, jitter_order=JITTERS, jitter_factor=everything, gray=True, blur=blur_of(4, 1.7), solarize=90)
+    yield "portrait.jpg", whole([80, 70], vflip=True, jitter_order=JITTERS[::-1], jitter_factor=everything, blur=blur_of(3, 0.8), solarize=128)
+
+
+def check_blur(image, plan):
+    """torchvision's blur is at most 1 away, before what follows it. Returns bytes and differing bytes."""
+    if "blur" not in plan:
+        return 0, 0
+    plan = dict(plan, solarize=256)
+    ours, theirs = (np.asarray(apply_plan(image, plan, *how)).astype(int) for how in ((), (blur_torchvision,)))
+    assert abs(ours - theirs).max() <= 1, plan
+    return ours.size, int((ours != theirs).sum())
+
+
 # View, seed, size.
 CASES = {
     "drawn": [(0, 0, 224), (1, 0, 224), (2, 1, 98), (70000, 2 ** 63 + 5, 64), (4, 123456789012, 224), (3, 0, [112, 168]), (1, 0, [98, 42])],
@@ -178,6 +222,7 @@ def main():
         with open(path, "rb") as f:
             ids[name] = xxhash.xxh3_128_intdigest(f.read())
         images[name] = Image.open(path).convert("RGB")
+    blurred = different = 0
     with open(os.path.join(HERE, "views.jsonl"), "w") as f:
         for preset in PRESETS:
             for name in PICTURES:
@@ -185,9 +230,14 @@ def main():
                     plan = draw(preset, seed, ids[name], view, *images[name].size, size)
                     if preset == "eval":
                         check_eval(images[name], plan, size)
+                    n, d = check_blur(images[name], plan)
+                    blurred, different = blurred + n, different + d
                     print(json.dumps(dict(kind="drawn", file=name, preset=preset, seed=str(seed), view=view, size=size, plan=plan, hash=view_hash(apply_plan(images[name], plan)))), file=f)
         for name, plan in given():
+            n, d = check_blur(images[name], plan)
+            blurred, different = blurred + n, different + d
             print(json.dumps(dict(kind="given", file=name, plan=plan, hash=view_hash(apply_plan(images[name], plan)))), file=f)
+    print("%d of %d bytes of blurred views are 1 away from torchvision's" % (different, blurred))
 
 
 main()

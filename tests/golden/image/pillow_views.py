@@ -1,10 +1,11 @@
-"""Rebuilds views from their recorded plans with Pillow and torchvision alone. Never imports code of this project.
+"""Rebuilds views from their recorded plans with Pillow, torchvision and numpy alone. Never imports code of this project.
 
-A plan is the object that `kd-cache list --json` prints: crop [x, y, w, h], resize [w, h], out [x, y, w, h], filter, hflip, jitter_order (names),
-jitter_factor (by name), gray.
+A plan is the object that `kd-cache list --json` prints: crop [x, y, w, h], resize [w, h], out [x, y, w, h], filter, hflip, vflip, jitter_order (names),
+jitter_factor (by name), gray, blur {radius, sigma, weights}, solarize (256 = off).
 """
 import struct
 
+import numpy as np
 import xxhash
 from PIL import Image
 from torchvision.transforms import functional as F
@@ -19,9 +20,27 @@ def resize(image, size, kernel):
     return image.resize((size[0], image.height), kernel).resize(size, kernel)
 
 
-def apply_plan(image, plan):
+def blur_exact(image, blur):
+    """The blur of the views, in integers (common/image/blur.h): mirrored borders, half kernel in 2^-24, column sums rounded to 2^-16, the end result with halves to even."""
+    r, w = blur["radius"], blur["weights"]
+    a = np.asarray(image).astype(np.int64)
+    rows, columns = a.shape[:2]
+    p = np.pad(a, ((r, r), (0, 0), (0, 0)), "reflect")
+    t = (sum(w[abs(i)] * p[r + i:r + i + rows] for i in range(-r, r + 1)) + 128) >> 8
+    t = np.pad(t, ((0, 0), (r, r), (0, 0)), "reflect")
+    s = sum(w[abs(i)] * t[:, r + i:r + i + columns] for i in range(-r, r + 1))
+    return Image.fromarray(np.rint(s / 2.0 ** 40).astype(np.uint8))  # s < 2^48: the quotient is exact
+
+
+def blur_torchvision(image, blur):
+    """torchvision's own, with float32 sums: at most 1 away from blur_exact."""
+    side = 2 * blur["radius"] + 1
+    return F.gaussian_blur(image, [side, side], [blur["sigma"], blur["sigma"]])
+
+
+def apply_plan(image, plan, blur=blur_exact):
     """image: PIL RGB image as opened. Returns the view as a PIL image."""
-    if plan.get("vflip") or plan.get("solarize", 256) != 256 or plan.get("blur", {}).get("radius") or plan.get("mix", {}).get("lambda", 1) != 1:
+    if plan.get("mix", {}).get("lambda", 1) != 1:
         raise ValueError("the plan uses an operation that this script doesn't know: %r" % plan)
     x, y, w, h = plan["crop"]
     image = F.crop(image, y, x, h, w)
@@ -30,10 +49,16 @@ def apply_plan(image, plan):
     image = F.crop(image, y, x, h, w)
     if plan["hflip"]:
         image = F.hflip(image)
+    if plan.get("vflip"):
+        image = F.vflip(image)
     for name in plan["jitter_order"]:
         image = JITTERS[name](image, plan["jitter_factor"][name])
     if plan["gray"]:
         image = F.rgb_to_grayscale(image, num_output_channels=3)
+    if plan.get("blur", {}).get("radius"):
+        image = blur(image, plan["blur"])
+    if plan.get("solarize", 256) != 256:
+        image = F.solarize(image, plan["solarize"])
     return image
 
 
