@@ -120,7 +120,7 @@ static kd_status replay_image(check *c, worker *w, const kd_image_entry *e)
         kd_view_entry view;
         if (status == KD_OK && kd_reader_view(w->reader, &e->image, v, &view, &said) != KD_OK)
             continue; /* counted as damage already */
-        if (status == KD_OK && kd_find_replay(&w->found, e, &view, &said) == KD_OK)
+        if (status == KD_OK && kd_find_replay(&w->found, kd_cache_recipe(c->cache), e, &view, &said) == KD_OK)
             continue;
         wrong++;
         pthread_mutex_lock(&c->lock);
@@ -171,8 +171,13 @@ static kd_status run(check *c, const char *images, int threads, kd_err *err)
 {
     size_t n = kd_cache_images(c->cache), missing = 0;
     KD_TRY(create_workers(c, threads, err));
-    if (images)
+    if (images) {
+        kd_err said;
         KD_TRY(kd_locator_create(&c->locator, images, err));
+        c->result->decoder_differs = kd_recipe_check_decoder(kd_cache_recipe(c->cache), &said) != KD_OK;
+        if (c->result->decoder_differs)
+            say(c, said.msg);
+    }
     for (size_t i = 0; i < kd_cache_shards(c->cache); i++)
         KD_TRY(check_shard(c, i, err));
     c->progress = kd_progress_create("checking", "image", n, 0, 0);

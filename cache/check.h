@@ -7,6 +7,7 @@
 typedef struct kd_check_result {
     uint64_t images, views, records, bytes;
     uint64_t bad;                  /* damage found; the first 100 problems of any kind are reported through the callback */
+    int decoder_differs;           /* replaying: this program's decoder isn't the one that made the cache (reported too); training refuses that whatever the views say */
     uint64_t replayed, replay_bad, replay_missing; /* views, with an image folder; missing: no file has the image's id */
 } kd_check_result;
 

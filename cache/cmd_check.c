@@ -13,7 +13,7 @@ const kd_program kd_cache_check_program = {
     .name = "kd-cache check",
     .summary = "Reads every byte of a cache and says what is damaged; with --images proves that training will see the teacher's pixels.",
     .examples = "  $ kd-cache check photos.kdc\n  $ kd-cache check photos.kdc --images photos --threads 8\n",
-    .epilog = "Exit codes: 0 sound; 3 sound, but images are missing from --images; 10 not found; 12 damaged; 13 a replayed view differs from the teacher's.\n",
+    .epilog = "Exit codes: 0 sound; 3 sound, but images are missing from --images; 10 not found; 12 damaged; 13 a replayed view differs from the teacher's, or the decoder does.\n",
     .options = table,
 };
 
@@ -42,9 +42,9 @@ static void summary(const kd_cache_config *config, const kd_check_result *r)
                    (unsigned long long)r->replay_missing);
         return;
     }
-    line = json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I}", "type", "summary", "images", (json_int_t)r->images, "views", (json_int_t)r->views, "records", (json_int_t)r->records,
+    line = json_pack("{s:s,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:I,s:b}", "type", "summary", "images", (json_int_t)r->images, "views", (json_int_t)r->views, "records", (json_int_t)r->records,
                      "bytes", (json_int_t)r->bytes, "bad", (json_int_t)r->bad, "replayed", (json_int_t)r->replayed, "replay_bad", (json_int_t)r->replay_bad, "replay_missing",
-                     (json_int_t)r->replay_missing);
+                     (json_int_t)r->replay_missing, "decoder_differs", r->decoder_differs);
     kd_json_line(line);
     json_decref(line);
 }
@@ -66,6 +66,8 @@ kd_status kd_cache_check_run(const kd_cache_config *config, kd_err *err)
     if (r.replay_bad)
         return kd_fail(err, KD_EMISMATCH, "%s: %llu of %llu replayed views differ from what the teacher saw; training here would stop at the first of them", name,
                        (unsigned long long)r.replay_bad, (unsigned long long)r.replayed);
+    if (r.decoder_differs)
+        return kd_fail(err, KD_EMISMATCH, "%s: the decoder here is not the one that made the cache, so training is refused, although every view that was replayed came out the same", name);
     if (r.replay_missing)
         return kd_fail(err, KD_ESKIPPED, "%s: sound, but %llu views lack their image: no file under %s has its id (re-encoded files, or another folder?)", name,
                        (unsigned long long)r.replay_missing, config->images);

@@ -7,9 +7,9 @@
 
 typedef struct kd_cache_config {
     kd_strings files;
-    const char *images, *id, *out;
+    const char *images, *id, *out, *grid;
     int64_t view, threads;
-    int json;
+    int json, all;
 } kd_cache_config;
 
 extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program;

@@ -34,11 +34,12 @@ kd_status kd_find_decode(kd_found *f, const kd_recipe *recipe, const kd_image_en
     return kd_image_decode(&f->image, f->bytes, f->size, f->path, &options, err);
 }
 
-kd_status kd_find_replay(kd_found *f, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)
+kd_status kd_find_replay(kd_found *f, const kd_recipe *recipe, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)
 {
     size_t size = (size_t)v->plan.out_w * (size_t)v->plan.out_h * 3;
     kd_hash128 h;
-    char want[33], have[33];
+    char want[33], have[33], id[33];
+    kd_err decoder;
     if (size > f->view_capacity) {
         uint8_t *bigger = kd_malloc(size);
         if (!bigger)
@@ -53,6 +54,9 @@ kd_status kd_find_replay(kd_found *f, const kd_image_entry *e, const kd_view_ent
         return KD_OK;
     kd_hex(want, v->view_hash.b, 16);
     kd_hex(have, h.b, 16);
-    return kd_fail(err, KD_EMISMATCH, "%s: view %u of %s has hash %s here, but the teacher saw %s: the JPEG decoder or the augmentation code differs from the one that made the cache",
-                   f->path, v->view, e->rel, have, want);
+    kd_hex(id, e->image.b, 16);
+    if (kd_recipe_check_decoder(recipe, &decoder) != KD_OK)
+        return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %u: its hash is %s here, but the teacher saw %s, although the file is the same: %s", f->path, id, v->view, have, want, decoder.msg);
+    return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %u: its hash is %s here, but the teacher saw %s, although the file and the decoder are the same: this version augments differently "
+                   "from the one that made the cache (kd-cache info names it), or the cache was changed", f->path, id, v->view, have, want);
 }

@@ -22,7 +22,8 @@ void kd_found_free(kd_found *f);
 kd_status kd_find_file(kd_found *f, const kd_locator *l, const kd_image_entry *e, int by_id, kd_err *err);
 /* Decodes f's file, image e of a cache with this recipe, once for all of its views. */
 kd_status kd_find_decode(kd_found *f, const kd_recipe *recipe, const kd_image_entry *e, kd_err *err);
-/* Replays the plan into f->view and compares the hash. KD_EMISMATCH naming both hashes. */
-kd_status kd_find_replay(kd_found *f, const kd_image_entry *e, const kd_view_entry *v, kd_err *err);
+/* Replays the plan into f->view and compares the hash. KD_EMISMATCH naming the image, the view, both hashes and the likely cause: another decoder, or another version of the augmentation
+ * (the file is the right one: its id was checked). */
+kd_status kd_find_replay(kd_found *f, const kd_recipe *recipe, const kd_image_entry *e, const kd_view_entry *v, kd_err *err);
 
 #endif

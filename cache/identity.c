@@ -355,3 +355,17 @@ kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_rec
     value_text(vb, sizeof vb, y);
     return kd_fail(err, KD_EMISMATCH, "the caches don't belong together: %s is %s in %s, %s in %s; %s", path, va, what_a, vb, what_b, advice(path));
 }
+
+kd_status kd_recipe_check_decoder(const kd_recipe *r, kd_err *err)
+{
+    kd_hash128 mine;
+    char hex[33];
+    const char *theirs;
+    KD_TRY(kd_json_get_string(r->json, "decoder", "the cache's recipe", &theirs, err));
+    KD_TRY(kd_decoder_hash(&mine, err));
+    kd_hex(hex, mine.b, sizeof mine.b);
+    if (strcmp(hex, theirs) == 0)
+        return KD_OK;
+    return kd_fail(err, KD_EMISMATCH, "decoder: the cache was made with a decoder whose reference pictures hash to %s, and this program's (%s) gives %s; link the library that the cache's "
+                   "provenance names (kd-cache info), or make the cache again", theirs, kd_decoder_version(), hex);
+}

@@ -48,21 +48,6 @@ struct kd_replay {
 
 /* ---- finding the files ---- */
 
-static kd_status check_decoder(const kd_recipe *recipe, kd_err *err) {
-    kd_hash128 mine;
-    char hex[33];
-    const char *theirs;
-    KD_TRY(kd_json_get_string(recipe->json, "decoder", "the cache's recipe", &theirs, err));
-    KD_TRY(kd_decoder_hash(&mine, err));
-    kd_hex(hex, mine.b, sizeof mine.b);
-    if (strcmp(hex, theirs) == 0)
-        return KD_OK;
-    return kd_fail(err, KD_EMISMATCH,
-                   "decoder: the cache was made with JPEG pixels %s and this program's decoder (%s) makes %s; link the libjpeg-turbo that the cache's "
-                   "provenance names (kd-cache info)",
-                   theirs, kd_decoder_version(), hex);
-}
-
 static kd_status refuse_missing(const kd_replay *r, size_t total, const char *example, kd_err *err) {
     if (r->missing == total)
         return kd_fail(err, KD_EMISMATCH,
@@ -171,8 +156,8 @@ static kd_status explain(const worker *w, const kd_view_entry *v, int id_differs
     if (id_differs)
         return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 ": %s, because the file was changed (re-encoded, edited or replaced) after the cache was made "
                        "and the original is nowhere in --images; restore it, or make the cache again", w->path, id, v->view, first);
-    return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 ": %s, although the file is the same; this build decodes or augments differently from the one "
-                   "that made the cache (compare kd-cache info with kd-train --version)", w->path, id, v->view, first);
+    return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 ": %s, although the file is the same and the decoder makes the same reference pictures; most likely this version "
+                   "augments differently from the one that made the cache (compare kd-cache info with kd-train --version), or the cache was changed (kd-cache check)", w->path, id, v->view, first);
 }
 
 /* w->view = the proven view, from the recorded path or from wherever the same bytes lie now. */
@@ -291,7 +276,7 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
     if (r->o.student_h < 1 || r->o.student_h > r->recipe->image_h || r->o.student_w < 1 || r->o.student_w > r->recipe->image_w)
         return kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the cache's views measure %dx%d and can only be reduced", r->o.student_h, r->o.student_w, r->recipe->image_h,
                        r->recipe->image_w);
-    KD_TRY(check_decoder(r->recipe, err));
+    KD_TRY(kd_recipe_check_decoder(r->recipe, err));
     if (r->o.cls)
         KD_TRY(use_target(r, KD_FEATURE_CLS, err));
     if (r->o.patch)

@@ -1,7 +1,8 @@
-/* draw_cache DIR [wrong|joined]: draws JPEG files under DIR/images and a sealed cache DIR/photos.kdc of two real views of each, with made-up features (all four, of layers 1 and 4); for tests
+/* draw_cache DIR [wrong|joined|decoder]: draws JPEG files under DIR/images and a sealed cache DIR/photos.kdc of two real views of each, with made-up features (all four, of layers 1 and 4); for tests
  * of kd-cache, which needs no teacher.
  * One image's path has a space, one a newline, one a byte that is not UTF-8. Prints "ID PATH" lines.
- * wrong: view 0 of the first image carries the hash of other pixels, as if another decoder had made it. joined: both layers are one of twice the width. */
+ * wrong: view 0 of the first image carries the hash of other pixels, as if another version had made it. joined: both layers are one of twice the width. decoder: the recipe names another
+ * decoder. */
 #include "tests/cache_fixture.h"
 
 enum { PICTURES = 5 };
@@ -35,6 +36,24 @@ static void add_view(kd_writer *w, const kd_recipe *r, const kd_image_entry *e, 
     must(fx_add_view(w, r, which, e, &v, &fx_err));
 }
 
+/* The fixture's recipe, with this program's decoder and what the second argument asks for. */
+static void adapt(kd_recipe *r, const char *mode)
+{
+    json_t *j = json_deep_copy(r->json);
+    kd_hash128 decoder;
+    char hex[33];
+    must(kd_decoder_hash(&decoder, &fx_err));
+    kd_hex(hex, decoder.b, sizeof decoder.b);
+    kd_recipe_free(r);
+    if (strcmp(mode, "decoder") != 0)
+        json_object_set_new(j, "decoder", json_string(hex));
+    if (strcmp(mode, "joined") == 0) {
+        json_object_set_new(j, "layer_concat", json_true());
+        json_object_set_new(j, "width", json_integer(2 * FX_WIDTH));
+    }
+    must(kd_recipe_from_json(r, j, "the drawn recipe", &fx_err));
+}
+
 int main(int argc, char **argv)
 {
     static const char *const rel[PICTURES] = {"a/plain.jpg", "a/with space.jpg", "b/new\nline.jpg", "b/latin\xe9.jpg", "c.jpg"};
@@ -46,13 +65,7 @@ int main(int argc, char **argv)
     int wrong = argc == 3 && strcmp(argv[2], "wrong") == 0;
     if (argc < 2)
         return 2;
-    if (argc == 3 && strcmp(argv[2], "joined") == 0) {
-        json_t *j = json_deep_copy(r.json);
-        kd_recipe_free(&r);
-        json_object_set_new(j, "layer_concat", json_true());
-        json_object_set_new(j, "width", json_integer(2 * FX_WIDTH));
-        must(kd_recipe_from_json(&r, j, "the joined recipe", &fx_err));
-    }
+    adapt(&r, argc == 3 ? argv[2] : "");
     snprintf(path, sizeof path, "%s/images/a", argv[1]);
     must(kd_io_mkdirs(path, &fx_err));
     snprintf(path, sizeof path, "%s/images/b", argv[1]);

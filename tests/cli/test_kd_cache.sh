@@ -50,6 +50,14 @@ check "dump of an unknown view is exit 10" says 10 "views 0 to 1, not 2" "$kd" d
 check "dump of a bad id is exit 2" says 2 "32 hexadecimal digits" "$kd" dump "$c" --id xyz --view 0 --out "$work/y"
 check "view writes a PNG" eval 'says 0 "" "$kd" view "$c" --images "$work/images" --id $id --view 1 --out "$work/x.png" && head -c 4 "$work/x.png" | grep -q PNG'
 check "view finds a renamed image by content" eval 'says 0 "" "$kd" view "$c" --images "$work/moved" --id $id --view 1 --out "$work/y.png" && cmp "$work/x.png" "$work/y.png"'
+check "view writes a sheet of images x views" eval 'says 0 "" "$kd" view "$c" --images "$work/images" --grid 5x2 --out "$work/s.png" && [ "$(od -An -tx1 -j16 -N8 "$work/s.png" | tr -d " ")" = 0000009800000176 ]'
+check "view --all writes every pixel" eval 'says 0 "" "$kd" view "$c" --images "$work/images" --all --out "$work/a.rgb" && [ "$(stat -c %s "$work/a.rgb")" = $((10 * 70 * 70 * 3)) ]'
+check "more images or views than there are is a usage error" eval 'says 2 "at most 5 rows" "$kd" view "$c" --images "$work/images" --grid 6x2 --out "$work/n" && says 2 "at most 2 columns" "$kd" view "$c" --images "$work/images" --grid 5x3 --out "$work/n"'
+for grid in 8 0x2 2x0 x 2x 2x2x2 -1x2 1x+2 "1x 2" 99999999999999999999x1; do
+    check "--grid $grid is a usage error" says 2 "such as 8x8" "$kd" view "$c" --images "$work/images" --grid "$grid" --out "$work/n"
+done
+check "view without an id is a usage error" says 2 "--id is missing" "$kd" view "$c" --images "$work/images" --out "$work/n"
+check "so is what doesn't go together" eval 'says 2 "give one of them" "$kd" view "$c" --images "$work/images" --all --grid 1x1 --out "$work/n" && says 2 "one view only" "$kd" view "$c" --images "$work/images" --all --id $id --out "$work/n" && says 2 "one view only" "$kd" view "$c" --images "$work/images" --grid 1x1 --view 1 --out "$work/n" && [ ! -e "$work/n" ]'
 check "view without its image is exit 1" says 1 "no file there has the id" "$kd" view "$c" --images "$work/moved" --id "$(awk '/ c.jpg/ { print $1 }' "$work/ids")" --view 0 --out "$work/z.png"
 
 check "no cache is exit 10 with the command that makes one" says 10 "kd-precompute --images" "$kd" info "$work/none.kdc"
@@ -74,7 +82,16 @@ check "and checked as one" says 0 "40 records" "$kd" check "$j"
 
 "$KD_TEST_DIR/cli/draw_cache" "$work/differs" wrong >/dev/null 2>&1
 check "pixels that the teacher didn't see are exit 13" says 13 "10 views replayed: 1 differ" "$kd" check "$work/differs/photos.kdc" --images "$work/images"
+check "the sentence names image, view, both hashes and the likely cause" eval 'grep -q "a/plain.jpg: image $id, view 0: its hash is [0-9a-f]\{32\} here, but the teacher saw [0-9a-f]\{32\}, although the file and the decoder are the same: this version augments differently" "$work/out"'
 check "view refuses to write them" eval 'says 13 "but the teacher saw" "$kd" view "$work/differs/photos.kdc" --images "$work/images" --id $id --view 0 --out "$work/no.png" && [ ! -e "$work/no.png" ]'
+for what in --all "--grid 5x2"; do
+    check "nor in view $what, which leaves nothing behind" eval 'says 13 "but the teacher saw" "$kd" view "$work/differs/photos.kdc" --images "$work/images" '"$what"' --out "$work/no" && ! ls "$work"/no* 2>/dev/null'
+done
+"$KD_TEST_DIR/cli/draw_cache" "$work/decoder" decoder >/dev/null 2>&1
+d=$work/decoder/photos.kdc
+check "a cache of another decoder is exit 13, even if all replayed views are the same" eval 'says 13 "10 views replayed: 0 differ" "$kd" check "$d" --images "$work/images" && count 1 "whose reference pictures hash to 0123456789abcdef0123456789abcdef" && says 0 "0 problems" "$kd" check "$d"'
+check "and --json says so" says 13 '"decoder_differs":true' "$kd" check "$d" --images "$work/images" --json
+check "and kd-train refuses it before the first step" eval 'says 13 "decoder: the cache was made with" "$KD_BIN/kd-train" --cache "$d" --images "$work/images" --student resnet18 --student-size 32 --device ref --out "$work/run" && ! ls "$work"/run/checkpoints/* 2>/dev/null'
 mkdir "$work/two" "$work/other" && "$KD_TEST_DIR/cli/draw_cache" "$work/other" >/dev/null 2>&1
 cp "$c" "$work/two/a.kdc"; cp "$c.json" "$work/two/a.kdc.json"; cp "$work/other/photos.kdc" "$work/two/b.kdc"; cp "$work/other/photos.kdc.json" "$work/two/b.kdc.json"
 check "overlapping shards are exit 13" says 13 "these shards overlap" "$kd" info "$work/two"

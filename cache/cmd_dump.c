@@ -1,8 +1,7 @@
-/* kd-cache dump and view: the features and the pixels of one view. */
+/* kd-cache dump: the features of one view. */
 #include <string.h>
 
 #include "cache/commands.h"
-#include "cache/find.h"
 #include "common/base/mem.h"
 #include "common/weights/safetensors.h"
 
@@ -19,22 +18,6 @@ const kd_program kd_cache_dump_program = {
     .epilog = "Exit codes: 0 ok; 2 usage; 10 no such cache, image or view; 12 damaged.\n",
     .options = dump_table,
 };
-
-static const kd_option view_table[] = {
-    KD_CACHE_FILES, KD_CACHE_ID, KD_CACHE_VIEW,
-    KD_OPTION_STRING(kd_cache_config, images, "images", "DIR|LIST", NULL, KD_OPT_REQUIRED, "where the images are; tried at the recorded path, then searched by content"),
-    KD_OPTION_STRING(kd_cache_config, out, "out", "X.png", NULL, KD_OPT_REQUIRED, "file to write"),
-    KD_OPTION_END,
-};
-const kd_program kd_cache_view_program = {
-    .name = "kd-cache view",
-    .summary = "Writes the exact pixels that the teacher saw in one view as a PNG file, replayed from the image and proven by its hash.",
-    .examples = "  $ kd-cache view photos.kdc --images photos --id 8a1f... --view 0 --out view.png\n",
-    .epilog = "Exit codes: 0 ok; 1 the image isn't there; 2 usage; 10 no such cache, image or view; 12 damaged; 13 the replayed pixels differ from the teacher's.\n",
-    .options = view_table,
-};
-
-/* ---- dump ---- */
 
 static kd_status read_layers(kd_reader *r, const kd_recipe *recipe, kd_feature f, const kd_image_entry *e, uint32_t view, kd_tensor *t, kd_err *err)
 {
@@ -84,54 +67,6 @@ kd_status kd_cache_dump_run(const kd_cache_config *config, kd_err *err)
     status = kd_reader_create(&r, c, err);
     if (status == KD_OK)
         status = dump(c, r, config, err);
-    kd_reader_destroy(r);
-    kd_cache_close(c);
-    return status;
-}
-
-/* ---- view ---- */
-
-static kd_status find(kd_found *f, kd_locator *l, const kd_image_entry *e, const kd_cache_config *config, kd_err *err)
-{
-    kd_status status = kd_find_file(f, l, e, 0, err);
-    if (status != KD_DONE)
-        return status;
-    KD_TRY(kd_locator_hash_all(l, 0, NULL, err));
-    status = kd_find_file(f, l, e, 1, err);
-    if (status == KD_DONE)
-        return kd_fail(err, KD_EFAIL, "%s: no file there has the id %s (recorded as %s, %llu bytes): re-encoded, or another folder?", config->images, config->id, e->rel,
-                       (unsigned long long)e->file_size);
-    return status;
-}
-
-static kd_status replay(kd_cache *c, kd_reader *r, kd_found *f, const kd_cache_config *config, kd_err *err)
-{
-    const kd_image_entry *e;
-    kd_view_entry v;
-    kd_locator *l;
-    kd_status status;
-    KD_TRY(kd_cache_pick(&e, c, config, err));
-    KD_TRY(kd_reader_view(r, &e->image, (uint32_t)config->view, &v, err));
-    KD_TRY(kd_locator_create(&l, config->images, err));
-    status = find(f, l, e, config, err);
-    kd_locator_destroy(l);
-    KD_TRY(status);
-    KD_TRY(kd_find_decode(f, kd_cache_recipe(c), e, err));
-    KD_TRY(kd_find_replay(f, e, &v, err));
-    return kd_png_write(config->out, f->view, v.plan.out_w, v.plan.out_h, err);
-}
-
-kd_status kd_cache_view_run(const kd_cache_config *config, kd_err *err)
-{
-    kd_found found = {.path = ""};
-    kd_cache *c;
-    kd_reader *r;
-    kd_status status;
-    KD_TRY(kd_cache_open_files(&c, config, err));
-    status = kd_reader_create(&r, c, err);
-    if (status == KD_OK)
-        status = replay(c, r, &found, config, err);
-    kd_found_free(&found);
     kd_reader_destroy(r);
     kd_cache_close(c);
     return status;
