@@ -54,6 +54,7 @@ home() {
     home 'jpeglib\.h' 'common/image/[a-z_]+\.c' 1
     home 'turbojpeg\.h' 'none' 0
     home 'png\.h' 'common/image/[a-z_]+\.c' 1
+    home 'webp/.*' 'common/image/webp\.c' 1
     home 'xxhash\.h' 'common/base/hash\.c' 1
     home 'openssl/.*' 'common/base/hash\.c' 1
     home 'jansson\.h' 'common/base/json\.h' 1

@@ -4,7 +4,6 @@
  * small TIFF file, and whatever is wrong with it ends the search. Where Pillow raises an exception for a block that isn't TIFF, the picture stays as it is. */
 #include <string.h>
 
-#include "common/base/mem.h"
 #include "common/image/codecs.h"
 
 typedef struct block {
@@ -166,18 +165,6 @@ int kd_exif_orientation(const uint8_t *bytes, size_t size) {
 
 /* ---- turning ---- */
 
-static kd_status reserve_spare(kd_image *img, size_t bytes, kd_err *err) {
-    if (bytes <= img->spare_capacity)
-        return KD_OK;
-    kd_free(img->spare);
-    img->spare_capacity = 0;
-    img->spare = kd_malloc(bytes);
-    if (img->spare == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory: %zu bytes to turn an image of %d x %d pixels", bytes, img->width, img->height);
-    img->spare_capacity = bytes;
-    return KD_OK;
-}
-
 /* Every turn is a walk over the source with one step to the right and one down. Orientation o says where the stored row 0 and column 0 belong. */
 kd_status kd_image_turn(kd_image *img, int orientation, kd_err *err) {
     KD_ASSERT(orientation >= 1 && orientation <= 8);
@@ -187,7 +174,7 @@ kd_status kd_image_turn(kd_image *img, int orientation, kd_err *err) {
     int sideways = orientation >= 5;
     int from_right = orientation == 2 || orientation == 3 || orientation == 7 || orientation == 8;
     int from_below = orientation == 3 || orientation == 4 || orientation == 6 || orientation == 7;
-    KD_TRY(reserve_spare(img, (size_t)w * (size_t)h * 3, err));
+    KD_TRY(kd_image_reserve_spare(img, (size_t)w * (size_t)h * 3, err));
     ptrdiff_t column = from_right ? -3 : 3, row = from_below ? -3 * w : 3 * w;
     const uint8_t *origin = img->rgb + (from_right ? 3 * (w - 1) : 0) + (from_below ? 3 * w * (h - 1) : 0);
     ptrdiff_t right = sideways ? row : column, down = sideways ? column : row;

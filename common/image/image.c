@@ -35,6 +35,18 @@ kd_status kd_image_resize_buffer(kd_image *img, int width, int height, kd_err *e
     return KD_OK;
 }
 
+kd_status kd_image_reserve_spare(kd_image *img, size_t bytes, kd_err *err) {
+    if (bytes <= img->spare_capacity)
+        return KD_OK;
+    kd_free(img->spare);
+    img->spare_capacity = 0;
+    img->spare = kd_malloc(bytes);
+    if (img->spare == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory: %zu bytes beside an image of %d x %d pixels", bytes, img->width, img->height);
+    img->spare_capacity = bytes;
+    return KD_OK;
+}
+
 void kd_image_free(kd_image *img) {
     kd_free(img->rgb);
     kd_free(img->spare);
@@ -46,45 +58,94 @@ void kd_image_free(kd_image *img) {
 typedef struct signature {
     size_t offset, length;
     const char *bytes;
-    const char *kind, *advice;
+    const char *article, *kind;
+    const char *advice; /* completes the sentence "convert it to JPEG or PNG, ..."; NULL for the kinds that are read */
+    kd_status (*decode)(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err);
 } signature;
 
-/* In order: the brands of ISO base media files are listed before the general "ftyp". The advice completes the sentence "convert it to JPEG or PNG, ...". */
-static const signature foreign[] = {
-    {8, 4, "WEBP", "a WebP picture", "for example: dwebp IN -o OUT.png, or magick IN OUT.png"},
-    {0, 4, "GIF8", "a GIF picture", "for example: magick IN[0] OUT.png"},
-    {0, 4, "II*\0", "a TIFF picture", "for example: magick IN[0] OUT.png"},
-    {0, 4, "MM\0*", "a TIFF picture", "for example: magick IN[0] OUT.png"},
-    {4, 8, "ftypavif", "an AVIF picture", "for example: avifdec IN OUT.png"},
-    {4, 8, "ftypavis", "an AVIF sequence", "for example: avifdec IN OUT.png"},
-    {4, 8, "ftypheic", "a HEIC picture", "for example: heif-convert IN OUT.png"},
-    {4, 8, "ftypheix", "a HEIC picture", "for example: heif-convert IN OUT.png"},
-    {4, 8, "ftyphevc", "a HEIC sequence", "for example: heif-convert IN OUT.png"},
-    {4, 8, "ftypmif1", "a HEIF picture", "for example: heif-convert IN OUT.png"},
-    {4, 8, "ftypmsf1", "a HEIF sequence", "for example: heif-convert IN OUT.png"},
-    {4, 4, "ftyp", "a video (MP4 or MOV)", "frame by frame, for example: ffmpeg -i IN OUT-%05d.png"},
-    {0, 4, "\x1A\x45\xDF\xA3", "a video (Matroska or WebM)", "frame by frame, for example: ffmpeg -i IN OUT-%05d.png"},
-    {8, 4, "AVI ", "a video (AVI)", "frame by frame, for example: ffmpeg -i IN OUT-%05d.png"},
-    {0, 4, "\0\0\1\xBA", "a video (MPEG)", "frame by frame, for example: ffmpeg -i IN OUT-%05d.png"},
-    {0, 12, "\0\0\0\x0CjP  \r\n\x87\n", "a JPEG 2000 picture", "for example: opj_decompress -i IN -o OUT.png"},
-    {0, 4, "\xFF\x4F\xFF\x51", "a JPEG 2000 codestream", "for example: opj_decompress -i IN -o OUT.png"},
-    {0, 12, "\0\0\0\x0CJXL \r\n\x87\n", "a JPEG XL picture", "for example: djxl IN OUT.png"},
-    {0, 2, "\xFF\x0A", "a JPEG XL codestream", "for example: djxl IN OUT.png"},
-    {0, 4, "8BPS", "a Photoshop picture", "for example: magick IN[0] OUT.png"},
-    {0, 5, "%PDF-", "a PDF document", "for example: pdftoppm -png IN OUT"},
-    {0, 2, "BM", "a BMP picture", "for example: magick IN OUT.png"},
+#define MAGICK "for example: magick IN[0] OUT.png"
+#define HEIF "for example: heif-convert IN OUT.png"
+#define RAW "with a raw converter, for example: darktable-cli IN OUT.jpg"
+#define FRAMES "frame by frame, for example: ffmpeg -i IN OUT-%05d.png"
+#define UNPACK "or unpack it first: it is an archive"
+
+/* In order: cameras' brands of TIFF and the brands of ISO base media files are listed before the general kind. */
+static const signature known[] = {
+    {0, 4, "\xFF\xD8\xFF\xF7", "a", "JPEG-LS picture", MAGICK, NULL},
+    {0, 3, "\xFF\xD8\xFF", "a", "JPEG", NULL, kd_jpeg_decode},
+    {0, 8, "\x89PNG\r\n\x1A\n", "a", "PNG", NULL, kd_png_decode},
+    {8, 4, "WEBP", "a", "WebP", NULL, kd_webp_decode},
+    {0, 4, "GIF8", "a", "GIF picture", MAGICK, NULL},
+    {0, 10, "II*\0\x10\0\0\0CR", "a", "raw photo (CR2)", RAW, NULL},
+    {0, 4, "II*\0", "a", "TIFF picture", MAGICK, NULL},
+    {0, 4, "MM\0*", "a", "TIFF picture", MAGICK, NULL},
+    {0, 4, "II+\0", "a", "BigTIFF picture", MAGICK, NULL},
+    {0, 4, "MM\0+", "a", "BigTIFF picture", MAGICK, NULL},
+    {0, 4, "IIRO", "a", "raw photo (ORF)", RAW, NULL},
+    {0, 4, "IIU\0", "a", "raw photo (RW2)", RAW, NULL},
+    {0, 8, "FUJIFILM", "a", "raw photo (RAF)", RAW, NULL},
+    {4, 7, "ftypcrx", "a", "raw photo (CR3)", RAW, NULL},
+    {4, 8, "ftypavif", "an", "AVIF picture", "for example: avifdec IN OUT.png", NULL},
+    {4, 8, "ftypavis", "an", "AVIF sequence", "for example: avifdec IN OUT.png", NULL},
+    {4, 8, "ftypheic", "a", "HEIC picture", HEIF, NULL},
+    {4, 8, "ftypheix", "a", "HEIC picture", HEIF, NULL},
+    {4, 8, "ftypheim", "a", "HEIC picture", HEIF, NULL},
+    {4, 8, "ftypheis", "a", "HEIC picture", HEIF, NULL},
+    {4, 8, "ftyphevc", "a", "HEIC sequence", HEIF, NULL},
+    {4, 8, "ftyphevx", "a", "HEIC sequence", HEIF, NULL},
+    {4, 8, "ftypmif1", "a", "HEIF picture", HEIF, NULL},
+    {4, 8, "ftypmsf1", "a", "HEIF sequence", HEIF, NULL},
+    {4, 4, "ftyp", "a", "video (MP4 or MOV)", FRAMES, NULL},
+    {0, 4, "\x1A\x45\xDF\xA3", "a", "video (Matroska or WebM)", FRAMES, NULL},
+    {8, 4, "AVI ", "a", "video (AVI)", FRAMES, NULL},
+    {0, 4, "\0\0\1\xBA", "a", "video (MPEG)", FRAMES, NULL},
+    {0, 4, "\0\0\1\xB3", "a", "video (MPEG)", FRAMES, NULL},
+    {0, 4, "OggS", "a", "video (Ogg)", FRAMES, NULL},
+    {0, 4, "FLV\1", "a", "video (Flash)", FRAMES, NULL},
+    {0, 4, "\x30\x26\xB2\x75", "a", "video (WMV)", FRAMES, NULL},
+    {0, 12, "\0\0\0\x0CjP  \r\n\x87\n", "a", "JPEG 2000 picture", "for example: opj_decompress -i IN -o OUT.png", NULL},
+    {0, 4, "\xFF\x4F\xFF\x51", "a", "JPEG 2000 codestream", "for example: opj_decompress -i IN -o OUT.png", NULL},
+    {0, 12, "\0\0\0\x0CJXL \r\n\x87\n", "a", "JPEG XL picture", "for example: djxl IN OUT.png", NULL},
+    {0, 2, "\xFF\x0A", "a", "JPEG XL codestream", "for example: djxl IN OUT.png", NULL},
+    {0, 4, "8BPS", "a", "Photoshop picture", MAGICK, NULL},
+    {0, 4, "v/1\1", "an", "OpenEXR picture", MAGICK, NULL},
+    {0, 4, "qoif", "a", "QOI picture", MAGICK, NULL},
+    {0, 4, "\0\0\1\0", "an", "icon (ICO)", MAGICK, NULL},
+    {0, 5, "%PDF-", "a", "PDF document", "for example: pdftoppm -png IN OUT", NULL},
+    {0, 4, "%!PS", "a", "PostScript document", MAGICK, NULL},
+    {0, 4, "<svg", "an", "SVG drawing", "for example: rsvg-convert IN -o OUT.png", NULL},
+    {0, 4, "PK\3\4", "a", "ZIP archive", UNPACK, NULL},
+    {0, 2, "\x1F\x8B", "a", "gzip archive", UNPACK, NULL},
+    {0, 3, "P6\n", "a", "PPM picture", MAGICK, NULL},
+    {0, 3, "P5\n", "a", "PGM picture", MAGICK, NULL},
+    {0, 2, "BM", "a", "BMP picture", MAGICK, NULL},
 };
 
 static int starts(const uint8_t *bytes, size_t size, size_t offset, const char *what, size_t length) {
     return size >= offset + length && memcmp(bytes + offset, what, length) == 0;
 }
 
-static kd_status refuse(const uint8_t *bytes, size_t size, const char *name, kd_err *err) {
-    for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) {
-        const signature *f = &foreign[i];
-        if (starts(bytes, size, f->offset, f->bytes, f->length))
-            return kd_fail(err, KD_EFAIL, "%s is %s, which isn't read; convert it to JPEG or PNG, %s", name, f->kind, f->advice);
+/* NULL: none of them. */
+static const signature *find_signature(const uint8_t *bytes, size_t size) {
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (starts(bytes, size, known[i].offset, known[i].bytes, known[i].length))
+            return &known[i];
+    return NULL;
+}
+
+const char *kd_image_sniff(const uint8_t *bytes, size_t size, int *is_read) {
+    const signature *s = find_signature(bytes, size);
+    *is_read = s != NULL && s->decode != NULL;
+    if (*is_read && starts(bytes, size, 8, "WEBPVP8X", 8) && size > 20 && (bytes[20] & 2) != 0) { /* the flag of animations */
+        *is_read = 0;
+        return "animated WebP";
     }
+    return s != NULL ? s->kind : size == 0 ? "empty file" : "unknown kind";
+}
+
+static kd_status refuse(const signature *s, const uint8_t *bytes, size_t size, const char *name, kd_err *err) {
+    if (s != NULL)
+        return kd_fail(err, KD_EFAIL, "%s is %s %s, which isn't read; convert it to JPEG or PNG, %s", name, s->article, s->kind, s->advice);
     char head[3 * 8 + 1] = "";
     for (size_t i = 0; i < size && i < 8; i++) {
         static const char digit[] = "0123456789abcdef";
@@ -93,17 +154,14 @@ static kd_status refuse(const uint8_t *bytes, size_t size, const char *name, kd_
         head[3 * i + 2] = ' ';
         head[3 * i + 3] = '\0';
     }
-    return kd_fail(err, KD_EFAIL, "%s is neither a JPEG nor a PNG picture (it starts with %sof %zu bytes)", name, head, size);
+    return kd_fail(err, KD_EFAIL, "%s is no JPEG, PNG or WebP picture (it starts with %sof %zu bytes)", name, head, size);
 }
 
 static kd_status decode_stored(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err) {
     if (size == 0)
         return kd_fail(err, KD_EFAIL, "%s is empty (0 bytes)", name);
-    if (starts(bytes, size, 0, "\xFF\xD8\xFF", 3))
-        return kd_jpeg_decode(img, bytes, size, name, max_pixels, err);
-    if (starts(bytes, size, 0, "\x89PNG\r\n\x1A\n", 8))
-        return kd_png_decode(img, bytes, size, name, max_pixels, err);
-    return refuse(bytes, size, name, err);
+    const signature *s = find_signature(bytes, size);
+    return s != NULL && s->decode != NULL ? s->decode(img, bytes, size, name, max_pixels, err) : refuse(s, bytes, size, name, err);
 }
 
 kd_status kd_image_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, const kd_decode_options *options, kd_err *err) {

@@ -5,8 +5,14 @@
  *     ...
  *     kd_image_free(&img);
  *
- * The decoder's settings are libjpeg's defaults (islow DCT, fancy upsampling, block smoothing), CMYK and YCCK are inverted and converted as
- * Pillow does, gray is replicated. EXIF orientation is ignored, as Pillow and torchvision's loaders do, unless the options say otherwise. Thread rule: no shared state. */
+ * In Pillow's words, with im = Image.open(file):
+ *   JPEG          im.convert("RGB"): libjpeg's defaults (islow DCT, fancy upsampling, block smoothing), gray replicated, CMYK and YCCK inverted
+ *   PNG, WebP     im.convert("RGB") where nothing is transparent, else (this project's choice, as Pillow's convert would uncover what alpha hides)
+ *                 white = Image.new("RGB", im.size, "white"); white.paste(im.convert("RGB"), mask=im.convert("RGBA").getchannel("A"))
+ *                 which is also Image.alpha_composite(Image.new("RGBA", im.size, "white"), im.convert("RGBA")).convert("RGB")
+ *   16-bit PNG    of every sample the high byte; Pillow's convert does so too, but for gray, which it clips at 255 (use numpy: np.asarray(im) >> 8).
+ *                 A transparent colour (tRNS) is compared at the file's own depth, as the PNG specification says; Pillow compares 8-bit samples with it.
+ * Ignored, as by Pillow: colour profiles, gamma, EXIF orientation (unless the options say otherwise). Thread rule: no shared state. */
 #ifndef KD_COMMON_IMAGE_IMAGE_H
 #define KD_COMMON_IMAGE_IMAGE_H
 
@@ -16,11 +22,11 @@ typedef struct kd_image {
     uint8_t *rgb; /* height x width x 3, row-major, no padding */
     int width, height;
     size_t capacity; /* bytes allocated at rgb; managed by the functions of common/image */
-    uint8_t *spare;  /* where a picture is turned; then the two buffers change places */
+    uint8_t *spare;  /* second buffer: pixels with alpha, or where a picture is turned (then the two change places) */
     size_t spare_capacity;
 } kd_image;
 
-enum { KD_IMAGE_MAX_PIXELS = 89478485 /* Pillow's MAX_IMAGE_PIXELS warning limit */, KD_IMAGE_MAX_SIDE = 65500, KD_JPEG_MAX_SCANS = 100 };
+enum { KD_IMAGE_MAX_PIXELS = 89478485 /* Pillow's MAX_IMAGE_PIXELS warning limit */, KD_IMAGE_MAX_SIDE = 65500, KD_JPEG_MAX_SCANS = 100, KD_SNIFF_BYTES = 32 };
 
 /* How a picture is decoded. exif_apply is part of a cache's recipe ("exif"); max_pixels only decides which pictures are refused. */
 typedef struct kd_decode_options {
@@ -28,9 +34,13 @@ typedef struct kd_decode_options {
     int64_t max_pixels; /* width x height above this is refused from the header; 0: KD_IMAGE_MAX_PIXELS */
 } kd_decode_options;
 
-/* Options NULL: the defaults. Sniffs by content: JPEG and PNG are decoded; HEIC, AVIF, TIFF, GIF, BMP, WebP and video are refused naming the kind and a converter. KD_EFAIL for a bad
- * image: empty, truncated (libjpeg's end-of-file warning is an error here, as in Pillow), corrupt, too many pixels or scans. `name` is for the sentence. */
+/* Sniffs by content: JPEG, PNG and still WebP are decoded; HEIC, AVIF, TIFF, GIF, BMP, raw photos, video and others are refused naming the kind and a
+ * converter. Options NULL: the defaults. KD_EFAIL for a bad image: empty, truncated (libjpeg's end-of-file warning is an error here, as in Pillow), corrupt,
+ * too many pixels or scans. `name` is for the sentence. */
 kd_status kd_image_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, const kd_decode_options *options, kd_err *err);
+/* What kind of file begins so: "JPEG", "PNG", "WebP", "HEIC picture", "video (AVI)", "unknown kind", ... The first KD_SNIFF_BYTES are enough.
+ * *is_read: whether kd_image_decode reads that kind. */
+const char *kd_image_sniff(const uint8_t *bytes, size_t size, int *is_read);
 /* The EXIF orientation of a whole JPEG, PNG or WebP file: 1 to 8; 1 when it has none or none that can be understood. Looked for where Pillow's getexif
  * looks for EXIF (first "Exif" APP1, eXIf chunk, EXIF chunk of an extended WebP) and read as leniently; XMP isn't read. */
 int kd_exif_orientation(const uint8_t *bytes, size_t size);
@@ -44,8 +54,8 @@ kd_status kd_png_write(const char *path, const uint8_t *rgb, int width, int heig
 kd_status kd_jpeg_write(const char *path, const uint8_t *rgb, int width, int height, int quality, kd_err *err);
 
 /* Identity of the linked decoder: XXH3-128 over the decodes of the golden files built into the program (every subsampling and colour type).
- * Equal hash = equal pixels, whatever the library's version. Computed once per process. */
+ * Equal hash = equal pixels, whatever the libraries' versions. Computed once per process. */
 kd_status kd_decoder_hash(kd_hash128 *out, kd_err *err);
-const char *kd_decoder_version(void); /* "libjpeg-turbo 2.1.5" or what the headers say: provenance only */
+const char *kd_decoder_version(void); /* "libjpeg-turbo 2.1.5, libwebp 1.2.4": provenance only */
 
 #endif

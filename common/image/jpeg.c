@@ -236,4 +236,4 @@ kd_status kd_jpeg_write(const char *path, const uint8_t *rgb, int width, int hei
     return status;
 }
 
-const char *kd_decoder_version(void) { return "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION); }
+const char *kd_jpeg_version(void) { return "libjpeg-turbo " TEXT(LIBJPEG_TURBO_VERSION); }

@@ -25,7 +25,6 @@ typedef struct png_job {
     uint8_t *out;        /* writing: the file so far */
     size_t out_size, out_cap;
     png_bytep *rows;
-    uint8_t *rgba;       /* only for pictures with transparency */
     int64_t max_pixels;
     const char *name;
     kd_err *err;
@@ -89,12 +88,6 @@ static int set_transforms(png_job *j) {
     return transparent;
 }
 
-static void over_white(uint8_t *rgb, const uint8_t *rgba, size_t pixels) {
-    for (size_t i = 0; i < pixels; i++, rgb += 3, rgba += 4)
-        for (int c = 0; c < 3; c++)
-            rgb[c] = kd_div255(255u * (255u - rgba[3]) + (unsigned)rgba[c] * rgba[3]);
-}
-
 /* Between setjmp and a longjmp only objects behind j and img change. */
 static kd_status decode_guarded(png_job *j, kd_image *img) {
     if (setjmp(png_jmpbuf(j->png))) {
@@ -116,13 +109,13 @@ static kd_status decode_guarded(png_job *j, kd_image *img) {
         png_error(j->png, "rows have an unexpected size");
     KD_TRY(kd_alloc_array(&j->rows, height, sizeof *j->rows, j->err));
     if (transparent)
-        KD_TRY(kd_alloc_array(&j->rgba, width * height, 4, j->err));
+        KD_TRY(kd_image_reserve_spare(img, width * height * 4, j->err));
     for (size_t y = 0; y < height; y++)
-        j->rows[y] = (transparent ? j->rgba : img->rgb) + y * width * channels;
+        j->rows[y] = (transparent ? img->spare : img->rgb) + y * width * channels;
     png_read_image(j->png, j->rows);
     png_read_end(j->png, NULL);
     if (transparent)
-        over_white(img->rgb, j->rgba, width * height);
+        kd_over_white(img->rgb, img->spare, width * height);
     return KD_OK;
 }
 
@@ -133,7 +126,6 @@ kd_status kd_png_decode(kd_image *img, const uint8_t *bytes, size_t size, const 
     kd_status status = j.info ? decode_guarded(&j, img) : kd_fail(err, KD_EFAIL, "%s: out of memory in the PNG decoder", name);
     png_destroy_read_struct(&j.png, &j.info, NULL);
     kd_free(j.rows);
-    kd_free(j.rgba);
     return status;
 }
 
