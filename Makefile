@@ -26,7 +26,7 @@ endif
 # name | pkg-config module or header | Debian/Ubuntu package | what it is for
 LIBRARIES := lmdb:lmdb:liblmdb-dev zstd:libzstd:libzstd-dev jpeg:libjpeg:libjpeg-dev png:libpng:libpng-dev webp:libwebp:libwebp-dev \
              xxhash:libxxhash:libxxhash-dev jansson:jansson:libjansson-dev yaml:yaml-0.1:libyaml-dev zip:libzip:libzip-dev \
-             crypto:libcrypto:libssl-dev
+             crypto:libcrypto:libssl-dev archive:libarchive:libarchive-dev
 TEST_LIBRARIES := cmocka:cmocka:libcmocka-dev
 
 ifneq ($(CONDA_PREFIX),)
@@ -117,7 +117,7 @@ TOOL_SRC := $(sort $(wildcard tests/*/draw_*.c tests/*/run_*.c))
 TOOL_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(TOOL_SRC))
 test_helpers = $(call objects,$(filter-out $(foreach p,test bench fuzz draw run,tests/$(1)/$(p)_%.c),$(wildcard tests/$(1)/*.c)))
 
-COMMON_LIBS = $(call libs,jansson yaml crypto jpeg png webp zip) -lm -ldl
+COMMON_LIBS = $(call libs,jansson yaml crypto jpeg png webp zip archive) -lm -ldl
 CACHE_LIBS = $(call libs,lmdb zstd)
 
 # ---- main targets -----------------------------------------------------------------------------------------------------

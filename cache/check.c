@@ -167,13 +167,13 @@ static kd_status create_workers(check *c, int threads, kd_err *err)
     return KD_OK;
 }
 
-static kd_status run(check *c, const char *images, int threads, kd_err *err)
+static kd_status run(check *c, const char *images, kd_list_format list, int threads, kd_err *err)
 {
     size_t n = kd_cache_images(c->cache), missing = 0;
     KD_TRY(create_workers(c, threads, err));
     if (images) {
         kd_err said;
-        KD_TRY(kd_locator_create(&c->locator, images, err));
+        KD_TRY(kd_locator_create(&c->locator, images, list, err));
         c->result->decoder_differs = kd_recipe_check_decoder(kd_cache_recipe(c->cache), &said) != KD_OK;
         if (c->result->decoder_differs)
             say(c, said.msg);
@@ -197,7 +197,7 @@ static kd_status run(check *c, const char *images, int threads, kd_err *err)
     return KD_OK;
 }
 
-kd_status kd_cache_check(kd_cache *cache, const char *images, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err)
+kd_status kd_cache_check(kd_cache *cache, const char *images, kd_list_format list, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err)
 {
     check c = {.cache = cache, .report = report, .ctx = ctx, .result = result};
     kd_status status;
@@ -207,7 +207,7 @@ kd_status kd_cache_check(kd_cache *cache, const char *images, int threads, kd_ch
     result->images = kd_cache_images(cache);
     result->views = kd_cache_view_total(cache);
     pthread_mutex_init(&c.lock, NULL);
-    status = run(&c, images, threads, err);
+    status = run(&c, images, list, threads, err);
     kd_progress_finish(c.progress);
     for (int i = 0; c.workers && i < threads; i++) {
         kd_reader_destroy(c.workers[i].reader);

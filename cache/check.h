@@ -3,6 +3,7 @@
 #define KD_CACHE_CHECK_H
 
 #include "cache/store.h"
+#include "common/data/dataset.h"
 
 typedef struct kd_check_result {
     uint64_t images, views, records, bytes;
@@ -17,6 +18,6 @@ typedef void (*kd_check_report)(void *ctx, const char *sentence);
 /* Compares the SHA-256 of every shard with its manifest, recomputes the content digest, walks every view and decodes every record on `threads` threads (0: all processors);
  * with images != NULL replays every view from the files under that folder and compares the hashes (found by recorded path, then by id).
  * KD_OK even when problems were found (they are in the result); other statuses when the walk itself could not go on. */
-kd_status kd_cache_check(kd_cache *c, const char *images, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err);
+kd_status kd_cache_check(kd_cache *c, const char *images, kd_list_format list, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err);
 
 #endif

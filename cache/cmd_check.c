@@ -5,7 +5,8 @@
 
 static const kd_option table[] = {
     KD_CACHE_FILES,
-    KD_OPTION_STRING(kd_cache_config, images, "images", "DIR|LIST", NULL, 0, "also replay every view from these images and compare it with what the teacher saw"),
+    KD_OPTION_STRING(kd_cache_config, images, "images", "DIR|TAR|LIST", NULL, 0, "also replay every view from these images and compare it with what the teacher saw"),
+    KD_CACHE_NULL,
     KD_OPTION_INT(kd_cache_config, threads, "threads", "N", "0", 0, 1024, "threads; 0 = every processor"),
     KD_OPTION_END,
 };
@@ -56,7 +57,7 @@ kd_status kd_cache_check_run(const kd_cache_config *config, kd_err *err)
     kd_cache *c;
     kd_status status;
     KD_TRY(kd_cache_open_files(&c, config, err));
-    status = kd_cache_check(c, config->images, (int)config->threads, report, (void *)(uintptr_t)config, &r, err);
+    status = kd_cache_check(c, config->images, kd_cache_list_format(config), (int)config->threads, report, (void *)(uintptr_t)config, &r, err);
     kd_cache_close(c);
     if (status != KD_OK)
         return status;

@@ -17,7 +17,8 @@ static const kd_option table[] = {
     KD_CACHE_VIEW,
     KD_OPTION_STRING(kd_cache_config, grid, "grid", "RxC", NULL, 0, "a contact sheet instead of one view: R images, in the order of their ids, one a row, and C views of each"),
     KD_OPTION_FLAG(kd_cache_config, all, "all", "every view instead of one: raw RGB bytes, rows x columns x 3, one view after another in the order of `kd-cache list`"),
-    KD_OPTION_STRING(kd_cache_config, images, "images", "DIR|LIST", NULL, KD_OPT_REQUIRED, "where the images are; tried at the recorded path, then searched by content"),
+    KD_OPTION_STRING(kd_cache_config, images, "images", "DIR|TAR|LIST", NULL, KD_OPT_REQUIRED, "where the images are; tried at the recorded path, then searched by content"),
+    KD_CACHE_NULL,
     KD_OPTION_STRING(kd_cache_config, out, "out", "FILE", NULL, KD_OPT_REQUIRED, "file to write: X.png, or X.rgb with --all"),
     KD_OPTION_END,
 };
@@ -210,7 +211,7 @@ kd_status kd_cache_view_run(const kd_cache_config *config, kd_err *err)
     KD_TRY(kd_cache_open_files(&p.cache, config, err));
     status = kd_reader_create(&p.reader, p.cache, err);
     if (status == KD_OK)
-        status = kd_locator_create(&p.locator, config->images, err);
+        status = kd_locator_create(&p.locator, config->images, kd_cache_list_format(config), err);
     if (status == KD_OK)
         status = config->all ? write_all(&p, err) : config->grid ? write_sheet(&p, err) : write_one(&p, err);
     kd_found_free(&p.found);

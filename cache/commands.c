@@ -85,6 +85,11 @@ kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_er
     return kd_fail(err, KD_EUSAGE, "unknown command %s%s%s; kd-cache --help lists them", argv[1], near ? "; did you mean " : "", near ? near : "");
 }
 
+kd_list_format kd_cache_list_format(const kd_cache_config *config)
+{
+    return config->null ? KD_LIST_NUL : KD_LIST_LINES;
+}
+
 kd_status kd_cache_open_files(kd_cache **c, const kd_cache_config *config, kd_err *err)
 {
     return kd_cache_open(c, config->files.item, config->files.count, err);

@@ -4,12 +4,13 @@
 
 #include "cache/store.h"
 #include "common/base/options.h"
+#include "common/data/dataset.h"
 
 typedef struct kd_cache_config {
     kd_strings files;
     const char *images, *id, *out, *grid;
     int64_t view, threads;
-    int json, all;
+    int null, json, all;
 } kd_cache_config;
 
 extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program;
@@ -26,8 +27,10 @@ kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_er
 #define KD_CACHE_FILES {"FILE.kdc|DIR", KD_OPT_STRINGS, offsetof(kd_cache_config, files), "FILE.kdc|DIR", NULL, 0, 0, KD_OPT_REQUIRED | KD_OPT_POSITIONAL, \
                         "sealed cache, or folder of shards; several are read as one"}
 #define KD_CACHE_ID KD_OPTION_STRING(kd_cache_config, id, "id", "ID", NULL, KD_OPT_REQUIRED, "image: its id, 32 hexadecimal digits as `kd-cache list` prints them")
+#define KD_CACHE_NULL KD_OPTION_FLAG(kd_cache_config, null, "null", "the list's paths end in NUL instead of newline (find -print0)")
 #define KD_CACHE_VIEW KD_OPTION_INT(kd_cache_config, view, "view", "V", "0", 0, 4294967294.0, "view of the image, counted from 0")
 
+kd_list_format kd_cache_list_format(const kd_cache_config *config); /* of --images */
 kd_status kd_cache_open_files(kd_cache **c, const kd_cache_config *config, kd_err *err);
 /* The image of --id; KD_EUSAGE when the text isn't an id, KD_ENOTFOUND when the cache hasn't it or has fewer views. */
 kd_status kd_cache_pick(const kd_image_entry **e, const kd_cache *c, const kd_cache_config *config, kd_err *err);

@@ -2,7 +2,6 @@
 
 #include <string.h>
 
-#include "common/base/io.h"
 #include "common/base/mem.h"
 
 void kd_found_free(kd_found *f)
@@ -21,9 +20,9 @@ kd_status kd_find_file(kd_found *f, const kd_locator *l, const kd_image_entry *e
     kd_hash128 id;
     if (file < 0)
         return KD_DONE;
-    KD_TRY(kd_locator_path(l, file, f->path, sizeof f->path, err));
-    if (kd_io_read_into(f->path, KD_MAX_IMAGE_FILE, &f->bytes, &f->capacity, &f->size, &unreadable) != KD_OK)
+    if (kd_locator_read(l, file, &f->bytes, &f->capacity, &f->size, &unreadable) != KD_OK)
         return KD_DONE;
+    KD_TRY(kd_locator_path(l, file, f->path, sizeof f->path, err));
     id = kd_image_id(f->bytes, f->size);
     return memcmp(id.b, e->image.b, sizeof id.b) == 0 ? KD_OK : KD_DONE;
 }

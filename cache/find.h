@@ -8,7 +8,7 @@
 
 /* Buffers of one thread. Zero-initialise. */
 typedef struct kd_found {
-    char path[8192];
+    char path[KD_DATA_NAME];
     uint8_t *bytes;
     size_t capacity, size;
     kd_image image;

@@ -9,7 +9,9 @@
 #define T kd_precompute_config
 
 static const kd_option table[] = {
-    KD_OPTION_STRING(T, images, "images", "DIR|LIST|-", NULL, KD_OPT_REQUIRED, "images: a folder, a text file with one path per line, or - for such a list on stdin"),
+    KD_OPTION_STRING(T, images, "images", "DIR|TAR|LIST|-", NULL, KD_OPT_REQUIRED,
+                     "images: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
+    KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRING(T, weights, "weights", "FILE|DIR", NULL, KD_OPT_REQUIRED,
                      "teacher weights as they are on disk: a .pth or .safetensors file, an index of shards, or a folder that holds them (DINOv2, DINOv3, timm and DeiT ViTs; official, Hugging Face or timm names)"),
     KD_OPTION_STRING(T, cache, "cache", "FILE.kdc", NULL, KD_OPT_REQUIRED, "cache to write; run the same command again to resume an interrupted one"),
@@ -57,7 +59,8 @@ const kd_program kd_precompute_program = {
                 "  $ kd-precompute --images photos --weights dinov2_vits14_reg4_pretrain.pth --cache photos.kdc --views 8 --precision bf16\n"
                 "  $ kd-precompute --images photos --weights dinov3-vitb16/ --cache photos.kdc --image-size 256x192 --features cls,patch --layers 1,4\n"
                 "  $ kd-precompute --images photos --weights vitb14.safetensors --cache photos.kdc --layers 1,2 --layer-concat on\n"
-                "  $ find photos -name '*.jpg' | kd-precompute --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
+                "  $ kd-precompute --images shards/ --weights vits14.pth --cache photos.kdc                      # shards/photos-000000.tar ...\n"
+                "  $ find photos -name '*.jpg' -print0 | kd-precompute --null --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
     .epilog = "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
               "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe; 14 not enough space; 15 device not available;\n"
               "16 non-finite features.\n",

@@ -14,7 +14,7 @@ typedef struct kd_precompute_config {
     uint64_t budget;
     const char *max_skipped;
     const char *note, *license, *contact;
-    int inspect, dry_run, json;
+    int null, inspect, dry_run, json;
 } kd_precompute_config;
 
 extern const kd_program kd_precompute_program;

@@ -45,7 +45,10 @@ void kd_describe_plan(const kd_run_facts *f) {
     unsigned wanted = 0;
     char size[KD_SIZE_TEXT], features[64];
     describe_teacher(f);
-    kd_log(KD_LOG_INFO, "images    %zu files (%zu others ignored) x %" PRIu32 " views, augmentation %s, %s px", f->data->count, f->data->ignored, p->views, f->policy->name,
+    char tars[64] = "";
+    if (f->data->tars > 0)
+        snprintf(tars, sizeof tars, ", %zu tar%s", f->data->tars, f->data->tars == 1 ? "" : "s");
+    kd_log(KD_LOG_INFO, "images    %zu files (%zu others ignored%s) x %" PRIu32 " views, augmentation %s, %s px", f->data->count, f->data->ignored, tars, p->views, f->policy->name,
            kd_image_size_text(f->policy->image_h, f->policy->image_w, size));
     describe_storage(f);
     warn_about_guess(f);

@@ -90,7 +90,7 @@ static kd_status open_inputs(run *r, kd_err *err) {
     KD_TRY(kd_weights_open(&r->weights, c->weights, err));
     KD_TRY(kd_model_find_teacher(&r->model, c->teacher, r->weights, &(kd_teacher_choice){c->weights_key, c->positions, c->normalize}, err));
     KD_TRY(kd_model_check_size(&r->model, height, width, err));
-    KD_TRY(kd_dataset_open(&r->data, c->images, err));
+    KD_TRY(kd_dataset_open(&r->data, c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, err));
     KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data.count, &r->max_skipped, err));
     KD_TRY(kd_run_plan_make(&r->plan, c, &r->policy, &r->model, r->data.count, err));
     KD_TRY(kd_weights_sha256(r->weights, &r->weights_sha, err));

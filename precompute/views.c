@@ -1,9 +1,7 @@
 #include "precompute/views.h"
 
-#include <limits.h>
 #include <string.h>
 
-#include "common/base/io.h"
 #include "common/base/mem.h"
 
 struct kd_view_worker {
@@ -29,10 +27,10 @@ static kd_status reserve(const kd_view_stage *s, kd_view_item *item, kd_err *err
 
 /* Everything about one image whose failure means "skip this image". */
 static kd_status read_image(const kd_view_stage *s, struct kd_view_worker *w, kd_view_item *item, kd_err *err) {
-    char path[PATH_MAX];
+    char path[KD_DATA_NAME];
     size_t size = 0;
+    KD_TRY(kd_dataset_read(s->data, item->file, &w->bytes, &w->bytes_cap, &size, err));
     KD_TRY(kd_dataset_path(s->data, item->file, path, sizeof path, err));
-    KD_TRY(kd_io_read_into(path, KD_MAX_IMAGE_FILE, &w->bytes, &w->bytes_cap, &size, err));
     item->size = size;
     item->id = kd_image_id(w->bytes, size);
     item->count = 0;

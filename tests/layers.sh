@@ -60,6 +60,7 @@ home() {
     home 'jansson\.h' 'common/base/json\.h' 1
     home 'yaml\.h' 'common/base/yaml\.c' 1
     home 'zip\.h' 'common/weights/[a-z_]+\.c' 1
+    home 'archive(_entry)?\.h' 'common/data/tar\.c' 1
     home 'dlfcn\.h' 'kernels/[a-z_]+\.c' 1
     home '(oneapi/dnnl/)?dnnl[a-z_]*\.h(pp)?' 'kernels/cpu/[a-z0-9_]+\.[ch]' any
     home '(cuda|cublas|cudnn|nvml|nvrtc)[A-Za-z0-9_]*\.h' 'kernels/cuda/[a-z0-9_]+\.(c|h|cu|cuh)' any

@@ -12,7 +12,9 @@
 
 static const kd_option table[] = {
     KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", KD_OPT_REQUIRED, "sealed cache, or a folder of its shards; may be given several times"),
-    KD_OPTION_STRING(T, images, "images", "DIR|LIST", NULL, KD_OPT_REQUIRED, "the images that the cache was made from: a folder, or a text file with one path per line"),
+    KD_OPTION_STRING(T, images, "images", "DIR|TAR|LIST|-", NULL, KD_OPT_REQUIRED,
+                     "the images that the cache was made from, wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
+    KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
                       "network to train: resnet18, vit_tiny_patch16_224, vit_small_patch16_224, dinov2_vits14, dinov2_wW_dD, ...; given several times, they share one pass over the images"),
     KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
@@ -163,7 +165,7 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
 }
 
 /* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
-static const char *const may_change[] = {"cache", "images", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing"};
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -14,7 +14,7 @@
 typedef struct eval_config {
     const char *model, *weights, *images, *out, *train, *test, *k, *feature, *device, *precision, *image_size, *student_size;
     int64_t seed, batch_size, threads;
-    int json;
+    int null, json;
 } eval_config;
 
 #define T eval_config
@@ -31,8 +31,8 @@ typedef struct eval_config {
 
 static const kd_option knn_table[] = {
     NETWORK_OPTIONS,
-    KD_OPTION_STRING(T, train, "train", "DIR", NULL, KD_OPT_REQUIRED, "training images in one folder per class"),
-    KD_OPTION_STRING(T, test, "test", "DIR", NULL, KD_OPT_REQUIRED, "test images in the same class folders"),
+    KD_OPTION_STRING(T, train, "train", "DIR|TAR", NULL, KD_OPT_REQUIRED, "training images in one folder per class (in a tar too), or one tar per class"),
+    KD_OPTION_STRING(T, test, "test", "DIR|TAR", NULL, KD_OPT_REQUIRED, "test images in the same classes"),
     KD_OPTION_STRING(T, k, "k", "K[,K...]", "10,20", 0, "numbers of neighbours"),
     KD_OPTION_CHOICE(T, feature, "feature", "pooled|cls", "pooled", "what is compared: the library's pooled feature (a ViT's class token, a CNN's average), or the class token"),
     KD_OPTION_END,
@@ -40,7 +40,8 @@ static const kd_option knn_table[] = {
 
 static const kd_option features_table[] = {
     NETWORK_OPTIONS,
-    KD_OPTION_STRING(T, images, "images", "DIR|LIST", NULL, KD_OPT_REQUIRED, "images, taken in path order"),
+    KD_OPTION_STRING(T, images, "images", "DIR|TAR|LIST|-", NULL, KD_OPT_REQUIRED, "images, taken in path order: a folder, a .tar, a list of paths, or - for such a list on stdin"),
+    KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRING(T, out, "out", "FILE.safetensors", NULL, KD_OPT_REQUIRED, "file to write: cls, patch and pooled as F32, the paths in its metadata"),
     KD_OPTION_END,
 };
@@ -110,7 +111,7 @@ static kd_status run_features(const eval_config *c, kd_err *err) {
     if (status == KD_OK)
         status = open_network(&x, c, err);
     if (status == KD_OK)
-        status = kd_extractor_run(x, c->images, 1u << KD_TAP_POOLED | 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, err);
+        status = kd_extractor_run(x, c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, 1u << KD_TAP_POOLED | 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, err);
     if (status == KD_OK)
         status = write_features(c->out, &set, kd_extractor_model(x), err);
     if (status == KD_OK) {
@@ -141,36 +142,55 @@ static kd_status parse_ks(const char *text, int ks[MAX_KS], size_t *n, kd_err *e
     return kd_fail(err, KD_EUSAGE, "--k %s: expected at most %d numbers from 1 to %d separated by commas, such as 10,20", text, MAX_KS, KD_KNN_MAX_K);
 }
 
-/* Class = the first folder of the relative path, as torchvision's ImageFolder has it. Length 0: no folder. */
-static size_t class_length(const char *rel) {
-    const char *slash = strchr(rel, '/');
-    return slash == NULL ? 0 : (size_t)(slash - rel);
+/* Borrowed from a data set's names. */
+typedef struct class_name {
+    const char *at;
+    size_t size; /* 0: no class */
+} class_name;
+
+/* Class = the first folder of the relative path, as torchvision's ImageFolder has it. For a member of a tar: the first folder in the tar, or the tar's own name when the images lie
+ * in it without folders (as ImageNet's archives of one class each). */
+static class_name class_of(const kd_feature_set *set, size_t i) {
+    const kd_data_file *f = &set->data.file[set->file[i]];
+    const char *inner = kd_dataset_inner_name(&set->data, set->file[i]), *slash;
+    while (strncmp(inner, "./", 2) == 0)
+        inner += 2;
+    slash = strchr(inner, '/');
+    if (slash != NULL || f->tar == 0)
+        return (class_name){inner, slash != NULL ? (size_t)(slash - inner) : 0};
+    size_t n = set->data.tar[f->tar - 1].rel_length - strlen(".tar/"), at = n;
+    while (at > 0 && f->rel[at - 1] != '/')
+        at--;
+    return (class_name){f->rel + at, n - at};
 }
 
-static kd_status label_train(const kd_feature_set *set, const char *dir, int32_t *label, const char **name, size_t *classes, kd_err *err) {
+/* The newest first, because paths are sorted. -1: none. */
+static int32_t find_class(const class_name *name, size_t classes, class_name wanted) {
+    for (size_t c = classes; wanted.size > 0 && c-- > 0;)
+        if (name[c].size == wanted.size && memcmp(name[c].at, wanted.at, wanted.size) == 0)
+            return (int32_t)c;
+    return -1;
+}
+
+static kd_status label_train(const kd_feature_set *set, const char *dir, int32_t *label, class_name *name, size_t *classes, kd_err *err) {
     *classes = 0;
     for (size_t i = 0; i < set->count; i++) {
-        const char *rel = set->data.file[set->file[i]].rel;
-        size_t n = class_length(rel);
-        if (n == 0)
-            return kd_fail(err, KD_EUSAGE, "%s/%s: the image lies in no class folder; expected %s/CLASS/image.jpg", dir, rel, dir);
-        /* Paths are sorted, so a class is a run of neighbours. */
-        if (*classes == 0 || strncmp(name[*classes - 1], rel, n + 1) != 0)
-            name[(*classes)++] = rel;
-        label[i] = (int32_t)(*classes - 1);
+        class_name mine = class_of(set, i);
+        if (mine.size == 0)
+            return kd_fail(err, KD_EUSAGE, "%s/%s: the image lies in no class folder; expected %s/CLASS/image.jpg", dir, set->data.file[set->file[i]].rel, dir);
+        label[i] = find_class(name, *classes, mine);
+        if (label[i] >= 0)
+            continue;
+        label[i] = (int32_t)*classes;
+        name[(*classes)++] = mine;
     }
     return KD_OK;
 }
 
-static void label_test(const kd_feature_set *set, int32_t *label, const char *const *name, size_t classes) {
+static void label_test(const kd_feature_set *set, int32_t *label, const class_name *name, size_t classes) {
     size_t unknown = 0;
     for (size_t i = 0; i < set->count; i++) {
-        const char *rel = set->data.file[set->file[i]].rel;
-        size_t n = class_length(rel);
-        label[i] = -1;
-        for (size_t c = 0; n > 0 && c < classes && label[i] < 0; c++)
-            if (strncmp(name[c], rel, n + 1) == 0)
-                label[i] = (int32_t)c;
+        label[i] = find_class(name, classes, class_of(set, i));
         unknown += label[i] < 0;
     }
     if (unknown > 0)
@@ -199,7 +219,7 @@ typedef struct knn_run {
     kd_extractor *x;
     kd_feature_set train, test;
     int32_t *train_label, *test_label;
-    const char **name;
+    class_name *name;
 } knn_run;
 
 static kd_status run_knn_on(knn_run *r, const eval_config *c, const int *ks, size_t n_k, kd_err *err) {
@@ -207,8 +227,8 @@ static kd_status run_knn_on(knn_run *r, const eval_config *c, const int *ks, siz
     kd_knn_result result[MAX_KS];
     size_t classes = 0;
     KD_TRY(open_network(&r->x, c, err));
-    KD_TRY(kd_extractor_run(r->x, c->train, 1u << tap, &r->train, err));
-    KD_TRY(kd_extractor_run(r->x, c->test, 1u << tap, &r->test, err));
+    KD_TRY(kd_extractor_run(r->x, c->train, KD_LIST_LINES, 1u << tap, &r->train, err));
+    KD_TRY(kd_extractor_run(r->x, c->test, KD_LIST_LINES, 1u << tap, &r->test, err));
     KD_TRY(kd_alloc_array(&r->train_label, r->train.count, sizeof *r->train_label, err));
     KD_TRY(kd_alloc_array(&r->test_label, r->test.count, sizeof *r->test_label, err));
     KD_TRY(kd_alloc_array(&r->name, r->train.count, sizeof *r->name, err));

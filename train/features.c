@@ -1,9 +1,7 @@
 #include "train/features.h"
 
-#include <limits.h>
 #include <string.h>
 
-#include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
@@ -113,10 +111,10 @@ typedef struct eval_stage {
 } eval_stage;
 
 static kd_status read_view(const eval_stage *s, eval_worker *w, eval_item *item, kd_err *err) {
-    char path[PATH_MAX];
+    char path[KD_DATA_NAME];
     size_t size = 0;
+    KD_TRY(kd_dataset_read(s->data, item->file, &w->bytes, &w->cap, &size, err));
     KD_TRY(kd_dataset_path(s->data, item->file, path, sizeof path, err));
-    KD_TRY(kd_io_read_into(path, KD_MAX_IMAGE_FILE, &w->bytes, &w->cap, &size, err));
     kd_hash128 id = kd_image_id(w->bytes, size);
     KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, NULL, err));
     kd_plan plan = kd_plan_draw(&s->policy, 0, &id, 0, w->image.width, w->image.height);
@@ -199,12 +197,12 @@ static kd_status reserve(const kd_extractor *x, unsigned taps, kd_feature_set *s
     return KD_OK;
 }
 
-static kd_status extract(kd_extractor *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err) {
+static kd_status extract(kd_extractor *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
     int threads = x->options.threads;
     kd_status status;
     eval_stage stage = {.data = &set->data, .height = x->height, .width = x->width};
     KD_TRY(kd_policy_load(&stage.policy, "eval", x->options.image_h, x->options.image_w, err));
-    KD_TRY(kd_dataset_open(&set->data, images, err));
+    KD_TRY(kd_dataset_open(&set->data, images, list, err));
     KD_TRY(reserve(x, taps, set, err));
     KD_TRY(kd_alloc_array(&stage.worker, (size_t)threads, sizeof *stage.worker, err));
     kd_ordered *q = NULL;
@@ -228,9 +226,9 @@ static kd_status extract(kd_extractor *x, const char *images, unsigned taps, kd_
     return KD_OK;
 }
 
-kd_status kd_extractor_run(kd_extractor *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err) {
+kd_status kd_extractor_run(kd_extractor *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
     memset(set, 0, sizeof *set);
-    kd_status status = extract(x, images, taps, set, err);
+    kd_status status = extract(x, images, list, taps, set, err);
     if (status != KD_OK)
         kd_feature_set_free(set);
     return status;

@@ -5,7 +5,7 @@
  *
  *     kd_extractor *x;
  *     KD_TRY(kd_extractor_open(&x, &options, err));
- *     KD_TRY(kd_extractor_run(x, "photos", KD_TAP_POOLED, &set, err));
+ *     KD_TRY(kd_extractor_run(x, "photos", KD_LIST_LINES, KD_TAP_POOLED, &set, err));
  *     ... set.values[KD_TAP_POOLED][i * x_width + c] ...
  *     kd_feature_set_free(&set); kd_extractor_close(x); */
 #ifndef KD_TRAIN_FEATURES_H
@@ -44,7 +44,7 @@ typedef struct kd_feature_set {
 } kd_feature_set;
 
 /* taps: bit i set = kd_tap i is wanted. KD_EFAIL when no image could be read. */
-kd_status kd_extractor_run(kd_extractor *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err);
+kd_status kd_extractor_run(kd_extractor *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err);
 void kd_feature_set_free(kd_feature_set *set);
 
 #endif

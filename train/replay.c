@@ -6,13 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/threads.h"
 #include "common/data/locate.h"
-
-enum { PATH_CAP = 8192 };
 
 /* What a loader thread re-uses from view to view. */
 typedef struct worker {
@@ -22,7 +19,7 @@ typedef struct worker {
     kd_resample_scratch reduce;
     uint8_t *file;
     size_t file_cap;
-    char path[PATH_CAP];
+    char path[KD_DATA_NAME];
 } worker;
 
 struct kd_replay {
@@ -113,7 +110,7 @@ static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_image_e
     size_t size;
     *id_differs = 0;
     KD_TRY(kd_locator_path(r->locator, file, w->path, sizeof w->path, err));
-    KD_TRY(kd_io_read_into(w->path, KD_MAX_IMAGE_FILE, &w->file, &w->file_cap, &size, err));
+    KD_TRY(kd_locator_read(r->locator, file, &w->file, &w->file_cap, &size, err));
     kd_decode_options options = kd_recipe_decode_options(r->recipe, e->width, e->height);
     kd_status status = kd_image_decode(&w->image, w->file, size, w->path, &options, err);
     if (status == KD_OK)
@@ -288,7 +285,7 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
     KD_TRY(kd_alloc_array(&r->cache_index, total, sizeof *r->cache_index, err));
     KD_TRY(kd_alloc_array(&r->file, total, sizeof *r->file, err));
     KD_TRY(kd_alloc_array(&r->first_view, total, sizeof *r->first_view, err));
-    KD_TRY(kd_locator_create(&r->locator, r->o.images, err));
+    KD_TRY(kd_locator_create(&r->locator, r->o.images, r->o.list, err));
     KD_TRY(find_files(r, err));
     return kd_alloc_array(&r->kept, r->views, sizeof *r->kept, err);
 }

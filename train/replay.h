@@ -13,13 +13,15 @@
 #define KD_TRAIN_REPLAY_H
 
 #include "cache/store.h"
+#include "common/data/dataset.h"
 
 /* Features that can be a student's target: cls and patch. Arrays of this length are indexed by kd_feature. */
 enum { KD_TARGETS = 2 };
 
 typedef struct kd_replay_options {
     kd_cache *cache;         /* borrowed for the life of the replay */
-    const char *images;      /* folder or list */
+    const char *images;      /* folder, tar or list */
+    kd_list_format list;
     const char *index_path;  /* where to keep (path, size, mtime -> id) when files had to be hashed; NULL: nowhere */
     int threads;
     int student_h, student_w; /* of the samples; each at most the view's */

@@ -100,6 +100,7 @@ static kd_status open_replay(kd_setup *s, kd_err *err) {
     char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
     kd_replay_options o = {.cache = s->cache,
                            .images = c->images,
+                           .list = c->null ? KD_LIST_NUL : KD_LIST_LINES,
                            .index_path = index,
                            .threads = s->threads,
                            .student_h = s->student_h,

@@ -81,6 +81,22 @@ static kd_status read_fd(int fd, const char *path, uint8_t *buf, size_t size, kd
     }
 }
 
+/* Room for `want` bytes and the NUL after them; grown by half so that a loop over files rarely allocates. */
+static kd_status grow(const char *path, uint8_t **buf, size_t *cap, size_t want, kd_err *err)
+{
+    size_t bigger = want + want / 2 + 1;
+    uint8_t *p;
+    if (want < *cap && *buf)
+        return KD_OK;
+    p = want > SIZE_MAX / 2 ? NULL : kd_malloc(bigger);
+    if (!p)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory: no room for %zu bytes", path, want);
+    kd_free(*buf);
+    *buf = p;
+    *cap = bigger;
+    return KD_OK;
+}
+
 kd_status kd_io_read_into(const char *path, size_t max_bytes, uint8_t **buf, size_t *cap, size_t *size, kd_err *err)
 {
     struct stat st;
@@ -93,18 +109,9 @@ kd_status kd_io_read_into(const char *path, size_t max_bytes, uint8_t **buf, siz
         return kd_fail(err, KD_EFAIL, "%s: %lld bytes are above the limit of %zu", path, (long long)st.st_size, max_bytes);
     }
     want = (size_t)st.st_size;
-    if (want >= *cap || !*buf) { /* one byte more for the NUL; grown by half so that a loop over files rarely allocates */
-        size_t bigger = want + want / 2 + 1;
-        uint8_t *p = want > SIZE_MAX / 2 ? NULL : kd_malloc(bigger);
-        if (!p) {
-            close(fd);
-            return kd_fail(err, KD_EFAIL, "%s: out of memory: no room for %zu bytes", path, want);
-        }
-        kd_free(*buf);
-        *buf = p;
-        *cap = bigger;
-    }
-    status = read_fd(fd, path, *buf, want, err);
+    status = grow(path, buf, cap, want, err);
+    if (status == KD_OK)
+        status = read_fd(fd, path, *buf, want, err);
     close(fd);
     if (status == KD_OK) {
         (*buf)[want] = 0;
@@ -124,6 +131,40 @@ kd_status kd_io_read_all(const char *path, size_t max_bytes, uint8_t **bytes, si
         kd_free(*bytes);
         *bytes = NULL;
     }
+    return status;
+}
+
+static kd_status pread_all(int fd, const char *path, uint64_t offset, uint8_t *buf, size_t size, kd_err *err)
+{
+    for (size_t done = 0; done < size;) {
+        ssize_t n = pread(fd, buf + done, size - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return kd_fail_errno(err, KD_EFAIL, "%s: can't be read at byte %llu", path, (unsigned long long)(offset + done));
+        if (n == 0)
+            return kd_fail(err, KD_EFAIL, "%s: changed while being read: it ended at byte %llu", path, (unsigned long long)(offset + done));
+        done += (size_t)n;
+    }
+    return KD_OK;
+}
+
+kd_status kd_io_read_part(const char *path, uint64_t file_size, uint64_t offset, size_t size, uint8_t **buf, size_t *cap, kd_err *err)
+{
+    struct stat st;
+    kd_status status;
+    int fd;
+    KD_ASSERT(offset <= file_size && size <= file_size - offset);
+    KD_TRY(open_regular(path, &fd, &st, err));
+    status = (uint64_t)st.st_size == file_size ? KD_OK
+                                               : kd_fail(err, KD_EFAIL, "%s: changed: it had %llu bytes and has %lld now", path, (unsigned long long)file_size, (long long)st.st_size);
+    if (status == KD_OK)
+        status = grow(path, buf, cap, size, err);
+    if (status == KD_OK)
+        status = pread_all(fd, path, offset, *buf, size, err);
+    close(fd);
+    if (status == KD_OK)
+        (*buf)[size] = 0;
     return status;
 }
 

@@ -16,6 +16,9 @@ kd_status kd_io_read_all(const char *path, size_t max_bytes, uint8_t **bytes, si
 /* The same into a caller's growing buffer (*buf of *cap bytes, kd_realloc'd when too small): for loops over many files. */
 kd_status kd_io_read_into(const char *path, size_t max_bytes, uint8_t **buf, size_t *cap, size_t *size, kd_err *err);
 
+/* As kd_io_read_into, but only the size bytes at offset, of a file that is known to have file_size bytes: for members of archives. KD_EFAIL also when the file's size is another one now. */
+kd_status kd_io_read_part(const char *path, uint64_t file_size, uint64_t offset, size_t size, uint8_t **buf, size_t *cap, kd_err *err);
+
 /* Read-only private mapping of a regular file. A file that shrinks under the mapping raises SIGBUS: see kd_io_guard. */
 typedef struct kd_map {
     const uint8_t *data; /* NULL for an empty file */

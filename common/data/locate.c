@@ -32,7 +32,7 @@ struct kd_locator {
     size_t sorted_count;
 };
 
-kd_status kd_locator_create(kd_locator **out, const char *source, kd_err *err)
+kd_status kd_locator_create(kd_locator **out, const char *source, kd_list_format list, kd_err *err)
 {
     kd_locator *l = kd_calloc(1, sizeof *l);
     char resolved[PATH_MAX];
@@ -40,7 +40,7 @@ kd_status kd_locator_create(kd_locator **out, const char *source, kd_err *err)
     *out = NULL;
     if (!l)
         return kd_fail(err, KD_EFAIL, "%s: out of memory while opening", source);
-    status = kd_dataset_open(&l->data, source, err);
+    status = kd_dataset_open(&l->data, source, list, err);
     if (status != KD_OK) {
         kd_free(l);
         return status;
@@ -98,6 +98,12 @@ kd_status kd_locator_path(const kd_locator *l, int64_t i, char *buf, size_t cap,
 {
     KD_ASSERT(i >= 0 && (size_t)i < l->data.count);
     return kd_dataset_path(&l->data, (size_t)i, buf, cap, err);
+}
+
+kd_status kd_locator_read(const kd_locator *l, int64_t i, uint8_t **buf, size_t *cap, size_t *size, kd_err *err)
+{
+    KD_ASSERT(i >= 0 && (size_t)i < l->data.count);
+    return kd_dataset_read(&l->data, (size_t)i, buf, cap, size, err);
 }
 
 /* ---- the index file ---- */
@@ -217,14 +223,11 @@ static void hash_one(void *ctx, int worker, size_t i)
 {
     hasher *h = ctx;
     size_t file = h->todo[i], size;
-    char path[PATH_CAP];
     kd_err err;
     kd_status status;
     if (kd_stop_requested() != KD_OK)
         return;
-    status = kd_dataset_path(&h->l->data, file, path, sizeof path, &err);
-    if (status == KD_OK)
-        status = kd_io_read_into(path, KD_MAX_IMAGE_FILE, &h->buffer[worker].bytes, &h->buffer[worker].cap, &size, &err);
+    status = kd_dataset_read(&h->l->data, file, &h->buffer[worker].bytes, &h->buffer[worker].cap, &size, &err);
     if (status == KD_OK) {
         h->l->id[file] = kd_image_id(h->buffer[worker].bytes, size);
         h->l->state[file] = ID_KNOWN;

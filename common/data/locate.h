@@ -9,8 +9,8 @@
 
 typedef struct kd_locator kd_locator;
 
-/* Opens the dataset behind `source` (directory or list). */
-kd_status kd_locator_create(kd_locator **out, const char *source, kd_err *err);
+/* Opens the dataset behind `source` (common/data/dataset.h: directory, tar or list). */
+kd_status kd_locator_create(kd_locator **out, const char *source, kd_list_format list, kd_err *err);
 void kd_locator_destroy(kd_locator *l);
 size_t kd_locator_files(const kd_locator *l);
 /* Index of the file with this relative path and size, or -1. */
@@ -20,5 +20,7 @@ kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path
 /* Index of a file with this id after kd_locator_hash_all, or -1. */
 int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id);
 kd_status kd_locator_path(const kd_locator *l, int64_t i, char *buf, size_t cap, kd_err *err);
+/* The file's bytes, as kd_dataset_read. */
+kd_status kd_locator_read(const kd_locator *l, int64_t i, uint8_t **buf, size_t *cap, size_t *size, kd_err *err);
 
 #endif

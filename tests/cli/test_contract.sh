@@ -44,6 +44,6 @@ for program in kd-precompute kd-train kd-eval kd-export kd-cache; do
     esac
 done
 
-links_neither() { ! ldd "$KD_BIN/kd-cache" | grep -qE 'dnnl|cuda|cublas|cudnn|gomp'; }
+links_neither() { ! ldd "$KD_BIN/kd-cache" | grep -qE 'lib(dnnl|cuda|cublas|cudnn|gomp)'; }
 [ -x "$KD_BIN/kd-cache" ] && check 'kd-cache links neither CUDA nor oneDNN' links_neither
 finish

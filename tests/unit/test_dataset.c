@@ -58,7 +58,7 @@ static void folders_are_walked_in_byte_order(void **state) {
                                     "name with space.jpg", "new\nline.jpg", "w.webp", "z.JfIf"};
     kd_dataset d;
     snprintf(path, sizeof path, "%s//", folder);
-    assert_ok(kd_dataset_open(&d, path, &err));
+    assert_ok(kd_dataset_open(&d, path, KD_LIST_LINES, &err));
     assert_files(&d, expected, 12);
     assert_int_equal(d.ignored, 5); /* three other names, the pipe, the dangling link */
     assert_int_equal(d.file[6].size, 5);
@@ -86,7 +86,7 @@ static void lists_are_taken_as_they_are(void **state) {
     put(folder, "list.txt", text);
     snprintf(path, sizeof path, "%s/list.txt", folder);
     kd_dataset d;
-    assert_ok(kd_dataset_open(&d, path, &err));
+    assert_ok(kd_dataset_open(&d, path, KD_LIST_LINES, &err));
     assert_int_equal(d.count, 4);
     assert_string_equal(d.file[1].rel, "pics/a.jpg"); /* '/' of the absolute one sorts first */
     assert_int_equal(d.file[1].size, 3);
@@ -110,7 +110,7 @@ static void a_list_comes_from_standard_input(void **state) {
     pid_t child = fork();
     if (child == 0) {
         kd_dataset d;
-        int ok = freopen(path, "r", stdin) != NULL && kd_dataset_open(&d, "-", &err) == KD_OK && d.count == 2 && strcmp(d.file[0].rel, "/x/1.jpg") == 0 &&
+        int ok = freopen(path, "r", stdin) != NULL && kd_dataset_open(&d, "-", KD_LIST_LINES, &err) == KD_OK && d.count == 2 && strcmp(d.file[0].rel, "/x/1.jpg") == 0 &&
                  kd_dataset_path(&d, 0, path, sizeof path, &err) == KD_OK && strcmp(path, "/x/1.jpg") == 0;
         _exit(ok ? 0 : 1);
     }
@@ -125,22 +125,22 @@ static void unusable_sources_are_usage_errors(void **state) {
     char *folder = unit_folder(), path[4300];
     kd_dataset d;
     snprintf(path, sizeof path, "%s/none", folder);
-    assert_int_equal(kd_dataset_open(&d, path, &err), KD_EUSAGE);
+    assert_int_equal(kd_dataset_open(&d, path, KD_LIST_LINES, &err), KD_EUSAGE);
     assert_contains(err.msg, "No such file");
     put(folder, "readme.txt", "no images here");
-    assert_int_equal(kd_dataset_open(&d, folder, &err), KD_EUSAGE);
+    assert_int_equal(kd_dataset_open(&d, folder, KD_LIST_LINES, &err), KD_EUSAGE);
     assert_contains(err.msg, "holds no images (1 other");
     snprintf(path, sizeof path, "%s/pipe", folder);
     assert_int_equal(mkfifo(path, 0644), 0);
-    assert_int_equal(kd_dataset_open(&d, path, &err), KD_EUSAGE); /* and doesn't hang */
-    assert_contains(err.msg, "neither a folder nor a list");
+    assert_int_equal(kd_dataset_open(&d, path, KD_LIST_LINES, &err), KD_EUSAGE); /* and doesn't hang */
+    assert_contains(err.msg, "neither a folder nor a tar nor a list");
     snprintf(path, sizeof path, "%s/picture.jpg", folder);
     unit_write(path, "\xFF\xD8\xFF\xE0\0\x10JFIF", 10);
-    assert_int_equal(kd_dataset_open(&d, path, &err), KD_EUSAGE);
+    assert_int_equal(kd_dataset_open(&d, path, KD_LIST_LINES, &err), KD_EUSAGE);
     assert_contains(err.msg, "isn't a list of paths");
     put(folder, "empty", "\n\n");
     snprintf(path, sizeof path, "%s/empty", folder);
-    assert_int_equal(kd_dataset_open(&d, path, &err), KD_EUSAGE);
+    assert_int_equal(kd_dataset_open(&d, path, KD_LIST_LINES, &err), KD_EUSAGE);
     assert_int_equal(d.count, 0);
     kd_dataset_close(&d); /* harmless after a failure */
     free(folder);
@@ -156,7 +156,7 @@ static void running_out_of_memory_leaks_nothing(void **state) {
     do {
         kd_dataset d;
         kd_mem_fail_after(++n);
-        status = kd_dataset_open(&d, folder, &err);
+        status = kd_dataset_open(&d, folder, KD_LIST_LINES, &err);
         kd_mem_fail_after(0);
         if (status == KD_OK)
             kd_dataset_close(&d);
@@ -183,7 +183,7 @@ static void images_are_found_by_path_and_by_content(void **state) {
     size_t live = kd_mem_live_bytes();
     kd_locator *l;
     for (int threads = 1; threads <= 3; threads++) {
-        assert_ok(kd_locator_create(&l, path, &err));
+        assert_ok(kd_locator_create(&l, path, KD_LIST_LINES, &err));
         assert_int_equal(kd_locator_files(l), 3);
         assert_int_equal(kd_locator_by_path(l, "a.jpg", 9), 0);
         assert_int_equal(kd_locator_by_path(l, "a.jpg", 8), -1); /* another size: another file */
@@ -208,12 +208,12 @@ static void images_are_found_by_path_and_by_content(void **state) {
     put(path, "a.jpg", "CHANGED a");
     const struct timespec times[2] = {was.st_atim, was.st_mtim};
     assert_int_equal(utimensat(AT_FDCWD, file, times, 0), 0);
-    assert_ok(kd_locator_create(&l, path, &err));
+    assert_ok(kd_locator_create(&l, path, KD_LIST_LINES, &err));
     assert_ok(kd_locator_hash_all(l, 1, index, &err));
     assert_int_equal(kd_locator_by_id(l, &a), 0);
     kd_locator_destroy(l);
     put(path, "a.jpg", "picture c");
-    assert_ok(kd_locator_create(&l, path, &err));
+    assert_ok(kd_locator_create(&l, path, KD_LIST_LINES, &err));
     assert_ok(kd_locator_hash_all(l, 1, index, &err));
     assert_int_equal(kd_locator_by_id(l, &c), 0);
     assert_int_equal(kd_locator_by_id(l, &a), 1);
@@ -226,7 +226,7 @@ static void images_are_found_by_path_and_by_content(void **state) {
     kd_log_set_level(KD_LOG_ERROR); /* each is warned about */
     for (size_t n = 0; n <= size; n += 7) {
         unit_write(index, bytes, n);
-        assert_ok(kd_locator_create(&l, path, &err));
+        assert_ok(kd_locator_create(&l, path, KD_LIST_LINES, &err));
         assert_ok(kd_locator_hash_all(l, 1, index, &err));
         assert_int_equal(kd_locator_by_id(l, &b), 2);
         kd_locator_destroy(l);
@@ -245,11 +245,11 @@ static void unreadable_files_are_left_out(void **state) {
     snprintf(path, sizeof path, "%s/list", folder);
     kd_hash128 a = kd_image_id((const uint8_t *)"picture a", 9);
     kd_locator *l;
-    assert_ok(kd_locator_create(&l, path, &err));
+    assert_ok(kd_locator_create(&l, path, KD_LIST_LINES, &err));
     assert_ok(kd_locator_hash_all(l, 2, NULL, &err));
     assert_int_equal(kd_locator_by_id(l, &a), 1);
     kd_locator_destroy(l);
-    assert_int_equal(kd_locator_create(&l, "/no/such/folder", &err), KD_EUSAGE);
+    assert_int_equal(kd_locator_create(&l, "/no/such/folder", KD_LIST_LINES, &err), KD_EUSAGE);
     free(folder);
 }
 

@@ -47,7 +47,7 @@ static int teardown(void **state)
 static kd_locator *open_locator(void)
 {
     kd_locator *l;
-    must(kd_locator_create(&l, root, &fx_err));
+    must(kd_locator_create(&l, root, KD_LIST_LINES, &fx_err));
     return l;
 }
 
@@ -166,7 +166,7 @@ static void a_missing_folder_is_a_usage_error(void **state)
 {
     kd_locator *l;
     (void)state;
-    must_be(KD_EUSAGE, kd_locator_create(&l, fx_path("none"), &fx_err));
+    must_be(KD_EUSAGE, kd_locator_create(&l, fx_path("none"), KD_LIST_LINES, &fx_err));
     assert_null(l);
 }
 
