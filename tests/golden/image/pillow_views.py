@@ -1,7 +1,7 @@
 """Rebuilds views from their recorded plans with Pillow, torchvision and numpy alone. Never imports code of this project.
 
 A plan is the object that `kd-cache list --json` prints: crop [x, y, w, h], resize [w, h], out [x, y, w, h], filter, hflip, vflip, jitter_order (names),
-jitter_factor (by name), gray, blur {radius, sigma, weights}, solarize (256 = off).
+jitter_factor (by name), gray, blur {radius, sigma, weights}, solarize (256 = off), mix {lambda, partner, view} (lambda 1 = off).
 """
 import struct
 
@@ -38,10 +38,15 @@ def blur_torchvision(image, blur):
     return F.gaussian_blur(image, [side, side], [blur["sigma"], blur["sigma"]])
 
 
+def mix_plan(view, partner, mix):
+    """The last step of a mixed view: `view` and `partner` are apply_plan's of this plan and of the partner's plan of view mix["view"]. Weights in 2^-16, per byte."""
+    share = round(mix["lambda"] * 65536)
+    a, b = np.asarray(view).astype(np.int64), np.asarray(partner).astype(np.int64)
+    return Image.fromarray(((a * share + b * (65536 - share) + 32768) >> 16).astype(np.uint8))
+
+
 def apply_plan(image, plan, blur=blur_exact):
-    """image: PIL RGB image as opened. Returns the view as a PIL image."""
-    if plan.get("mix", {}).get("lambda", 1) != 1:
-        raise ValueError("the plan uses an operation that this script doesn't know: %r" % plan)
+    """image: PIL RGB image as opened. Returns the view as a PIL image; of a mixed view what mix_plan starts from."""
     x, y, w, h = plan["crop"]
     image = F.crop(image, y, x, h, w)
     image = resize(image, tuple(plan["resize"]), FILTERS[plan["filter"]])
