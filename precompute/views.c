@@ -25,6 +25,22 @@ static kd_status reserve(const kd_view_stage *s, kd_view_item *item, kd_err *err
     return kd_alloc_array(&item->pixels, s->views, view_bytes(s), err);
 }
 
+typedef struct drawing {
+    const kd_view_stage *stage;
+    kd_view_item *item;
+} drawing;
+
+/* When the picture's size is known, the plans are drawn; what they need of it is decoded. */
+static kd_box draw_plans(void *ctx, int width, int height) {
+    const drawing *d = ctx;
+    kd_view_item *item = d->item;
+    item->width = width;
+    item->height = height;
+    for (uint32_t i = 0; i < item->count; i++)
+        item->plan[i] = kd_plan_draw(d->stage->policy, d->stage->seed, &item->id, item->view[i], width, height);
+    return kd_plans_box(&(kd_plans){item->plan, item->count}, width, height);
+}
+
 /* Everything about one image whose failure means "skip this image". */
 static kd_status read_image(const kd_view_stage *s, struct kd_view_worker *w, kd_view_item *item, kd_err *err) {
     char path[KD_DATA_NAME];
@@ -39,12 +55,9 @@ static kd_status read_image(const kd_view_stage *s, struct kd_view_worker *w, kd
             item->view[item->count++] = v;
     if (item->count == 0)
         return KD_OK;
-    KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, &s->decode, err));
-    item->width = w->image.width;
-    item->height = w->image.height;
+    KD_TRY(kd_image_decode_box(&w->image, w->bytes, size, path, &s->decode, draw_plans, &(drawing){s, item}, err));
     for (uint32_t i = 0; i < item->count; i++) {
         uint8_t *out = item->pixels + i * view_bytes(s);
-        item->plan[i] = kd_plan_draw(s->policy, s->seed, &item->id, item->view[i], item->width, item->height);
         KD_TRY(kd_plan_apply(&item->plan[i], &w->image, out, &w->scratch, err));
         item->hash[i] = kd_view_hash(out, item->plan[i].out_w, item->plan[i].out_h);
     }

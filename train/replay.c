@@ -112,7 +112,7 @@ static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_image_e
     KD_TRY(kd_locator_path(r->locator, file, w->path, sizeof w->path, err));
     KD_TRY(kd_locator_read(r->locator, file, &w->file, &w->file_cap, &size, err));
     kd_decode_options options = kd_recipe_decode_options(r->recipe, e->width, e->height);
-    kd_status status = kd_image_decode(&w->image, w->file, size, w->path, &options, err);
+    kd_status status = kd_image_decode_box(&w->image, w->file, size, w->path, &options, kd_plans_box, &(kd_plans){&v->plan, 1}, err);
     if (status == KD_OK)
         status = kd_image_resize_buffer(&w->view, v->plan.out_w, v->plan.out_h, err);
     if (status == KD_OK)

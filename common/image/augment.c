@@ -19,12 +19,39 @@ static void apply_jitter(const kd_plan *plan, uint8_t *rgb, size_t n) {
     }
 }
 
+static int lies_inside(kd_box b, int width, int height) {
+    return b.x >= 0 && b.y >= 0 && b.w > 0 && b.h > 0 && b.w <= width && b.h <= height && b.x <= width - b.w && b.y <= height - b.h;
+}
+
+static kd_box crop_of(const kd_plan *p) { return (kd_box){p->crop_x, p->crop_y, p->crop_w, p->crop_h}; }
+
+kd_box kd_plans_box(void *plans, int width, int height) {
+    const kd_plans *list = plans;
+    kd_box all = {0, 0, width, height}, box = all;
+    for (size_t i = 0; i < list->count; i++) {
+        kd_box b = crop_of(&list->plan[i]);
+        if (!lies_inside(b, width, height))
+            return all;
+        if (i == 0) {
+            box = b;
+            continue;
+        }
+        int right = box.x + box.w > b.x + b.w ? box.x + box.w : b.x + b.w, bottom = box.y + box.h > b.y + b.h ? box.y + box.h : b.y + b.h;
+        box.x = box.x < b.x ? box.x : b.x;
+        box.y = box.y < b.y ? box.y : b.y;
+        box.w = right - box.x;
+        box.h = bottom - box.y;
+    }
+    return box;
+}
+
 kd_status kd_plan_apply(const kd_plan *plan, const kd_image *img, uint8_t *out, kd_view_scratch *scratch, kd_err *err) {
-    if (plan->crop_x < 0 || plan->crop_y < 0 || plan->crop_w <= 0 || plan->crop_h <= 0 || plan->crop_w > img->width || plan->crop_h > img->height ||
-        plan->crop_x > img->width - plan->crop_w || plan->crop_y > img->height - plan->crop_h)
+    kd_box window = {plan->out_x, plan->out_y, plan->out_w, plan->out_h}, box = crop_of(plan);
+    box.x -= img->x;
+    box.y -= img->y;
+    if (!lies_inside(box, img->width, img->height))
         return kd_fail(err, KD_EMISMATCH, "the crop box %d,%d %d x %d doesn't lie inside the image of %d x %d pixels; this isn't the file that was planned",
                        plan->crop_x, plan->crop_y, plan->crop_w, plan->crop_h, img->width, img->height);
-    kd_box window = {plan->out_x, plan->out_y, plan->out_w, plan->out_h}, box = {plan->crop_x, plan->crop_y, plan->crop_w, plan->crop_h};
     KD_TRY(kd_resample_window(out, window, plan->resize_w, plan->resize_h, img, box, (kd_filter)plan->filter, &scratch->resample, err));
     if (plan->hflip)
         kd_color_hflip(out, plan->out_w, plan->out_h);

@@ -96,9 +96,17 @@ typedef struct kd_view_scratch {
 } kd_view_scratch;
 void kd_view_scratch_free(kd_view_scratch *s);
 
+/* For kd_image_decode_box: the smallest box that holds the crops of all plans (`plans` is a kd_plans); the whole picture when there are none or one of them
+ * doesn't lie inside, so that kd_plan_apply can say so. Views of one file are then made from one decode. */
+typedef struct kd_plans {
+    const kd_plan *plan;
+    size_t count;
+} kd_plans;
+kd_box kd_plans_box(void *plans, int width, int height);
+
 /* Applies, in this order: crop and resize, horizontal flip, vertical flip, jitters, gray, blur, solarize: everything but the mix, which needs the partner's view, made from its own
  * plan by this same function. out = plan.out_h x plan.out_w x 3 RGB. The plan is one that was drawn or decoded
- * here (asserted). KD_EMISMATCH when the crop box doesn't lie inside img (the file isn't the one that was planned). */
+ * here (asserted). img is the picture, or the part of it that kd_image_decode_box gave. KD_EMISMATCH when the crop box doesn't lie inside img (the file isn't the one that was planned). */
 kd_status kd_plan_apply(const kd_plan *plan, const kd_image *img, uint8_t *out, kd_view_scratch *scratch, kd_err *err);
 
 /* XXH3-128 of u32 width, u32 height (little endian), then the pixels. */

@@ -6,6 +6,11 @@
 #include "common/image/image.h"
 
 kd_status kd_jpeg_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err);
+/* kd_image_decode_box for a JPEG. want NULL: the whole picture. */
+kd_status kd_jpeg_decode_box(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_want_box want, void *ctx, kd_err *err);
+/* Whether the linked libjpeg decodes parts of the built-in pictures to the pixels of the whole; where it doesn't, kd_jpeg_decode_box always decodes the whole.
+ * Computed once per process. */
+int kd_jpeg_parts_are_exact(void);
 kd_status kd_png_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err);
 kd_status kd_webp_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err);
 const char *kd_jpeg_version(void);              /* "libjpeg-turbo 2.1.5", from the headers */

@@ -32,6 +32,7 @@ kd_status kd_image_resize_buffer(kd_image *img, int width, int height, kd_err *e
     }
     img->width = width;
     img->height = height;
+    img->x = img->y = 0;
     return KD_OK;
 }
 
@@ -170,4 +171,16 @@ kd_status kd_image_decode(kd_image *img, const uint8_t *bytes, size_t size, cons
     if (options == NULL || !options->exif_apply)
         return KD_OK;
     return kd_image_turn(img, kd_exif_orientation(bytes, size), err);
+}
+
+kd_status kd_image_decode_box(kd_image *img, const uint8_t *bytes, size_t size, const char *name, const kd_decode_options *options, kd_want_box want, void *ctx, kd_err *err) {
+    int64_t max_pixels = options != NULL && options->max_pixels > 0 ? options->max_pixels : KD_IMAGE_MAX_PIXELS;
+    const signature *s = find_signature(bytes, size);
+    /* A turned picture is turned whole. */
+    int turned = options != NULL && options->exif_apply && kd_exif_orientation(bytes, size) != 1;
+    if (s != NULL && s->decode == kd_jpeg_decode && !turned)
+        return kd_jpeg_decode_box(img, bytes, size, name, max_pixels, want, ctx, err);
+    KD_TRY(kd_image_decode(img, bytes, size, name, options, err));
+    (void)want(ctx, img->width, img->height);
+    return KD_OK;
 }

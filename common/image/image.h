@@ -24,9 +24,14 @@ typedef struct kd_image {
     size_t capacity; /* bytes allocated at rgb; managed by the functions of common/image */
     uint8_t *spare;  /* second buffer: pixels with alpha, or where a picture is turned (then the two change places) */
     size_t spare_capacity;
+    int x, y;        /* where the picture that rgb is a part of has this part's first pixel; 0, 0 unless kd_image_decode_box decoded a part */
 } kd_image;
 
 enum { KD_IMAGE_MAX_PIXELS = 89478485 /* Pillow's MAX_IMAGE_PIXELS warning limit */, KD_IMAGE_MAX_SIDE = 65500, KD_JPEG_MAX_SCANS = 100, KD_SNIFF_BYTES = 32 };
+
+typedef struct kd_box {
+    int x, y, w, h;
+} kd_box;
 
 /* How a picture is decoded. exif_apply is part of a cache's recipe ("exif"); max_pixels only decides which pictures are refused. */
 typedef struct kd_decode_options {
@@ -38,6 +43,12 @@ typedef struct kd_decode_options {
  * converter. Options NULL: the defaults. KD_EFAIL for a bad image: empty, truncated (libjpeg's end-of-file warning is an error here, as in Pillow), corrupt,
  * too many pixels or scans. `name` is for the sentence. */
 kd_status kd_image_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, const kd_decode_options *options, kd_err *err);
+/* The same, of only as much of the picture as is wanted: when the header is read, `want` is called once with the size of the whole (upright) picture and
+ * answers with a box inside it (asserted). img then has exactly the pixels that the whole picture has there, with img->x and img->y saying where; or the whole
+ * picture, where a part can't be decoded alone (only JPEGs of one scan can, with the end marker in its place) or isn't wanted. Fails exactly when decoding the
+ * whole fails. Speed: about the share of rows down to the box's end, for reading, and of the box's area, for all else. */
+typedef kd_box (*kd_want_box)(void *ctx, int width, int height);
+kd_status kd_image_decode_box(kd_image *img, const uint8_t *bytes, size_t size, const char *name, const kd_decode_options *options, kd_want_box want, void *ctx, kd_err *err);
 /* What kind of file begins so: "JPEG", "PNG", "WebP", "HEIC picture", "video (AVI)", "unknown kind", ... The first KD_SNIFF_BYTES are enough.
  * *is_read: whether kd_image_decode reads that kind. */
 const char *kd_image_sniff(const uint8_t *bytes, size_t size, int *is_read);

@@ -3,6 +3,7 @@
  * What is accepted mirrors Pillow (src/libImaging/JpegDecode.c): the source suspends at the end of the bytes, so a picture whose
  * last row can't be decoded from what is there is truncated; a missing end marker after the last row is not. Warnings about
  * corrupt entropy data are tolerated, as Pillow does. On top come limits against hostile files: pixels, scans, memory. */
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -72,6 +73,9 @@ typedef struct jpeg_reader {
     int64_t max_pixels;
     const char *name;
     kd_err *err;
+    kd_want_box want; /* NULL: the whole picture */
+    void *want_ctx;
+    int trust_parts;  /* 1: a part is decoded alone without asking whether that is exact (this is how it is found out) */
 } jpeg_reader;
 
 static void source_nothing(j_decompress_ptr cinfo) { (void)cinfo; }
@@ -153,6 +157,95 @@ static kd_status check_header(jpeg_reader *r) {
     return KD_OK;
 }
 
+/* ---- a part of a picture ----
+ *
+ * In a picture of one scan, rows above the box are only read (their codes must be, to know where the next ones begin), columns beside it aren't transformed,
+ * and rows below it aren't touched. Upsampled chroma depends on the neighbours, and the edge of what is decoded would count as the edge of the picture: so one
+ * unit (MCU) more is decoded on each side and thrown away. */
+
+/* Whether the coded data from p on reaches the end marker with nothing but restart markers between: then the decoder can't run out of bytes, nor meet anything
+ * behind the rows that would fail the whole picture, and leaving rows out accepts the same files. */
+static int reaches_end_marker(const uint8_t *p, size_t n) {
+    const uint8_t *end = p + n;
+    while ((p = memchr(p, 0xFF, (size_t)(end - p))) != NULL) {
+        while (p < end && *p == 0xFF)
+            p++;
+        if (p == end)
+            return 0;
+        if (*p != 0 && (*p < 0xD0 || *p > 0xD7))
+            return *p == 0xD9;
+    }
+    return 0;
+}
+
+/* Gray, and three components of which the first has all the samples: what cameras and encoders write, and what the tests compare. */
+static int has_common_layout(const struct jpeg_decompress_struct *d) {
+    for (int i = d->num_components == 3; i < d->num_components; i++)
+        if (d->comp_info[i].h_samp_factor != 1 || d->comp_info[i].v_samp_factor != 1)
+            return 0;
+    return d->num_components == 1 || d->num_components == 3;
+}
+
+static int can_decode_part(jpeg_reader *r) {
+    j_decompress_ptr d = &r->cinfo;
+    return has_common_layout(d) && !jpeg_has_multiple_scans(d) && !d->arith_code && reaches_end_marker(r->source.next_input_byte, r->source.bytes_in_buffer) &&
+           (r->trust_parts || kd_jpeg_parts_are_exact());
+}
+
+static kd_box unit_of(const struct jpeg_decompress_struct *d) {
+    return (kd_box){.w = d->max_h_samp_factor * DCTSIZE, .h = d->max_v_samp_factor * DCTSIZE};
+}
+
+/* The columns or rows (from .. from + n of `all`) that are decoded for the wanted ones: whole units, and one more on each side. */
+static void widen(int *from, int *n, int unit, int all) {
+    int lo = *from / unit * unit - unit, hi = (*from + *n + unit - 1) / unit * unit + unit;
+    *from = lo < 0 ? 0 : lo;
+    *n = (hi > all ? all : hi) - *from;
+}
+
+/* Rows `y` .. into the image's first row and on, of which the columns of the box are kept. */
+static kd_status read_part(jpeg_reader *r, kd_box box, kd_box wide) {
+    j_decompress_ptr d = &r->cinfo;
+    JDIMENSION x = (JDIMENSION)wide.x, width = (JDIMENSION)wide.w;
+    if (!jpeg_start_decompress(d))
+        return truncated(r);
+    jpeg_crop_scanline(d, &x, &width);
+    KD_ASSERT((int)x == wide.x && (int)width >= wide.w);
+    JSAMPARRAY row = d->mem->alloc_sarray((j_common_ptr)d, JPOOL_IMAGE, width * 3, ROWS_PER_CALL);
+    if (wide.y > 0 && jpeg_skip_scanlines(d, (JDIMENSION)wide.y) != (JDIMENSION)wide.y)
+        return truncated(r);
+    const size_t bytes = 3 * (size_t)box.w, left = 3 * (size_t)(box.x - wide.x);
+    const int end = box.y + box.h;
+    for (int y = wide.y; y < end;) {
+        int most = y < box.y ? box.y - y : end - y;
+        int n = (int)jpeg_read_scanlines(d, row, (JDIMENSION)(most < ROWS_PER_CALL ? most : ROWS_PER_CALL));
+        if (n == 0)
+            return truncated(r);
+        for (int i = 0; i < n && y >= box.y; i++)
+            memcpy(r->img->rgb + (size_t)(y - box.y + i) * bytes, row[i] + left, bytes);
+        y += n;
+    }
+    return KD_OK;
+}
+
+/* The wanted part of the picture; KD_DONE when the whole is to be decoded. */
+static kd_status decode_part(jpeg_reader *r) {
+    j_decompress_ptr d = &r->cinfo;
+    const int width = (int)d->image_width, height = (int)d->image_height;
+    if (r->want == NULL)
+        return KD_DONE;
+    kd_box box = r->want(r->want_ctx, width, height), unit = unit_of(d), wide = box;
+    KD_ASSERT(box.x >= 0 && box.y >= 0 && box.w > 0 && box.h > 0 && box.w <= width && box.h <= height && box.x <= width - box.w && box.y <= height - box.h);
+    widen(&wide.x, &wide.w, unit.w, width);
+    widen(&wide.y, &wide.h, unit.h, height);
+    if ((wide.w == width && wide.h == height) || !can_decode_part(r))
+        return KD_DONE;
+    KD_TRY(kd_image_resize_buffer(r->img, box.w, box.h, r->err));
+    r->img->x = box.x;
+    r->img->y = box.y;
+    return read_part(r, box, wide);
+}
+
 /* Between setjmp and a longjmp only objects behind r change, so nothing here is indeterminate after the jump. */
 static kd_status decode_guarded(jpeg_reader *r, const uint8_t *bytes, size_t size) {
     j_decompress_ptr d = &r->cinfo;
@@ -178,6 +271,9 @@ static kd_status decode_guarded(jpeg_reader *r, const uint8_t *bytes, size_t siz
         return kd_fail(r->err, KD_EFAIL, "%s is truncated: the JPEG data ends inside the header", r->name);
     KD_TRY(check_header(r));
     d->out_color_space = d->num_components == 4 ? JCS_CMYK : JCS_RGB;
+    kd_status part = decode_part(r);
+    if (part != KD_DONE)
+        return part;
     KD_TRY(kd_image_resize_buffer(r->img, (int)d->image_width, (int)d->image_height, r->err));
     if (!jpeg_start_decompress(d))
         return truncated(r);
@@ -187,12 +283,53 @@ static kd_status decode_guarded(jpeg_reader *r, const uint8_t *bytes, size_t siz
     return KD_OK;
 }
 
+static kd_status decode(jpeg_reader *r, const uint8_t *bytes, size_t size) {
+    r->cinfo.err = failure_init(&r->failure);
+    kd_status status = decode_guarded(r, bytes, size);
+    jpeg_destroy_decompress(&r->cinfo);
+    return status;
+}
+
 kd_status kd_jpeg_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err) {
     jpeg_reader r = {.img = img, .max_pixels = max_pixels, .name = name, .err = err};
-    r.cinfo.err = failure_init(&r.failure);
-    kd_status status = decode_guarded(&r, bytes, size);
-    jpeg_destroy_decompress(&r.cinfo);
-    return status;
+    return decode(&r, bytes, size);
+}
+
+kd_status kd_jpeg_decode_box(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_want_box want, void *ctx, kd_err *err) {
+    jpeg_reader r = {.img = img, .max_pixels = max_pixels, .name = name, .err = err, .want = want, .want_ctx = ctx};
+    return decode(&r, bytes, size);
+}
+
+/* ---- whether parts are exact with the linked library ---- */
+
+static kd_box middle(void *ctx, int width, int height) {
+    (void)ctx;
+    return (kd_box){width / 2, height / 2, (width + 3) / 4, (height + 3) / 4};
+}
+
+static int parts_exact;
+
+static void compare_parts(void) {
+    kd_image whole = {0}, part = {0};
+    int same = 1;
+    for (size_t i = 0; i < kd_golden_jpeg_count && same; i++) {
+        const kd_golden_picture *g = &kd_golden_jpegs[i];
+        jpeg_reader all = {.img = &whole, .max_pixels = KD_IMAGE_MAX_PIXELS, .name = g->name};
+        jpeg_reader some = {.img = &part, .max_pixels = KD_IMAGE_MAX_PIXELS, .name = g->name, .want = middle, .trust_parts = 1};
+        same = decode(&all, g->bytes, g->size) == KD_OK && decode(&some, g->bytes, g->size) == KD_OK;
+        for (int y = 0; y < part.height && same; y++)
+            same = memcmp(part.rgb + (size_t)y * (size_t)part.width * 3, whole.rgb + ((size_t)(part.y + y) * (size_t)whole.width + (size_t)part.x) * 3,
+                          (size_t)part.width * 3) == 0;
+    }
+    parts_exact = same;
+    kd_image_free(&whole);
+    kd_image_free(&part);
+}
+
+int kd_jpeg_parts_are_exact(void) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, compare_parts);
+    return parts_exact;
 }
 
 /* ---- encoding ---- */

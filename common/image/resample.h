@@ -28,10 +28,6 @@ void kd_resample_scratch_free(kd_resample_scratch *s);
 kd_status kd_resample(uint8_t *dst, int out_w, int out_h, const kd_image *src, int x, int y, int w, int h, kd_filter filter,
                       kd_resample_scratch *scratch, kd_err *err);
 
-typedef struct kd_box {
-    int x, y, w, h;
-} kd_box;
-
 /* The same, but only the box `window` of the out_w x out_h result is computed: dst is window.h x window.w x 3. Cost and memory follow the
  * window, so a picture of 65500 x 1 pixels is no problem for "resize, then centre crop". Both boxes must lie inside (asserted). */
 kd_status kd_resample_window(uint8_t *dst, kd_box window, int out_w, int out_h, const kd_image *src, kd_box box, kd_filter filter,

@@ -63,28 +63,38 @@ static kd_plan only_resample(kd_plan p) {
     return p;
 }
 
+typedef struct drawing {
+    kd_hash128 id;
+    kd_plan plan;
+} drawing;
+
+static kd_box draw(void *ctx, int width, int height) {
+    drawing *d = ctx;
+    d->plan = kd_plan_draw(&policy, seed, &d->id, 0, width, height);
+    return kd_plans_box(&(kd_plans){&d->plan, 1}, width, height);
+}
+
 static kd_status one(worker *w, const char *path, kd_err *err) {
     double t = clock_of(CLOCK_THREAD_CPUTIME_ID);
     size_t size;
     KD_TRY(kd_io_read_into(path, KD_MAX_IMAGE_FILE, &w->bytes, &w->cap, &size, err));
     lap(w, READ, &t);
-    kd_hash128 id = kd_image_id(w->bytes, size);
+    drawing d = {.id = kd_image_id(w->bytes, size)};
     lap(w, ID, &t);
-    KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, NULL, err));
-    kd_plan plan = kd_plan_draw(&policy, seed, &id, 0, w->image.width, w->image.height);
+    KD_TRY(kd_image_decode_box(&w->image, w->bytes, size, path, NULL, draw, &d, err));
     lap(w, DECODE, &t);
     if (only_decode)
         return KD_OK;
     if (measure_stages) {
-        kd_plan bare = only_resample(plan);
+        kd_plan bare = only_resample(d.plan);
         KD_TRY(kd_plan_apply(&bare, &w->image, w->out, &w->scratch, err));
         double before = w->seconds[RESAMPLE];
         lap(w, RESAMPLE, &t);
         w->seconds[COLOUR] -= w->seconds[RESAMPLE] - before;
     }
-    KD_TRY(kd_plan_apply(&plan, &w->image, w->out, &w->scratch, err));
+    KD_TRY(kd_plan_apply(&d.plan, &w->image, w->out, &w->scratch, err));
     lap(w, COLOUR, &t);
-    kd_hash128 h = kd_view_hash(w->out, plan.out_w, plan.out_h);
+    kd_hash128 h = kd_view_hash(w->out, d.plan.out_w, d.plan.out_h);
     w->mixed ^= h.b[0];
     lap(w, HASH, &t);
     return KD_OK;
