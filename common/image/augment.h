@@ -45,10 +45,10 @@ typedef struct kd_policy {
     double mix_p;                /* probability that the view is mixed with that of another image */
 } kd_policy;
 
-/* The policy of views of image_h rows and image_w columns. "eval" covers 256/224 of each side (rounded), keeping the picture's aspect ratio, and crops the middle: for squares exactly
+/* The policy of views of image_h rows and image_w columns: a preset, or a YAML file (its name ends in .yaml or .yml; format: docs/augment.md). "eval" covers 256/224 of each side (rounded), keeping the picture's aspect ratio, and crops the middle: for squares exactly
  * torchvision's Resize(S * 256 / 224), CenterCrop(S); for others Pillow's resize to the smallest size of that ratio that covers, then CenterCrop((h, w)).
- * KD_EUSAGE: unknown preset (naming the nearest), a side outside 1..KD_VIEW_MAX_SIDE, a side that isn't longer than the radius of the policy's blur (torchvision refuses it as well). */
-kd_status kd_policy_load(kd_policy *p, const char *preset, int image_h, int image_w, kd_err *err);
+ * KD_EUSAGE: unknown preset (naming the nearest), what a file says wrongly (naming file, key and value), a side outside 1..KD_VIEW_MAX_SIDE, a side that isn't longer than the radius of the policy's blur (torchvision refuses it as well). */
+kd_status kd_policy_load(kd_policy *p, const char *name, int image_h, int image_w, kd_err *err);
 
 /* The value of an option such as --image-size: "224" (224 x 224) or "112x168" (rows x columns, as PyTorch has it), sides 1..KD_VIEW_MAX_SIDE; "0" gives 0 and 0, for options where that
  * has a meaning (elsewhere kd_policy_load refuses it). `option` with its dashes, for the sentence. KD_EUSAGE: anything else. */

@@ -5,6 +5,7 @@
 
 #include "common/base/options.h"
 #include "common/image/augment.h"
+#include "common/image/policy_file.h"
 
 /* LightlyTrain's distillation transform (versions 1 to 3); it resizes with INTER_AREA, we with bicubic. Its own blur has a kernel of one pixel. */
 #define LIGHTLY_CROP .scale_min = 0.14, .scale_max = 1.0, .ratio_min = 3.0 / 4.0, .ratio_max = 4.0 / 3.0, .filter = KD_FILTER_BICUBIC, .hflip_p = 0.5
@@ -36,9 +37,7 @@ static kd_status check_blur(const kd_policy *p, kd_err *err) {
     return KD_OK;
 }
 
-kd_status kd_policy_load(kd_policy *p, const char *preset, int image_h, int image_w, kd_err *err) {
-    if (image_h < 1 || image_h > KD_VIEW_MAX_SIDE || image_w < 1 || image_w > KD_VIEW_MAX_SIDE)
-        return kd_fail(err, KD_EUSAGE, "image size %dx%d: a side is outside 1..%d", image_h, image_w, KD_VIEW_MAX_SIDE);
+static kd_status load_preset(kd_policy *p, const char *preset, int image_h, int image_w, kd_err *err) {
     const char *names[PRESETS];
     for (size_t i = 0; i < PRESETS; i++) {
         names[i] = presets[i].name;
@@ -51,11 +50,26 @@ kd_status kd_policy_load(kd_policy *p, const char *preset, int image_h, int imag
             p->cover_h = cover_of(image_h);
             p->cover_w = cover_of(image_w);
         }
-        return check_blur(p, err);
+        return KD_OK;
     }
     const char *nearest = kd_nearest_name(preset, names, PRESETS);
-    return kd_fail(err, KD_EUSAGE, "unknown augmentation \"%s\"%s%s%s; there are lightly, lightly+mixup, dino, dino-1, crop-flip and eval", preset, nearest ? ", did you mean \"" : "",
-                   nearest ? nearest : "", nearest ? "\"?" : "");
+    return kd_fail(err, KD_EUSAGE, "unknown augmentation \"%s\"%s%s%s; there are lightly, lightly+mixup, dino, dino-1, crop-flip, eval, and files that end in .yaml", preset,
+                   nearest ? ", did you mean \"" : "", nearest ? nearest : "", nearest ? "\"?" : "");
+}
+
+static int ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && strcmp(text + n - m, end) == 0;
+}
+
+kd_status kd_policy_load(kd_policy *p, const char *name, int image_h, int image_w, kd_err *err) {
+    if (image_h < 1 || image_h > KD_VIEW_MAX_SIDE || image_w < 1 || image_w > KD_VIEW_MAX_SIDE)
+        return kd_fail(err, KD_EUSAGE, "image size %dx%d: a side is outside 1..%d", image_h, image_w, KD_VIEW_MAX_SIDE);
+    if (ends_with(name, ".yaml") || ends_with(name, ".yml"))
+        KD_TRY(kd_policy_read_file(p, name, image_h, image_w, err));
+    else
+        KD_TRY(load_preset(p, name, image_h, image_w, err));
+    return check_blur(p, err);
 }
 
 static const char *filter_name(kd_filter f) { return f == KD_FILTER_BICUBIC ? "bicubic" : f == KD_FILTER_BILINEAR ? "bilinear" : "box"; }
