@@ -211,6 +211,11 @@ bench: build $(BENCH_BINARIES)
 	$(Q)if [ -x tests/bench/run.sh ]; then KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/run.sh; \
 	    else echo 'there are no benches in this tree'; fi
 
+## bench-loader: images per second beside Pillow + torchvision (IMAGES=dir, PYTHON=interpreter)
+.PHONY: bench-loader
+bench-loader: required $(OBJ)/tests/bench/bench_loader
+	$(Q)KD_TEST_DIR='$(abspath $(OBJ)/tests)' IMAGES='$(IMAGES)' tests/bench/loader.sh
+
 ## fuzz: build the fuzz targets as replayers of files; with CC=clang SAN=fuzzer for libFuzzer
 .PHONY: fuzz
 fuzz: required $(FUZZ_BINARIES)
