@@ -7,14 +7,6 @@
 #include "common/base/mem.h"
 #include "common/image/resample_kernels.h"
 
-/* Output i of a pass has its weights at weight + i * stride, each `spread` times. */
-typedef struct pass {
-    kd_taps *taps;
-    int32_t *weight;
-    size_t stride;
-    int spread;
-} pass;
-
 static double filter_box(double x) { return x > -0.5 && x <= 0.5 ? 1.0 : 0.0; }
 
 static double filter_bilinear(double x) {
@@ -48,8 +40,9 @@ static double filter_scale(int in, int out) {
 static int max_taps(const filter_info *f, int in, int out) { return (int)ceil(f->support * filter_scale(in, out)) * 2 + 1; }
 
 /* Outputs start .. start + n - 1 of `out` from `in` inputs. w holds max_taps doubles. */
-static void compute_pass(pass *p, const filter_info *f, int in, int out, int start, int n, double *w) {
+static void compute_pass(kd_pass *p, const filter_info *f, int in, int out, int start, int n, double *w) {
     double scale = (double)in / out, filterscale = filter_scale(in, out), support = f->support * filterscale, inverse = 1.0 / filterscale;
+    p->most = 0;
     for (int i = 0; i < n; i++) {
         double center = (start + i + 0.5) * scale, sum = 0.0;
         int lo = (int)(center - support + 0.5), hi = (int)(center + support + 0.5);
@@ -63,23 +56,10 @@ static void compute_pass(pass *p, const filter_info *f, int in, int out, int sta
         memset(k, 0, p->stride * sizeof *k);
         for (int t = 0; t < hi - lo; t++) {
             double v = (sum != 0.0 ? w[t] / sum : w[t]) * (1 << KD_WEIGHT_BITS);
-            for (int c = 0; c < p->spread; c++)
-                *k++ = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
+            k[t] = (int32_t)(v < 0 ? v - 0.5 : v + 0.5);
         }
         p->taps[i] = (kd_taps){lo, hi - lo};
-    }
-}
-
-/* ---- the passes ---- */
-
-/* `readable` bytes may be read from src on; rows for which the fast loop would read past them take the plain one. */
-static void horizontal(const kd_resample_kernels *kernels, uint8_t *dst, const uint8_t *src, size_t src_stride, size_t readable, int rows,
-                       const pass *p, int n) {
-    size_t used = 3 * (size_t)(p->taps[n - 1].first + p->taps[n - 1].count) + kernels->overread;
-    for (int y = 0; y < rows; y++) {
-        size_t at = (size_t)y * src_stride;
-        const kd_resample_kernels *k = at + used <= readable ? kernels : &kd_resample_plain;
-        k->horizontal(dst + (size_t)y * 3 * (size_t)n, src + at, p->taps, p->weight, p->stride, n);
+        p->most = hi - lo > p->most ? hi - lo : p->most;
     }
 }
 
@@ -88,6 +68,7 @@ static void horizontal(const kd_resample_kernels *kernels, uint8_t *dst, const u
 void kd_resample_scratch_free(kd_resample_scratch *s) {
     kd_free(s->coeffs);
     kd_free(s->rows);
+    kd_free(s->packed);
     *s = (kd_resample_scratch){0};
 }
 
@@ -104,12 +85,10 @@ static kd_status grow(void **p, size_t *cap, size_t bytes, kd_err *err) {
 }
 
 /* Lays both passes out in the scratch and fills the ones that are needed. */
-static kd_status prepare(pass *ph, pass *pv, const filter_info *f, kd_box window, int out_w, int out_h, kd_box box, kd_resample_scratch *s, kd_err *err) {
+static kd_status prepare(kd_pass *ph, kd_pass *pv, const filter_info *f, kd_box window, int out_w, int out_h, kd_box box, kd_resample_scratch *s, kd_err *err) {
     size_t nh = (size_t)window.w, nv = (size_t)window.h, th = (size_t)max_taps(f, box.w, out_w), tv = (size_t)max_taps(f, box.h, out_h);
     size_t doubles = th > tv ? th : tv;
-    ph->spread = KD_SPREAD;
-    ph->stride = (th + KD_TAP_GROUP - 1) / KD_TAP_GROUP * KD_TAP_GROUP * KD_SPREAD;
-    pv->spread = 1;
+    ph->stride = th;
     pv->stride = tv;
     size_t bytes = doubles * sizeof(double) + (nh + nv) * sizeof(kd_taps) + (nh * ph->stride + nv * pv->stride) * sizeof(int32_t);
     KD_TRY(grow(&s->coeffs, &s->coeffs_cap, bytes, err));
@@ -120,7 +99,8 @@ static kd_status prepare(pass *ph, pass *pv, const filter_info *f, kd_box window
     pv->weight = ph->weight + nh * ph->stride;
     compute_pass(ph, f, box.w, out_w, window.x, window.w, w);
     compute_pass(pv, f, box.h, out_h, window.y, window.h, w);
-    return KD_OK;
+    size_t inputs = (size_t)(ph->taps[nh - 1].first + ph->taps[nh - 1].count - ph->taps[0].first + ph->most);
+    return grow((void **)&s->packed, &s->packed_cap, inputs * KD_GROUP_PIXEL, err);
 }
 
 static int inside(kd_box b, int width, int height) {
@@ -134,7 +114,7 @@ kd_status kd_resample_with(const kd_resample_kernels *kernels, uint8_t *dst, kd_
     int resize_x = out_w != box.w, resize_y = out_h != box.h;
     size_t stride = 3 * (size_t)src->width, row_bytes = 3 * (size_t)window.w;
 
-    pass ph, pv;
+    kd_pass ph, pv;
     KD_TRY(prepare(&ph, &pv, &filters[filter], window, out_w, out_h, box, scratch, err));
     /* Input rows of the vertical pass: first .. end - 1. */
     int first = window.y, end = window.y + window.h;
@@ -142,15 +122,14 @@ kd_status kd_resample_with(const kd_resample_kernels *kernels, uint8_t *dst, kd_
         first = pv.taps[0].first;
         end = pv.taps[window.h - 1].first + pv.taps[window.h - 1].count;
     }
-    size_t at = (size_t)(box.y + first) * stride + 3 * (size_t)box.x;
-    const uint8_t *from = src->rgb + at;
+    const uint8_t *from = src->rgb + (size_t)(box.y + first) * stride + 3 * (size_t)box.x;
     if (resize_x) {
         uint8_t *rows = dst;
         if (resize_y) {
             KD_TRY(grow((void **)&scratch->rows, &scratch->rows_cap, (size_t)(end - first) * row_bytes, err));
             rows = scratch->rows;
         }
-        horizontal(kernels, rows, from, stride, (size_t)src->height * stride - at, end - first, &ph, window.w);
+        kernels->horizontal(rows, from, stride, end - first, &ph, window.w, scratch->packed);
         from = rows;
         stride = row_bytes;
     } else {

@@ -20,6 +20,8 @@ typedef struct kd_resample_scratch {
     size_t coeffs_cap;
     uint8_t *rows;
     size_t rows_cap;
+    uint8_t *packed;
+    size_t packed_cap;
 } kd_resample_scratch;
 void kd_resample_scratch_free(kd_resample_scratch *s);
 

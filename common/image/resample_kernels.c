@@ -3,20 +3,26 @@
 
 #include <string.h>
 
-static void horizontal_plain(uint8_t *dst, const uint8_t *src, const kd_taps *taps, const int32_t *weight, size_t stride, int n) {
-    for (int i = 0; i < n; i++, dst += 3, weight += stride) {
-        const uint8_t *s = src + 3 * (size_t)taps[i].first;
+static void row_plain(uint8_t *dst, const uint8_t *src, const kd_pass *p, int n) {
+    const int32_t *weight = p->weight;
+    for (int i = 0; i < n; i++, dst += 3, weight += p->stride) {
+        const uint8_t *s = src + 3 * (size_t)p->taps[i].first;
         int32_t r = KD_WEIGHT_HALF, g = r, b = r;
-        for (int t = 0; t < taps[i].count; t++, s += 3) {
-            int32_t k = weight[KD_SPREAD * t];
-            r += s[0] * k;
-            g += s[1] * k;
-            b += s[2] * k;
+        for (int t = 0; t < p->taps[i].count; t++, s += 3) {
+            r += s[0] * weight[t];
+            g += s[1] * weight[t];
+            b += s[2] * weight[t];
         }
         dst[0] = kd_clip8(r);
         dst[1] = kd_clip8(g);
         dst[2] = kd_clip8(b);
     }
+}
+
+static void horizontal_plain(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const kd_pass *p, int n, uint8_t *packed) {
+    (void)packed;
+    for (int y = 0; y < rows; y++)
+        row_plain(dst + (size_t)y * 3 * (size_t)n, src + (size_t)y * src_stride, p, n);
 }
 
 /* A block of columns at a time, so that the sums stay in registers or the first-level cache. */
@@ -38,64 +44,148 @@ static void vertical_plain(uint8_t *dst, const uint8_t *src, size_t src_stride, 
     }
 }
 
-const kd_resample_kernels kd_resample_plain = {"plain", horizontal_plain, 0, vertical_plain};
+const kd_resample_kernels kd_resample_plain = {"plain", horizontal_plain, vertical_plain};
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
 
-/* Bytes of up to four pixels to lanes (R, G, B, unused) of 32 bits; 0x80 gives zero. The fourth lane is a zero, whatever its weight. */
-#define LANES_OF_PIXEL(p) 3 * (p), -128, -128, -128, 3 * (p) + 1, -128, -128, -128, 3 * (p) + 2, -128, -128, -128, -128, -128, -128, -128
+/* The horizontal loops. The rows of a group are packed: the pixels of one column lie side by side, each as R, G, B and an unused byte (which may be anything:
+ * its sum is thrown away). A tap is then one vector of that column times one weight, for all rows, and no sums are added across lanes at the end. Every output
+ * takes p->most taps, the last ones with weight 0, because a loop whose length changes from pixel to pixel is mispredicted. Four outputs together are
+ * narrowed: the packing instructions work within 128 bits, and each 128 bits are one row, so that a row's four pixels come out side by side.
+ * With fewer rows left than a group has, the last one takes the place of the missing ones and is written again. */
 
-static inline void store_pixel(uint8_t *dst, uint32_t rgb, int last) {
-    if (last) {
-        memcpy(dst, &rgb, 3);
-    } else {
-        memcpy(dst, &rgb, 4); /* the fourth byte is the next pixel's first, written next */
-    }
-}
+#define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq")))
+#define AVX2 __attribute__((target("avx2")))
+/* Within 16 bytes: four RGB pixels to RGB and one unused byte each, and back. */
+#define SPREAD_PIXELS 0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11, -128
+#define CLOSE_PIXELS 0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -128, -128, -128, -128
 
-/* Four rounded sums to four bytes: arithmetic shift, then two saturating packs (sums stay within 16 bits after the shift). */
-__attribute__((target("avx2"))) static inline uint32_t clip_lanes(__m128i sum) {
-    sum = _mm_srai_epi32(sum, KD_WEIGHT_BITS);
-    sum = _mm_packs_epi32(sum, sum);
-    return (uint32_t)_mm_cvtsi128_si32(_mm_packus_epi16(sum, sum));
-}
+static inline int least(int a, int b) { return a < b ? a : b; }
 
-__attribute__((target("avx2"))) static void horizontal_avx2(uint8_t *dst, const uint8_t *src, const kd_taps *taps, const int32_t *weight,
-                                                            size_t stride, int n) {
-    const __m256i pair0 = _mm256_setr_epi8(LANES_OF_PIXEL(0), LANES_OF_PIXEL(1)), pair1 = _mm256_setr_epi8(LANES_OF_PIXEL(2), LANES_OF_PIXEL(3));
-    for (int i = 0; i < n; i++, dst += 3, weight += stride) {
-        const uint8_t *s = src + 3 * (size_t)taps[i].first;
-        const int32_t *k = weight;
-        __m256i sum = _mm256_setr_epi32(KD_WEIGHT_HALF, KD_WEIGHT_HALF, KD_WEIGHT_HALF, 0, 0, 0, 0, 0);
-        for (int t = 0; t < taps[i].count; t += KD_TAP_GROUP, s += 3 * KD_TAP_GROUP, k += KD_SPREAD * KD_TAP_GROUP) {
-            __m256i bytes = _mm256_broadcastsi128_si256(_mm_loadu_si128((const void *)s));
-            __m256i a = _mm256_mullo_epi32(_mm256_shuffle_epi8(bytes, pair0), _mm256_loadu_si256((const void *)k));
-            __m256i b = _mm256_mullo_epi32(_mm256_shuffle_epi8(bytes, pair1), _mm256_loadu_si256((const void *)(k + 8)));
-            sum = _mm256_add_epi32(sum, _mm256_add_epi32(a, b));
+/* Pixels from x on, to which the vector loop didn't get without reading behind the row; then zeros, for taps with weight 0. */
+static void pack_rest(uint8_t *packed, const uint8_t *const *row, int rows, int x, int n, int zeros) {
+    for (uint8_t *to = packed + (size_t)x * 4 * (size_t)rows; x < n; x++)
+        for (int r = 0; r < rows; r++, to += 4) {
+            memcpy(to, row[r] + 3 * (size_t)x, 3);
+            to[3] = 0;
         }
-        store_pixel(dst, clip_lanes(_mm_add_epi32(_mm256_castsi256_si128(sum), _mm256_extracti128_si256(sum, 1))), i == n - 1);
-    }
+    memset(packed + (size_t)n * 4 * (size_t)rows, 0, (size_t)zeros * 4 * (size_t)rows);
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void horizontal_avx512(uint8_t *dst, const uint8_t *src, const kd_taps *taps,
-                                                                                         const int32_t *weight, size_t stride, int n) {
-    static const int8_t order[64] = {LANES_OF_PIXEL(0), LANES_OF_PIXEL(1), LANES_OF_PIXEL(2), LANES_OF_PIXEL(3)};
-    const __m512i lanes = _mm512_loadu_si512(order);
-    for (int i = 0; i < n; i++, dst += 3, weight += stride) {
-        const uint8_t *s = src + 3 * (size_t)taps[i].first;
-        const int32_t *k = weight;
-        __m512i sum = _mm512_zextsi128_si512(_mm_set1_epi32(KD_WEIGHT_HALF));
-        for (int t = 0; t < taps[i].count; t += KD_TAP_GROUP, s += 3 * KD_TAP_GROUP, k += KD_SPREAD * KD_TAP_GROUP) {
-            __m512i bytes = _mm512_broadcast_i32x4(_mm_loadu_si128((const void *)s));
-            sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_shuffle_epi8(bytes, lanes), _mm512_loadu_si512(k)));
+/* 16 bytes hold 4 pixels of a row and nothing; m of n are left. */
+AVX2 static inline void store_pixels(uint8_t *to, __m128i pixels, int m) {
+    if (m > 5) { /* 16 bytes fit, and what is too much is overwritten next */
+        _mm_storeu_si128((void *)to, pixels);
+        return;
+    }
+    uint8_t bytes[16];
+    _mm_storeu_si128((void *)bytes, pixels);
+    memcpy(to, bytes, 3 * (size_t)least(m, 4));
+}
+
+typedef struct group {
+    const uint8_t *src[KD_ROW_GROUP];
+    uint8_t *dst[KD_ROW_GROUP];
+} group;
+
+/* Rows y .. y + size - 1. */
+static group group_at(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const kd_pass *p, int n, int y, int size) {
+    group g;
+    for (int r = 0; r < size; r++) {
+        size_t at = (size_t)least(y + r, rows - 1);
+        g.src[r] = src + at * src_stride + 3 * (size_t)p->taps[0].first;
+        g.dst[r] = dst + at * 3 * (size_t)n;
+    }
+    return g;
+}
+
+AVX512 static void pack_avx512(uint8_t *packed, const uint8_t *const *row, int n, int zeros) {
+    const __m512i spread = _mm512_broadcast_i32x4(_mm_setr_epi8(SPREAD_PIXELS));
+    const __m512i turn = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    int x = 0;
+    for (; x + 6 <= n; x += 4) {
+        size_t at = 3 * (size_t)x;
+        __m512i v = _mm512_castsi128_si512(_mm_loadu_si128((const void *)(row[0] + at)));
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(row[1] + at)), 1);
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(row[2] + at)), 2);
+        v = _mm512_inserti32x4(v, _mm_loadu_si128((const void *)(row[3] + at)), 3);
+        v = _mm512_permutexvar_epi32(turn, _mm512_shuffle_epi8(v, spread));
+        _mm512_storeu_si512(packed + (size_t)x * 16, v);
+    }
+    pack_rest(packed, row, 4, x, n, zeros);
+}
+
+AVX512 static inline __m512i sum_avx512(const uint8_t *s, const int32_t *k, int most) {
+    __m512i sum = _mm512_set1_epi32(KD_WEIGHT_HALF);
+    for (int t = 0; t < most; t++)
+        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(s + 16 * (size_t)t))), _mm512_set1_epi32(k[t])));
+    return _mm512_srai_epi32(sum, KD_WEIGHT_BITS);
+}
+
+AVX512 static void horizontal_avx512(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const kd_pass *p, int n, uint8_t *packed) {
+    const int first = p->taps[0].first, inputs = p->taps[n - 1].first + p->taps[n - 1].count - first, most = p->most;
+    const __m512i close = _mm512_broadcast_i32x4(_mm_setr_epi8(CLOSE_PIXELS));
+    for (int y = 0; y < rows; y += 4) {
+        group g = group_at(dst, src, src_stride, rows, p, n, y, 4);
+        pack_avx512(packed, g.src, inputs, most);
+        for (int i = 0; i < n; i += 4) {
+            __m512i v[4];
+            for (int j = 0; j < 4; j++) {
+                int o = least(i + j, n - 1);
+                v[j] = sum_avx512(packed + 16 * (size_t)(p->taps[o].first - first), p->weight + (size_t)o * p->stride, most);
+            }
+            /* Sums are within 16 bits after the shift; the second step clips to bytes. */
+            __m512i four = _mm512_packus_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
+            four = _mm512_shuffle_epi8(four, close);
+            store_pixels(g.dst[0] + 3 * (size_t)i, _mm512_castsi512_si128(four), n - i);
+            store_pixels(g.dst[1] + 3 * (size_t)i, _mm512_extracti32x4_epi32(four, 1), n - i);
+            store_pixels(g.dst[2] + 3 * (size_t)i, _mm512_extracti32x4_epi32(four, 2), n - i);
+            store_pixels(g.dst[3] + 3 * (size_t)i, _mm512_extracti32x4_epi32(four, 3), n - i);
         }
-        __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(sum), _mm512_extracti32x8_epi32(sum, 1));
-        store_pixel(dst, clip_lanes(_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1))), i == n - 1);
     }
 }
 
-__attribute__((target("avx2"))) static void vertical_avx2(uint8_t *dst, const uint8_t *src, size_t src_stride, const int32_t *weight, int count, size_t n) {
+AVX2 static void pack_avx2(uint8_t *packed, const uint8_t *const *row, int n, int zeros) {
+    const __m256i spread = _mm256_broadcastsi128_si256(_mm_setr_epi8(SPREAD_PIXELS)), turn = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    int x = 0;
+    for (; x + 6 <= n; x += 4) {
+        size_t at = 3 * (size_t)x;
+        __m256i v = _mm256_castsi128_si256(_mm_loadu_si128((const void *)(row[0] + at)));
+        v = _mm256_inserti128_si256(v, _mm_loadu_si128((const void *)(row[1] + at)), 1);
+        _mm256_storeu_si256((void *)(packed + (size_t)x * 8), _mm256_permutevar8x32_epi32(_mm256_shuffle_epi8(v, spread), turn));
+    }
+    pack_rest(packed, row, 2, x, n, zeros);
+}
+
+AVX2 static inline __m256i sum_avx2(const uint8_t *s, const int32_t *k, int most) {
+    __m256i sum = _mm256_set1_epi32(KD_WEIGHT_HALF);
+    for (int t = 0; t < most; t++)
+        sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(s + 8 * (size_t)t))), _mm256_set1_epi32(k[t])));
+    return _mm256_srai_epi32(sum, KD_WEIGHT_BITS);
+}
+
+AVX2 static void horizontal_avx2(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const kd_pass *p, int n, uint8_t *packed) {
+    const int first = p->taps[0].first, inputs = p->taps[n - 1].first + p->taps[n - 1].count - first, most = p->most;
+    const __m256i close = _mm256_broadcastsi128_si256(_mm_setr_epi8(CLOSE_PIXELS));
+    for (int y = 0; y < rows; y += 2) {
+        group g = group_at(dst, src, src_stride, rows, p, n, y, 2);
+        pack_avx2(packed, g.src, inputs, most);
+        for (int i = 0; i < n; i += 4) {
+            __m256i v[4];
+            for (int j = 0; j < 4; j++) {
+                int o = least(i + j, n - 1);
+                v[j] = sum_avx2(packed + 8 * (size_t)(p->taps[o].first - first), p->weight + (size_t)o * p->stride, most);
+            }
+            __m256i four = _mm256_packus_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
+            four = _mm256_shuffle_epi8(four, close);
+            store_pixels(g.dst[0] + 3 * (size_t)i, _mm256_castsi256_si128(four), n - i);
+            store_pixels(g.dst[1] + 3 * (size_t)i, _mm256_extracti128_si256(four, 1), n - i);
+        }
+    }
+}
+
+AVX2 static void vertical_avx2(uint8_t *dst, const uint8_t *src, size_t src_stride, const int32_t *weight, int count, size_t n) {
     enum { STEP = 16 };
     if (n < STEP) {
         vertical_plain(dst, src, src_stride, weight, count, n);
@@ -116,7 +206,7 @@ __attribute__((target("avx2"))) static void vertical_avx2(uint8_t *dst, const ui
     }
 }
 
-__attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void vertical_avx512(uint8_t *dst, const uint8_t *src, size_t src_stride,
+AVX512 static void vertical_avx512(uint8_t *dst, const uint8_t *src, size_t src_stride,
                                                                                        const int32_t *weight, int count, size_t n) {
     enum { STEP = 32 };
     if (n < STEP) {
@@ -141,10 +231,8 @@ __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq"))) static void vertic
     }
 }
 
-/* 16 bytes are read for 12 used ones, and up to three padding pixels. */
-enum { OVERREAD = 3 * (KD_TAP_GROUP - 1) + 4 };
-static const kd_resample_kernels kernels_avx2 = {"avx2", horizontal_avx2, OVERREAD, vertical_avx2};
-static const kd_resample_kernels kernels_avx512 = {"avx512", horizontal_avx512, OVERREAD, vertical_avx512};
+static const kd_resample_kernels kernels_avx2 = {"avx2", horizontal_avx2, vertical_avx2};
+static const kd_resample_kernels kernels_avx512 = {"avx512", horizontal_avx512, vertical_avx512};
 #endif
 
 size_t kd_resample_variants(const kd_resample_kernels *out[3]) {

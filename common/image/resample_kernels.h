@@ -8,8 +8,10 @@
 
 #include "common/image/resample.h"
 
-/* Fixed point of the weights (Pillow's PRECISION_BITS). A pixel's weight stands KD_SPREAD times in a row: once per lane of R, G, B and unused. */
-enum { KD_WEIGHT_BITS = 32 - 8 - 2, KD_WEIGHT_HALF = 1 << (KD_WEIGHT_BITS - 1), KD_SPREAD = 4, KD_TAP_GROUP = 4 };
+/* Fixed point of the weights (Pillow's PRECISION_BITS). */
+enum { KD_WEIGHT_BITS = 32 - 8 - 2, KD_WEIGHT_HALF = 1 << (KD_WEIGHT_BITS - 1) };
+/* A fast horizontal loop takes up to so many rows at once; a pixel's bytes of all of them (R, G, B and one unused each) then lie side by side. */
+enum { KD_ROW_GROUP = 4, KD_GROUP_PIXEL = 4 * KD_ROW_GROUP };
 
 /* An output is the weighted sum of `count` inputs from `first` on. */
 typedef struct kd_taps {
@@ -21,12 +23,20 @@ static inline uint8_t kd_clip8(int32_t sum) {
     return (uint8_t)(sum < 0 ? 0 : sum > 255 ? 255 : sum);
 }
 
+/* One direction of a resize: output i is made of taps[i], with its weights at weight + i * stride. `most` is the largest count; weights from a count up to
+ * `most` are 0. */
+typedef struct kd_pass {
+    kd_taps *taps;
+    int32_t *weight;
+    size_t stride;
+    int most;
+} kd_pass;
+
 typedef struct kd_resample_kernels {
     const char *name;
-    /* n RGB pixels of one row. Output i has its weights at weight + i * stride, each KD_SPREAD times, padded with zeros to a multiple of KD_TAP_GROUP taps. */
-    void (*horizontal)(uint8_t *dst, const uint8_t *src, const kd_taps *taps, const int32_t *weight, size_t stride, int n);
-    /* How many bytes after a row's last used pixel `horizontal` may read (and ignore). */
-    size_t overread;
+    /* `rows` rows of n RGB pixels from as many input rows, of which nothing outside the taps is read. packed: (last input - first input + most) *
+     * KD_GROUP_PIXEL bytes, written and then read. */
+    void (*horizontal)(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const kd_pass *p, int n, uint8_t *packed);
     /* n bytes of one output row from `count` input rows; weight has one number per row. */
     void (*vertical)(uint8_t *dst, const uint8_t *src, size_t src_stride, const int32_t *weight, int count, size_t n);
 } kd_resample_kernels;
