@@ -13,6 +13,9 @@
 
 enum { MAX_REPORTS = 100 };
 
+/* Where the first pass, and then the second one by id, found an image's bytes. */
+enum place { IN_PLACE = 0, NOWHERE, ELSEWHERE };
+
 typedef struct worker {
     kd_reader *reader;
     kd_found found;
@@ -23,7 +26,7 @@ typedef struct check {
     kd_cache *cache;
     kd_locator *locator;      /* NULL: no replay */
     worker *workers;
-    uint8_t *elsewhere;       /* per image: its file isn't at its recorded path */
+    uint8_t *elsewhere;       /* per image: a place */
     int by_id;                /* second pass */
     kd_check_report report;
     void *ctx;
@@ -140,12 +143,12 @@ static void check_image(void *ctx, int worker_index, size_t i)
     worker *w = &c->workers[worker_index];
     const kd_image_entry *e = kd_cache_image(c->cache, i);
     uint64_t records = 0;
-    if (kd_stop_requested() != KD_OK || (c->by_id && !c->elsewhere[i]))
+    if (kd_stop_requested() != KD_OK || (c->by_id && c->elsewhere[i] != NOWHERE))
         return;
     for (uint32_t v = 0; v < e->views && !c->by_id; v++)
         check_view(c, w, e, v, &records);
     if (c->locator)
-        c->elsewhere[i] = replay_image(c, w, e) == KD_DONE;
+        c->elsewhere[i] = replay_image(c, w, e) == KD_DONE ? NOWHERE : c->by_id ? ELSEWHERE : IN_PLACE;
     pthread_mutex_lock(&c->lock);
     c->result->records += records;
     if (!c->by_id) /* the second round looks at the same images again */
@@ -167,6 +170,32 @@ static kd_status create_workers(check *c, int threads, kd_err *err)
     return KD_OK;
 }
 
+/* After both passes: what became of each image, and what is to be said of those that can't be replayed. */
+static void count_whereabouts(check *c, const char *images)
+{
+    for (size_t i = 0; i < kd_cache_images(c->cache); i++) {
+        const kd_image_entry *e = kd_cache_image(c->cache, i);
+        int64_t file;
+        kd_whereabouts where = KD_IN_PLACE;
+        char id[33];
+        kd_err said;
+        if (c->elsewhere[i] == ELSEWHERE)
+            where = KD_MOVED;
+        else if (c->elsewhere[i] == NOWHERE)
+            where = kd_locator_find(c->locator, &e->image, e->rel, e->file_size, &file) == KD_MISSING ? KD_MISSING : KD_CHANGED;
+        kd_search_count(&c->result->search, where, e->rel);
+        if (where != KD_CHANGED && where != KD_MISSING)
+            continue;
+        c->result->replay_missing += e->views;
+        kd_hex(id, e->image.b, sizeof e->image.b);
+        if (where == KD_CHANGED)
+            kd_fail(&said, KD_EMISMATCH, "%s: changed after the cache was made: it isn't the file with the id %s any more, and no other file under %s is", e->rel, id, images);
+        else
+            kd_fail(&said, KD_EMISMATCH, "%s: missing: nothing under %s has this path, or the id %s", e->rel, images, id);
+        say(c, said.msg);
+    }
+}
+
 static kd_status run(check *c, const char *images, kd_list_format list, int threads, kd_err *err)
 {
     size_t n = kd_cache_images(c->cache), missing = 0;
@@ -183,15 +212,15 @@ static kd_status run(check *c, const char *images, kd_list_format list, int thre
     c->progress = kd_progress_create("checking", "image", n, 0, 0);
     kd_parallel_for(threads, n, check_image, c);
     for (size_t i = 0; i < n; i++)
-        missing += c->elsewhere[i];
+        missing += c->elsewhere[i] == NOWHERE;
     if (missing && kd_stop_requested() == KD_OK) {
         kd_log(KD_LOG_INFO, "%zu images are not at their recorded paths: every file under %s is hashed to find them", missing, images);
         KD_TRY(kd_locator_hash_all(c->locator, threads, NULL, err));
         c->by_id = 1;
         kd_parallel_for(threads, n, check_image, c);
     }
-    for (size_t i = 0; i < n; i++)
-        c->result->replay_missing += c->elsewhere[i] ? kd_cache_image(c->cache, i)->views : 0;
+    if (images)
+        count_whereabouts(c, images);
     if (kd_stop_requested() != KD_OK)
         return kd_fail(err, kd_stop_requested(), "interrupted after %llu of %zu images", (unsigned long long)c->done, n);
     return KD_OK;

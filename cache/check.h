@@ -3,13 +3,14 @@
 #define KD_CACHE_CHECK_H
 
 #include "cache/store.h"
-#include "common/data/dataset.h"
+#include "common/data/locate.h"
 
 typedef struct kd_check_result {
     uint64_t images, views, records, bytes;
     uint64_t bad;                  /* damage found; the first 100 problems of any kind are reported through the callback */
     int decoder_differs;           /* replaying: this program's decoder isn't the one that made the cache (reported too); training refuses that whatever the views say */
     uint64_t replayed, replay_bad, replay_missing; /* views, with an image folder; missing: no file has the image's id */
+    kd_search search;              /* images, with an image folder: in place, moved or renamed, changed, missing */
 } kd_check_result;
 
 /* Called for each problem, one call at a time. */

@@ -61,7 +61,8 @@ const kd_program kd_precompute_program = {
                 "  $ kd-precompute --images photos --weights vitb14.safetensors --cache photos.kdc --layers 1,2 --layer-concat on\n"
                 "  $ kd-precompute --images shards/ --weights vits14.pth --cache photos.kdc                      # shards/photos-000000.tar ...\n"
                 "  $ find photos -name '*.jpg' -print0 | kd-precompute --null --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
-    .epilog = "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
+    .epilog = "Files: FILE.kdc, its manifest FILE.kdc.json, FILE.kdc.partial while it is being made; FILE.kdc.skipped.tsv lists the inputs that could not be used, each with the reason.\n"
+              "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
               "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe; 14 not enough space; 15 device not available;\n"
               "16 non-finite features.\n",
     .options = table,

@@ -11,6 +11,7 @@
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
+#include "common/data/skip_list.h"
 #include "precompute/describe.h"
 #include "precompute/inspect.h"
 #include "precompute/sealed.h"
@@ -61,6 +62,7 @@ typedef struct run {
     kd_encode_stats fidelity[KD_FEATURES];
     uint64_t views_before, views_new, skipped, duplicates;
     uint64_t max_skipped;
+    kd_skip_list *skip_list; /* while files are read */
 } run;
 
 static int wants(const run *r, kd_feature f) {
@@ -254,15 +256,17 @@ static int view_is_stored(void *ctx, const kd_hash128 *id, uint32_t view) {
     return stored;
 }
 
-static void report_skip(run *r, const kd_view_item *item) {
+static kd_status report_skip(run *r, const kd_view_item *item, kd_err *err) {
+    const char *rel = r->data.file[item->file].rel;
     r->skipped++;
     kd_log(KD_LOG_WARN, "skipped: %s", item->problem.msg);
+    KD_TRY(kd_skip_list_add(r->skip_list, rel, item->problem.msg, err));
     if (!r->config->json)
-        return;
-    const char *rel = r->data.file[item->file].rel;
+        return KD_OK;
     json_t *line = json_pack("{s:s, s:o, s:s}", "type", "skipped", "path", kd_json_bytes(rel, strlen(rel)), "reason", item->problem.msg);
     kd_json_line(line);
     json_decref(line);
+    return KD_OK;
 }
 
 /* The same bytes under a second name, made before the first one's views were stored. */
@@ -274,10 +278,8 @@ static int is_pending(const run *r, const kd_hash128 *id, uint32_t view) {
 }
 
 static kd_status take_item(run *r, const kd_view_item *item, kd_err *err) {
-    if (item->problem.status != KD_OK) {
-        report_skip(r, item);
-        return KD_OK;
-    }
+    if (item->problem.status != KD_OK)
+        return report_skip(r, item, err);
     for (uint32_t i = 0; i < item->count; i++) {
         if (is_pending(r, &item->id, item->view[i]) || view_is_stored(r, &item->id, item->view[i])) {
             r->duplicates += i == 0;
@@ -347,9 +349,15 @@ static kd_status summarise(run *r, double seconds, kd_err *err) {
         json_decref(line);
     }
     if (r->skipped > r->max_skipped)
-        return kd_fail(err, KD_ESKIPPED, "%" PRIu64 " images were skipped (listed above) and --max-skipped allows %" PRIu64 "; the cache is sealed without them", r->skipped,
-                       r->max_skipped);
+        return kd_fail(err, KD_ESKIPPED, "%" PRIu64 " images were skipped (listed in %s.skipped.tsv) and --max-skipped allows %" PRIu64 "; the cache is sealed without them", r->skipped,
+                       r->config->cache, r->max_skipped);
     return KD_OK;
+}
+
+static kd_status finish_skip_list(run *r, kd_err *err) {
+    kd_skip_list *list = r->skip_list;
+    r->skip_list = NULL;
+    return kd_skip_list_finish(list, err);
 }
 
 static kd_status fill_cache(run *r, kd_err *err) {
@@ -357,14 +365,17 @@ static kd_status fill_cache(run *r, kd_err *err) {
     kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views, .done = view_is_stored, .ctx = r};
     kd_ordered *q = NULL;
     double begin = kd_now();
-    kd_status status = kd_view_stage_start(&stage, &q, r->threads, err);
+    kd_status status = kd_skip_list_create(&r->skip_list, r->config->cache, err);
+    if (status == KD_OK)
+        status = kd_view_stage_start(&stage, &q, r->threads, err);
     if (status == KD_OK)
         status = take_all(r, q, err);
     double seconds = kd_now() - begin;
     kd_view_stage_stop(&stage, q);
     KD_TRY(status);
+    KD_TRY(finish_skip_list(r, err));
     if (kd_writer_view_count(r->writer) == 0)
-        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files could be read as an image; the reasons are listed above", r->config->images, r->data.count);
+        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files could be read as an image; the reasons are in %s.skipped.tsv", r->config->images, r->data.count, r->config->cache);
     KD_TRY(kd_writer_seal(r->writer, err));
     return summarise(r, seconds, err);
 }
@@ -406,6 +417,7 @@ static kd_status execute(run *r, kd_err *err) {
 }
 
 static void release(run *r) {
+    kd_skip_list_discard(r->skip_list);
     kd_writer_close(r->writer);
     for (size_t i = 0; r->records != NULL && i < (size_t)r->config->batch_size * (size_t)r->slots; i++)
         kd_record_buf_free(&r->records[i]);

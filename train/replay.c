@@ -45,57 +45,62 @@ struct kd_replay {
 
 /* ---- finding the files ---- */
 
-static kd_status refuse_missing(const kd_replay *r, size_t total, const char *example, kd_err *err) {
-    if (r->missing == total)
+static kd_status refuse_missing(const kd_replay *r, const kd_search *search, size_t total, kd_err *err) {
+    char text[600];
+    if (r->missing < total)
+        return kd_fail(err, KD_EMISMATCH, "%s: of the cache's %zu images %s; restore those that are changed or missing, or train on the rest with --allow-missing", r->o.images, total,
+                       kd_search_text(search, text, sizeof text));
+    if (search->count[KD_CHANGED] > 0)
         return kd_fail(err, KD_EMISMATCH,
-                       "%s: none of the cache's %zu images is among its %zu image files, by path or by content; most likely this is another folder, or the "
-                       "files were re-encoded or resized after the cache was made (the first one sought: %s)",
-                       r->o.images, total, kd_locator_files(r->locator), example);
-    return kd_fail(err, KD_EMISMATCH, "%s: %zu of the cache's %zu images are missing (first: %s); restore them, or train on the rest with --allow-missing",
-                   r->o.images, r->missing, total, example);
+                       "%s: none of the cache's %zu images is there as it was: %s; most likely the files were re-encoded, resized or edited after the cache was made: use the originals, or make "
+                       "the cache again from these", r->o.images, total, kd_search_text(search, text, sizeof text));
+    return kd_fail(err, KD_EMISMATCH,
+                   "%s: none of the cache's %zu images is among its %zu image files, by path or by content; most likely this is another folder, or the "
+                   "files were renamed and re-encoded after the cache was made (the first one sought: %s)",
+                   r->o.images, total, kd_locator_files(r->locator), search->example[KD_MISSING]);
+}
+
+/* How many images are in place, as far as paths and sizes tell. */
+static size_t count_in_place(const kd_replay *r, size_t total) {
+    size_t n = 0;
+    for (size_t i = 0; i < total; i++) {
+        const kd_image_entry *e = kd_cache_image(r->o.cache, i);
+        n += kd_locator_by_path(r->locator, e->rel, e->file_size) >= 0;
+    }
+    return n;
 }
 
 /* Fills file[] and cache_index[] with the images that are there. */
 static kd_status find_files(kd_replay *r, kd_err *err) {
-    size_t total = kd_cache_images(r->o.cache), by_path = 0;
-    const char *example = NULL;
-    int64_t *found;
-    KD_TRY(kd_alloc_array(&found, total, sizeof *found, err));
-    for (size_t i = 0; i < total; i++) {
-        const kd_image_entry *e = kd_cache_image(r->o.cache, i);
-        found[i] = kd_locator_by_path(r->locator, e->rel, e->file_size);
-        by_path += found[i] >= 0;
-    }
-    if (by_path < total) {
-        kd_log(KD_LOG_INFO, "%zu of the cache's %zu images aren't at their recorded path; looking for them by content among %zu files", total - by_path, total,
+    size_t total = kd_cache_images(r->o.cache), in_place = count_in_place(r, total);
+    kd_search search = {0};
+    char text[600];
+    if (in_place < total) {
+        kd_log(KD_LOG_INFO, "%zu of the cache's %zu images aren't at their recorded path; looking for them by content among %zu files", total - in_place, total,
                kd_locator_files(r->locator));
-        kd_status status = kd_locator_hash_all(r->locator, r->o.threads, r->o.index_path, err);
-        if (status != KD_OK) {
-            kd_free(found);
-            return status;
-        }
+        KD_TRY(kd_locator_hash_all(r->locator, r->o.threads, r->o.index_path, err));
         r->hashed = 1;
     }
     for (size_t i = 0; i < total; i++) {
         const kd_image_entry *e = kd_cache_image(r->o.cache, i);
-        if (found[i] < 0 && r->hashed)
-            found[i] = kd_locator_by_id(r->locator, &e->image);
-        if (found[i] < 0) {
+        int64_t file;
+        kd_whereabouts where = kd_locator_find(r->locator, &e->image, e->rel, e->file_size, &file);
+        kd_search_count(&search, where, e->rel);
+        if (where == KD_CHANGED || where == KD_MISSING) {
             r->missing++;
-            if (example == NULL)
-                example = e->rel;
             continue;
         }
         r->cache_index[r->images] = (uint32_t)i;
-        atomic_init(&r->file[r->images], found[i]);
+        atomic_init(&r->file[r->images], file);
         r->first_view[r->images] = r->views;
         r->views += e->views;
         r->images++;
     }
-    kd_free(found);
+    if (r->hashed)
+        kd_log(KD_LOG_INFO, "of the cache's %zu images %s", total, kd_search_text(&search, text, sizeof text));
     r->extra = kd_locator_files(r->locator) > r->images ? kd_locator_files(r->locator) - r->images : 0;
     if (r->missing > 0 && (!r->o.allow_missing || r->missing == total))
-        return refuse_missing(r, total, example, err);
+        return refuse_missing(r, &search, total, err);
     return KD_OK;
 }
 

@@ -42,7 +42,7 @@ void kd_replay_destroy(kd_replay *r); /* accepts NULL */
 /* Images of the cache that were found, in the order of their ids. */
 size_t kd_replay_images(const kd_replay *r);
 const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i);
-size_t kd_replay_missing(const kd_replay *r); /* of the cache, not in the folder */
+size_t kd_replay_missing(const kd_replay *r); /* of the cache: changed, or not in the folder */
 size_t kd_replay_extra(const kd_replay *r);   /* files of the folder that no image of the cache needs */
 
 typedef struct kd_replay_item {

@@ -2,6 +2,7 @@
 
 #include <limits.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -78,20 +79,27 @@ size_t kd_locator_files(const kd_locator *l)
     return l->data.count;
 }
 
-int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size)
+/* Index of the file with this relative path, or -1. */
+static int64_t by_name(const kd_locator *l, const char *rel)
 {
     size_t lo = 0, hi = l->data.count;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
         int order = strcmp(l->data.file[mid].rel, rel);
         if (order == 0)
-            return l->data.file[mid].size == size ? (int64_t)mid : -1;
+            return (int64_t)mid;
         if (order < 0)
             lo = mid + 1;
         else
             hi = mid;
     }
     return -1;
+}
+
+int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size)
+{
+    int64_t i = by_name(l, rel);
+    return i >= 0 && l->data.file[i].size == size ? i : -1;
 }
 
 kd_status kd_locator_path(const kd_locator *l, int64_t i, char *buf, size_t cap, kd_err *err)
@@ -307,4 +315,41 @@ int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id)
             hi = mid;
     }
     return lo < l->sorted_count && memcmp(l->sorted[lo].id.b, id->b, sizeof id->b) == 0 ? l->sorted[lo].file : -1;
+}
+
+/* ---- whereabouts ---- */
+
+kd_whereabouts kd_locator_find(const kd_locator *l, const kd_hash128 *id, const char *rel, uint64_t size, int64_t *file)
+{
+    int64_t there = by_name(l, rel), elsewhere;
+    *file = there;
+    if (there >= 0 && l->data.file[there].size == size &&
+        (l->state[there] == ID_UNKNOWN || (l->state[there] == ID_KNOWN && memcmp(l->id[there].b, id->b, sizeof id->b) == 0)))
+        return KD_IN_PLACE;
+    elsewhere = kd_locator_by_id(l, id);
+    if (elsewhere >= 0) {
+        *file = elsewhere;
+        return KD_MOVED;
+    }
+    return there >= 0 ? KD_CHANGED : KD_MISSING;
+}
+
+void kd_search_count(kd_search *s, kd_whereabouts w, const char *rel)
+{
+    if (s->count[w]++ == 0)
+        s->example[w] = rel;
+}
+
+const char *kd_search_text(const kd_search *s, char *buf, size_t cap)
+{
+    static const char *const words[KD_WHEREABOUTS] = {"at their recorded paths", "moved or renamed", "changed", "missing"};
+    size_t n = 0;
+    buf[0] = 0;
+    for (int w = 0; w < KD_WHEREABOUTS && n < cap; w++) {
+        if (s->count[w])
+            n += (size_t)snprintf(buf + n, cap - n, "%s%zu %s", n ? ", " : "", s->count[w], words[w]);
+        if (s->count[w] && w >= KD_CHANGED && n < cap)
+            n += (size_t)snprintf(buf + n, cap - n, " (first: %.200s)", s->example[w]);
+    }
+    return buf;
 }

@@ -41,8 +41,15 @@ check "check --images replays every view" says 0 "10 views replayed: 0 differ, 0
 check "check --json ends with a summary" says 0 '{"type":"summary","images":5,"views":10,"records":80' "$kd" check "$c" --json
 mkdir "$work/moved" && cp -r "$work/images/a" "$work/images/b" "$work/moved/" && mv "$work/moved/a/plain.jpg" "$work/moved/elsewhere.jpg"
 check "images are found under other names; missing ones are exit 3" says 3 "8 views replayed: 0 differ, 2 more lack" "$kd" check "$c" --images "$work/moved"
+check "those that moved and those that are missing are counted and named" eval 'says 3 "of the 5 images 3 at their recorded paths, 1 moved or renamed, 1 missing (first: c.jpg)" "$kd" check "$c" --images "$work/moved" && count 1 "c.jpg: missing: nothing under"'
 cp -r "$work/images" "$work/swapped" && cp "$work/images/c.jpg" "$work/swapped/a/plain.jpg"
 check "another file under a recorded path is not taken for it" says 3 "8 views replayed" "$kd" check "$c" --images "$work/swapped"
+check "it is said to have changed" eval 'says 3 "4 at their recorded paths, 1 changed (first: a/plain.jpg)" "$kd" check "$c" --images "$work/swapped" && count 1 "a/plain.jpg: changed after the cache was made"'
+check "so does --json" says 3 '"in_place":4,"moved":0,"changed":1,"missing":0' "$kd" check "$c" --images "$work/swapped" --json
+tar -C "$work/images" -cf "$work/all.tar" .
+check "a tar of the images serves as well" says 0 "of the 5 images 5 moved or renamed" "$kd" check "$c" --images "$work/all.tar"
+(cd "$work/images" && find . -type f -print0) >"$work/images/list0"
+check "so does a list whose paths end in NUL" eval 'says 0 "10 views replayed: 0 differ" "$kd" check "$c" --images "$work/images/list0" --null'
 
 check "dump writes a safetensors file" eval 'says 0 "" "$kd" dump "$c" --id $id --view 1 --out "$work/x.safetensors" && holds cls F32 "2,48" && holds patch F32 "2,25,48" && holds registers F32 "2,4,48" && holds mean F32 "2,48" && holds layers I32 2'
 check "dump of an unknown image is exit 10" says 10 "has no image" "$kd" dump "$c" --id 00000000000000000000000000000000 --view 0 --out "$work/y"

@@ -1,4 +1,5 @@
 /* Replay: the pixels that a student gets are the teacher's, whatever happened to the folder; everything else stops with a sentence that says what happened. */
+#include "tests/tar_file.h"
 #include "tests/unit/train_fixture.h"
 
 #include "train/replay.h"
@@ -228,7 +229,7 @@ static void a_missing_image_is_refused_or_left_out(void **state) {
     kd_replay *r;
     unlink(at("pictures/002.jpg"));
     assert_int_equal(kd_replay_create(&r, &o, &err), KD_EMISMATCH);
-    assert_contains(err.msg, "1 of the cache's 10");
+    assert_contains(err.msg, "of the cache's 10 images 9 at their recorded paths, 1 missing (first: 002.jpg)");
     assert_contains(err.msg, "002.jpg");
     assert_contains(err.msg, "--allow-missing");
     o.allow_missing = 1;
@@ -237,6 +238,74 @@ static void a_missing_image_is_refused_or_left_out(void **state) {
     assert_int_equal(kd_replay_missing(r), 1);
     assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);
     kd_replay_destroy(r);
+    kd_cache_close(c);
+}
+
+static void moved_changed_and_missing_images_are_told_apart(void **state) {
+    (void)state;
+    kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 1, NULL);
+    kd_replay_options o = options(c);
+    kd_replay *r;
+    char from[4300];
+    snprintf(from, sizeof from, "%s", at("pictures/001.jpg"));
+    assert_int_equal(rename(from, at("pictures/renamed.jpg")), 0);
+    unlink(at("pictures/002.jpg"));
+    unit_write(at("pictures/003.jpg"), "not that picture any more", 25);
+    assert_int_equal(kd_replay_create(&r, &o, &err), KD_EMISMATCH);
+    assert_contains(err.msg, "of the cache's 10 images 7 at their recorded paths, 1 moved or renamed, 1 changed (first: 003.jpg), 1 missing (first: 002.jpg)");
+    assert_contains(err.msg, "--allow-missing");
+    o.allow_missing = 1;
+    assert_ok(kd_replay_create(&r, &o, &err));
+    assert_int_equal(kd_replay_images(r), IMAGES - 2);
+    assert_int_equal(kd_replay_missing(r), 2);
+    assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);
+    kd_replay_destroy(r);
+    for (int i = 0; i < IMAGES; i++) {
+        char name[40];
+        snprintf(name, sizeof name, "pictures/%03d.jpg", i);
+        unit_write(at(name), name, strlen(name));
+    }
+    unlink(at("pictures/renamed.jpg"));
+    o = options(c);
+    assert_int_equal(kd_replay_create(&r, &o, &err), KD_EMISMATCH);
+    assert_contains(err.msg, "none of the cache's 10 images is there as it was: 10 changed (first: ");
+    kd_cache_close(c);
+}
+
+static void images_are_replayed_from_a_tar(void **state) {
+    (void)state;
+    kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 1, NULL);
+    static uint8_t want[IMAGES * VIEWS * TF_PIXELS], got[sizeof want];
+    kd_replay_options o = options(c);
+    kd_replay *r;
+    tar_file t = {0};
+    assert_ok(kd_replay_create(&r, &o, &err));
+    assert_int_equal(pass(r, want, NULL, TF_PIXELS), KD_DONE);
+    kd_replay_destroy(r);
+    for (int i = IMAGES - 1; i >= 0; i--) {
+        char name[40];
+        uint8_t *bytes;
+        size_t size;
+        snprintf(name, sizeof name, "pictures/%03d.jpg", i);
+        assert_ok(kd_io_read_all(at(name), 1 << 20, &bytes, &size, &err));
+        snprintf(name, sizeof name, "./%06d.jpg", IMAGES - i);
+        tar_add(&t, name, bytes, size);
+        tar_add(&t, "label.cls", "1", 1);
+        kd_free(bytes);
+    }
+    tar_end(&t);
+    unit_write(at("all.tar"), t.bytes, t.size);
+    o.images = at("all.tar");
+    assert_ok(kd_replay_create(&r, &o, &err));
+    assert_int_equal(pass(r, got, NULL, TF_PIXELS), KD_DONE);
+    assert_memory_equal(want, got, sizeof want);
+    kd_replay_destroy(r);
+    /* A picture that is damaged inside the tar is named there. */
+    memset(t.bytes + t.size - 4096, 7, 1024);
+    unit_write(at("all.tar"), t.bytes, t.size);
+    assert_int_equal(kd_replay_create(&r, &o, &err), KD_EMISMATCH);
+    assert_contains(err.msg, "9 moved or renamed, 1 missing");
+    tar_free(&t);
     kd_cache_close(c);
 }
 
@@ -318,6 +387,8 @@ int main(void) {
         T(swapped_files_of_equal_size_are_found_out_and_found_again),
         T(a_changed_image_stops_the_pass_naming_it),
         T(a_missing_image_is_refused_or_left_out),
+        T(moved_changed_and_missing_images_are_told_apart),
+        T(images_are_replayed_from_a_tar),
         T(a_wrong_folder_is_said_to_be_one),
         T(an_image_that_vanishes_later_stops_the_pass),
         T(another_decoder_is_refused_by_name),
