@@ -94,11 +94,13 @@ check "view refuses to write them" eval 'says 13 "but the teacher saw" "$kd" vie
 for what in --all "--grid 5x2"; do
     check "nor in view $what, which leaves nothing behind" eval 'says 13 "but the teacher saw" "$kd" view "$work/differs/photos.kdc" --images "$work/images" '"$what"' --out "$work/no" && ! ls "$work"/no* 2>/dev/null'
 done
+train() { "$KD_BIN/kd-train" --images "$work/images" --student dinov2_w64_d1 --device cpu --batch-size 2 "$@"; }
+check "and kd-train stops at them, exit 13, with both hashes and the likely cause" eval 'says 13 "a/plain.jpg: image $id, view 0: the view" train --cache "$work/differs/photos.kdc" --epochs 2 --out "$work/run" && grep -Eq "hash is [0-9a-f]{32} and the teacher saw [0-9a-f]{32}, although the file is the same.*this version augments differently" "$work/out" "$work/err"'
 "$KD_TEST_DIR/cli/draw_cache" "$work/decoder" decoder >/dev/null 2>&1
 d=$work/decoder/photos.kdc
 check "a cache of another decoder is exit 13, even if all replayed views are the same" eval 'says 13 "10 views replayed: 0 differ" "$kd" check "$d" --images "$work/images" && count 1 "whose reference pictures hash to 0123456789abcdef0123456789abcdef" && says 0 "0 problems" "$kd" check "$d"'
 check "and --json says so" says 13 '"decoder_differs":true' "$kd" check "$d" --images "$work/images" --json
-check "and kd-train refuses it before the first step" eval 'says 13 "decoder: the cache was made with" "$KD_BIN/kd-train" --cache "$d" --images "$work/images" --student resnet18 --student-size 32 --device ref --out "$work/run" && ! ls "$work"/run/checkpoints/* 2>/dev/null'
+check "and kd-train refuses it before the first step" eval 'says 13 "decoder: the cache was made with" train --cache "$d" --out "$work/run2" && ! ls "$work"/run2/checkpoints/* 2>/dev/null'
 mkdir "$work/two" "$work/other" && "$KD_TEST_DIR/cli/draw_cache" "$work/other" >/dev/null 2>&1
 cp "$c" "$work/two/a.kdc"; cp "$c.json" "$work/two/a.kdc.json"; cp "$work/other/photos.kdc" "$work/two/b.kdc"; cp "$work/other/photos.kdc.json" "$work/two/b.kdc.json"
 check "overlapping shards are exit 13" says 13 "these shards overlap" "$kd" info "$work/two"

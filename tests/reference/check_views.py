@@ -6,7 +6,7 @@
 For each augmentation a cache of class tokens is made with the tiny network of the golden files. Then `kd-cache list --json` gives the plans, Pillow and torchvision rebuild every
 view from its image file and its plan (a mixed view from its partner's plan too), and the result is compared with the bytes that `kd-cache view --all` writes and with the recorded
 hash. A blur is rebuilt twice: in integers from the recorded weights (equal bytes are demanded) and by torchvision's own gaussian_blur, which sums in float32 (at most 1 away is
-demanded; the share is printed). --sheet keeps a contact sheet of 8 x 8 views of each augmentation there. Needs numpy, Pillow, torchvision and xxhash; ends with status 1 when
+demanded, before the view is solarized; the share is printed). --sheet keeps a contact sheet of 8 x 8 views of each augmentation there. Needs numpy, Pillow, torchvision and xxhash; ends with status 1 when
 anything differs. Never imports code of the project.
 """
 import argparse
@@ -29,6 +29,7 @@ import xxhash
 from PIL import Image, features
 from pillow_views import apply_plan, blur_torchvision, mix_plan, view_hash
 
+AUGMENT = os.path.join(HERE, "augment")
 PRESETS = ["lightly", "lightly+mixup", "dino", "dino-1", "crop-flip", "eval"]
 TEACHER = os.path.join(TOP, "tests", "golden", "models", "tiny_dinov2.pth")
 
@@ -87,8 +88,12 @@ class Rebuilt:
         del self.kept[x["id"], x["view"]]  # no other view asks for it
         return out
 
-    def with_torchvisions_blur(self, x):
-        return apply_plan(self.image(x["id"]), x["plan"], blur_torchvision)
+    def away_from_torchvisions_blur(self, x, ours):
+        """Per byte. Of a solarized view before that step, which turns 1 of difference at its threshold into any; ours is then what was rebuilt to the byte."""
+        plan = dict(x["plan"], solarize=256)
+        if x["plan"]["solarize"] != 256:
+            ours = np.asarray(apply_plan(self.image(x["id"]), plan))
+        return np.abs(ours.astype(np.int16) - np.asarray(apply_plan(self.image(x["id"]), plan, blur_torchvision)))
 
 
 def check(args, work, photos, augment):
@@ -113,7 +118,7 @@ def check(args, work, photos, augment):
                               ("solarized", plan["solarize"] != 256), ("mixed", plan["mix"]["lambda"] != 1)):
             used[name] += bool(is_used)
         if plan["blur"]["radius"] and plan["mix"]["lambda"] == 1:
-            away = np.abs(ours.astype(np.int16) - np.asarray(rebuilt.with_torchvisions_blur(x)))
+            away = rebuilt.away_from_torchvisions_blur(x, ours)
             n["blur_bytes"] += away.size
             n["blur_differing"] += int((away != 0).sum())
             n["blur_worst"] = max(n["blur_worst"], int(away.max()))
@@ -135,7 +140,7 @@ def main():
     p.add_argument("--bin", default=os.path.join(TOP, "bin"))
     p.add_argument("--photos", type=int, default=250)
     p.add_argument("--views", type=int, default=10)
-    p.add_argument("--augment", action="append", help="preset or YAML file; may be given several times; default: every preset")
+    p.add_argument("--augment", action="append", help="preset or YAML file; may be given several times; default: every preset and the files of tests/reference/augment")
     p.add_argument("--image-size", default="224")
     p.add_argument("--device", default="cpu")
     p.add_argument("--sheet")
@@ -145,7 +150,7 @@ def main():
     work = tempfile.mkdtemp(prefix="kd-views.")
     try:
         photos = some_photos(args, work)
-        results = [check(args, work, photos, augment) for augment in args.augment or PRESETS]
+        results = [check(args, work, photos, augment) for augment in args.augment or PRESETS + sorted(os.path.join(AUGMENT, f) for f in os.listdir(AUGMENT))]
     finally:
         shutil.rmtree(work, ignore_errors=True)
     failed = sum(bad for bad, _ in results)
