@@ -62,8 +62,8 @@ static int tiff_orientation(block b) {
     static const uint8_t unit[17] = {0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8}; /* bytes of one value, by type */
     if (b.size < 8)
         return 1;
-    /* The second of each pair has the 42 in the other byte order; Pillow takes it for what the letters say. */
-    b.big = starts(&b, 0, "MM\0*", 4) || starts(&b, 0, "MM*\0", 4);
+    /* A 42 in the other byte order is taken for what the letters say, and the big-endian 43 of BigTIFF for a 42: so does Pillow. */
+    b.big = starts(&b, 0, "MM\0*", 4) || starts(&b, 0, "MM*\0", 4) || starts(&b, 0, "MM\0+", 4);
     if (!b.big && !starts(&b, 0, "II*\0", 4) && !starts(&b, 0, "II\0*", 4))
         return 1;
     size_t at = number(&b, 4, 4);
@@ -96,8 +96,9 @@ static int tiff_orientation(block b) {
 
 static block part(const block *b, size_t at, size_t n) { return (block){.bytes = b->bytes + at, .size = n}; }
 
+/* Some programs write the prefix twice. */
 static int exif_orientation(block b) {
-    if (starts(&b, 0, "Exif\0\0", 6))
+    for (int i = 0; i < 2 && starts(&b, 0, "Exif\0\0", 6); i++)
         b = part(&b, 6, b.size - 6);
     return tiff_orientation(b);
 }
@@ -117,7 +118,7 @@ static int jpeg_orientation(const block *b) {
         size_t n = number(b, at, 2);
         if (marker == 0xD9 || marker == 0xDA || n < 2 || n > b->size - at)
             return 1;
-        if (marker == 0xE1 && n >= 8 && starts(b, at + 2, "Exif\0", 5))
+        if (marker == 0xE1 && n >= 8 && starts(b, at + 2, "Exif\0\0", 6))
             return exif_orientation(part(b, at + 2, n - 2));
         at += n;
     }
@@ -132,7 +133,7 @@ static int png_orientation(const block *b) {
         if (n > b->size - at - 12 || starts(b, at + 4, "IEND", 4))
             break;
         if (starts(b, at + 4, "eXIf", 4))
-            orientation = tiff_orientation(part(b, at + 8, n));
+            orientation = exif_orientation(part(b, at + 8, n));
         at += 12 + n;
     }
     return orientation;

@@ -70,7 +70,7 @@ typedef struct signature {
 #define FRAMES "frame by frame, for example: ffmpeg -i IN OUT-%05d.png"
 #define UNPACK "or unpack it first: it is an archive"
 
-/* In order: cameras' brands of TIFF and the brands of ISO base media files are listed before the general kind. */
+/* In order: cameras' brands of TIFF and the brands of ISO base media files are listed before the general kind. What stands at offset 8 is the kind of a RIFF file. */
 static const signature known[] = {
     {0, 4, "\xFF\xD8\xFF\xF7", "a", "JPEG-LS picture", MAGICK, NULL},
     {0, 3, "\xFF\xD8\xFF", "a", "JPEG", NULL, kd_jpeg_decode},
@@ -129,7 +129,7 @@ static int starts(const uint8_t *bytes, size_t size, size_t offset, const char *
 /* NULL: none of them. */
 static const signature *find_signature(const uint8_t *bytes, size_t size) {
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
-        if (starts(bytes, size, known[i].offset, known[i].bytes, known[i].length))
+        if (starts(bytes, size, known[i].offset, known[i].bytes, known[i].length) && (known[i].offset != 8 || starts(bytes, size, 0, "RIFF", 4)))
             return &known[i];
     return NULL;
 }
@@ -137,7 +137,7 @@ static const signature *find_signature(const uint8_t *bytes, size_t size) {
 const char *kd_image_sniff(const uint8_t *bytes, size_t size, int *is_read) {
     const signature *s = find_signature(bytes, size);
     *is_read = s != NULL && s->decode != NULL;
-    if (*is_read && starts(bytes, size, 8, "WEBPVP8X", 8) && size > 20 && (bytes[20] & 2) != 0) { /* the flag of animations */
+    if (*is_read && s->decode == kd_webp_decode && starts(bytes, size, 12, "VP8X", 4) && size > 20 && (bytes[20] & 2) != 0) { /* the flag of animations */
         *is_read = 0;
         return "animated WebP";
     }

@@ -80,6 +80,7 @@ static void the_decoder_is_the_one_of_the_goldens(void **state) {
     kd_hex(hex, h.b, 16);
     assert_string_equal(hex, "217ed406aa2d5e2a11ca9d89fb27ba6f");
     assert_contains(kd_decoder_version(), "libjpeg-turbo ");
+    assert_contains(kd_decoder_version(), ", libwebp ");
 }
 
 /* Pillow accepts "4:2:2" without its end marker (the last row is complete without it) and no other prefix: checked with Pillow 9.4. */
@@ -127,6 +128,95 @@ static void truncated_and_corrupt_pngs_fail(void **state) {
         kd_image_free(&img);
         kd_free(bytes);
     }
+}
+
+static void truncated_and_corrupt_webps_fail(void **state) {
+    (void)state;
+    const char *const names[] = {"lossy.webp", "lossy-alpha.webp", "lossless.webp", "exif-rotated.webp"};
+    kd_image img = {0};
+    for (size_t k = 0; k < 4; k++) {
+        uint8_t *bytes;
+        size_t size;
+        char path[256];
+        snprintf(path, sizeof path, PICTURES "%s", names[k]);
+        assert_ok(kd_io_read_all(path, 1 << 20, &bytes, &size, &err));
+        for (size_t n = 0; n < size; n++) {
+            uint8_t *exact = malloc(n ? n : 1);
+            assert_non_null(exact);
+            memcpy(exact, bytes, n);
+            assert_int_equal(kd_image_decode(&img, exact, n, names[k], NULL, &err), KD_EFAIL);
+            if (n >= 12)
+                assert_contains(err.msg, "is truncated: the WebP header announces");
+            free(exact);
+        }
+        /* A header that tells of fewer bytes than the picture needs. */
+        size_t told = size / 2;
+        for (int i = 0; i < 4; i++)
+            bytes[4 + i] = (uint8_t)((told - 8) >> 8 * i);
+        assert_int_equal(kd_image_decode(&img, bytes, size, names[k], NULL, &err), KD_EFAIL);
+        kd_free(bytes);
+    }
+    refused((const uint8_t *)"RIFF\x18\0\0\0WEBPVP8 \x0C\0\0\0abcdefghijkl", 32, "corrupt WebP");
+    kd_image_free(&img);
+}
+
+static void animations_are_refused(void **state) {
+    (void)state;
+    uint8_t *bytes;
+    size_t size;
+    int is_read;
+    assert_ok(kd_io_read_all(PICTURES "animated.webp", 1 << 20, &bytes, &size, &err));
+    refused(bytes, size, "animated WebP");
+    assert_contains(err.msg, "webpmux -get frame 1");
+    assert_string_equal(kd_image_sniff(bytes, KD_SNIFF_BYTES, &is_read), "animated WebP");
+    assert_false(is_read);
+    kd_free(bytes);
+}
+
+static void the_pixel_limit_is_the_callers(void **state) {
+    (void)state;
+    const char *const names[] = {"rgb.jpg", "rgb.png", "lossy.webp"};
+    const int pixels[] = {33 * 21, 33 * 21, 47 * 31};
+    kd_image img = {0};
+    for (size_t k = 0; k < 3; k++) {
+        uint8_t *bytes;
+        size_t size;
+        char path[256], limit[64];
+        snprintf(path, sizeof path, PICTURES "%s", names[k]);
+        assert_ok(kd_io_read_all(path, 1 << 20, &bytes, &size, &err));
+        kd_decode_options o = {.max_pixels = pixels[k]};
+        assert_ok(kd_image_decode(&img, bytes, size, names[k], &o, &err));
+        o.max_pixels--;
+        assert_int_equal(kd_image_decode(&img, bytes, size, names[k], &o, &err), KD_EFAIL);
+        snprintf(limit, sizeof limit, "above the limit of %d pixels", pixels[k] - 1);
+        assert_contains(err.msg, limit);
+        assert_contains(err.msg, "--max-pixels");
+        o.max_pixels = 0; /* the default */
+        assert_ok(kd_image_decode(&img, bytes, size, names[k], &o, &err));
+        kd_free(bytes);
+    }
+    kd_image_free(&img);
+}
+
+/* Cameras write previews, notes and depth maps of megabytes before the picture. */
+static void long_application_segments_are_passed_over(void **state) {
+    (void)state;
+    const kd_golden_picture *g = golden("4:2:0");
+    enum { SEGMENTS = 64, LENGTH = 65535 };
+    size_t size = g->size + SEGMENTS * (LENGTH + 2);
+    uint8_t *bytes = calloc(1, size);
+    assert_non_null(bytes);
+    memcpy(bytes, g->bytes, 2);
+    for (size_t i = 0; i < SEGMENTS; i++)
+        memcpy(bytes + 2 + i * (LENGTH + 2), (const uint8_t[]){0xFF, (uint8_t)(0xE0 + i % 16), 0xFF, 0xFF}, 4);
+    memcpy(bytes + 2 + SEGMENTS * (LENGTH + 2), g->bytes + 2, g->size - 2);
+    kd_image plain = {0}, padded = {0};
+    assert_ok(kd_image_decode(&plain, g->bytes, g->size, g->name, NULL, &err));
+    assert_ok(kd_image_decode(&padded, bytes, size, g->name, NULL, &err));
+    assert_memory_equal(plain.rgb, padded.rgb, (size_t)plain.width * (size_t)plain.height * 3);
+    kd_image_free(&plain);
+    kd_image_free(&padded);
+    free(bytes);
 }
 
 /* Whatever the bytes: a status, no crash. (Equality with Pillow on such files was checked when the decoder was written.) */
@@ -212,6 +302,17 @@ static void unsupported_jpegs_are_told_from_corrupt_ones(void **state) {
     bytes[at + 1] = 0xC3; /* lossless */
     refused(bytes, g->size, "isn't supported");
     free(bytes);
+    for (int components = 2; components <= 16; components += 14) {
+        uint8_t header[128] = {0xFF, 0xD8, 0xFF, 0xC0, 0, (uint8_t)(8 + 3 * components), 8, 0, 8, 0, 8, (uint8_t)components};
+        size_t n = 12;
+        for (int c = 0; c < components; c++) {
+            header[n++] = (uint8_t)c;
+            header[n++] = 0x11;
+            header[n++] = 0;
+        }
+        memcpy(header + n, "\xFF\xDA\0\x0A\2\0\0\1\0\0\x3F\0", 12);
+        refused(header, n + 12, components == 2 ? "2 components isn't supported" : "corrupt JPEG: Too many color components: 16");
+    }
     refused((const uint8_t *)"\xFF\xD8\xFF\xD9", 4, "corrupt JPEG");
 }
 
@@ -219,6 +320,13 @@ static void other_formats_are_named_with_a_converter(void **state) {
     (void)state;
     const struct { const char *bytes; size_t size; const char *kind, *tool; } cases[] = {
         {"GIF89a\1\0\1\0", 10, "GIF", "magick"},
+        {"\xFF\xD8\xFF\xF7\0\x0B", 6, "JPEG-LS", "magick"},
+        {"\0\0\0\x0CjP  \r\n\x87\n", 12, "JPEG 2000", "opj_decompress"},
+        {"\xFF\x0A\0\0", 4, "JPEG XL", "djxl"},
+        {"II*\0\x10\0\0\0CR\2\0", 12, "raw photo (CR2)", "darktable-cli"},
+        {"\0\0\0\x18" "ftypcrx \0\0\0\0", 16, "raw photo (CR3)", "darktable-cli"},
+        {"%PDF-1.7\n", 9, "PDF", "pdftoppm"},
+        {"PK\3\4\x14\0", 6, "ZIP archive", "unpack"},
         {"II*\0\x08\0\0\0", 8, "TIFF", "magick"},
         {"MM\0*\0\0\0\x08", 8, "TIFF", "magick"},
         {"BM\x46\0\0\0", 6, "BMP", "magick"},
@@ -238,6 +346,31 @@ static void other_formats_are_named_with_a_converter(void **state) {
         assert_contains(err.msg, cases[i].tool);
         free(exact);
     }
+}
+
+static void kinds_are_told_from_the_first_bytes(void **state) {
+    (void)state;
+    const struct { const char *name, *kind; int is_read; } cases[] = {
+        {"rgb.jpg", "JPEG", 1}, {"rgb.png", "PNG", 1}, {"named-jpeg-is-png.jpg", "PNG", 1}, {"lossy.webp", "WebP", 1}, {"exif-rotated.webp", "WebP", 1}, {"animated.webp", "animated WebP", 0}};
+    int is_read;
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        uint8_t *bytes;
+        size_t size;
+        char path[256];
+        snprintf(path, sizeof path, PICTURES "%s", cases[i].name);
+        assert_ok(kd_io_read_all(path, 1 << 20, &bytes, &size, &err));
+        assert_string_equal(kd_image_sniff(bytes, KD_SNIFF_BYTES, &is_read), cases[i].kind);
+        assert_int_equal(is_read, cases[i].is_read);
+        kd_free(bytes);
+    }
+    assert_string_equal(kd_image_sniff((const uint8_t *)"", 0, &is_read), "empty file");
+    assert_string_equal(kd_image_sniff((const uint8_t *)"hello", 5, &is_read), "unknown kind");
+    assert_false(is_read);
+    assert_string_equal(kd_image_sniff((const uint8_t *)"\0\0\0\x18" "ftypheic", 12, &is_read), "HEIC picture");
+    assert_false(is_read);
+    /* Found by fuzzing: a JPEG with another format's name where that would stand. */
+    assert_string_equal(kd_image_sniff((const uint8_t *)"\xFF\xD8\xFF\xE0\0\x10JFWEBPVP8X\0\0\0\2\2\2\2\2", 24, &is_read), "JPEG");
+    assert_true(is_read);
 }
 
 static void written_pictures_read_back(void **state) {
@@ -275,8 +408,8 @@ static void written_pictures_read_back(void **state) {
 
 static void running_out_of_memory_is_an_error(void **state) {
     (void)state;
-    const char *const names[] = {"alpha.png", "interlaced.png", "rgb.jpg"};
-    for (size_t k = 0; k < 3; k++) {
+    const char *const names[] = {"alpha.png", "interlaced.png", "rgb.jpg", "lossy-alpha.webp"};
+    for (size_t k = 0; k < 4; k++) {
         uint8_t *bytes;
         size_t size, n = 0, live;
         char path[256];
@@ -304,11 +437,16 @@ int main(void) {
         cmocka_unit_test(the_decoder_is_the_one_of_the_goldens),
         cmocka_unit_test(truncated_jpegs_fail_at_every_length),
         cmocka_unit_test(truncated_and_corrupt_pngs_fail),
+        cmocka_unit_test(truncated_and_corrupt_webps_fail),
+        cmocka_unit_test(animations_are_refused),
+        cmocka_unit_test(the_pixel_limit_is_the_callers),
+        cmocka_unit_test(long_application_segments_are_passed_over),
         cmocka_unit_test(damaged_jpegs_never_crash),
         cmocka_unit_test(sizes_are_limited_before_anything_is_allocated),
         cmocka_unit_test(scan_bombs_are_stopped),
         cmocka_unit_test(unsupported_jpegs_are_told_from_corrupt_ones),
         cmocka_unit_test(other_formats_are_named_with_a_converter),
+        cmocka_unit_test(kinds_are_told_from_the_first_bytes),
         cmocka_unit_test(written_pictures_read_back),
         cmocka_unit_test(running_out_of_memory_is_an_error),
     };
