@@ -14,6 +14,7 @@
 #include "common/data/skip_list.h"
 #include "precompute/describe.h"
 #include "precompute/inspect.h"
+#include "precompute/kinds.h"
 #include "precompute/sealed.h"
 #include "precompute/views.h"
 
@@ -157,9 +158,12 @@ static json_t *provenance(const run *r) {
     return p;
 }
 
-/* Times two teacher batches of blank views; the first warms up. */
+/* Looks at the kinds of a sample of the files, and times two teacher batches of blank views; the first warms up. */
 static kd_status dry_run(run *r, kd_err *err) {
     double begin = 0;
+    kd_kinds kinds;
+    KD_TRY(kd_kinds_sample(&kinds, &r->data, err));
+    kd_kinds_log(&kinds, &r->data);
     for (int i = 0; i < 2; i++) {
         begin = kd_now();
         KD_TRY(kd_teacher_run(r->teacher, r->pixels, (int)r->config->batch_size, err));
@@ -170,7 +174,8 @@ static kd_status dry_run(run *r, kd_err *err) {
     double flops = kd_teacher_flops(r->teacher);
     kd_log(KD_LOG_INFO, "speed     %.2f GFLOP a view, %.1f views/s here (decoding not counted): about %.1f h", flops / 1e9, rate, views / rate / 3600);
     if (r->config->json) {
-        json_t *line = json_pack("{s:s, s:I, s:i, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "result", "images", (json_int_t)r->plan.images, "views", (int)r->plan.views,
+        json_t *line = json_pack("{s:s, s:o, s:I, s:I, s:I, s:i, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "result", "kinds", kd_kinds_json(&kinds), "looked_at",
+                                 (json_int_t)kinds.looked_at, "unread", (json_int_t)kinds.unread, "images", (json_int_t)r->plan.images, "views", (int)r->plan.views,
                                  "bytes_per_view", (json_int_t)r->plan.bytes_per_view, "cache_bytes", (json_int_t)r->plan.cache_bytes, "peak_bytes",
                                  (json_int_t)r->plan.peak_bytes, "flops_per_view", flops, "views_per_s", rate, "seconds", views / rate);
         kd_json_line(line);

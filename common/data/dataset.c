@@ -187,6 +187,18 @@ kd_status kd_dataset_read(const kd_dataset *d, size_t i, uint8_t **buf, size_t *
     return kd_io_read_part(t->path, t->size, f->offset, *size, buf, cap, err);
 }
 
+kd_status kd_dataset_head(const kd_dataset *d, size_t i, size_t n, uint8_t **buf, size_t *cap, size_t *size, kd_err *err) {
+    KD_ASSERT(i < d->count);
+    const kd_data_file *f = &d->file[i];
+    const kd_data_tar *t = f->tar != 0 ? &d->tar[f->tar - 1] : NULL;
+    char path[KD_DATA_NAME];
+    if (f->problem)
+        return kd_fail(err, KD_EFAIL, "%s", f->problem);
+    KD_TRY(kd_dataset_path(d, i, path, sizeof path, err));
+    *size = f->size < n ? (size_t)f->size : n;
+    return kd_io_read_part(t != NULL ? t->path : path, t != NULL ? t->size : f->size, t != NULL ? f->offset : 0, *size, buf, cap, err);
+}
+
 const char *kd_dataset_inner_name(const kd_dataset *d, size_t i) {
     const kd_data_file *f = &d->file[i];
     return f->tar ? f->rel + d->tar[f->tar - 1].rel_length : f->rel;

@@ -67,6 +67,9 @@ kd_status kd_dataset_path(const kd_dataset *d, size_t i, char *buf, size_t cap, 
 enum { KD_MAX_IMAGE_FILE = 512 << 20 };
 kd_status kd_dataset_read(const kd_dataset *d, size_t i, uint8_t **buf, size_t *cap, size_t *size, kd_err *err);
 
+/* Only its first bytes, at most n: enough to tell what kind of file it is. Errors as kd_dataset_read. */
+kd_status kd_dataset_head(const kd_dataset *d, size_t i, size_t n, uint8_t **buf, size_t *cap, size_t *size, kd_err *err);
+
 /* The part of rel that stands in the tar; rel itself for a file of its own. */
 const char *kd_dataset_inner_name(const kd_dataset *d, size_t i);
 
