@@ -339,7 +339,7 @@ static const char *advice(const char *path)
     if (strncmp(path, "teacher", 7) == 0)
         return "they come from different teacher weights: use one weight file for all, or keep the caches apart";
     if (strncmp(path, "decoder", 7) == 0)
-        return "the JPEG decoders give different pixels: link the same libjpeg-turbo on both machines";
+        return "the picture decoders make different pixels: link the same libjpeg-turbo and libwebp on both machines";
     return "give the same options to both, or keep the caches apart under different names";
 }
 

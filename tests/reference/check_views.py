@@ -130,7 +130,7 @@ def check(args, work, photos, augment):
                                                                                          n["differing"], n["hashes"])
     if n["blur_bytes"]:
         text += "; torchvision's own blur: %d of %d bytes differ (%.2g), at most by %d" % (n["blur_differing"], n["blur_bytes"], n["blur_differing"] / n["blur_bytes"], n["blur_worst"])
-    print(text + "; " + ", ".join("%d %s" % (v, k) for k, v in used.items() if v), flush=True)
+    print("; ".join([text] + ([", ".join("%d %s" % (v, k) for k, v in used.items() if v)] if any(used.values()) else [])), flush=True)
     return bool(bad), n["bytes"]
 
 
