@@ -14,7 +14,7 @@
 enum { MAX_REPORTS = 100 };
 
 /* Where the first pass, and then the second one by id, found an image's bytes. */
-enum place { IN_PLACE = 0, NOWHERE, ELSEWHERE };
+enum place { IN_PLACE = 0, NOWHERE, ELSEWHERE, PARTNER_AWAY /* in place, but an image that it is mixed with isn't */ };
 
 typedef struct worker {
     kd_reader *reader;
@@ -109,21 +109,25 @@ static void check_view(check *c, worker *w, const kd_image_entry *e, uint32_t v,
     }
 }
 
-/* Plays all views of an image from its file. KD_DONE: the file isn't where it was. */
-static kd_status replay_image(check *c, worker *w, const kd_image_entry *e)
+/* Plays all views of an image from its file and those of their partners. In the first pass, what isn't all in place is left to the second; there, views whose partner is nowhere are counted. */
+static enum place replay_image(check *c, worker *w, const kd_image_entry *e)
 {
     kd_err said;
-    uint64_t wrong = 0;
+    uint64_t wrong = 0, alone = 0;
     kd_status status = kd_find_file(&w->found, c->locator, e, c->by_id, &said);
     if (status == KD_DONE)
-        return KD_DONE;
+        return NOWHERE;
     if (status == KD_OK)
         status = kd_find_decode(&w->found, kd_cache_recipe(c->cache), e, &said);
     for (uint32_t v = 0; v < e->views; v++) {
         kd_view_entry view;
         if (status == KD_OK && kd_reader_view(w->reader, &e->image, v, &view, &said) != KD_OK)
             continue; /* counted as damage already */
-        if (status == KD_OK && kd_find_replay(&w->found, kd_cache_recipe(c->cache), e, &view, &said) == KD_OK)
+        kd_status partner = status == KD_OK ? kd_find_partner(&w->found, c->cache, c->locator, &view, c->by_id, &said) : status;
+        if (partner == KD_DONE && !c->by_id)
+            return PARTNER_AWAY;
+        alone += partner == KD_DONE;
+        if (partner == KD_DONE || (partner == KD_OK && kd_find_replay(&w->found, kd_cache_recipe(c->cache), e, &view, &said) == KD_OK))
             continue;
         wrong++;
         pthread_mutex_lock(&c->lock);
@@ -131,10 +135,11 @@ static kd_status replay_image(check *c, worker *w, const kd_image_entry *e)
         pthread_mutex_unlock(&c->lock);
     }
     pthread_mutex_lock(&c->lock);
-    c->result->replayed += e->views;
+    c->result->replayed += e->views - alone;
+    c->result->replay_missing += alone;
     c->result->replay_bad += wrong;
     pthread_mutex_unlock(&c->lock);
-    return KD_OK;
+    return c->by_id ? ELSEWHERE : IN_PLACE;
 }
 
 static void check_image(void *ctx, int worker_index, size_t i)
@@ -143,12 +148,15 @@ static void check_image(void *ctx, int worker_index, size_t i)
     worker *w = &c->workers[worker_index];
     const kd_image_entry *e = kd_cache_image(c->cache, i);
     uint64_t records = 0;
-    if (kd_stop_requested() != KD_OK || (c->by_id && c->elsewhere[i] != NOWHERE))
+    enum place place = c->elsewhere[i];
+    if (kd_stop_requested() != KD_OK || (c->by_id && place != NOWHERE && place != PARTNER_AWAY))
         return;
     for (uint32_t v = 0; v < e->views && !c->by_id; v++)
         check_view(c, w, e, v, &records);
-    if (c->locator)
-        c->elsewhere[i] = replay_image(c, w, e) == KD_DONE ? NOWHERE : c->by_id ? ELSEWHERE : IN_PLACE;
+    if (c->locator) {
+        enum place now = replay_image(c, w, e);
+        c->elsewhere[i] = (uint8_t)(place == PARTNER_AWAY ? IN_PLACE : now);
+    }
     pthread_mutex_lock(&c->lock);
     c->result->records += records;
     if (!c->by_id) /* the second round looks at the same images again */
@@ -212,9 +220,9 @@ static kd_status run(check *c, const char *images, kd_list_format list, int thre
     c->progress = kd_progress_create("checking", "image", n, 0, 0);
     kd_parallel_for(threads, n, check_image, c);
     for (size_t i = 0; i < n; i++)
-        missing += c->elsewhere[i] == NOWHERE;
+        missing += c->elsewhere[i] == NOWHERE || c->elsewhere[i] == PARTNER_AWAY;
     if (missing && kd_stop_requested() == KD_OK) {
-        kd_log(KD_LOG_INFO, "%zu images are not at their recorded paths: every file under %s is hashed to find them", missing, images);
+        kd_log(KD_LOG_INFO, "%zu images, or images that they are mixed with, are not at their recorded paths: every file under %s is hashed to find them", missing, images);
         KD_TRY(kd_locator_hash_all(c->locator, threads, NULL, err));
         c->by_id = 1;
         kd_parallel_for(threads, n, check_image, c);

@@ -9,7 +9,7 @@ typedef struct kd_check_result {
     uint64_t images, views, records, bytes;
     uint64_t bad;                  /* damage found; the first 100 problems of any kind are reported through the callback */
     int decoder_differs;           /* replaying: this program's decoder isn't the one that made the cache (reported too); training refuses that whatever the views say */
-    uint64_t replayed, replay_bad, replay_missing; /* views, with an image folder; missing: no file has the image's id */
+    uint64_t replayed, replay_bad, replay_missing; /* views, with an image folder; missing: no file has the image's id, or that of the image that the view is mixed with */
     kd_search search;              /* images, with an image folder: in place, moved or renamed, changed, missing */
 } kd_check_result;
 

@@ -220,7 +220,7 @@ static kd_status list_line(const kd_cache_config *config, const kd_image_entry *
         return KD_OK;
     }
     line = json_pack("{s:s,s:s,s:o,s:I,s:s,s:o}", "type", "result", "id", id, "path", kd_json_bytes(e->rel, strlen(e->rel)), "view", (json_int_t)v->view, "hash", hash, "plan",
-                     kd_plan_json(&v->plan));
+                     kd_plan_json(&v->plan, &v->partner));
     if (!line)
         return kd_fail(err, KD_EFAIL, "out of memory while listing views");
     kd_json_line(line);

@@ -61,6 +61,23 @@ static kd_status open_image(player *p, const kd_image_entry *e, kd_err *err)
     return kd_find_decode(&p->found, kd_cache_recipe(p->cache), e, err);
 }
 
+static kd_status open_partner(player *p, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)
+{
+    kd_status status = kd_find_partner(&p->found, p->cache, p->locator, v, 0, err);
+    if (status == KD_DONE) {
+        if (!p->hashed)
+            KD_TRY(kd_locator_hash_all(p->locator, 0, NULL, err));
+        p->hashed = 1;
+        status = kd_find_partner(&p->found, p->cache, p->locator, v, 1, err);
+    }
+    if (status == KD_DONE) {
+        char id[33];
+        kd_hex(id, v->plan.mix_partner.b, 16);
+        return kd_fail(err, KD_EFAIL, "%s: view %u of %s is mixed with image %s, and no file there has that id: re-encoded, or another folder?", p->config->images, v->view, e->rel, id);
+    }
+    return status;
+}
+
 /* The view's pixels, image_h x image_w of the recipe, lie in p->found.view. */
 static kd_status play(player *p, const kd_image_entry *e, uint32_t view, kd_err *err)
 {
@@ -70,6 +87,7 @@ static kd_status play(player *p, const kd_image_entry *e, uint32_t view, kd_err 
     if (v.plan.out_w != r->image_w || v.plan.out_h != r->image_h)
         return kd_fail(err, KD_EDAMAGED, "%s: view %u of %s measures %dx%d in its plan and the recipe says %dx%d", p->config->files.item[0], view, e->rel, v.plan.out_h, v.plan.out_w,
                        r->image_h, r->image_w);
+    KD_TRY(open_partner(p, e, &v, err));
     return kd_find_replay(&p->found, kd_cache_recipe(p->cache), e, &v, err);
 }
 

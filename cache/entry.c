@@ -3,9 +3,10 @@
 #include <string.h>
 
 #include "common/base/mem.h"
+#include "common/image/mix.h"
 
 /* Offsets in a view's value. */
-enum { VIEW_IDENTITY_AT = 16, VIEW_ZERO_AT = 24, VIEW_HASH_AT = 32, VIEW_PLAN_AT = 48 };
+enum { VIEW_IDENTITY_AT = 16, VIEW_ZERO_AT = 24, VIEW_HASH_AT = 32, VIEW_PLAN_AT = 48, VIEW_PARTNER_AT = KD_VIEW_VALUE_BYTES };
 /* Offsets in an image's value. */
 enum { IMAGE_IDENTITY_AT = 16, IMAGE_SIZE_AT = 24, IMAGE_WIDTH_AT = 32, IMAGE_HEIGHT_AT = 36, IMAGE_VIEWS_AT = 40, IMAGE_REL_SIZE_AT = 44, IMAGE_ZERO_AT = 46 };
 
@@ -61,15 +62,33 @@ void kd_view_key(uint8_t out[KD_VIEW_KEY_BYTES], const kd_hash128 *image, uint32
     memcpy(out, full, KD_VIEW_KEY_BYTES);
 }
 
-void kd_view_value_encode(uint8_t out[KD_VIEW_VALUE_BYTES], const uint8_t identity[8], const kd_view_entry *v)
+size_t kd_view_value_encode(uint8_t out[KD_MIXED_VALUE_BYTES], const uint8_t identity[8], const kd_view_entry *v)
 {
     uint8_t key[KD_VIEW_KEY_BYTES];
-    memset(out, 0, KD_VIEW_VALUE_BYTES);
+    size_t size = kd_plan_is_mixed(&v->plan) ? KD_MIXED_VALUE_BYTES : KD_VIEW_VALUE_BYTES;
+    memset(out, 0, size);
     memcpy(out + VIEW_IDENTITY_AT, identity, 8);
     memcpy(out + VIEW_HASH_AT, v->view_hash.b, 16);
     kd_plan_encode(&v->plan, out + VIEW_PLAN_AT);
+    if (kd_plan_is_mixed(&v->plan))
+        kd_plan_encode(&v->partner, out + VIEW_PARTNER_AT);
     kd_view_key(key, &v->image, v->view);
-    value_seal(key, sizeof key, out, KD_VIEW_VALUE_BYTES);
+    value_seal(key, sizeof key, out, size);
+    return size;
+}
+
+/* value: of the size that the plan asks for. */
+static kd_status partner_decode(kd_view_entry *v, const uint8_t *value, const char *file, kd_err *err)
+{
+    kd_err inner;
+    memset(&v->partner, 0, sizeof v->partner);
+    if (!kd_plan_is_mixed(&v->plan))
+        return KD_OK;
+    if (kd_plan_decode(&v->partner, value + VIEW_PARTNER_AT, &inner) != KD_OK)
+        return kd_fail(err, KD_EDAMAGED, "%s: the partner's plan of view %u: %s", file, v->view, inner.msg);
+    if (kd_plan_is_mixed(&v->partner) || v->partner.out_w != v->plan.out_w || v->partner.out_h != v->plan.out_h)
+        return kd_fail(err, KD_EDAMAGED, "%s: the partner's plan of view %u is mixed itself or of another size; the record is damaged", file, v->view);
+    return KD_OK;
 }
 
 kd_status kd_view_value_decode(kd_view_entry *v, kd_bytes key, kd_bytes value, const uint8_t identity[8], const char *file, kd_err *err)
@@ -80,7 +99,7 @@ kd_status kd_view_value_decode(kd_view_entry *v, kd_bytes key, kd_bytes value, c
     if (key.size != KD_VIEW_KEY_BYTES)
         return kd_fail(err, KD_EDAMAGED, "%s: a view entry has a key of %zu bytes", file, key.size);
     KD_TRY(value_check(key, value, KD_VIEW_VALUE_BYTES, "view", file, err));
-    if (value.size != KD_VIEW_VALUE_BYTES || kd_get_le(value.data + VIEW_ZERO_AT, 8) != 0)
+    if ((value.size != KD_VIEW_VALUE_BYTES && value.size != KD_MIXED_VALUE_BYTES) || kd_get_le(value.data + VIEW_ZERO_AT, 8) != 0)
         return kd_fail(err, KD_EDAMAGED, "%s: a view entry of %zu bytes, or with a reserved field in use; a newer kdcache may have written it", file, value.size);
     KD_TRY(identity_check(value.data + VIEW_IDENTITY_AT, identity, "view", file, err));
     memcpy(full, key.data, key.size);
@@ -90,7 +109,10 @@ kd_status kd_view_value_decode(kd_view_entry *v, kd_bytes key, kd_bytes value, c
     memcpy(v->view_hash.b, value.data + VIEW_HASH_AT, 16);
     if (kd_plan_decode(&v->plan, value.data + VIEW_PLAN_AT, &inner) != KD_OK)
         return kd_fail(err, KD_EDAMAGED, "%s: the plan of view %u: %s", file, k.view, inner.msg);
-    return KD_OK;
+    if ((value.size == KD_MIXED_VALUE_BYTES) != kd_plan_is_mixed(&v->plan))
+        return kd_fail(err, KD_EDAMAGED, "%s: the entry of view %u has %zu bytes, which its plan, %s, contradicts; the record is damaged", file, k.view, value.size,
+                       kd_plan_is_mixed(&v->plan) ? "mixed" : "not mixed");
+    return partner_decode(v, value.data, file, err);
 }
 
 size_t kd_image_value_encode(uint8_t *out, const uint8_t identity[8], const kd_image_entry *e)

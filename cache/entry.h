@@ -6,10 +6,11 @@
 #include "cache/store.h"
 #include "cache/store_lmdb.h"
 
-enum { KD_VALUE_HASH_BYTES = 16, KD_VIEW_VALUE_BYTES = 48 + KD_PLAN_BYTES, KD_IMAGE_VALUE_HEAD = 48, KD_MAX_REL = 4095 };
+enum { KD_VALUE_HASH_BYTES = 16, KD_VIEW_VALUE_BYTES = 48 + KD_PLAN_BYTES, KD_MIXED_VALUE_BYTES = KD_VIEW_VALUE_BYTES + KD_PLAN_BYTES, KD_IMAGE_VALUE_HEAD = 48, KD_MAX_REL = 4095 };
 
 void kd_view_key(uint8_t out[KD_VIEW_KEY_BYTES], const kd_hash128 *image, uint32_t view);
-void kd_view_value_encode(uint8_t out[KD_VIEW_VALUE_BYTES], const uint8_t identity[8], const kd_view_entry *v);
+/* Returns the size: KD_VIEW_VALUE_BYTES, of a mixed view KD_MIXED_VALUE_BYTES. */
+size_t kd_view_value_encode(uint8_t out[KD_MIXED_VALUE_BYTES], const uint8_t identity[8], const kd_view_entry *v);
 /* Image and view number come from the key. KD_EDAMAGED: size, hash, identity or a field of the plan. `file` names the cache. */
 kd_status kd_view_value_decode(kd_view_entry *v, kd_bytes key, kd_bytes value, const uint8_t identity[8], const char *file, kd_err *err);
 

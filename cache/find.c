@@ -3,11 +3,14 @@
 #include <string.h>
 
 #include "common/base/mem.h"
+#include "common/image/mix.h"
 
 void kd_found_free(kd_found *f)
 {
     kd_free(f->bytes);
     kd_image_free(&f->image);
+    kd_free(f->partner_bytes);
+    kd_image_free(&f->partner);
     kd_view_scratch_free(&f->scratch);
     kd_free(f->view);
     memset(f, 0, sizeof *f);
@@ -33,6 +36,27 @@ kd_status kd_find_decode(kd_found *f, const kd_recipe *recipe, const kd_image_en
     return kd_image_decode(&f->image, f->bytes, f->size, f->path, &options, err);
 }
 
+kd_status kd_find_partner(kd_found *f, const kd_cache *c, const kd_locator *l, const kd_view_entry *v, int by_id, kd_err *err)
+{
+    const kd_hash128 *id = &v->plan.mix_partner;
+    char path[KD_DATA_NAME];
+    kd_err unreadable;
+    kd_hash128 have;
+    size_t size;
+    if (!kd_plan_is_mixed(&v->plan))
+        return KD_OK;
+    const kd_image_entry *e = kd_cache_find_image(c, id); /* NULL: it was skipped for a partner of its own, and is found by id alone */
+    int64_t file = by_id ? kd_locator_by_id(l, id) : e ? kd_locator_by_path(l, e->rel, e->file_size) : -1;
+    if (file < 0 || kd_locator_read(l, file, &f->partner_bytes, &f->partner_capacity, &size, &unreadable) != KD_OK)
+        return KD_DONE;
+    have = kd_image_id(f->partner_bytes, size);
+    if (memcmp(have.b, id->b, sizeof have.b) != 0)
+        return KD_DONE;
+    KD_TRY(kd_locator_path(l, file, path, sizeof path, err));
+    kd_decode_options options = kd_recipe_decode_options(kd_cache_recipe(c), KD_IMAGE_MAX_SIDE, KD_IMAGE_MAX_SIDE);
+    return kd_image_decode_box(&f->partner, f->partner_bytes, size, path, &options, kd_plans_box, &(kd_plans){&v->partner, 1}, err);
+}
+
 kd_status kd_find_replay(kd_found *f, const kd_recipe *recipe, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)
 {
     size_t size = (size_t)v->plan.out_w * (size_t)v->plan.out_h * 3;
@@ -48,6 +72,8 @@ kd_status kd_find_replay(kd_found *f, const kd_recipe *recipe, const kd_image_en
         f->view_capacity = size;
     }
     KD_TRY(kd_plan_apply(&v->plan, &f->image, f->view, &f->scratch, err));
+    if (kd_plan_is_mixed(&v->plan))
+        KD_TRY(kd_view_mix(f->view, &v->plan, &v->partner, &f->partner, &f->scratch, err));
     h = kd_view_hash(f->view, v->plan.out_w, v->plan.out_h);
     if (memcmp(h.b, v->view_hash.b, sizeof h.b) == 0)
         return KD_OK;

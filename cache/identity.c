@@ -176,6 +176,23 @@ static kd_status read_exif(kd_recipe *r, const char *what, kd_err *err)
     return KD_OK;
 }
 
+/* The set is part of a recipe exactly where partners are drawn from it. */
+static kd_status read_dataset(kd_recipe *r, const json_t *augment, const char *what, kd_err *err)
+{
+    const json_t *d = json_object_get(r->json, "dataset");
+    long long images;
+    r->mixed = json_number_value(json_object_get(augment, "mix_p")) > 0;
+    if (r->mixed != (d != NULL))
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's views are %s and it has %s \"dataset\"", what, r->mixed ? "mixed" : "not mixed", d ? "a" : "no");
+    if (!r->mixed)
+        return KD_OK;
+    KD_TRY(want_hex(d, "digest", what, 64, err));
+    KD_TRY(kd_json_get_int(d, "images", what, &images, err));
+    if (images < 1 || images > UINT32_MAX)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"dataset.images\" is %lld, outside 1..%u", what, images, UINT32_MAX);
+    return KD_OK;
+}
+
 static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
 {
     const json_t *store, *augment;
@@ -189,6 +206,7 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     KD_TRY(read_teacher(&facts, r->json, what, err));
     KD_TRY(read_layers(r, facts.depth, &chosen, what, err));
     KD_TRY(get_object(r->json, "augment", what, &augment, err));
+    KD_TRY(read_dataset(r, augment, what, err));
     KD_TRY(kd_json_get_int(r->json, "seed", what, &seed, err));
     r->seed = (uint64_t)seed;
     KD_TRY(get_pair(r->json, "image_size", what, KD_VIEW_MAX_SIDE, &r->image_h, &r->image_w, err));
@@ -343,6 +361,15 @@ static const char *advice(const char *path)
     return "give the same options to both, or keep the caches apart under different names";
 }
 
+/* Nobody chose this field, so its name alone would explain nothing. */
+static kd_status refuse_other_set(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err)
+{
+    const json_t *x = json_object_get(a->json, "dataset"), *y = json_object_get(b->json, "dataset");
+    return kd_fail(err, KD_EMISMATCH, "the images differ: %s was made from %lld (digest of their ids %.8s..), %s has %lld (%.8s..); views are mixed with partners that are drawn from the whole set, so "
+                   "images can't be added, removed or changed afterwards: give the same images, or another name to a new cache", what_a, (long long)json_integer_value(json_object_get(x, "images")),
+                   json_string_value(json_object_get(x, "digest")), what_b, (long long)json_integer_value(json_object_get(y, "images")), json_string_value(json_object_get(y, "digest")));
+}
+
 kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err)
 {
     char path[256] = "", va[80], vb[80];
@@ -351,6 +378,8 @@ kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_rec
         return KD_OK;
     if (!first_difference(a->json, b->json, path, sizeof path, 0, &x, &y)) /* same fields, other number types (1 and 1.0) */
         return kd_fail(err, KD_EMISMATCH, "the recipes of %s and %s have different hashes although all fields look equal; one was not written by kdcache", what_a, what_b);
+    if (strncmp(path, "dataset", 7) == 0)
+        return refuse_other_set(a, what_a, b, what_b, err);
     value_text(va, sizeof va, x);
     value_text(vb, sizeof vb, y);
     return kd_fail(err, KD_EMISMATCH, "the caches don't belong together: %s is %s in %s, %s in %s; %s", path, va, what_a, vb, what_b, advice(path));

@@ -7,6 +7,7 @@
  *    "grid":[16,16], "registers":4, "width":384, "patch_target":"full", "store":{"dtype":"f16","zstd_level":1}}
  * layers: as chosen, counted from the end. layer_norm: each went through the teacher's final norm. layer_concat: they were joined, earlier block first, and stored as one layer under the
  * smallest number. features: in this order. grid, registers, width: the shape of stored records; registers is the teacher's number, width the teacher's or, joined, a multiple.
+ * Only where the policy mixes views (mix_p above 0) there is also "dataset":{"digest":"<kd_mix_digest hex>","images":1000}, the set that partners were drawn from.
  * Library versions, device, precision and batch size are provenance: recorded beside it, never compared. */
 #ifndef KD_CACHE_IDENTITY_H
 #define KD_CACHE_IDENTITY_H
@@ -27,6 +28,7 @@ typedef struct kd_recipe {
     uint16_t layer[KD_MAX_LAYERS]; /* their numbers, ascending, counted from the end of the teacher: 1 = last */
     int concat;
     int exif_apply;    /* pictures were turned upright by their EXIF orientation */
+    int mixed;         /* views may be mixed with those of other images */
     unsigned features; /* bits 1 << kd_feature */
 } kd_recipe;
 

@@ -28,6 +28,7 @@ typedef struct kd_view_entry {
     uint32_t view;
     kd_hash128 view_hash;
     kd_plan plan;
+    kd_plan partner; /* of a mixed view: the plan that makes the other picture from the partner's file; else not read, and 0 where it comes from the cache */
 } kd_view_entry;
 
 typedef struct kd_image_entry {

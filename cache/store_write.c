@@ -365,7 +365,7 @@ static kd_status check_records(const kd_writer *w, const kd_view_entry *view, co
 
 static kd_status put_view(kd_writer *w, const kd_image_entry *image, const kd_view_entry *view, const kd_record_ref *records, size_t n, kd_err *err)
 {
-    uint8_t value[KD_VIEW_VALUE_BYTES], key[KD_KEY_BYTES];
+    uint8_t value[KD_MIXED_VALUE_BYTES], key[KD_KEY_BYTES];
     kd_image_entry plain = *image;
     int added;
     plain.views = 0; /* counted when the cache is sealed */
@@ -377,9 +377,9 @@ static kd_status put_view(kd_writer *w, const kd_image_entry *image, const kd_vi
         kd_key_encode(key, &k);
         KD_TRY(kd_lmdb_put(w->db, kd_feature_db(records[i].feature), key, KD_KEY_BYTES, records[i].bytes, records[i].size, 0, err));
     }
-    kd_view_value_encode(value, w->recipe.sha.b, view);
+    size_t size = kd_view_value_encode(value, w->recipe.sha.b, view);
     kd_view_key(key, &view->image, view->view);
-    KD_TRY(kd_lmdb_put(w->db, KD_DB_VIEWS, key, KD_VIEW_KEY_BYTES, value, sizeof value, 0, err));
+    KD_TRY(kd_lmdb_put(w->db, KD_DB_VIEWS, key, KD_VIEW_KEY_BYTES, value, size, 0, err));
     KD_TRY(kd_view_set_add(&w->present, &view->image, view->view, &added, err));
     w->views++;
     return KD_OK;

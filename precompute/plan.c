@@ -6,7 +6,7 @@
 
 #include "cache/record.h"
 #include "common/base/io.h"
-#include "common/image/image.h"
+#include "common/image/mix.h"
 
 enum {
     PAGE = 4096,          /* LMDB page; values above half a page take whole overflow pages with a 16-byte header */
@@ -118,8 +118,15 @@ static json_t *teacher_json(const kd_model_info *model, const char *weights_hex)
                      "mean", (double)m[0], (double)m[1], (double)m[2], "std", (double)s[0], (double)s[1], (double)s[2]);
 }
 
+static json_t *dataset_json(const kd_hash128 *ids, size_t n) {
+    kd_sha256 digest = kd_mix_digest(ids, n);
+    char hex[65];
+    kd_hex(hex, digest.b, sizeof digest.b);
+    return json_pack("{s:s, s:I}", "digest", hex, "images", (json_int_t)n);
+}
+
 kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, const kd_run_plan *plan, const kd_policy *policy,
-                        const kd_model_info *model, const kd_sha256 *weights, kd_err *err) {
+                        const kd_model_info *model, const kd_sha256 *weights, const kd_hash128 *ids, size_t n, kd_err *err) {
     kd_hash128 decoder;
     KD_TRY(kd_decoder_hash(&decoder, err));
     char weights_hex[65], decoder_hex[33];
@@ -133,5 +140,7 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
                              "patch_target", config->patch_target, "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the recipe");
+    if (policy->mix_p > 0)
+        json_object_set_new(json, "dataset", dataset_json(ids, n));
     return kd_recipe_from_json(recipe, json, config->cache, err);
 }

@@ -30,8 +30,8 @@ kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config
 /* KD_ENOSPACE when what is still to be written (peak minus `already` bytes of a partial file) is above 80% of the free space; the sentence gives commands that would fit. */
 kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config *config, uint64_t already, kd_err *err);
 
-/* The recipe (cache/identity.h) of this run. */
+/* The recipe (cache/identity.h) of this run. ids: the n ids of the set, ascending, each once, where the policy mixes views; else not read. */
 kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, const kd_run_plan *plan, const kd_policy *policy,
-                        const kd_model_info *model, const kd_sha256 *weights, kd_err *err);
+                        const kd_model_info *model, const kd_sha256 *weights, const kd_hash128 *ids, size_t n, kd_err *err);
 
 #endif

@@ -43,6 +43,9 @@ typedef struct run {
     kd_model_info model;
     kd_policy policy;
     kd_run_plan plan;
+    kd_locator *files; /* with ids; NULL where nothing is mixed, as the next two */
+    kd_hash128 *ids;
+    kd_mix_set mix;
     kd_recipe recipe;
     kd_teacher *teacher;
 
@@ -88,16 +91,33 @@ static kd_status open_inputs(run *r, kd_err *err) {
     int height, width;
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_policy_load(&r->policy, c->augment, height, width, err));
-    if (r->policy.mix_p > 0)
-        return kd_fail(err, KD_EUSAGE, "--augment %s: views that are mixed can't be made by this version; take \"lightly\"", c->augment);
     KD_TRY(kd_weights_open(&r->weights, c->weights, err));
     KD_TRY(kd_model_find_teacher(&r->model, c->teacher, r->weights, &(kd_teacher_choice){c->weights_key, c->positions, c->normalize}, err));
     KD_TRY(kd_model_check_size(&r->model, height, width, err));
     KD_TRY(kd_dataset_open(&r->data, c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, err));
     KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data.count, &r->max_skipped, err));
     KD_TRY(kd_run_plan_make(&r->plan, c, &r->policy, &r->model, r->data.count, err));
-    KD_TRY(kd_weights_sha256(r->weights, &r->weights_sha, err));
-    return kd_run_recipe(&r->recipe, c, &r->plan, &r->policy, &r->model, &r->weights_sha, err);
+    return kd_weights_sha256(r->weights, &r->weights_sha, err);
+}
+
+/* The ids of the whole set, before the first view: partners are drawn from them, and their digest is in the recipe. */
+static kd_status open_mix(run *r, kd_err *err) {
+    kd_log(KD_LOG_INFO, "every view is mixed with one of another image: all files are read once for their ids, and one more is read and decoded for each view");
+    KD_TRY(kd_locator_create_over(&r->files, &r->data, err));
+    KD_TRY(kd_locator_hash_all(r->files, r->threads, NULL, err));
+    KD_TRY(kd_alloc_array(&r->ids, r->data.count, sizeof *r->ids, err));
+    r->mix = (kd_mix_set){.files = r->files, .id = r->ids, .count = kd_locator_picture_ids(r->files, r->ids)};
+    if (r->mix.count == 0)
+        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files begins like a picture that can be read", r->config->images, r->data.count);
+    if (r->mix.count == 1)
+        kd_log(KD_LOG_WARN, "%s holds one image: there is no other one to mix it with, so its views stay as they are", r->config->images);
+    return KD_OK;
+}
+
+static kd_status open_recipe(run *r, kd_err *err) {
+    if (r->policy.mix_p > 0)
+        KD_TRY(open_mix(r, err));
+    return kd_run_recipe(&r->recipe, r->config, &r->plan, &r->policy, &r->model, &r->weights_sha, r->ids, r->mix.count, err);
 }
 
 static kd_status open_teacher(run *r, kd_err *err) {
@@ -294,6 +314,8 @@ static kd_status take_item(run *r, const kd_view_item *item, kd_err *err) {
         row->image = (kd_image_entry){.image = item->id, .rel = r->data.file[item->file].rel, .file_size = item->size, .width = item->width, .height = item->height,
                                       .views = r->plan.views};
         row->view = (kd_view_entry){.image = item->id, .view = item->view[i], .view_hash = item->hash[i], .plan = item->plan[i]};
+        if (item->partner != NULL)
+            row->view.partner = item->partner[i];
         memcpy(r->pixels + (size_t)r->rows * view_bytes(r), item->pixels + i * view_bytes(r), view_bytes(r));
         if (++r->rows == r->config->batch_size)
             KD_TRY(flush(r, err));
@@ -367,7 +389,7 @@ static kd_status finish_skip_list(run *r, kd_err *err) {
 
 static kd_status fill_cache(run *r, kd_err *err) {
     kd_decode_options decode = {.exif_apply = r->recipe.exif_apply, .max_pixels = r->config->max_pixels};
-    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views, .done = view_is_stored, .ctx = r};
+    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views, .mix = r->policy.mix_p > 0 ? &r->mix : NULL, .done = view_is_stored, .ctx = r};
     kd_ordered *q = NULL;
     double begin = kd_now();
     kd_status status = kd_skip_list_create(&r->skip_list, r->config->cache, err);
@@ -411,6 +433,7 @@ static kd_status execute(run *r, kd_err *err) {
     kd_describe_memory(&known, r->teacher, planned_bytes(r));
     if (r->config->dry_run)
         return dry_run(r, err);
+    KD_TRY(open_recipe(r, err));
     kd_status status = open_writer(r, err);
     if (status == KD_DONE)
         return kd_sealed_check(r->config->cache, &r->data, r->plan.views, err);
@@ -439,6 +462,8 @@ static void release(run *r) {
     kd_teacher_close(r->teacher);
     kd_backend_close(r->backend);
     kd_recipe_free(&r->recipe);
+    kd_free(r->ids);
+    kd_locator_destroy(r->files);
     kd_weights_close(r->weights);
     kd_dataset_close(&r->data);
     pthread_mutex_destroy(&r->writer_lock);

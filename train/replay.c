@@ -10,6 +10,7 @@
 #include "common/base/mem.h"
 #include "common/base/threads.h"
 #include "common/data/locate.h"
+#include "common/image/mix.h"
 
 /* What a loader thread re-uses from view to view. */
 typedef struct worker {
@@ -21,6 +22,13 @@ typedef struct worker {
     size_t file_cap;
     char path[KD_DATA_NAME];
 } worker;
+
+/* Why a view came out differently, as far as the files tell. */
+typedef enum kd_culprit {
+    CULPRIT_UNKNOWN = 0, /* the files are the right ones */
+    CULPRIT_FILE,        /* the image's file holds other bytes */
+    CULPRIT_PARTNER      /* the partner's file isn't there; the error says so */
+} kd_culprit;
 
 struct kd_replay {
     kd_replay_options o;
@@ -110,18 +118,64 @@ static const kd_image_entry *entry_of(const kd_replay *r, uint32_t image) {
     return kd_cache_image(r->o.cache, r->cache_index[image]);
 }
 
-/* Rebuilds the view from the file `file` into w->view. KD_EMISMATCH: other pixels than the teacher's; *id_differs then says whether the file is another one. */
-static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_image_entry *e, const kd_view_entry *v, int *id_differs, kd_err *err) {
+static kd_status relocate(kd_replay *r, const kd_hash128 *id, int64_t *file, kd_err *err);
+
+/* The bytes of file `file` in w->file, if it has this id. KD_DONE: it hasn't, or can't be read. */
+static kd_status read_by_id(kd_replay *r, worker *w, int64_t file, const kd_hash128 *id, size_t *size) {
+    kd_err unreadable;
+    if (file < 0 || kd_locator_read(r->locator, file, &w->file, &w->file_cap, size, &unreadable) != KD_OK)
+        return KD_DONE;
+    kd_hash128 have = kd_image_id(w->file, *size);
+    return memcmp(&have, id, sizeof have) == 0 ? KD_OK : KD_DONE;
+}
+
+/* Blends the partner's view into w->view. Its file is proven by its id, for the view's hash couldn't tell which of the two files is another one. */
+static kd_status mix(kd_replay *r, worker *w, const kd_view_entry *v, kd_culprit *culprit, kd_err *err) {
+    const kd_hash128 *id = &v->plan.mix_partner;
+    const kd_image_entry *e = kd_cache_find_image(r->o.cache, id); /* NULL: it was skipped for a partner of its own, and is found by id alone */
+    int64_t file = e != NULL ? kd_locator_by_path(r->locator, e->rel, e->file_size) : -1;
+    char path[KD_DATA_NAME], hex[33], own[33];
+    size_t size = 0;
+    kd_status status = read_by_id(r, w, file, id, &size);
+    if (status == KD_DONE) {
+        KD_TRY(relocate(r, id, &file, err));
+        status = read_by_id(r, w, file, id, &size);
+    }
+    if (status == KD_DONE) {
+        *culprit = CULPRIT_PARTNER;
+        kd_hex(hex, id->b, 16);
+        kd_hex(own, v->image.b, 16);
+        return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 " is mixed with image %s%s%s%s, which is nowhere in --images: removed, or changed (re-encoded, edited) after the cache was "
+                       "made; restore it, or make the cache again", w->path, own, v->view, hex, e != NULL ? " (" : "", e != NULL ? e->rel : "", e != NULL ? ")" : "");
+    }
+    KD_TRY(kd_locator_path(r->locator, file, path, sizeof path, err));
+    kd_decode_options options = kd_recipe_decode_options(r->recipe, KD_IMAGE_MAX_SIDE, KD_IMAGE_MAX_SIDE); /* these bytes were decoded before */
+    KD_TRY(kd_image_decode_box(&w->image, w->file, size, path, &options, kd_plans_box, &(kd_plans){&v->partner, 1}, err));
+    return kd_view_mix(w->view.rgb, &v->plan, &v->partner, &w->image, &w->scratch, err);
+}
+
+static int is_other_file(const worker *w, size_t size, const kd_hash128 *id) {
+    kd_hash128 have = kd_image_id(w->file, size);
+    return memcmp(&have, id, sizeof have) != 0;
+}
+
+/* Rebuilds the view from the file `file` into w->view. KD_EMISMATCH: other pixels than the teacher's; *culprit then says what of the files is to blame. */
+static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_image_entry *e, const kd_view_entry *v, kd_culprit *culprit, kd_err *err) {
     size_t size;
-    *id_differs = 0;
+    int mixed = kd_plan_is_mixed(&v->plan);
+    *culprit = CULPRIT_UNKNOWN;
     KD_TRY(kd_locator_path(r->locator, file, w->path, sizeof w->path, err));
     KD_TRY(kd_locator_read(r->locator, file, &w->file, &w->file_cap, &size, err));
+    if (mixed && is_other_file(w, size, &v->image)) /* asked now: the partner's bytes take this place */
+        *culprit = CULPRIT_FILE;
     kd_decode_options options = kd_recipe_decode_options(r->recipe, e->width, e->height);
     kd_status status = kd_image_decode_box(&w->image, w->file, size, w->path, &options, kd_plans_box, &(kd_plans){&v->plan, 1}, err);
     if (status == KD_OK)
         status = kd_image_resize_buffer(&w->view, v->plan.out_w, v->plan.out_h, err);
     if (status == KD_OK)
         status = kd_plan_apply(&v->plan, &w->image, w->view.rgb, &w->scratch, err);
+    if (status == KD_OK && mixed)
+        status = mix(r, w, v, culprit, err);
     if (status == KD_OK) {
         kd_hash128 got = kd_view_hash(w->view.rgb, w->view.width, w->view.height);
         if (memcmp(&got, &v->view_hash, sizeof got) == 0)
@@ -131,8 +185,8 @@ static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_image_e
         kd_hex(got_hex, got.b, 16);
         status = kd_fail(err, KD_EMISMATCH, "the view's hash is %s and the teacher saw %s", got_hex, want_hex);
     }
-    kd_hash128 id = kd_image_id(w->file, size);
-    *id_differs = memcmp(&id, &v->image, sizeof id) != 0;
+    if (!mixed && is_other_file(w, size, &v->image))
+        *culprit = CULPRIT_FILE;
     return status;
 }
 
@@ -151,11 +205,11 @@ static kd_status relocate(kd_replay *r, const kd_hash128 *id, int64_t *file, kd_
     return status;
 }
 
-static kd_status explain(const worker *w, const kd_view_entry *v, int id_differs, const kd_err *cause, kd_err *err) {
+static kd_status explain(const worker *w, const kd_view_entry *v, kd_culprit culprit, const kd_err *cause, kd_err *err) {
     char id[33], first[600];
     kd_hex(id, v->image.b, 16);
     snprintf(first, sizeof first, "%.590s", cause->msg);
-    if (id_differs)
+    if (culprit == CULPRIT_FILE)
         return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 ": %s, because the file was changed (re-encoded, edited or replaced) after the cache was made "
                        "and the original is nowhere in --images; restore it, or make the cache again", w->path, id, v->view, first);
     return kd_fail(err, KD_EMISMATCH, "%s: image %s, view %" PRIu32 ": %s, although the file is the same and the decoder makes the same reference pictures; most likely this version "
@@ -165,19 +219,19 @@ static kd_status explain(const worker *w, const kd_view_entry *v, int id_differs
 /* w->view = the proven view, from the recorded path or from wherever the same bytes lie now. */
 static kd_status prove(kd_replay *r, worker *w, uint32_t image, const kd_view_entry *v, kd_err *err) {
     kd_err cause = {0};
-    int id_differs;
+    kd_culprit culprit;
     int64_t file = atomic_load(&r->file[image]), other = -1;
-    kd_status status = rebuild(r, w, file, entry_of(r, image), v, &id_differs, &cause);
-    if (status != KD_OK && (id_differs || status == KD_EFAIL)) {
+    kd_status status = rebuild(r, w, file, entry_of(r, image), v, &culprit, &cause);
+    if (status != KD_OK && culprit != CULPRIT_PARTNER && (culprit == CULPRIT_FILE || status == KD_EFAIL)) {
         KD_TRY(relocate(r, &v->image, &other, err));
         if (other >= 0 && other != file) {
             atomic_store(&r->file[image], other);
-            status = rebuild(r, w, other, entry_of(r, image), v, &id_differs, &cause);
+            status = rebuild(r, w, other, entry_of(r, image), v, &culprit, &cause);
         }
     }
     atomic_fetch_add(&r->decoded, 1);
-    if (status == KD_EMISMATCH || (status != KD_OK && id_differs))
-        return explain(w, v, id_differs, &cause, err);
+    if (culprit != CULPRIT_PARTNER && (status == KD_EMISMATCH || (status != KD_OK && culprit == CULPRIT_FILE)))
+        return explain(w, v, culprit, &cause, err);
     if (status != KD_OK && err != NULL)
         *err = cause;
     return status;

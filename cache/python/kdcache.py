@@ -132,10 +132,13 @@ class Cache:
                 yield Image(bytes(key), value[48:48 + n], size, width, height, views)
 
     def view(self, image_id, view):
-        """Hash and plan of one view."""
+        """Hash and plan of one view; of a mixed one also the partner's plan, as plan["mix"]["plan"]."""
         key = bytes(image_id) + struct.pack(">I", view)
         value = self._checked(key, self._get("views", key))
-        return View(value[32:48], decode_plan(value[48:240]))
+        plan = decode_plan(value[48:240])
+        if plan["mix"]["lambda"] != 1:
+            plan["mix"]["plan"] = decode_plan(value[240:432])
+        return View(value[32:48], plan)
 
     def feature(self, name, image_id, view, layer=None):
         """float32: [D] for "cls" and "mean", [N, D] for "patch" and "registers". layer counts from the end of the teacher; the default is the first stored one."""

@@ -11,6 +11,7 @@
 #include "common/base/mem.h"
 #include "common/base/progress.h"
 #include "common/base/threads.h"
+#include "common/image/image.h"
 
 /* The index file: "KDINDEX1", then per file id 16 | size u64 | mtime i64 | path length u32 | path, all little endian, then the XXH3-128 of everything before.
  * It saves time only: one that is damaged or missing is made anew. */
@@ -25,35 +26,38 @@ typedef struct by_id_row {
 } by_id_row;
 
 struct kd_locator {
-    kd_dataset data;
+    kd_dataset own;           /* what kd_locator_create opened */
+    const kd_dataset *data;   /* own, or borrowed */
     char *real_root;      /* resolved, so that the index knows a folder by one name */
     kd_hash128 *id;       /* per file */
     uint8_t *state;       /* id_state per file */
+    uint8_t *picture;     /* per file that was hashed here: it begins like a picture that can be decoded */
     by_id_row *sorted;    /* files with a known id */
     size_t sorted_count;
 };
 
-kd_status kd_locator_create(kd_locator **out, const char *source, kd_list_format list, kd_err *err)
+static kd_status reserve(kd_locator *l, kd_err *err)
 {
-    kd_locator *l = kd_calloc(1, sizeof *l);
     char resolved[PATH_MAX];
-    kd_status status;
+    l->real_root = kd_strdup(l->data->root[0] && realpath(l->data->root, resolved) ? resolved : l->data->root);
+    if (!l->real_root)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while opening", l->data->root);
+    KD_TRY(kd_alloc_array(&l->id, l->data->count, sizeof *l->id, err));
+    KD_TRY(kd_alloc_array(&l->state, l->data->count, sizeof *l->state, err));
+    KD_TRY(kd_alloc_array(&l->picture, l->data->count, sizeof *l->picture, err));
+    return kd_alloc_array(&l->sorted, l->data->count, sizeof *l->sorted, err);
+}
+
+/* data NULL: opens source. */
+static kd_status create(kd_locator **out, const kd_dataset *data, const char *source, kd_list_format list, kd_err *err)
+{
+    kd_locator *l;
     *out = NULL;
-    if (!l)
-        return kd_fail(err, KD_EFAIL, "%s: out of memory while opening", source);
-    status = kd_dataset_open(&l->data, source, list, err);
-    if (status != KD_OK) {
-        kd_free(l);
-        return status;
-    }
-    l->real_root = kd_strdup(l->data.root[0] && realpath(l->data.root, resolved) ? resolved : l->data.root);
-    status = l->real_root ? KD_OK : kd_fail(err, KD_EFAIL, "%s: out of memory while opening", source);
+    KD_TRY(kd_alloc_array(&l, 1, sizeof *l, err));
+    l->data = data ? data : &l->own;
+    kd_status status = data ? KD_OK : kd_dataset_open(&l->own, source, list, err);
     if (status == KD_OK)
-        status = kd_alloc_array(&l->id, l->data.count, sizeof *l->id, err);
-    if (status == KD_OK)
-        status = kd_alloc_array(&l->state, l->data.count, sizeof *l->state, err);
-    if (status == KD_OK)
-        status = kd_alloc_array(&l->sorted, l->data.count, sizeof *l->sorted, err);
+        status = reserve(l, err);
     if (status != KD_OK) {
         kd_locator_destroy(l);
         return status;
@@ -62,30 +66,41 @@ kd_status kd_locator_create(kd_locator **out, const char *source, kd_list_format
     return KD_OK;
 }
 
+kd_status kd_locator_create(kd_locator **out, const char *source, kd_list_format list, kd_err *err)
+{
+    return create(out, NULL, source, list, err);
+}
+
+kd_status kd_locator_create_over(kd_locator **out, const kd_dataset *data, kd_err *err)
+{
+    return create(out, data, NULL, KD_LIST_LINES, err);
+}
+
 void kd_locator_destroy(kd_locator *l)
 {
     if (!l)
         return;
-    kd_dataset_close(&l->data);
+    kd_dataset_close(&l->own);
     kd_free(l->real_root);
     kd_free(l->id);
     kd_free(l->state);
+    kd_free(l->picture);
     kd_free(l->sorted);
     kd_free(l);
 }
 
 size_t kd_locator_files(const kd_locator *l)
 {
-    return l->data.count;
+    return l->data->count;
 }
 
 /* Index of the file with this relative path, or -1. */
 static int64_t by_name(const kd_locator *l, const char *rel)
 {
-    size_t lo = 0, hi = l->data.count;
+    size_t lo = 0, hi = l->data->count;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
-        int order = strcmp(l->data.file[mid].rel, rel);
+        int order = strcmp(l->data->file[mid].rel, rel);
         if (order == 0)
             return (int64_t)mid;
         if (order < 0)
@@ -99,19 +114,19 @@ static int64_t by_name(const kd_locator *l, const char *rel)
 int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size)
 {
     int64_t i = by_name(l, rel);
-    return i >= 0 && l->data.file[i].size == size ? i : -1;
+    return i >= 0 && l->data->file[i].size == size ? i : -1;
 }
 
 kd_status kd_locator_path(const kd_locator *l, int64_t i, char *buf, size_t cap, kd_err *err)
 {
-    KD_ASSERT(i >= 0 && (size_t)i < l->data.count);
-    return kd_dataset_path(&l->data, (size_t)i, buf, cap, err);
+    KD_ASSERT(i >= 0 && (size_t)i < l->data->count);
+    return kd_dataset_path(l->data, (size_t)i, buf, cap, err);
 }
 
 kd_status kd_locator_read(const kd_locator *l, int64_t i, uint8_t **buf, size_t *cap, size_t *size, kd_err *err)
 {
-    KD_ASSERT(i >= 0 && (size_t)i < l->data.count);
-    return kd_dataset_read(&l->data, (size_t)i, buf, cap, size, err);
+    KD_ASSERT(i >= 0 && (size_t)i < l->data->count);
+    return kd_dataset_read(l->data, (size_t)i, buf, cap, size, err);
 }
 
 /* ---- the index file ---- */
@@ -142,7 +157,7 @@ static void take_row(kd_locator *l, const uint8_t *row, size_t path_size)
     memcpy(rel, path + skip, path_size - skip);
     rel[path_size - skip] = 0;
     i = kd_locator_by_path(l, rel, get_le(row + 16, 8));
-    if (i < 0 || l->data.file[i].mtime_ns != (int64_t)get_le(row + 24, 8))
+    if (i < 0 || l->data->file[i].mtime_ns != (int64_t)get_le(row + 24, 8))
         return;
     memcpy(l->id[i].b, row, 16);
     l->state[i] = ID_KNOWN;
@@ -183,14 +198,14 @@ static kd_status write_index(const kd_locator *l, const char *index_path, kd_err
     uint8_t *bytes;
     kd_hash128 h;
     kd_status status;
-    for (size_t i = 0; i < l->data.count; i++)
-        size += l->state[i] == ID_KNOWN ? ROW_HEAD + root + slash + strlen(l->data.file[i].rel) : 0;
+    for (size_t i = 0; i < l->data->count; i++)
+        size += l->state[i] == ID_KNOWN ? ROW_HEAD + root + slash + strlen(l->data->file[i].rel) : 0;
     bytes = kd_malloc(size);
     if (!bytes)
-        return kd_fail(err, KD_EFAIL, "%s: out of memory while writing the index of %zu files", index_path, l->data.count);
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while writing the index of %zu files", index_path, l->data->count);
     memcpy(bytes, magic, sizeof magic);
-    for (size_t i = 0; i < l->data.count; i++) {
-        const kd_data_file *f = &l->data.file[i];
+    for (size_t i = 0; i < l->data->count; i++) {
+        const kd_data_file *f = &l->data->file[i];
         size_t n = strlen(f->rel);
         if (l->state[i] != ID_KNOWN)
             continue;
@@ -231,14 +246,17 @@ static void hash_one(void *ctx, int worker, size_t i)
 {
     hasher *h = ctx;
     size_t file = h->todo[i], size;
+    int is_picture;
     kd_err err;
     kd_status status;
     if (kd_stop_requested() != KD_OK)
         return;
-    status = kd_dataset_read(&h->l->data, file, &h->buffer[worker].bytes, &h->buffer[worker].cap, &size, &err);
+    status = kd_dataset_read(h->l->data, file, &h->buffer[worker].bytes, &h->buffer[worker].cap, &size, &err);
     if (status == KD_OK) {
         h->l->id[file] = kd_image_id(h->buffer[worker].bytes, size);
         h->l->state[file] = ID_KNOWN;
+        (void)kd_image_sniff(h->buffer[worker].bytes, size, &is_picture);
+        h->l->picture[file] = (uint8_t)is_picture;
     } else {
         h->l->state[file] = ID_UNREADABLE;
         atomic_fetch_add(&h->unreadable, 1);
@@ -259,7 +277,7 @@ static int compare_ids(const void *a, const void *b)
 static void sort_ids(kd_locator *l)
 {
     l->sorted_count = 0;
-    for (size_t i = 0; i < l->data.count; i++) {
+    for (size_t i = 0; i < l->data->count; i++) {
         if (l->state[i] == ID_KNOWN)
             l->sorted[l->sorted_count++] = (by_id_row){l->id[i], (int64_t)i};
     }
@@ -291,8 +309,8 @@ kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path
         threads = kd_cpu_count();
     if (index_path)
         read_index(l, index_path);
-    KD_TRY(kd_alloc_array(&todo, l->data.count, sizeof *todo, err));
-    for (size_t i = 0; i < l->data.count; i++) {
+    KD_TRY(kd_alloc_array(&todo, l->data->count, sizeof *todo, err));
+    for (size_t i = 0; i < l->data->count; i++) {
         if (l->state[i] == ID_UNKNOWN)
             todo[n++] = i;
     }
@@ -302,6 +320,17 @@ kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path
         return status;
     sort_ids(l);
     return index_path && n > 0 ? write_index(l, index_path, err) : KD_OK;
+}
+
+size_t kd_locator_picture_ids(const kd_locator *l, kd_hash128 *out)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < l->sorted_count; i++) {
+        const by_id_row *row = &l->sorted[i];
+        if (l->picture[row->file] && (n == 0 || memcmp(out[n - 1].b, row->id.b, sizeof row->id.b) != 0))
+            out[n++] = row->id;
+    }
+    return n;
 }
 
 int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id)
@@ -323,7 +352,7 @@ kd_whereabouts kd_locator_find(const kd_locator *l, const kd_hash128 *id, const 
 {
     int64_t there = by_name(l, rel), elsewhere;
     *file = there;
-    if (there >= 0 && l->data.file[there].size == size &&
+    if (there >= 0 && l->data->file[there].size == size &&
         (l->state[there] == ID_UNKNOWN || (l->state[there] == ID_KNOWN && memcmp(l->id[there].b, id->b, sizeof id->b) == 0)))
         return KD_IN_PLACE;
     elsewhere = kd_locator_by_id(l, id);

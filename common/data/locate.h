@@ -12,12 +12,17 @@ typedef struct kd_locator kd_locator;
 
 /* Opens the dataset behind `source` (common/data/dataset.h: directory, tar or list). */
 kd_status kd_locator_create(kd_locator **out, const char *source, kd_list_format list, kd_err *err);
+/* Over a dataset that is open already and outlives the locator; the same file numbers. */
+kd_status kd_locator_create_over(kd_locator **out, const kd_dataset *data, kd_err *err);
 void kd_locator_destroy(kd_locator *l);
 size_t kd_locator_files(const kd_locator *l);
 /* Index of the file with this relative path and size, or -1. */
 int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size);
 /* Hashes every file that isn't hashed yet (threads wide, progress on stderr), using and updating the index file (path, size, mtime -> id) when index_path isn't NULL. */
 kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path, kd_err *err);
+/* The ids of the files that begin like a picture of a kind that kd_image_decode reads, ascending, each once; out has room for kd_locator_files of them. After kd_locator_hash_all without
+ * an index, which doesn't know kinds. Returns how many. */
+size_t kd_locator_picture_ids(const kd_locator *l, kd_hash128 *out);
 /* Index of a file with this id after kd_locator_hash_all, or -1. */
 int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id);
 

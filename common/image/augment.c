@@ -8,6 +8,7 @@
 void kd_view_scratch_free(kd_view_scratch *s) {
     kd_resample_scratch_free(&s->resample);
     kd_blur_scratch_free(&s->blur);
+    kd_image_free(&s->partner);
 }
 
 static void apply_jitter(const kd_plan *plan, uint8_t *rgb, size_t n) {

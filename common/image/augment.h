@@ -80,19 +80,20 @@ typedef struct kd_plan {
 } kd_plan;
 
 /* Pure function of its arguments; width and height are those of the decoded image (both > 0). Every variable has its own numbers in the random
- * stream, so the outcome of one never shifts another. The mix isn't drawn here: its partner is one of all images. */
+ * stream, so the outcome of one never shifts another. The mix isn't drawn here but by kd_mix_draw (mix.h): its partner is one of all images. */
 kd_plan kd_plan_draw(const kd_policy *p, uint64_t seed, const kd_hash128 *image_id, uint32_t view, int width, int height);
 
 /* Little-endian record of exactly KD_PLAN_BYTES (layout: cache/FORMAT.md). Decoding checks version and every field's range, that
  * a blur's kernel sums to one and fits the view, and that bytes without a meaning are 0: KD_EDAMAGED otherwise. */
 void kd_plan_encode(const kd_plan *plan, uint8_t out[KD_PLAN_BYTES]);
 kd_status kd_plan_decode(kd_plan *plan, const uint8_t in[KD_PLAN_BYTES], kd_err *err);
-/* Every parameter by name, for `kd-cache list --json`. New reference. */
-json_t *kd_plan_json(const kd_plan *plan);
+/* Every parameter by name, for `kd-cache list --json`; of a mixed view also the partner's plan, as "plan" of its "mix" (`partner` isn't read otherwise). New reference. */
+json_t *kd_plan_json(const kd_plan *plan, const kd_plan *partner);
 
 typedef struct kd_view_scratch {
     kd_resample_scratch resample;
     kd_blur_scratch blur;
+    kd_image partner; /* the partner's view of a mixed one */
 } kd_view_scratch;
 void kd_view_scratch_free(kd_view_scratch *s);
 

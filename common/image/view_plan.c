@@ -6,7 +6,7 @@
 #include "common/image/augment.h"
 
 /* Places of the variables in the random stream of a view: part of the format, never moved. 14 .. 16 belong to the mix (whether, lambda,
- * partner); 17 .. 23 are for operations to come. */
+ * partner: mix.c); 17 .. 23 are for operations to come. */
 enum { U_FLIP = 0, U_JITTER = 1, U_ORDER = 2, U_FACTOR = 5, U_GRAY = 9, U_VFLIP = 10, U_BLUR = 11, U_SIGMA = 12, U_SOLARIZE = 13, U_CROP = 24, CROP_TRIES = 10, U_COUNT = U_CROP + 4 * CROP_TRIES };
 
 /* Python's round() for 0 <= x < 2^31: halves to even. */
@@ -270,7 +270,7 @@ kd_status kd_plan_decode(kd_plan *plan, const uint8_t in[KD_PLAN_BYTES], kd_err 
     return KD_OK;
 }
 
-json_t *kd_plan_json(const kd_plan *p) {
+json_t *kd_plan_json(const kd_plan *p, const kd_plan *partner_plan) {
     static const char *const jitter[4] = {"brightness", "contrast", "saturation", "hue"};
     static const char *const filter[3] = {"box", "bilinear", "bicubic"};
     json_t *order = json_array(), *weights = json_array();
@@ -280,10 +280,13 @@ json_t *kd_plan_json(const kd_plan *p) {
         json_array_append_new(weights, json_integer(p->blur_weight[i]));
     char partner[33];
     kd_hex(partner, p->mix_partner.b, 16);
-    return json_pack("{s:[i,i,i,i], s:[i,i], s:[i,i,i,i], s:s, s:b, s:b, s:o, s:{s:f, s:f, s:f, s:f}, s:b, s:i, s:{s:i, s:f, s:o}, s:{s:f, s:s, s:I}}",
+    json_t *mix = json_pack("{s:f, s:s, s:I}", "lambda", (double)p->mix_lambda, "partner", partner, "view", (json_int_t)p->mix_view);
+    if (p->mix_lambda < 1.0f)
+        json_object_set_new(mix, "plan", kd_plan_json(partner_plan, NULL));
+    return json_pack("{s:[i,i,i,i], s:[i,i], s:[i,i,i,i], s:s, s:b, s:b, s:o, s:{s:f, s:f, s:f, s:f}, s:b, s:i, s:{s:i, s:f, s:o}, s:o}",
                      "crop", p->crop_x, p->crop_y, p->crop_w, p->crop_h, "resize", p->resize_w, p->resize_h, "out", p->out_x, p->out_y, p->out_w, p->out_h,
                      "filter", filter[p->filter], "hflip", p->hflip, "vflip", p->vflip, "jitter_order", order, "jitter_factor", jitter[0],
                      (double)p->jitter_factor[0], jitter[1], (double)p->jitter_factor[1], jitter[2], (double)p->jitter_factor[2], jitter[3],
                      (double)p->jitter_factor[3], "gray", p->gray, "solarize", p->solarize, "blur", "radius", p->blur_radius, "sigma", (double)p->blur_sigma,
-                     "weights", weights, "mix", "lambda", (double)p->mix_lambda, "partner", partner, "view", (json_int_t)p->mix_view);
+                     "weights", weights, "mix", mix);
 }

@@ -19,7 +19,7 @@ from safetensors.torch import load_file as load_torch
 
 import reference as r  # finds the next two
 import kdcache
-from pillow_views import apply_plan, view_hash
+from pillow_views import apply_plan, mix_plan, view_hash
 
 WORST = {"f32": 1e-5, "bf16": 0.1}  # 1 - cosine of the worst token; bf16 is measured against PyTorch's own in check_teacher.py
 
@@ -77,6 +77,9 @@ def main():
             stored = cache.view(image_id, x["view"])
             count["plans"] += stored.plan != x["plan"]
             pixels = apply_plan(Image.open(os.path.join(photos, paths[x["id"]])).convert("RGB"), stored.plan)
+            mix = stored.plan["mix"]
+            if mix["lambda"] != 1:
+                pixels = mix_plan(pixels, apply_plan(Image.open(os.path.join(photos, paths[mix["partner"]])).convert("RGB"), mix["plan"]), mix)
             count["hashes"] += view_hash(pixels) != stored.hash.hex() or stored.hash.hex() != x["hash"]
             b.run("kd-cache", "view", file, "--images", photos, "--id", x["id"], "--view", x["view"], "--out", b.path("view.png"), computes=False)
             count["pixels"] += not np.array_equal(np.asarray(Image.open(b.path("view.png"))), np.asarray(pixels))

@@ -73,18 +73,21 @@ class Rebuilt:
             self.decoded = image_id, Image.open(self.path[image_id]).convert("RGB")
         return self.decoded[1]
 
-    def unmixed(self, image_id, view):
+    def unmixed(self, image_id, view, plan):
         key = image_id, view
         if key not in self.kept:
-            self.kept[key] = apply_plan(self.image(image_id), self.plan[key])
+            self.kept[key] = apply_plan(self.image(image_id), plan)
         return self.kept[key]
 
     def view(self, x):
         """As recorded, to the byte."""
-        out = self.unmixed(x["id"], x["view"])
+        out = self.unmixed(x["id"], x["view"], x["plan"])
         mix = x["plan"]["mix"]
         if mix["lambda"] != 1:
-            return mix_plan(out, self.unmixed(mix["partner"], mix["view"]), mix)
+            own = dict(self.plan[mix["partner"], mix["view"]], mix=mix["plan"]["mix"])
+            if own != mix["plan"] or mix["partner"] == x["id"]:
+                sys.exit("view %d of %s is mixed with a view that its partner %s doesn't have" % (x["view"], x["id"], mix["partner"]))
+            return mix_plan(out, self.unmixed(mix["partner"], mix["view"], mix["plan"]), mix)
         del self.kept[x["id"], x["view"]]  # no other view asks for it
         return out
 

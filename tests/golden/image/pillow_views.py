@@ -1,7 +1,8 @@
 """Rebuilds views from their recorded plans with Pillow, torchvision and numpy alone. Never imports code of this project.
 
 A plan is the object that `kd-cache list --json` prints: crop [x, y, w, h], resize [w, h], out [x, y, w, h], filter, hflip, vflip, jitter_order (names),
-jitter_factor (by name), gray, blur {radius, sigma, weights}, solarize (256 = off), mix {lambda, partner, view} (lambda 1 = off).
+jitter_factor (by name), gray, blur {radius, sigma, weights}, solarize (256 = off), mix {lambda, partner, view, plan} (lambda 1 = off, then
+without plan).
 """
 import struct
 
@@ -39,7 +40,7 @@ def blur_torchvision(image, blur):
 
 
 def mix_plan(view, partner, mix):
-    """The last step of a mixed view: `view` and `partner` are apply_plan's of this plan and of the partner's plan of view mix["view"]. Weights in 2^-16, per byte."""
+    """The last step of a mixed view: `view` and `partner` are apply_plan's of this plan and of mix["plan"] (on the image with the id mix["partner"]). Weights in 2^-16, per byte."""
     share = round(mix["lambda"] * 65536)
     a, b = np.asarray(view).astype(np.int64), np.asarray(partner).astype(np.int64)
     return Image.fromarray(((a * share + b * (65536 - share) + 32768) >> 16).astype(np.uint8))
