@@ -25,7 +25,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, views, "views", "N", "8", 1, 65536, "augmented views per image"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of the augmentation plans"),
     KD_OPTION_STRING(T, augment, "augment", "PRESET|FILE.yaml", "lightly", 0,
-                     "augmentation: lightly (LightlyTrain's), dino and dino-1 (second and first global crop of DINOv2 as its code runs: blurred with probability 0.9, and never), crop-flip, eval, or a file with torchvision's names of transforms (docs/augment.md)"),
+                     "augmentation: lightly (LightlyTrain's), lightly+mixup (each view mixed with another image's; decodes two pictures a view, and the set of images can't change any more), dino and dino-1 (second and first global crop of DINOv2 as its code runs: blurred with probability 0.9, and never), crop-flip, eval, or a file with torchvision's names of transforms (docs/augment.md)"),
     KD_OPTION_CHOICE(T, exif, "exif", "ignore|apply", "ignore", "orientation of photos: as the pixels are stored (what Pillow and torchvision read), or turned upright by their EXIF"),
     KD_OPTION_INT(T, max_pixels, "max-pixels", "N", "89478485", 1, 4290250000.0, "pictures with more pixels are skipped (sides end at 65500)"),
     KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "224", 0, "size of the views, S x S or H rows by W columns; multiples of the teacher's patch"),
@@ -63,7 +63,7 @@ const kd_program kd_precompute_program = {
                 "  $ find photos -name '*.jpg' -print0 | kd-precompute --null --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
     .epilog = "Files: FILE.kdc, its manifest FILE.kdc.json, FILE.kdc.partial while it is being made; FILE.kdc.skipped.tsv lists the inputs that could not be used, each with the reason.\n"
               "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
-              "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe; 14 not enough space; 15 device not available;\n"
+              "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe (of mixed views: other images); 14 not enough space; 15 device not available;\n"
               "16 non-finite features.\n",
     .options = table,
 };

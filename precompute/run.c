@@ -102,7 +102,7 @@ static kd_status open_inputs(run *r, kd_err *err) {
 
 /* The ids of the whole set, before the first view: partners are drawn from them, and their digest is in the recipe. */
 static kd_status open_mix(run *r, kd_err *err) {
-    kd_log(KD_LOG_INFO, "every view is mixed with one of another image: all files are read once for their ids, and one more is read and decoded for each view");
+    kd_log(KD_LOG_INFO, "views are mixed with those of other images: all files are read once for their ids, and each mixed view needs a decode of its own");
     KD_TRY(kd_locator_create_over(&r->files, &r->data, err));
     KD_TRY(kd_locator_hash_all(r->files, r->threads, NULL, err));
     KD_TRY(kd_alloc_array(&r->ids, r->data.count, sizeof *r->ids, err));
@@ -389,7 +389,8 @@ static kd_status finish_skip_list(run *r, kd_err *err) {
 
 static kd_status fill_cache(run *r, kd_err *err) {
     kd_decode_options decode = {.exif_apply = r->recipe.exif_apply, .max_pixels = r->config->max_pixels};
-    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views, .mix = r->policy.mix_p > 0 ? &r->mix : NULL, .done = view_is_stored, .ctx = r};
+    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views,
+                           .mix = r->policy.mix_p > 0 ? &r->mix : NULL, .done = view_is_stored, .ctx = r};
     kd_ordered *q = NULL;
     double begin = kd_now();
     kd_status status = kd_skip_list_create(&r->skip_list, r->config->cache, err);
