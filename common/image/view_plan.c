@@ -34,13 +34,15 @@ static void draw_crop(kd_plan *plan, const kd_policy *p, const double *u, int wi
             return;
         }
     }
-    /* The largest central box of an allowed shape. */
+    /* The largest central box of an allowed shape; of a pixel at least, where torchvision would cut out nothing and fail. */
     double ratio = (double)width / height;
     int w = width, h = height;
     if (ratio < p->ratio_min)
         h = round_half_even(w / p->ratio_min);
     else if (ratio > p->ratio_max)
         w = round_half_even(h * p->ratio_max);
+    w = w < 1 ? 1 : w;
+    h = h < 1 ? 1 : h;
     plan->crop_x = (width - w) / 2;
     plan->crop_y = (height - h) / 2;
     plan->crop_w = w;

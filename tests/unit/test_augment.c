@@ -259,6 +259,22 @@ static void every_shape_of_picture_has_a_plan(void **state) {
                 }
 }
 
+/* Found by fuzzing: no box of an allowed shape has a whole pixel in it. */
+static void a_crop_has_a_pixel_at_least(void **state) {
+    (void)state;
+    kd_policy p;
+    kd_hash128 id = id_of(1);
+    assert_ok(kd_policy_load(&p, "crop-flip", 64, 64, &err));
+    p.ratio_min = 5.0;
+    p.ratio_max = 100.0;
+    kd_plan tall = kd_plan_draw(&p, 0, &id, 0, 1, 65500);
+    assert_true(tall.crop_w == 1 && tall.crop_h == 1 && tall.crop_x == 0 && tall.crop_y == 32749);
+    p.ratio_min = 0.01;
+    p.ratio_max = 0.2;
+    kd_plan wide = kd_plan_draw(&p, 0, &id, 0, 300, 1);
+    assert_true(wide.crop_w == 1 && wide.crop_h == 1 && wide.crop_x == 149 && wide.crop_y == 0);
+}
+
 static void seeds_views_and_images_draw_differently(void **state) {
     (void)state;
     kd_policy p;
@@ -456,6 +472,7 @@ int main(void) {
         cmocka_unit_test(plans_follow_the_policy),
         cmocka_unit_test(blur_solarize_and_vertical_flip_follow_the_policy),
         cmocka_unit_test(every_shape_of_picture_has_a_plan),
+        cmocka_unit_test(a_crop_has_a_pixel_at_least),
         cmocka_unit_test(seeds_views_and_images_draw_differently),
         cmocka_unit_test(no_byte_of_a_record_is_ignored),
         cmocka_unit_test(nonsense_numbers_are_refused),
