@@ -17,9 +17,13 @@ pre() { # NAME AUGMENT THREADS [COMMAND...]: $work/NAME.kdc and the list of its 
         --max-skipped 100 --cache "$work/$name.kdc" >"$work/out" 2>"$work/err" && "$kd" list "$work/$name.kdc" --json >"$work/$name.list"
 }
 same() { cmp -s "$work/$1.list" "$work/$2.list" && cmp -s "$work/$1.kdc" "$work/$2.kdc"; }
-replays() { timeout 120 "$@" --images "$pictures/train" >"$work/out" 2>"$work/err" && grep -q "^$views views replayed: 0 differ, 0 more lack" "$work/out"; }
+replays() { # PRESET THREADS KD_CACHE...: every view of the cache is the teacher's
+    local cache=$work/$1 threads=$2
+    shift 2
+    timeout 120 "$@" check "$cache.kdc" --images "$pictures/train" --threads "$threads" >"$work/out" 2>"$work/err" && grep -q "^$(wc -l <"$cache.list") views replayed: 0 differ, 0 more lack" "$work/out"
+}
 
-presets='dino lightly eval'
+presets='dino lightly lightly+mixup eval'
 for augment in $presets; do
     pre "$augment" "$augment" 1
     check "$augment: a cache of views is made" test -s "$work/$augment.list"
@@ -43,29 +47,31 @@ kill $busy
 wait $busy 2>/dev/null
 
 for augment in $presets; do
-    check "$augment: replayed by 1 thread, every view is the teacher's" replays "$kd" check "$work/$augment.kdc" --threads 1
-    check "$augment: and by 64 without the decoder's SIMD" replays env JSIMD_FORCENONE=1 "$kd" check "$work/$augment.kdc" --threads 64
+    check "$augment: replayed by 1 thread, every view is the teacher's" replays "$augment" 1 "$kd"
+    check "$augment: and by 64 without the decoder's SIMD" replays "$augment" 64 env JSIMD_FORCENONE=1 "$kd"
 done
 
 # The image layer is built with -O3; here once more without any optimisation. tests/reference/check_builds.sh has more compilers and flags.
 env -u MAKEFLAGS -u MFLAGS -u MAKEOVERRIDES -u MAKELEVEL make -s -j2 -C "$top" BUILD="$work/o0" OBJ="$work/o0/obj" 'ALL_CFLAGS=$(BASE_CFLAGS) -O0' "$work/o0/bin/kd-cache" "$work/o0/obj/tests/unit/test_augment" >"$work/out" 2>"$work/err"
 check "kd-cache is built with -O0" test -x "$work/o0/bin/kd-cache"
 for augment in $presets; do
-    check "$augment: replayed at -O0, every view is the same" replays "$work/o0/bin/kd-cache" check "$work/$augment.kdc"
+    check "$augment: replayed at -O0, every view is the same" replays "$augment" 2 "$work/o0/bin/kd-cache"
 done
 check "plans are drawn the same at -O0, and views equal Pillow's" eval 'cd "$top" && "$work/o0/obj/tests/unit/test_augment" >"$work/out" 2>&1'
 
 # ---- training proves its views too ----
-train() { "$KD_BIN/kd-train" --student dinov2_w64_d1 --device cpu --threads 8 --epochs 1 --batch-size 8 --patch-weight 0 --cache "$work/dino.kdc" "$@" >"$work/out" 2>"$work/err"; }
-check "kd-train replays the views of the teacher" train --images "$pictures/train" --out "$work/run"
-check "and without the decoder's SIMD" eval 'export JSIMD_FORCENONE=1; train --images "$pictures/train" --out "$work/run2"; s=$?; unset JSIMD_FORCENONE; [ $s = 0 ]'
+train() { # PRESET OPTIONS...
+    timeout 120 "$KD_BIN/kd-train" --student dinov2_w64_d1 --device cpu --threads 8 --epochs 1 --batch-size 8 --patch-weight 0 --cache "$work/$1.kdc" "${@:2}" >"$work/out" 2>"$work/err"
+}
+check "kd-train replays the views of the teacher" train dino --images "$pictures/train" --out "$work/run"
+check "and mixed ones, without the decoder's SIMD" eval 'export JSIMD_FORCENONE=1; train lightly+mixup --images "$pictures/train" --out "$work/run2"; s=$?; unset JSIMD_FORCENONE; [ $s = 0 ]'
 # Every picture is another one of the same size in bytes and pixels, at the recorded path.
 cp -r "$pictures/train" "$work/changed"
 for f in "$work"/changed/*/*.jpg; do # the entropy-coded data: no marker appears or goes
     at=$(($(stat -c %s "$f") * 3 / 4))
     printf '\x55' | dd of="$f" bs=1 seek=$at conv=notrunc 2>/dev/null
 done
-train --images "$work/changed" --out "$work/run3"
+train dino --images "$work/changed" --out "$work/run3"
 check "changed pictures stop kd-train with exit 13" test $? -eq 13
 check "naming image, view, both hashes and the cause" grep -Eq 'changed/.*: image [0-9a-f]{32}, view [0-4]: the view.s hash is [0-9a-f]{32} and the teacher saw [0-9a-f]{32}, because the file was changed' "$work/err"
 finish
