@@ -78,6 +78,45 @@ static size_t count_in_place(const kd_replay *r, size_t total) {
     return n;
 }
 
+/* Whether the files of all images that this one is mixed with are there. The folder's files have ids. */
+static kd_status has_partners(const kd_replay *r, kd_reader *reader, const kd_image_entry *e, int *all, kd_err *err) {
+    *all = 1;
+    for (uint32_t i = 0; i < e->views && *all; i++) {
+        kd_view_entry v;
+        KD_TRY(kd_reader_view(reader, &e->image, i, &v, err));
+        *all = !kd_plan_is_mixed(&v.plan) || kd_locator_by_id(r->locator, &v.plan.mix_partner) >= 0;
+    }
+    return KD_OK;
+}
+
+/* Leaves out the images that were found but are mixed with some that weren't. */
+static kd_status drop_without_partner(kd_replay *r, kd_err *err) {
+    size_t found = r->images;
+    kd_reader *reader;
+    kd_status status = KD_OK;
+    KD_TRY(kd_reader_create(&reader, r->o.cache, err));
+    r->images = r->views = 0;
+    for (size_t i = 0; i < found && status == KD_OK; i++) {
+        const kd_image_entry *e = kd_cache_image(r->o.cache, r->cache_index[i]);
+        int all;
+        status = has_partners(r, reader, e, &all, err);
+        if (status != KD_OK || !all)
+            continue;
+        r->cache_index[r->images] = r->cache_index[i];
+        atomic_store(&r->file[r->images], atomic_load(&r->file[i]));
+        r->first_view[r->images] = r->views;
+        r->views += e->views;
+        r->images++;
+    }
+    kd_reader_destroy(reader);
+    r->missing += found - r->images;
+    if (status == KD_OK && found > r->images)
+        kd_log(KD_LOG_WARN, "%zu more images are left out because views of theirs are mixed with missing ones", found - r->images);
+    if (status == KD_OK && r->images == 0)
+        status = kd_fail(err, KD_EMISMATCH, "%s: each of the %zu images that are there has views that are mixed with missing ones, so none can be trained on; restore the missing ones", r->o.images, found);
+    return status;
+}
+
 /* Fills file[] and cache_index[] with the images that are there. */
 static kd_status find_files(kd_replay *r, kd_err *err) {
     size_t total = kd_cache_images(r->o.cache), in_place = count_in_place(r, total);
@@ -109,7 +148,7 @@ static kd_status find_files(kd_replay *r, kd_err *err) {
     r->extra = kd_locator_files(r->locator) > r->images ? kd_locator_files(r->locator) - r->images : 0;
     if (r->missing > 0 && (!r->o.allow_missing || r->missing == total))
         return refuse_missing(r, &search, total, err);
-    return KD_OK;
+    return r->missing > 0 && r->recipe->mixed ? drop_without_partner(r, err) : KD_OK;
 }
 
 /* ---- one view ---- */
