@@ -116,11 +116,21 @@ AVX512 static void pack_avx512(uint8_t *packed, const uint8_t *const *row, int n
     pack_rest(packed, row, 4, x, n, zeros);
 }
 
-AVX512 static inline __m512i sum_avx512(const uint8_t *s, const int32_t *k, int most) {
-    __m512i sum = _mm512_set1_epi32(KD_WEIGHT_HALF);
-    for (int t = 0; t < most; t++)
-        sum = _mm512_add_epi32(sum, _mm512_mullo_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(s + 16 * (size_t)t))), _mm512_set1_epi32(k[t])));
-    return _mm512_srai_epi32(sum, KD_WEIGHT_BITS);
+#define TAP512(at) _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(at)))
+
+/* Four outputs of four rows: v[j] = 4 x (R, G, B, unused), shifted but not yet clipped. */
+AVX512 static inline void sums_avx512(__m512i v[4], const uint8_t *const s[4], const int32_t *const k[4], int most) {
+    __m512i a = _mm512_set1_epi32(KD_WEIGHT_HALF), b = a, c = a, d = a;
+    for (int t = 0; t < most; t++) {
+        a = _mm512_add_epi32(a, _mm512_mullo_epi32(TAP512(s[0] + 16 * (size_t)t), _mm512_set1_epi32(k[0][t])));
+        b = _mm512_add_epi32(b, _mm512_mullo_epi32(TAP512(s[1] + 16 * (size_t)t), _mm512_set1_epi32(k[1][t])));
+        c = _mm512_add_epi32(c, _mm512_mullo_epi32(TAP512(s[2] + 16 * (size_t)t), _mm512_set1_epi32(k[2][t])));
+        d = _mm512_add_epi32(d, _mm512_mullo_epi32(TAP512(s[3] + 16 * (size_t)t), _mm512_set1_epi32(k[3][t])));
+    }
+    v[0] = _mm512_srai_epi32(a, KD_WEIGHT_BITS);
+    v[1] = _mm512_srai_epi32(b, KD_WEIGHT_BITS);
+    v[2] = _mm512_srai_epi32(c, KD_WEIGHT_BITS);
+    v[3] = _mm512_srai_epi32(d, KD_WEIGHT_BITS);
 }
 
 AVX512 static void horizontal_avx512(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const kd_pass *p, int n, uint8_t *packed) {
@@ -131,10 +141,14 @@ AVX512 static void horizontal_avx512(uint8_t *dst, const uint8_t *src, size_t sr
         pack_avx512(packed, g.src, inputs, most);
         for (int i = 0; i < n; i += 4) {
             __m512i v[4];
+            const uint8_t *s[4];
+            const int32_t *k[4];
             for (int j = 0; j < 4; j++) {
                 int o = least(i + j, n - 1);
-                v[j] = sum_avx512(packed + 16 * (size_t)(p->taps[o].first - first), p->weight + (size_t)o * p->stride, most);
+                s[j] = packed + 16 * (size_t)(p->taps[o].first - first);
+                k[j] = p->weight + (size_t)o * p->stride;
             }
+            sums_avx512(v, s, k, most);
             /* Sums are within 16 bits after the shift; the second step clips to bytes. */
             __m512i four = _mm512_packus_epi16(_mm512_packs_epi32(v[0], v[1]), _mm512_packs_epi32(v[2], v[3]));
             four = _mm512_shuffle_epi8(four, close);
@@ -158,11 +172,20 @@ AVX2 static void pack_avx2(uint8_t *packed, const uint8_t *const *row, int n, in
     pack_rest(packed, row, 2, x, n, zeros);
 }
 
-AVX2 static inline __m256i sum_avx2(const uint8_t *s, const int32_t *k, int most) {
-    __m256i sum = _mm256_set1_epi32(KD_WEIGHT_HALF);
-    for (int t = 0; t < most; t++)
-        sum = _mm256_add_epi32(sum, _mm256_mullo_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(s + 8 * (size_t)t))), _mm256_set1_epi32(k[t])));
-    return _mm256_srai_epi32(sum, KD_WEIGHT_BITS);
+#define TAP256(at) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(at)))
+
+AVX2 static inline void sums_avx2(__m256i v[4], const uint8_t *const s[4], const int32_t *const k[4], int most) {
+    __m256i a = _mm256_set1_epi32(KD_WEIGHT_HALF), b = a, c = a, d = a;
+    for (int t = 0; t < most; t++) {
+        a = _mm256_add_epi32(a, _mm256_mullo_epi32(TAP256(s[0] + 8 * (size_t)t), _mm256_set1_epi32(k[0][t])));
+        b = _mm256_add_epi32(b, _mm256_mullo_epi32(TAP256(s[1] + 8 * (size_t)t), _mm256_set1_epi32(k[1][t])));
+        c = _mm256_add_epi32(c, _mm256_mullo_epi32(TAP256(s[2] + 8 * (size_t)t), _mm256_set1_epi32(k[2][t])));
+        d = _mm256_add_epi32(d, _mm256_mullo_epi32(TAP256(s[3] + 8 * (size_t)t), _mm256_set1_epi32(k[3][t])));
+    }
+    v[0] = _mm256_srai_epi32(a, KD_WEIGHT_BITS);
+    v[1] = _mm256_srai_epi32(b, KD_WEIGHT_BITS);
+    v[2] = _mm256_srai_epi32(c, KD_WEIGHT_BITS);
+    v[3] = _mm256_srai_epi32(d, KD_WEIGHT_BITS);
 }
 
 AVX2 static void horizontal_avx2(uint8_t *dst, const uint8_t *src, size_t src_stride, int rows, const kd_pass *p, int n, uint8_t *packed) {
@@ -173,10 +196,14 @@ AVX2 static void horizontal_avx2(uint8_t *dst, const uint8_t *src, size_t src_st
         pack_avx2(packed, g.src, inputs, most);
         for (int i = 0; i < n; i += 4) {
             __m256i v[4];
+            const uint8_t *s[4];
+            const int32_t *k[4];
             for (int j = 0; j < 4; j++) {
                 int o = least(i + j, n - 1);
-                v[j] = sum_avx2(packed + 8 * (size_t)(p->taps[o].first - first), p->weight + (size_t)o * p->stride, most);
+                s[j] = packed + 8 * (size_t)(p->taps[o].first - first);
+                k[j] = p->weight + (size_t)o * p->stride;
             }
+            sums_avx2(v, s, k, most);
             __m256i four = _mm256_packus_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
             four = _mm256_shuffle_epi8(four, close);
             store_pixels(g.dst[0] + 3 * (size_t)i, _mm256_castsi256_si128(four), n - i);

@@ -3,6 +3,7 @@
 
 #include "common/base/hash.h"
 #include "common/image/color.h"
+#include "common/image/color_kernels.h"
 
 static void gray_of(uint8_t *rgb, size_t n, float factor) {
     (void)factor;
@@ -61,6 +62,48 @@ static void any_number_of_pixels(void **state) {
                 op[k](one + 3 * i, 1, 0.3f);
             assert_memory_equal(all, one, sizeof all);
         }
+}
+
+/* Every version gives the bytes of the plain one, for any number of pixels, and touches none behind. The colours are a walk through all 2^24. */
+static void all_versions_give_the_same_bytes(void **state) {
+    (void)state;
+    const kd_color_kernels *variant[3];
+    size_t variants = kd_color_variants(variant);
+    assert_ptr_equal(variant[variants - 1], &kd_color_plain);
+    static const float factors[] = {0.0f, 0.37f, 0.999f, 1.0f, 1.4f, 3.0f};
+    static uint8_t from[70000 * 3 + 64], plain[sizeof from], other[sizeof from];
+    uint32_t colour = 0;
+    for (int turn = 0; turn < 240; turn++) {
+        size_t n = turn < 200 ? (size_t)turn : 70000;
+        for (size_t i = 0; i < sizeof from / 3; i++, colour += 7177 * 3)
+            memcpy(from + 3 * i, (uint8_t[3]){(uint8_t)colour, (uint8_t)(colour >> 8), (uint8_t)(colour >> 16)}, 3);
+        for (size_t v = 0; v + 1 < variants; v++)
+            for (int op = 0; op < 6; op++) {
+                const kd_color_kernels *const both[2] = {&kd_color_plain, variant[v]};
+                uint64_t sum[2];
+                memcpy(plain, from, sizeof from);
+                memcpy(other, from, sizeof from);
+                for (int k = 0; k < 2; k++) {
+                    uint8_t *rgb = k ? other : plain;
+                    float factor = factors[turn % 6];
+                    sum[k] = both[k]->luma_sum(from, n);
+                    if (op == 0)
+                        both[k]->blend(rgb, n, turn * 5 % 256, factor);
+                    else if (op == 1)
+                        both[k]->saturation(rgb, n, factor);
+                    else if (op == 2)
+                        both[k]->hue(rgb, n, turn * 37 % 256);
+                    else if (op == 3)
+                        both[k]->grayscale(rgb, n);
+                    else
+                        both[k]->mirror(rgb, n);
+                }
+                assert_true(sum[0] == sum[1]);
+                if (memcmp(plain, other, sizeof from) != 0)
+                    fail_msg("operation %d on %zu pixels: %s differs from plain", op, n, variant[v]->name);
+                assert_memory_equal(other + 3 * n, from + 3 * n, sizeof from - 3 * n);
+            }
+    }
 }
 
 static void factors_at_the_edges(void **state) {
@@ -127,6 +170,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_colour_equals_pillow),
         cmocka_unit_test(any_number_of_pixels),
+        cmocka_unit_test(all_versions_give_the_same_bytes),
         cmocka_unit_test(factors_at_the_edges),
         cmocka_unit_test(thresholds_at_the_edges),
         cmocka_unit_test(flips_mirror_rows),
