@@ -94,6 +94,23 @@ static void values_out_of_range_are_refused(void **state)
     }
 }
 
+/* Replay decodes as the teacher's run did: turned or not, and a picture that was within its --max-pixels is within replay's. */
+static void the_recipe_says_how_pictures_are_decoded(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_decode_options o = kd_recipe_decode_options(&r, 100, 200);
+    json_t *j = fx_recipe_json();
+    (void)state;
+    assert_false(o.exif_apply);
+    assert_true(o.max_pixels == KD_IMAGE_MAX_PIXELS);
+    assert_true(kd_recipe_decode_options(&r, 60000, 50000).max_pixels == 3000000000);
+    kd_recipe_free(&r);
+    set(j, "exif", json_string("apply"));
+    must(kd_recipe_from_json(&r, j, "X.kdc", &fx_err));
+    assert_true(kd_recipe_decode_options(&r, 100, 200).exif_apply);
+    kd_recipe_free(&r);
+}
+
 /* Law 2: whatever differs is refused naming the field and both values. */
 static void every_difference_is_named(void **state)
 {
@@ -113,6 +130,7 @@ static void every_difference_is_named(void **state)
         {"seed", "8", "seed is 7 in A, 8 in B"},
         {"image_size", "[70,84]", "image_size is [70,70] in A, [70,84] in B"},
         {"decoder", "\"1123456789abcdef0123456789abcdef\"", "decoder is"},
+        {"exif", "\"apply\"", "exif is \"ignore\" in A, \"apply\" in B"},
         {"features", "[\"cls\"]", "features is [\"cls\",\"patch\"] in A, [\"cls\"] in B"},
         {"grid", "[5,6]", "grid is [5,5] in A, [5,6] in B"},
         {"layer_concat", "true", "layer_concat is false in A, true in B"},
@@ -204,7 +222,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_recipe_is_read), cmocka_unit_test(the_hash_is_of_the_canonical_text), cmocka_unit_test(every_required_field_is_missed_by_name),
-        cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(every_difference_is_named), cmocka_unit_test(joined_layers_are_one_wide_layer),
+        cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(the_recipe_says_how_pictures_are_decoded), cmocka_unit_test(every_difference_is_named), cmocka_unit_test(joined_layers_are_one_wide_layer),
         cmocka_unit_test(registers_need_a_teacher_that_has_them), cmocka_unit_test(the_recipe_of_the_specification_holds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
