@@ -13,6 +13,9 @@ kd_status kd_jpeg_decode_box(kd_image *img, const uint8_t *bytes, size_t size, c
 int kd_jpeg_parts_are_exact(void);
 kd_status kd_png_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err);
 kd_status kd_webp_decode(kd_image *img, const uint8_t *bytes, size_t size, const char *name, int64_t max_pixels, kd_err *err);
+/* The next marker with a segment in the header of a JPEG, looked for from *at (2: from the beginning): its code, with its content of *length bytes at *at. 0: a scan or
+ * the end comes first, or the header is damaged. Padding and rubbish between segments are passed over, as libjpeg does. */
+int kd_jpeg_next_segment(const uint8_t *bytes, size_t size, size_t *at, size_t *length);
 const char *kd_jpeg_version(void);              /* "libjpeg-turbo 2.1.5", from the headers */
 void kd_webp_version(char *out, size_t cap);    /* "libwebp 1.2.4", of the library that is loaded */
 

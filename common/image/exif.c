@@ -105,23 +105,10 @@ static int exif_orientation(block b) {
 
 /* The first APP1 segment with "Exif", before the first scan. */
 static int jpeg_orientation(const block *b) {
-    size_t at = 2;
-    while (at + 4 <= b->size) {
-        if (b->bytes[at] != 0xFF || b->bytes[at + 1] == 0xFF || b->bytes[at + 1] == 0) {
-            at++; /* padding, or rubbish that libjpeg skips too */
-            continue;
-        }
-        unsigned marker = b->bytes[at + 1];
-        at += 2;
-        if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8))
-            continue;
-        size_t n = number(b, at, 2);
-        if (marker == 0xD9 || marker == 0xDA || n < 2 || n > b->size - at)
-            return 1;
-        if (marker == 0xE1 && n >= 8 && starts(b, at + 2, "Exif\0\0", 6))
-            return exif_orientation(part(b, at + 2, n - 2));
-        at += n;
-    }
+    size_t at = 2, n;
+    for (int marker; (marker = kd_jpeg_next_segment(b->bytes, b->size, &at, &n)) != 0; at += n)
+        if (marker == 0xE1 && n >= 6 && starts(b, at, "Exif\0\0", 6))
+            return exif_orientation(part(b, at, n));
     return 1;
 }
 

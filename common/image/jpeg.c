@@ -147,6 +147,36 @@ static kd_status read_rgb_rows(jpeg_reader *r) {
     return KD_OK;
 }
 
+int kd_jpeg_next_segment(const uint8_t *bytes, size_t size, size_t *at, size_t *length) {
+    size_t p = *at;
+    while (size >= 4 && p <= size - 4) {
+        int marker = bytes[p + 1];
+        if (bytes[p] != 0xFF || marker == 0xFF || marker == 0) {
+            p++;
+            continue;
+        }
+        p += 2;
+        if (marker == 0x01 || (marker >= 0xD0 && marker <= 0xD8)) /* without a segment */
+            continue;
+        size_t n = (size_t)bytes[p] << 8 | bytes[p + 1];
+        if (marker == 0xD9 || marker == 0xDA || n < 2 || n > size - p)
+            return 0;
+        *at = p + 2;
+        *length = n - 2;
+        return marker;
+    }
+    return 0;
+}
+
+/* libjpeg-turbo 3 decodes lossless JPEGs, 2 doesn't: what is accepted must not depend on it, and the identity of the decoder doesn't cover them. */
+static kd_status refuse_lossless(const jpeg_reader *r, const uint8_t *bytes, size_t size) {
+    size_t at = 2, n;
+    for (int marker; (marker = kd_jpeg_next_segment(bytes, size, &at, &n)) != 0; at += n)
+        if (marker == 0xC3 || marker == 0xC7 || marker == 0xCB || marker == 0xCF)
+            return kd_fail(r->err, KD_EFAIL, "%s: lossless JPEG isn't supported; convert it to an 8-bit baseline or progressive JPEG, or to PNG", r->name);
+    return KD_OK;
+}
+
 static kd_status check_header(jpeg_reader *r) {
     j_decompress_ptr d = &r->cinfo;
     KD_TRY(kd_image_check_size(d->image_width, d->image_height, r->max_pixels, r->name, r->err));
@@ -268,6 +298,7 @@ static kd_status decode_guarded(jpeg_reader *r, const uint8_t *bytes, size_t siz
     r->progress.progress_monitor = count_scans;
     d->progress = &r->progress;
 
+    KD_TRY(refuse_lossless(r, bytes, size));
     if (jpeg_read_header(d, TRUE) != JPEG_HEADER_OK)
         return kd_fail(r->err, KD_EFAIL, "%s is truncated: the JPEG data ends inside the header", r->name);
     KD_TRY(check_header(r));

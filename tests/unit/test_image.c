@@ -299,7 +299,9 @@ static void unsupported_jpegs_are_told_from_corrupt_ones(void **state) {
     bytes[at + 4] = 12; /* bits per sample */
     refused(bytes, g->size, "isn't supported");
     bytes[at + 4] = 8;
-    bytes[at + 1] = 0xC3; /* lossless */
+    bytes[at + 1] = 0xC3;
+    refused(bytes, g->size, "lossless JPEG isn't supported");
+    bytes[at + 1] = 0xC5; /* hierarchical */
     refused(bytes, g->size, "isn't supported");
     free(bytes);
     for (int components = 2; components <= 16; components += 14) {
