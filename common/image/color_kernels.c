@@ -1,5 +1,5 @@
 /* Inner loops of the colour operations (formulas and their sources: color.c). Eight pixels at a time: R, G and B in a vector each. Every loop is an
- * always-inlined body that each version gets a copy of, compiled for its instructions; the bodies differ in load and store alone. */
+ * always-inlined body of which the plain and the AVX2 version get a copy each, compiled for their instructions; they differ in load and store alone. */
 #include "common/image/color_kernels.h"
 
 #include <string.h>
@@ -211,7 +211,119 @@ AVX2 BODY void store_avx2(uint8_t *rgb, const ints *pixels) {
 }
 
 VERSION(AVX2, avx2, load_avx2, store_avx2, static const kd_color_kernels color_avx2)
-VERSION(AVX512, avx512, load_avx2, store_avx2, static const kd_color_kernels color_avx512)
+/* AVX-512, sixteen pixels at a time: the same formulas written for its masks, which the compiler doesn't make of vectors compared and selected. */
+
+AVX512 static inline __m512i load16(const uint8_t *rgb) {
+    __m512i v = _mm512_maskz_loadu_epi8((UINT64_C(1) << 48) - 1, rgb);
+    v = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 1, 2, 2, 3, 4, 5, 5, 6, 7, 8, 8, 9, 10, 11, 11), v);
+    return _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, -128, 3, 4, 5, -128, 6, 7, 8, -128, 9, 10, 11, -128)));
+}
+
+AVX512 static inline void store16(uint8_t *rgb, __m512i r, __m512i g, __m512i b) {
+    __m512i v = _mm512_or_si512(r, _mm512_or_si512(_mm512_slli_epi32(g, 8), _mm512_slli_epi32(b, 16)));
+    v = _mm512_shuffle_epi8(v, _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, -128, -128, -128, -128)));
+    v = _mm512_permutexvar_epi32(_mm512_setr_epi32(0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14, 3, 7, 11, 15), v);
+    _mm256_storeu_si256((void *)rgb, _mm512_castsi512_si256(v));
+    _mm_storeu_si128((void *)(rgb + 32), _mm512_extracti32x4_epi32(v, 2));
+}
+
+#define ALL16(value) _mm512_set1_epi32(value)
+#define ALL16F(value) _mm512_set1_ps(value)
+
+AVX512 static inline __m512i luma16(__m512i r, __m512i g, __m512i b) {
+    __m512i sum = _mm512_add_epi32(_mm512_mullo_epi32(r, ALL16(19595)), _mm512_mullo_epi32(g, ALL16(38470)));
+    return _mm512_srli_epi32(_mm512_add_epi32(_mm512_add_epi32(sum, _mm512_mullo_epi32(b, ALL16(7471))), ALL16(0x8000)), 16);
+}
+
+AVX512 static inline __m512i blend16(__m512i p, __m512i d, __m512 factor) {
+    __m512 v = _mm512_add_ps(_mm512_cvtepi32_ps(d), _mm512_mul_ps(factor, _mm512_cvtepi32_ps(_mm512_sub_epi32(p, d))));
+    return _mm512_cvttps_epi32(_mm512_min_ps(_mm512_max_ps(v, ALL16F(0.0f)), ALL16F(255.0f)));
+}
+
+AVX512 static inline void to_hsv16(__m512i r, __m512i g, __m512i b, __m512i *h, __m512i *s, __m512i *v) {
+    __m512i max = _mm512_max_epi32(_mm512_max_epi32(r, g), b), min = _mm512_min_epi32(_mm512_min_epi32(r, g), b), chroma = _mm512_sub_epi32(max, min);
+    __mmask16 gray = _mm512_testn_epi32_mask(chroma, chroma), black = _mm512_testn_epi32_mask(max, max);
+    __mmask16 red = _mm512_cmpeq_epi32_mask(r, max), green = (__mmask16)(_mm512_cmpeq_epi32_mask(g, max) & ~red);
+    __mmask16 low_b = _mm512_cmpeq_epi32_mask(b, min), low_r = _mm512_cmpeq_epi32_mask(r, min);
+    __mmask16 plus = (__mmask16)((red & ~low_b) | (green & low_b) | (~red & ~green & low_r));
+    __m512 base = _mm512_mask_blend_ps(low_r, ALL16F(5.0f), ALL16F(3.0f));
+    base = _mm512_mask_mov_ps(base, green, _mm512_mask_blend_ps(low_b, ALL16F(3.0f), ALL16F(1.0f)));
+    base = _mm512_mask_mov_ps(base, red, _mm512_mask_blend_ps(low_b, ALL16F(-1.0f), ALL16F(1.0f)));
+    __m512i above = _mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(max, 1), min), _mm512_add_epi32(_mm512_add_epi32(r, g), b));
+    __m512 f = _mm512_div_ps(_mm512_cvtepi32_ps(above), _mm512_cvtepi32_ps(_mm512_mask_mov_epi32(chroma, gray, ALL16(1))));
+    __m512 sixths = _mm512_mask_add_ps(_mm512_sub_ps(base, f), plus, base, f), turn = _mm512_div_ps(sixths, ALL16F(6.0f));
+    turn = _mm512_mask_add_ps(turn, _mm512_cmp_ps_mask(sixths, _mm512_setzero_ps(), _CMP_LT_OQ), turn, ALL16F(1.0f));
+    *h = _mm512_maskz_cvttps_epi32((__mmask16)~gray, _mm512_mul_ps(turn, ALL16F(255.0f)));
+    __m512 share = _mm512_div_ps(_mm512_cvtepi32_ps(chroma), _mm512_cvtepi32_ps(_mm512_mask_mov_epi32(max, black, ALL16(1))));
+    *s = _mm512_cvttps_epi32(_mm512_mul_ps(share, ALL16F(255.0f)));
+    *v = max;
+}
+
+/* v * (1 - s * w), rounded, with w cut to 0 .. 1. */
+AVX512 static inline __m512i channel16(__m512 w, __m512 s, __m512 v) {
+    w = _mm512_min_ps(_mm512_max_ps(w, ALL16F(0.0f)), ALL16F(1.0f));
+    __m512 x = _mm512_mul_ps(v, _mm512_sub_ps(ALL16F(1.0f), _mm512_mul_ps(s, w)));
+    __m512i whole = _mm512_cvttps_epi32(x);
+    return _mm512_mask_add_epi32(whole, _mm512_cmp_ps_mask(_mm512_sub_ps(x, _mm512_cvtepi32_ps(whole)), ALL16F(0.5f), _CMP_GE_OQ), whole, ALL16(1));
+}
+
+/* hsv2rgb's p, q and t are v * (1 - s * w) with w = 1, f and 1 - f, and v is that with w = 0; x is the hue in sixths, f what it has behind the point:
+ *     sector        0      1      2      3      4      5
+ *     w of red      0      f      1      1    1 - f    0          = min(x - 1, 5 - x)
+ *     w of green  1 - f    0      0      f      1      1          = max(1 - x, x - 3)
+ *     w of blue     1      1    1 - f    0      0      f          = max(3 - x, x - 5)      cut to 0 .. 1 */
+AVX512 static inline void from_hsv16(__m512i h, __m512i s, __m512i v, __m512i *r, __m512i *g, __m512i *b) {
+    __m512 x = _mm512_div_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(h), ALL16F(6.0f)), ALL16F(255.0f));
+    __m512 fs = _mm512_div_ps(_mm512_cvtepi32_ps(s), ALL16F(255.0f)), fv = _mm512_cvtepi32_ps(v);
+    *r = channel16(_mm512_min_ps(_mm512_sub_ps(x, ALL16F(1.0f)), _mm512_sub_ps(ALL16F(5.0f), x)), fs, fv);
+    *g = channel16(_mm512_max_ps(_mm512_sub_ps(ALL16F(1.0f), x), _mm512_sub_ps(x, ALL16F(3.0f))), fs, fv);
+    *b = channel16(_mm512_max_ps(_mm512_sub_ps(ALL16F(3.0f), x), _mm512_sub_ps(x, ALL16F(5.0f))), fs, fv);
+}
+
+/* Whole groups of sixteen pixels; how many pixels that were. What is left takes the loops for AVX2. */
+AVX512 static inline __attribute__((always_inline)) size_t each16(uint8_t *rgb, size_t n, operation op, int number, float factor) {
+    const __m512i low = ALL16(255), constant = ALL16(number);
+    const __m512 f = ALL16F(factor);
+    size_t done = 0;
+    for (; done + 16 <= n; done += 16, rgb += 48) {
+        __m512i v = load16(rgb), r = _mm512_and_si512(v, low), g = _mm512_and_si512(_mm512_srli_epi32(v, 8), low), b = _mm512_srli_epi32(v, 16);
+        if (op == HUE) {
+            __m512i hue, s, value;
+            to_hsv16(r, g, b, &hue, &s, &value);
+            hue = _mm512_and_si512(_mm512_add_epi32(hue, constant), low);
+            from_hsv16(hue, s, value, &r, &g, &b);
+        } else {
+            __m512i d = op == BLEND ? constant : luma16(r, g, b);
+            r = op == GRAYSCALE ? d : blend16(r, d, f);
+            g = op == GRAYSCALE ? d : blend16(g, d, f);
+            b = op == GRAYSCALE ? d : blend16(b, d, f);
+        }
+        store16(rgb, r, g, b);
+    }
+    return done;
+}
+
+AVX512 static void blend_avx512(uint8_t *rgb, size_t n, int d, float factor) {
+    size_t done = each16(rgb, n, BLEND, d, factor);
+    blend_avx2(rgb + 3 * done, n - done, d, factor);
+}
+
+AVX512 static void saturation_avx512(uint8_t *rgb, size_t n, float factor) {
+    size_t done = each16(rgb, n, SATURATION, 0, factor);
+    saturation_avx2(rgb + 3 * done, n - done, factor);
+}
+
+AVX512 static void hue_avx512(uint8_t *rgb, size_t n, int shift) {
+    size_t done = each16(rgb, n, HUE, shift, 0.0f);
+    hue_avx2(rgb + 3 * done, n - done, shift);
+}
+
+AVX512 static void grayscale_avx512(uint8_t *rgb, size_t n) {
+    size_t done = each16(rgb, n, GRAYSCALE, 0, 0.0f);
+    grayscale_avx2(rgb + 3 * done, n - done);
+}
+
+static const kd_color_kernels color_avx512 = {"avx512", blend_avx512, luma_sum_avx2, saturation_avx512, hue_avx512, grayscale_avx512, mirror_avx2};
 #endif
 
 size_t kd_color_variants(const kd_color_kernels *out[3]) {

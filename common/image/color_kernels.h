@@ -1,5 +1,5 @@
-/* The inner loops of the colour operations, in a plain version and, on x86-64, in versions for AVX2 and AVX-512 that give the same bytes: the arithmetic is written
- * once (color_kernels.c), in integers and IEEE float32 without contraction, and only taking pixels apart and putting them together differs.
+/* The inner loops of the colour operations, in a plain version and, on x86-64, in versions for AVX2 and AVX-512 that give the same bytes: only integers and
+ * IEEE float32 without contraction are used (tests/unit/test_color.c compares them).
  * Internal to common/image; color.c has the operations. n = number of pixels, in place. */
 #ifndef KD_COMMON_IMAGE_COLOR_KERNELS_H
 #define KD_COMMON_IMAGE_COLOR_KERNELS_H
