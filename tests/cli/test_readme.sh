@@ -1,5 +1,5 @@
 #!/bin/bash
-# Every "$ kd-..." command of the README runs, in its order, in a folder that has the names it uses: drawn pictures for photos, a tiny teacher for the official file.
+# Every "$ kd-..." command of the README and of docs/*.md runs, in its order, in a folder that has the names it uses: drawn pictures for photos, a tiny teacher for the official file.
 . "$(dirname "$0")/../lib.sh"
 
 cd "$work" || exit 1
@@ -12,14 +12,19 @@ id=$(kd-cache list photos.kdc --json | sed -n '1s/.*"id": *"\([0-9a-f]*\)".*/\1/
 precision=bf16
 grep -qs avx512_bf16 /proc/cpuinfo || precision=f32
 
+# The commands of one page, a line each.
+commands_of() { sed -e ':join' -e '/\\$/{N;s/\\\n */ /;bjoin' -e '}' "$1" | sed -n 's/^    \$ \(kd-.*\)/\1/p'; }
+
 ran=0
-while IFS= read -r command; do
-    command=$(printf '%s' "$command" | sed "s/--id ID/--id $id/; s/--precision bf16/--precision $precision/; s/ *#.*//")
-    ( eval "$command" ) >"$work/out" 2>"$work/err" </dev/null
-    check "README: $command" test $? -eq 0
-    ran=$((ran + 1))
-done < <(sed -e ':join' -e '/\\$/{N;s/\\\n */ /;bjoin' -e '}' "$top/README.md" | sed -n 's/^    \$ \(kd-.*\)/\1/p')
-check "the README shows commands" test $ran -ge 5
+for page in "$top"/README.md "$top"/docs/*.md; do
+    while IFS= read -r command; do
+        command=$(printf '%s' "$command" | sed "s/--id ID/--id $id/; s/--precision bf16/--precision $precision/; s/ *#.*//")
+        ( eval "$command" ) >"$work/out" 2>"$work/err" </dev/null
+        check "$(basename "$page"): $command" test $? -eq 0
+        ran=$((ran + 1))
+    done < <(commands_of "$page")
+done
+check "the README and the pages show commands" test $ran -ge 10
 
 # The targets that the README names exist.
 for target in $(grep -o '`make [a-z]*`\|^    make [a-z]*' "$top/README.md" | grep -o 'make [a-z]*' | cut -d' ' -f2 | sort -u); do
