@@ -149,6 +149,43 @@ static void every_difference_is_named(void **state)
     }
 }
 
+static json_t *mixed_recipe(const char *digest, int images)
+{
+    json_t *j = fx_recipe_json();
+    set(j, "augment.mix_p", json_real(1));
+    json_object_set_new(j, "dataset", json_pack("{s:s,s:i}", "digest", digest, "images", images));
+    return j;
+}
+
+static void the_set_is_part_of_a_mixed_recipe_and_of_no_other(void **state)
+{
+    static const char one[] = "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff", two[] = "11112233445566778899aabbccddeeff00112233445566778899aabbccddeeff";
+    kd_recipe a, b;
+    json_t *j;
+    (void)state;
+    must(kd_recipe_from_json(&a, mixed_recipe(one, 10), "A", &fx_err));
+    must(kd_recipe_from_json(&b, mixed_recipe(two, 11), "B", &fx_err));
+    assert_true(a.mixed);
+    must_be(KD_EMISMATCH, kd_recipe_compare(&a, "A", &b, "B", &fx_err));
+    must_say("A was made from 10 (digest of their ids 00112233..), B has 11 (11112233..)");
+    must_say("can't be added, removed or changed");
+    kd_recipe_free(&a);
+    kd_recipe_free(&b);
+    a = fx_recipe();
+    assert_false(a.mixed);
+    kd_recipe_free(&a);
+    j = mixed_recipe(one, 10);
+    json_object_del(j, "dataset");
+    must_be(KD_EDAMAGED, kd_recipe_from_json(&a, j, "A", &fx_err));
+    must_say("views are mixed and it has no \"dataset\"");
+    j = mixed_recipe(one, 10);
+    set(j, "augment.mix_p", json_real(0));
+    must_be(KD_EDAMAGED, kd_recipe_from_json(&a, j, "A", &fx_err));
+    must_say("not mixed and it has a \"dataset\"");
+    must_be(KD_EDAMAGED, kd_recipe_from_json(&a, mixed_recipe(one + 1, 10), "A", &fx_err));
+    must_be(KD_EDAMAGED, kd_recipe_from_json(&a, mixed_recipe(one, 0), "A", &fx_err));
+}
+
 /* Joined layers are stored as one record under the smallest number. */
 static void joined_layers_are_one_wide_layer(void **state)
 {
@@ -223,7 +260,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_recipe_is_read), cmocka_unit_test(the_hash_is_of_the_canonical_text), cmocka_unit_test(every_required_field_is_missed_by_name),
         cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(the_recipe_says_how_pictures_are_decoded), cmocka_unit_test(every_difference_is_named), cmocka_unit_test(joined_layers_are_one_wide_layer),
-        cmocka_unit_test(registers_need_a_teacher_that_has_them), cmocka_unit_test(the_recipe_of_the_specification_holds),
+        cmocka_unit_test(registers_need_a_teacher_that_has_them), cmocka_unit_test(the_set_is_part_of_a_mixed_recipe_and_of_no_other),
+        cmocka_unit_test(the_recipe_of_the_specification_holds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

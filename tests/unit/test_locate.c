@@ -86,6 +86,41 @@ static void ids_are_found_after_hashing(void **state)
     kd_locator_destroy(l);
 }
 
+/* What views may be mixed with: by content, each once, in the order of the ids. The numbers of files are those of the data set. */
+static void picture_ids_are_ascending_and_of_pictures_only(void **state)
+{
+    static const char jpeg[] = "\xFF\xD8\xFF\xE0 a", png[] = "\x89PNG\r\n\x1a\n b";
+    kd_hash128 ids[5], want[2] = {kd_image_id((const uint8_t *)jpeg, sizeof jpeg), kd_image_id((const uint8_t *)png, sizeof png)};
+    char folder[300], path[400];
+    kd_dataset data;
+    kd_locator *l;
+    (void)state;
+    snprintf(folder, sizeof folder, "%s/../pictures-%d", root, (int)getpid());
+    assert_int_equal(mkdir(folder, 0700), 0);
+    const struct { const char *name, *bytes; size_t size; } file[] = {{"1.jpg", "no picture", 10}, {"2.jpg", png, sizeof png}, {"3.png", jpeg, sizeof jpeg}, {"4.jpg", jpeg, sizeof jpeg}, {"5.jpg", "", 0}};
+    for (size_t i = 0; i < 5; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, file[i].name);
+        fx_write_file(path, file[i].bytes, file[i].size);
+    }
+    must(kd_dataset_open(&data, folder, KD_LIST_LINES, &fx_err));
+    must(kd_locator_create_over(&l, &data, &fx_err));
+    assert_int_equal(kd_locator_picture_ids(l, ids), 0); /* not hashed yet */
+    must(kd_locator_hash_all(l, 2, NULL, &fx_err));
+    assert_int_equal(kd_locator_picture_ids(l, ids), 2);
+    int swapped = memcmp(&want[0], &want[1], sizeof *want) > 0;
+    assert_memory_equal(&ids[0], &want[swapped], 16);
+    assert_memory_equal(&ids[1], &want[!swapped], 16);
+    assert_string_equal(data.file[kd_locator_by_id(l, &want[0])].rel, "3.png");
+    kd_locator_destroy(l);
+    assert_int_equal(data.count, 5); /* borrowed: still open */
+    kd_dataset_close(&data);
+    for (size_t i = 0; i < 5; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, file[i].name);
+        unlink(path);
+    }
+    rmdir(folder);
+}
+
 /* The index is believed for files of equal path, size and time: shown by changing a file behind its back. */
 static void the_index_saves_hashing_of_unchanged_files(void **state)
 {
@@ -174,7 +209,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
-        T(recorded_paths_are_found_by_name_and_size), T(ids_are_found_after_hashing), T(the_index_saves_hashing_of_unchanged_files), T(a_damaged_index_is_made_anew),
+        T(recorded_paths_are_found_by_name_and_size), T(ids_are_found_after_hashing), T(picture_ids_are_ascending_and_of_pictures_only), T(the_index_saves_hashing_of_unchanged_files), T(a_damaged_index_is_made_anew),
         T(unreadable_files_have_no_id), T(a_missing_folder_is_a_usage_error),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
