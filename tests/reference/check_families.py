@@ -250,7 +250,7 @@ class Table:
             for (network, layout), g in self.groups.items():
                 m = [[v for v in column if v is not None] for column in zip(*g["measured"])] if g["measured"] else [[]] * 6
                 worst_of = [max(c) if c else None for c in m[:4]] + [min(c) if c else None for c in m[4:]]
-                containers = ", ".join(c if ok else "**%s: outside the limits**" % c for c, ok in g["containers"].items())
+                containers = "; ".join(c if ok else "**%s: outside the limits**" % c for c, ok in g["containers"].items())
                 peak = max(g["facts"], key=lambda v: v["peak_rss"]) if g["facts"] else None
                 f.write("| " + " | ".join([network, layout, containers, ", ".join(g["sizes"])] + shown(worst_of) + [memory(peak) if peak else ""]) + " |\n")
 
@@ -258,7 +258,7 @@ class Table:
 def shown(measured):
     cls, registers, patches, own, cosine, low = measured
     number = lambda v, none: none if v is None else "%.1e" % v
-    return [number(cls, ""), number(registers, "none"), number(patches, ""), number(own, ""), "" if cosine is None else "1 - %.0e" % max(0, 1 - cosine), "" if low is None else "%.6f" % low]
+    return [number(cls, ""), number(registers, "" if cls is None else "none"), number(patches, ""), number(own, ""), "" if cosine is None else "1 - %.0e" % max(0, 1 - cosine), "" if low is None else "%.6f" % low]
 
 
 def picture(height, width, seed):
@@ -280,6 +280,7 @@ class Check:
 
     def network(self, label, layout, original, sizes, containers, words=(), double=True):
         """containers: [(text, function of a folder that writes the file and returns its path, words)]."""
+        double &= CUT is not None
         depth = len(original.blocks)
         layers = [1, min(2, depth)]
         images = {s: picture(*s, seed=s[0] * 1000 + s[1]) for s in sizes}
@@ -350,9 +351,10 @@ class Check:
 
 # ---- the list -------------------------------------------------------------------------------------------------------------------
 
-P14, P14_NATIVE = [(224, 224), (280, 280), (154, 238)], [(224, 224), (518, 518), (154, 238)]
+# DINOv2's own grid is that of 518 pixels; 574 has more positions than the file.
+P14, P14_NATIVE = [(224, 224), (280, 280), (154, 238)], [(224, 224), (518, 518), (154, 574)]
 P16, P8 = [(224, 224), (320, 320), (160, 240)], [(224, 224), (160, 160), (96, 136)]
-CUT = 2
+CUT = None if "--full" in sys.argv else 2  # blocks that large networks keep; read before the options because the lists below use it
 
 
 def seed_of(text):
@@ -443,9 +445,9 @@ def cut_text(original, label):
     return "" if len(original.blocks) == full else ", %d of %d blocks" % (len(original.blocks), full)
 
 
-HF2 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "g": (1536, CUT, 24)}
-HF3 = {"s": (384, 12, 6, 1536, False), "splus": (384, 12, 6, 1536, True), "b": (768, 12, 12, 3072, False), "l": (1024, 24, 16, 4096, False), "lplus": (1024, CUT, 16, 4096, True),
-       "hplus": (1280, CUT, 20, 5120, True), "7b": (4096, CUT, 32, 8192, True)}
+HF2 = {"s": (384, 12, 6), "b": (768, 12, 12), "l": (1024, 24, 16), "g": (1536, CUT or 40, 24)}
+HF3 = {"s": (384, 12, 6, 1536, False), "splus": (384, 12, 6, 1536, True), "b": (768, 12, 12, 3072, False), "l": (1024, 24, 16, 4096, False), "lplus": (1024, CUT or 24, 16, 4096, True),
+       "hplus": (1280, CUT or 32, 20, 5120, True), "7b": (4096, CUT or 40, 32, 8192, True)}
 
 
 def run_hf(check, wanted, work):
@@ -569,6 +571,7 @@ def main():
     p.add_argument("--layouts", default="official,hf,timm,lightly")
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--no-bf16", action="store_true")
+    p.add_argument("--full", action="store_true", help="large networks with all their blocks, without the run in double: up to twice the file's size of memory (ViT-g 9 GB, 7B 54 GB)")
     p.add_argument("--out", help="file that the table is appended to")
     p.add_argument("--summary", help="file for a table with a line per network and layout")
     p.add_argument("--work", help="folder for the temporary files (up to 1.5 GB at a time)")
