@@ -11,15 +11,15 @@ static const struct command {
 } commands[] = {
     {"info", &kd_cache_info_program, kd_cache_info_run},    {"list", &kd_cache_list_program, kd_cache_list_run},
     {"check", &kd_cache_check_program, kd_cache_check_run}, {"dump", &kd_cache_dump_program, kd_cache_dump_run},
-    {"view", &kd_cache_view_program, kd_cache_view_run},
+    {"view", &kd_cache_view_program, kd_cache_view_run},    {"prepare", &kd_cache_prepare_program, kd_cache_prepare_run},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
-static const char exit_codes[] = "Exit codes: 0 ok; 1 failure; 2 usage; 3 done, but images are missing; 10 cache not found; 12 cache damaged; 13 a replayed view differs.\n";
+static const char exit_codes[] = "Exit codes: 0 ok; 1 failure; 2 usage; 3 done, but images are missing or were skipped; 10 cache not found; 12 cache damaged; 13 a replayed view differs.\n";
 
 static void print_commands(FILE *out)
 {
-    fprintf(out, "usage: kd-cache COMMAND FILE.kdc|DIR [options]\n\nLooks into feature caches: what made them, what they hold, whether they can be trusted.\n\ncommands:\n");
+    fprintf(out, "usage: kd-cache COMMAND [FILE.kdc|DIR] [options]\n\nLooks into feature caches: what made them, what they hold, whether they can be trusted; and prepares images for making them.\n\ncommands:\n");
     for (int i = 0; i < COMMANDS; i++)
         fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].program->summary);
     fprintf(out, "\nkd-cache COMMAND --help explains each.\n\n%s", exit_codes);

@@ -8,17 +8,18 @@
 
 typedef struct kd_cache_config {
     kd_strings files;
-    const char *images, *id, *out, *grid;
-    int64_t view, threads;
+    const char *images, *id, *out, *grid, *exif;
+    int64_t view, threads, short_side, quality, max_pixels;
     int null, json, all;
 } kd_cache_config;
 
-extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program;
+extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program, kd_cache_prepare_program;
 kd_status kd_cache_info_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_list_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_check_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_dump_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_view_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_prepare_run(const kd_cache_config *c, kd_err *err);
 
 /* Parses and runs. *json: --json was seen. KD_DONE after help, version, man page or completion. */
 kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);

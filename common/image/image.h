@@ -61,6 +61,8 @@ void kd_image_free(kd_image *img);
 
 /* Writes an RGB image as PNG, atomically. */
 kd_status kd_png_write(const char *path, const uint8_t *rgb, int width, int height, kd_err *err);
+/* Encodes as baseline JPEG, 4:2:0, with Huffman tables made for the picture, into a growing buffer (*buf of *cap bytes). One build of libjpeg gives one result. `name` is for the sentence. */
+kd_status kd_jpeg_encode(uint8_t **buf, size_t *cap, size_t *size, const uint8_t *rgb, int width, int height, int quality, const char *name, kd_err *err);
 /* Encodes as baseline JPEG, 4:2:0, given quality: used to draw the demo's picture files. */
 kd_status kd_jpeg_write(const char *path, const uint8_t *rgb, int width, int height, int quality, kd_err *err);
 

@@ -378,7 +378,7 @@ typedef struct jpeg_writer {
     unsigned long size;
 } jpeg_writer;
 
-static kd_status encode_guarded(jpeg_writer *w, const char *path, const uint8_t *rgb, int width, int height, int quality, kd_err *err) {
+static kd_status encode_guarded(jpeg_writer *w, const char *path, const uint8_t *rgb, int width, int height, int quality, int optimize, kd_err *err) {
     j_compress_ptr c = &w->cinfo;
     if (setjmp(w->failure.jump))
         return kd_fail(err, KD_EFAIL, "%s: encoding the JPEG failed: %s", path, w->failure.text);
@@ -390,6 +390,7 @@ static kd_status encode_guarded(jpeg_writer *w, const char *path, const uint8_t 
     c->in_color_space = JCS_RGB;
     jpeg_set_defaults(c); /* 4:2:0, baseline */
     jpeg_set_quality(c, quality, TRUE);
+    c->optimize_coding = optimize;
     jpeg_start_compress(c, TRUE);
     while (c->next_scanline < c->image_height) {
         JSAMPROW row = (JSAMPROW)(uintptr_t)(rgb + (size_t)c->next_scanline * (size_t)width * 3); /* libjpeg doesn't write to it */
@@ -399,10 +400,30 @@ static kd_status encode_guarded(jpeg_writer *w, const char *path, const uint8_t 
     return KD_OK;
 }
 
+kd_status kd_jpeg_encode(uint8_t **buf, size_t *cap, size_t *size, const uint8_t *rgb, int width, int height, int quality, const char *name, kd_err *err) {
+    jpeg_writer w = {.bytes = NULL};
+    w.cinfo.err = failure_init(&w.failure);
+    kd_status status = encode_guarded(&w, name, rgb, width, height, quality, 1, err);
+    jpeg_destroy_compress(&w.cinfo);
+    if (status == KD_OK && w.size > *cap) {
+        kd_free(*buf);
+        *cap = w.size + w.size / 2;
+        *buf = kd_malloc(*cap);
+        if (*buf == NULL) {
+            *cap = 0;
+            status = kd_fail(err, KD_EFAIL, "%s: out of memory for %lu bytes of JPEG", name, w.size);
+        }
+    }
+    if (status == KD_OK)
+        memcpy(*buf, w.bytes, *size = w.size);
+    free(w.bytes);
+    return status;
+}
+
 kd_status kd_jpeg_write(const char *path, const uint8_t *rgb, int width, int height, int quality, kd_err *err) {
     jpeg_writer w = {.bytes = NULL};
     w.cinfo.err = failure_init(&w.failure);
-    kd_status status = encode_guarded(&w, path, rgb, width, height, quality, err);
+    kd_status status = encode_guarded(&w, path, rgb, width, height, quality, 0, err);
     jpeg_destroy_compress(&w.cinfo);
     if (status == KD_OK)
         status = kd_io_write_atomic(path, w.bytes, w.size, err);

@@ -6,7 +6,7 @@ pictures=$work/pictures
 "$KD_TEST_DIR/demo/draw_pictures" "$pictures" 4 1 || exit 1
 weights=$top/tests/golden/models/tiny_dinov2.pth
 pre() { "$KD_BIN/kd-precompute" --weights "$weights" --device cpu --threads 2 --views 2 "$@" 2>"$work/err" >"$work/out"; }
-train() { "$KD_BIN/kd-train" --student resnet18 --student-size 32 --epochs 1 --batch-size 4 --device cpu --threads 2 "$@" 2>"$work/err" >"$work/out"; }
+train() { "$KD_BIN/kd-train" --student dinov2_w64_d1 --epochs 1 --batch-size 4 --device cpu --threads 2 "$@" 2>"$work/err" >"$work/out"; }
 # Everything but the paths: what a cache holds of each view.
 views() { "$KD_BIN/kd-cache" list "$1" --json | sed 's/"path":"[^"]*",//'; }
 paths() { "$KD_BIN/kd-cache" list "$1" --json | grep -o '"path":"[^"]*"' | sort -u; }
@@ -90,6 +90,18 @@ check 'a sealed cache keeps its list' cmp "$list" "$work/first"
 rm "$work/bad.kdc" "$work/bad.kdc.json" "$bad/half.tar" "$bad/squeezed.tar" "$bad/cut.jpg" "$bad"/new*
 pre --images "$bad" --cache "$work/bad.kdc"
 check 'a run without skips removes the list' eval "test $? -eq 0 && [ ! -e '$list' ]"
+
+# ---- prepared sets ----
+"$KD_BIN/kd-cache" prepare --images "$images" --short-side 96 --out "$work/small.tar" >"$work/out" 2>"$work/err"
+check 'prepare reports sizes and speeds' eval "test $? -eq 0 && grep -q '^bytes .* of the originals' '$work/out' && grep -q '^decode .* x as fast' '$work/out'"
+"$KD_BIN/kd-cache" prepare --images "$work/all.tar" --short-side 96 --out "$work/again.tar" --threads 1 --json >"$work/out" 2>"$work/err"
+check 'the same from a tar, byte for byte' eval "test $? -eq 0 && cmp '$work/small.tar' '$work/again.tar' && grep -q '\"images\":$count,' '$work/out'"
+check 'tar lists its members' test "$(tar -tf "$work/small.tar" | grep -c '^[a-z]*/[0-9]*\.jpg$')" = "$count"
+pre --images "$work/small.tar" --cache "$work/small.kdc"
+"$KD_BIN/kd-cache" check "$work/small.kdc" --images "$work/small.tar" >"$work/out" 2>"$work/err"
+check 'a cache is made from it' eval "test $? -eq 0 && grep -q '$((2 * count)) views replayed: 0 differ, 0 more' '$work/out'"
+train --cache "$work/small.kdc" --images "$images" --out "$work/r4"
+check 'the originals are not its images' test $? -eq 13
 
 # ---- moved, changed, missing ----
 cp -r "$images" "$work/later"
