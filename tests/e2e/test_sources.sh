@@ -3,9 +3,9 @@
 . "$(dirname "$0")/../lib.sh"
 
 pictures=$work/pictures
-"$KD_TEST_DIR/demo/draw_pictures" "$pictures" 4 1 || exit 1
+"$KD_TEST_DIR/demo/draw_pictures" "$pictures" 3 1 || exit 1
 weights=$top/tests/golden/models/tiny_dinov2.pth
-pre() { "$KD_BIN/kd-precompute" --weights "$weights" --device cpu --threads 2 --views 2 "$@" 2>"$work/err" >"$work/out"; }
+pre() { "$KD_BIN/kd-precompute" --weights "$weights" --device cpu --threads 2 --views 2 --image-size 112 "$@" 2>"$work/err" >"$work/out"; }
 train() { "$KD_BIN/kd-train" --student dinov2_w64_d1 --epochs 1 --batch-size 4 --device cpu --threads 2 "$@" 2>"$work/err" >"$work/out"; }
 # Everything but the paths: what a cache holds of each view.
 views() { "$KD_BIN/kd-cache" list "$1" --json | sed 's/"path":"[^"]*",//'; }
@@ -60,7 +60,7 @@ check 'training from tars' test $? -eq 0
 train --cache "$work/folder.kdc" --images "$work/all.tar" --out "$work/r2"
 check 'training from a tar of what was a folder' eval "test $? -eq 0 && grep -q 'images $count moved or renamed' \"$work/err\""
 check 'the index of files knows members' grep -qa "all.tar/./" "$work/r2/image-index"
-weight() { "$KD_BIN/kd-eval" features --weights "$weights" --images "$1" --out "$2" --device cpu 2>"$work/err"; }
+weight() { "$KD_BIN/kd-eval" features --weights "$weights" --images "$1" --out "$2" --image-size 112 --device cpu 2>"$work/err"; }
 weight "$images" "$work/f1.safetensors" && weight "$work/all.tar" "$work/f2.safetensors"
 check 'features of a tar' eval 'cmp <(tail -c 1000 "$work/f1.safetensors") <(tail -c 1000 "$work/f2.safetensors")'
 
@@ -74,7 +74,7 @@ mkfifo "$bad/fifo.jpg"
 size=$(stat -c %s "$shards/photos-000000.tar")
 head -c $((size / 2 + 300)) "$shards/photos-000000.tar" >"$bad/half.tar"
 gzip -c "$work/all.tar" >"$bad/squeezed.tar"
-timeout 60 "$KD_BIN/kd-precompute" --weights "$weights" --device cpu --views 2 --images "$bad" --cache "$work/bad.kdc" 2>"$work/err"
+timeout 60 "$KD_BIN/kd-precompute" --weights "$weights" --device cpu --views 2 --image-size 112 --images "$bad" --cache "$work/bad.kdc" 2>"$work/err"
 check 'bad inputs: exit 3' test $? -eq 3
 list=$work/bad.kdc.skipped.tsv
 check 'the list is named' grep -qF "listed in $list" "$work/err"
