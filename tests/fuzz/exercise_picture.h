@@ -40,6 +40,37 @@ static inline int exercise_picture_as(const uint8_t *bytes, size_t size, int exi
     return status == KD_OK;
 }
 
+/* Some box of the picture: the eighths of its sides come from the seed. */
+static inline kd_box exercise_want(void *ctx, int width, int height) {
+    unsigned s = *(const unsigned *)ctx;
+    kd_box b = {.x = width * (int)(s & 7) / 8, .y = height * (int)(s >> 3 & 7) / 8};
+    b.w = 1 + (width - b.x - 1) * (int)(s >> 6 & 7) / 8;
+    b.h = 1 + (height - b.y - 1) * (int)(s >> 9 & 7) / 8;
+    return b;
+}
+
+/* A part is accepted exactly when the whole is, and has the whole's pixels. */
+static inline void exercise_part(const uint8_t *bytes, size_t size, int exif_apply, unsigned seed) {
+    kd_image whole = {0}, part = {0};
+    kd_err err = {0};
+    kd_decode_options options = {.exif_apply = exif_apply, .max_pixels = EXERCISE_MAX_PIXELS};
+    size_t live = kd_mem_live_bytes();
+    kd_status a = kd_image_decode(&whole, bytes, size, "fuzz", &options, &err);
+    kd_status b = kd_image_decode_box(&part, bytes, size, "fuzz", &options, exercise_want, &seed, &err);
+    exercise_require(a == b, "a part is accepted when the whole is");
+    if (a == KD_OK) {
+        kd_box box = exercise_want(&seed, whole.width, whole.height);
+        exercise_require(part.x >= 0 && part.x <= box.x && part.y >= 0 && part.y <= box.y && part.x + part.width >= box.x + box.w && part.y + part.height >= box.y + box.h &&
+                             part.x + part.width <= whole.width && part.y + part.height <= whole.height, "the part covers the box");
+        for (int y = 0; y < part.height; y++)
+            exercise_require(memcmp(part.rgb + 3 * (size_t)part.width * (size_t)y, whole.rgb + 3 * ((size_t)whole.width * (size_t)(part.y + y) + (size_t)part.x), 3 * (size_t)part.width) == 0,
+                             "the part has the whole's pixels");
+    }
+    kd_image_free(&whole);
+    kd_image_free(&part);
+    exercise_require(kd_mem_live_bytes() == live, "nothing leaks");
+}
+
 static inline int exercise_picture(const uint8_t *bytes, size_t size) {
     kd_hash128 once, again;
     int orientation = kd_exif_orientation(bytes, size);
@@ -48,6 +79,7 @@ static inline int exercise_picture(const uint8_t *bytes, size_t size) {
     exercise_require(accepted == turned, "turning changes nothing about what is accepted");
     if (accepted && orientation == 1)
         exercise_require(memcmp(&once, &again, sizeof once) == 0, "the same bytes give the same pixels");
+    exercise_part(bytes, size, size & 1, (unsigned)size * 2654435761u >> 12);
     return accepted;
 }
 
