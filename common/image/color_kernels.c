@@ -146,16 +146,22 @@ BODY uint64_t sum_of_luma(const uint8_t *rgb, size_t n, load_function load) {
     return total;
 }
 
+/* The same instruction has another name in clang, which builds the fuzz targets. */
+#ifdef __clang__
+#define REVERSED(v) __builtin_shufflevector(v, v, 7, 6, 5, 4, 3, 2, 1, 0)
+#else
+#define REVERSED(v) __builtin_shuffle(v, (ints){7, 6, 5, 4, 3, 2, 1, 0})
+#endif
+
 /* Eight from each end change places; what is left in the middle, one by one. */
 BODY void turn_round(uint8_t *rgb, size_t n, load_function load, store_function store) {
-    const ints reversed = {7, 6, 5, 4, 3, 2, 1, 0};
     uint8_t *a = rgb, *b = rgb + 3 * n;
     for (; b - a >= 2 * BYTES; a += BYTES, b -= BYTES) {
         ints left, right;
         load(&left, a);
         load(&right, b - BYTES);
-        left = __builtin_shuffle(left, reversed);
-        right = __builtin_shuffle(right, reversed);
+        left = REVERSED(left);
+        right = REVERSED(right);
         store(a, &right);
         store(b - BYTES, &left);
     }
