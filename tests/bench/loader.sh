@@ -57,7 +57,7 @@ scaling() { # PRESET
 # Stage table: microseconds of processor time per image.
 stages() { # PRESET
     ours "$1" 1 "$core" | sed 's/.*"us": {//; s/}}//' | tr ',' '\n' | sed 's/[" ]//g' | awk -F: -v p="$1" '{ v[$1] = $2 } END {
-        printf "| %s | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f |\n", p, v["read"], v["id"], v["decode"], v["resample"], v["colour"], v["hash"] }'
+        c = v["colour"] > 0 ? v["colour"] : 0; printf "| %s | %.0f | %.0f | %.0f | %.0f | %.0f | %.0f |\n", p, v["read"], v["id"], v["decode"], v["resample"], c, v["hash"] }'
 }
 
 {
