@@ -23,8 +23,8 @@ fi
 
 median() { sort -g | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.2f", a / b; else printf "-" }'; }
-ours() { # PRESET THREADS PROCESSORS
-    taskset -c "$3" "$bench" "$IMAGES" "$1" 224 "$2" 1
+ours() { # PRESET THREADS PROCESSORS [PASSES]: the best pass counts
+    taskset -c "$3" "$bench" "$IMAGES" "$1" 224 "$2" "${4:-1}"
 }
 speed() { sed 's/.*"images_per_s": *\([0-9.]*\).*/\1/'; }
 
@@ -43,12 +43,12 @@ row() { # TITLE PRESET PEER-PRESET
     printf '| %s | %.0f | %.0f | %s | %.0f | %s |\n' "$1" "$mine" "${pillow:-0}" "$(ratio "$mine" "${pillow:-0}")" "${tensors:-0}" "$(ratio "$mine" "${tensors:-0}")"
 }
 
-# Two processors against one, in alternation; the median of the quotients.
+# Two processors against one, in alternation, best of 2 passes each; the median of the quotients.
 scaling() { # PRESET
     local i one two all=""
     for ((i = 0; i < turns; i++)); do
-        one=$(ours "$1" 1 "$core" | speed)
-        two=$(ours "$1" 2 0,1 | speed)
+        one=$(ours "$1" 1 "$core" 2 | speed)
+        two=$(ours "$1" 2 0,1 2 | speed)
         all+="$(ratio "$two" "$one")"$'\n'
     done
     printf '%s' "$all" | median
