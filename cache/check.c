@@ -91,7 +91,7 @@ static void check_view(check *c, worker *w, const kd_image_entry *e, uint32_t v,
 {
     const kd_recipe *r = kd_cache_recipe(c->cache);
     kd_view_entry view;
-    kd_hash128 hash;
+    kd_record_facts facts;
     kd_err said;
     int have_view = kd_reader_view(w->reader, &e->image, v, &view, &said) == KD_OK;
     if (!have_view)
@@ -99,9 +99,9 @@ static void check_view(check *c, worker *w, const kd_image_entry *e, uint32_t v,
     for (int f = 0; f < KD_FEATURES; f++) {
         for (int l = 0; l < r->layers && kd_recipe_has(r, (kd_feature)f); l++) {
             ++*records;
-            if (kd_reader_feature(w->reader, (kd_feature)f, &e->image, v, r->layer[l], w->values, &hash, &said) != KD_OK) {
+            if (kd_reader_feature(w->reader, (kd_feature)f, &e->image, v, r->layer[l], w->values, &facts, &said) != KD_OK) {
                 bad(c, said.msg);
-            } else if (have_view && memcmp(hash.b, view.view_hash.b, 16) != 0) {
+            } else if (have_view && memcmp(facts.view_hash.b, view.view_hash.b, 16) != 0) {
                 kd_fail(&said, KD_EDAMAGED, "view %u of %s: its %s record of layer %u belongs to another view (their hashes differ)", v, e->rel, kd_feature_name((kd_feature)f), r->layer[l]);
                 bad(c, said.msg);
             }
@@ -121,7 +121,7 @@ static enum place replay_image(check *c, worker *w, const kd_image_entry *e)
         status = kd_find_decode(&w->found, kd_cache_recipe(c->cache), e, &said);
     for (uint32_t v = 0; v < e->views; v++) {
         kd_view_entry view;
-        if (status == KD_OK && kd_reader_view(w->reader, &e->image, v, &view, &said) != KD_OK)
+        if (status == KD_OK && kd_reader_view(w->reader, &e->image, kd_image_view(e, v), &view, &said) != KD_OK)
             continue; /* counted as damage already */
         kd_status partner = status == KD_OK ? kd_find_partner(&w->found, c->cache, c->locator, &view, c->by_id, &said) : status;
         if (partner == KD_DONE && !c->by_id)
@@ -152,7 +152,7 @@ static void check_image(void *ctx, int worker_index, size_t i)
     if (kd_stop_requested() != KD_OK || (c->by_id && place != NOWHERE && place != PARTNER_AWAY))
         return;
     for (uint32_t v = 0; v < e->views && !c->by_id; v++)
-        check_view(c, w, e, v, &records);
+        check_view(c, w, e, kd_image_view(e, v), &records);
     if (c->locator) {
         enum place now = replay_image(c, w, e);
         c->elsewhere[i] = (uint8_t)(place == PARTNER_AWAY ? IN_PLACE : now);

@@ -239,7 +239,7 @@ kd_status kd_cache_list_run(const kd_cache_config *config, kd_err *err)
         const kd_image_entry *e = kd_cache_image(c, i);
         for (uint32_t n = 0; n < e->views && status == KD_OK; n++) {
             kd_view_entry v;
-            status = kd_reader_view(r, &e->image, n, &v, err);
+            status = kd_reader_view(r, &e->image, kd_image_view(e, n), &v, err);
             if (status == KD_OK)
                 status = list_line(config, e, &v, err);
         }

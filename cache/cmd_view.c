@@ -146,7 +146,7 @@ static kd_status fill_sheet(player *p, uint8_t *sheet, size_t first, long rows, 
         const kd_image_entry *e = kd_cache_image(p->cache, first + (size_t)i);
         KD_TRY(open_image(p, e, err));
         for (long v = 0; v < columns; v++) {
-            KD_TRY(play(p, e, (uint32_t)v, err));
+            KD_TRY(play(p, e, kd_image_view(e, (uint32_t)v), err));
             uint8_t *corner = sheet + (GAP + (size_t)i * (h + GAP)) * line + (GAP + (size_t)v * (w + GAP)) * 3;
             for (size_t y = 0; y < h; y++)
                 memcpy(corner + y * line, p->found.view + y * w * 3, w * 3);
@@ -187,7 +187,7 @@ static kd_status append_all(player *p, kd_replace *out, kd_progress *progress, k
             return kd_fail(err, kd_stop_requested(), "interrupted after %zu of %zu images; nothing was written", i, kd_cache_images(p->cache));
         KD_TRY(open_image(p, e, err));
         for (uint32_t v = 0; v < e->views; v++) {
-            KD_TRY(play(p, e, v, err));
+            KD_TRY(play(p, e, kd_image_view(e, v), err));
             KD_TRY(kd_io_replace_write(out, p->found.view, (size_t)r->image_h * (size_t)r->image_w * 3, err));
         }
         kd_progress_update(progress, i + 1, 0, NULL);

@@ -103,7 +103,8 @@ kd_status kd_cache_pick(const kd_image_entry **e, const kd_cache *c, const kd_ca
     *e = kd_cache_find_image(c, &id);
     if (!*e)
         return kd_fail(err, KD_ENOTFOUND, "%s: has no image %s; `kd-cache list %s` prints those that it has", config->files.item[0], config->id, config->files.item[0]);
-    if (config->view >= (*e)->views)
-        return kd_fail(err, KD_ENOTFOUND, "%s: image %s has views 0 to %u, not %lld", config->files.item[0], config->id, (*e)->views - 1, (long long)config->view);
+    if (!kd_image_find_view(*e, (uint32_t)config->view))
+        return kd_fail(err, KD_ENOTFOUND, "%s: image %s has %u views, from %u to %u, but not view %lld", config->files.item[0], config->id, (*e)->views, kd_image_view(*e, 0),
+                       kd_image_view(*e, (*e)->views - 1), (long long)config->view);
     return KD_OK;
 }

@@ -8,7 +8,8 @@
 /* Offsets in a view's value. */
 enum { VIEW_IDENTITY_AT = 16, VIEW_ZERO_AT = 24, VIEW_HASH_AT = 32, VIEW_PLAN_AT = 48, VIEW_PARTNER_AT = KD_VIEW_VALUE_BYTES };
 /* Offsets in an image's value. */
-enum { IMAGE_IDENTITY_AT = 16, IMAGE_SIZE_AT = 24, IMAGE_WIDTH_AT = 32, IMAGE_HEIGHT_AT = 36, IMAGE_VIEWS_AT = 40, IMAGE_REL_SIZE_AT = 44, IMAGE_ZERO_AT = 46 };
+enum { IMAGE_IDENTITY_AT = 16, IMAGE_SIZE_AT = KD_IMAGE_FACTS_AT, IMAGE_WIDTH_AT = 32, IMAGE_HEIGHT_AT = 36, IMAGE_VIEWS_AT = 40, IMAGE_RUNS_AT = 46 };
+enum { RUN_BYTES = 8 };
 
 void kd_put_le(uint8_t *p, uint64_t v, int bytes)
 {
@@ -115,23 +116,52 @@ kd_status kd_view_value_decode(kd_view_entry *v, kd_bytes key, kd_bytes value, c
     return partner_decode(v, value.data, file, err);
 }
 
+size_t kd_image_value_size(const kd_image_entry *e)
+{
+    return KD_IMAGE_VALUE_HEAD + strlen(e->rel) + RUN_BYTES * (size_t)e->runs;
+}
+
 size_t kd_image_value_encode(uint8_t *out, const uint8_t identity[8], const kd_image_entry *e)
 {
-    size_t n = strlen(e->rel);
-    KD_ASSERT(n <= KD_MAX_REL);
+    size_t n = strlen(e->rel), size = kd_image_value_size(e);
+    KD_ASSERT(n <= KD_MAX_REL && e->runs <= UINT16_MAX);
     memset(out, 0, KD_IMAGE_VALUE_HEAD);
     memcpy(out + IMAGE_IDENTITY_AT, identity, 8);
     kd_put_le(out + IMAGE_SIZE_AT, e->file_size, 8);
     kd_put_le(out + IMAGE_WIDTH_AT, (uint32_t)e->width, 4);
     kd_put_le(out + IMAGE_HEIGHT_AT, (uint32_t)e->height, 4);
     kd_put_le(out + IMAGE_VIEWS_AT, e->views, 4);
-    kd_put_le(out + IMAGE_REL_SIZE_AT, n, 2);
+    kd_put_le(out + KD_IMAGE_REL_SIZE_AT, n, 2);
+    kd_put_le(out + IMAGE_RUNS_AT, e->runs, 2);
     memcpy(out + KD_IMAGE_VALUE_HEAD, e->rel, n);
-    value_seal(e->image.b, KD_IMAGE_KEY_BYTES, out, KD_IMAGE_VALUE_HEAD + n);
-    return KD_IMAGE_VALUE_HEAD + n;
+    for (uint32_t i = 0; i < e->runs; i++) {
+        kd_put_le(out + KD_IMAGE_VALUE_HEAD + n + RUN_BYTES * i, e->run[i].first, 4);
+        kd_put_le(out + KD_IMAGE_VALUE_HEAD + n + RUN_BYTES * i + 4, e->run[i].count, 4);
+    }
+    value_seal(e->image.b, KD_IMAGE_KEY_BYTES, out, size);
+    return size;
 }
 
-kd_status kd_image_value_decode(kd_image_entry *e, size_t *rel_size, kd_bytes key, kd_bytes value, const uint8_t identity[8], const char *file, kd_err *err)
+kd_view_run kd_image_run(const kd_image_tail *tail, uint32_t i)
+{
+    return (kd_view_run){.first = (uint32_t)kd_get_le(tail->runs + RUN_BYTES * i, 4), .count = (uint32_t)kd_get_le(tail->runs + RUN_BYTES * i + 4, 4)};
+}
+
+/* Ascending, apart from each other, and as many views as the entry says. */
+static int runs_are_sound(const kd_image_entry *e, const kd_image_tail *tail)
+{
+    uint64_t views = 0, least = 0;
+    for (uint32_t i = 0; i < e->runs; i++) {
+        kd_view_run r = kd_image_run(tail, i);
+        if (r.count == 0 || r.first < least || (uint64_t)r.first + r.count > UINT32_MAX)
+            return 0;
+        least = (uint64_t)r.first + r.count + 1;
+        views += r.count;
+    }
+    return views == e->views;
+}
+
+kd_status kd_image_value_decode(kd_image_entry *e, kd_image_tail *tail, kd_bytes key, kd_bytes value, const uint8_t identity[8], const char *file, kd_err *err)
 {
     const uint8_t *v = value.data;
     if (key.size != KD_IMAGE_KEY_BYTES)
@@ -143,13 +173,35 @@ kd_status kd_image_value_decode(kd_image_entry *e, size_t *rel_size, kd_bytes ke
     e->width = (int32_t)kd_get_le(v + IMAGE_WIDTH_AT, 4);
     e->height = (int32_t)kd_get_le(v + IMAGE_HEIGHT_AT, 4);
     e->views = (uint32_t)kd_get_le(v + IMAGE_VIEWS_AT, 4);
-    *rel_size = (size_t)kd_get_le(v + IMAGE_REL_SIZE_AT, 2);
+    e->runs = (uint32_t)kd_get_le(v + IMAGE_RUNS_AT, 2);
+    e->run = NULL;
     e->rel = (const char *)v + KD_IMAGE_VALUE_HEAD;
-    if (*rel_size > KD_MAX_REL || *rel_size != value.size - KD_IMAGE_VALUE_HEAD || memchr(e->rel, 0, *rel_size) || kd_get_le(v + IMAGE_ZERO_AT, 2) != 0 ||
-        e->width < 1 || e->height < 1)
-        return kd_fail(err, KD_EDAMAGED, "%s: an image entry with a path of %zu bytes in %zu, %d x %d pixels, or a reserved field in use", file, *rel_size, value.size,
+    tail->rel_size = (size_t)kd_get_le(v + KD_IMAGE_REL_SIZE_AT, 2);
+    if (tail->rel_size > KD_MAX_REL || value.size != KD_IMAGE_VALUE_HEAD + tail->rel_size + RUN_BYTES * (size_t)e->runs || memchr(e->rel, 0, tail->rel_size) || e->width < 1 || e->height < 1)
+        return kd_fail(err, KD_EDAMAGED, "%s: an image entry with a path of %zu bytes and %u runs of views in %zu bytes, %d x %d pixels", file, tail->rel_size, e->runs, value.size,
                        e->width, e->height);
+    tail->runs = v + KD_IMAGE_VALUE_HEAD + tail->rel_size;
+    if (!runs_are_sound(e, tail))
+        return kd_fail(err, KD_EDAMAGED, "%s: an image entry's %u runs of views overlap, or aren't its %u views", file, e->runs, e->views);
     return KD_OK;
+}
+
+uint32_t kd_image_view(const kd_image_entry *e, uint32_t i)
+{
+    uint32_t r = 0;
+    KD_ASSERT(i < e->views);
+    while (i >= e->run[r].count)
+        i -= e->run[r++].count;
+    return e->run[r].first + i;
+}
+
+const kd_view_run *kd_image_find_view(const kd_image_entry *e, uint32_t view)
+{
+    for (uint32_t i = 0; i < e->runs; i++) {
+        if (view >= e->run[i].first && view - e->run[i].first < e->run[i].count)
+            return &e->run[i];
+    }
+    return NULL;
 }
 
 kd_status kd_meta_encode(uint8_t **out, size_t *size, const char *key, const void *payload, size_t payload_size, kd_err *err)

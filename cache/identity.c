@@ -17,13 +17,10 @@ static kd_status get_ranged(const json_t *v, const char *key, const char *what, 
     return KD_OK;
 }
 
-static kd_status want_text(const json_t *v, const char *key, const char *what, const char *known, kd_err *err)
+static kd_status want_text(const json_t *v, const char *key, const char *what, kd_err *err)
 {
     const char *s;
-    KD_TRY(kd_json_get_string(v, key, what, &s, err));
-    if (known && strcmp(s, known) != 0)
-        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"%s\" is \"%s\"; this program knows \"%s\"; a newer kdcache may have written it", what, key, s, known);
-    return KD_OK;
+    return kd_json_get_string(v, key, what, &s, err);
 }
 
 static kd_status want_hex(const json_t *v, const char *key, const char *what, size_t digits, kd_err *err)
@@ -89,8 +86,8 @@ static kd_status read_teacher(teacher_facts *facts, const json_t *json, const ch
     double eps;
     KD_TRY(get_object(json, "teacher", what, &t, err));
     KD_TRY(want_hex(t, "sha256", what, 64, err));
-    KD_TRY(want_text(t, "tensors", what, NULL, err));
-    KD_TRY(want_text(t, "family", what, NULL, err));
+    KD_TRY(want_text(t, "tensors", what, err));
+    KD_TRY(want_text(t, "family", what, err));
     KD_TRY(get_ranged(t, "width", what, 1, 1 << 16, &facts->width, err));
     KD_TRY(get_ranged(t, "depth", what, 1, 1 << 10, &facts->depth, err));
     KD_TRY(get_ranged(t, "heads", what, 1, 1 << 10, &ignored, err));
@@ -139,15 +136,74 @@ static kd_status read_features(kd_recipe *r, const char *what, kd_err *err)
     for (size_t i = 0; i < json_array_size(list); i++) {
         const char *s = json_string_value(json_array_get(list, i));
         int f = 0;
-        while (f < KD_FEATURES && (!s || strcmp(s, kd_feature_name((kd_feature)f)) != 0))
+        while (f < KD_OUTPUTS && (!s || strcmp(s, kd_feature_name((kd_feature)f)) != 0))
             f++;
-        if (f == KD_FEATURES || r->features >> f != 0)
+        if (f == KD_OUTPUTS || r->features >> f != 0)
             return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"features\" hold \"%s\", unknown, twice or out of order; known are cls, patch, registers, mean, in this order", what,
                            s ? s : "?");
         r->features |= 1u << f;
     }
     if (r->features == 0)
         return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"features\" are missing or empty", what);
+    return KD_OK;
+}
+
+static kd_status read_target(kd_recipe *r, const json_t *text, const char *what, kd_err *err)
+{
+    kd_target *t = &r->target[r->targets];
+    char canonical[KD_TARGET_TEXT];
+    const char *s = json_string_value(text);
+    if (!s || kd_target_parse(t, s, "", NULL) != KD_OK || strcmp(kd_target_text(t, canonical), s) != 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"patch_targets\" hold \"%s\"; this program knows full, pool:K and adjoint:K; a newer kdcache may have written it", what, s ? s : "?");
+    if (t->h > r->grid_h || t->w > r->grid_w)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's patch target %s is larger than its grid of %d x %d", what, s, r->grid_h, r->grid_w);
+    for (int i = 0; i < r->targets; i++) {
+        if (kd_target_equal(&r->target[i], t))
+            return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"patch_targets\" hold \"%s\" twice", what, s);
+    }
+    r->features |= 1u << kd_patch_feature(r->targets++);
+    return KD_OK;
+}
+
+/* After the grid. */
+static kd_status read_targets(kd_recipe *r, const char *what, kd_err *err)
+{
+    const json_t *list = json_object_get(r->json, "patch_targets");
+    int patches = kd_recipe_has(r, KD_FEATURE_PATCH);
+    if (!json_is_array(list) || json_array_size(list) > KD_MAX_TARGETS || (json_array_size(list) > 0) != patches)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"patch_targets\" aren't a list of %s", what, patches ? "1 to 4 targets" : "no targets, although it stores no patches");
+    for (size_t i = 0; i < json_array_size(list); i++)
+        KD_TRY(read_target(r, json_array_get(list, i), what, err));
+    return KD_OK;
+}
+
+static kd_status read_dtype(kd_dtype *dtype, const json_t *object, const char *what, kd_err *err)
+{
+    static const kd_dtype known[] = {KD_F16, KD_BF16, KD_I8};
+    const char *s;
+    KD_TRY(kd_json_get_string(object, "dtype", what, &s, err));
+    for (int i = 0; i < 3; i++) {
+        if (strcmp(s, kd_dtype_name(known[i])) == 0) {
+            *dtype = known[i];
+            return KD_OK;
+        }
+    }
+    return kd_fail(err, KD_EDAMAGED, "%s: the recipe's element type is \"%s\"; this program knows f16, bf16 and i8; a newer kdcache may have written it", what, s);
+}
+
+/* What the numbers were stored as before they were stored as they are: only in caches that were derived from others. */
+static kd_status read_source(const kd_recipe *r, const char *what, kd_err *err)
+{
+    const json_t *source = json_object_get(r->json, "source");
+    const char *text;
+    kd_target target;
+    kd_dtype dtype;
+    if (!source)
+        return KD_OK;
+    KD_TRY(read_dtype(&dtype, source, what, err));
+    KD_TRY(kd_json_get_string(source, "patch_target", what, &text, err));
+    if (kd_target_parse(&target, text, "", NULL) != KD_OK)
+        return kd_fail(err, KD_EDAMAGED, "%s: the recipe's \"source.patch_target\" is \"%s\"; this program knows full, pool:K and adjoint:K", what, text);
     return KD_OK;
 }
 
@@ -198,11 +254,14 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     const json_t *store, *augment;
     teacher_facts facts;
     long long seed;
-    int ignored, chosen = 0;
+    int version, chosen = 0;
     char *text;
     if (!json_is_object(r->json))
         return kd_fail(err, KD_EDAMAGED, "%s: the recipe isn't a JSON object", what);
-    KD_TRY(get_ranged(r->json, "format_version", what, 0, 0, &ignored, err));
+    KD_TRY(get_ranged(r->json, "format_version", what, 0, 1 << 16, &version, err));
+    if (version != KD_FORMAT_VERSION)
+        return kd_fail(err, KD_EDAMAGED, "%s: has format version %d; this program reads version %d: %s", what, version, KD_FORMAT_VERSION,
+                       version < KD_FORMAT_VERSION ? "make it again with kd-precompute" : "a newer kdcache wrote it");
     KD_TRY(read_teacher(&facts, r->json, what, err));
     KD_TRY(read_layers(r, facts.depth, &chosen, what, err));
     KD_TRY(get_object(r->json, "augment", what, &augment, err));
@@ -214,10 +273,10 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     KD_TRY(read_exif(r, what, err));
     KD_TRY(read_features(r, what, err));
     KD_TRY(read_shape(r, &facts, chosen, what, err));
-    KD_TRY(want_text(r->json, "patch_target", what, "full", err));
+    KD_TRY(read_targets(r, what, err));
     KD_TRY(get_object(r->json, "store", what, &store, err));
-    KD_TRY(want_text(store, "dtype", what, "f16", err));
-    KD_TRY(get_ranged(store, "zstd_level", what, -131072, 22, &ignored, err));
+    KD_TRY(read_dtype(&r->dtype, store, what, err));
+    KD_TRY(read_source(r, what, err));
     text = kd_json_canonical(r->json);
     if (!text)
         return kd_fail(err, KD_EFAIL, "%s: out of memory while reading the recipe", what);
@@ -275,7 +334,14 @@ int kd_recipe_records(const kd_recipe *r)
 
 uint32_t kd_recipe_rows(const kd_recipe *r, kd_feature f)
 {
-    return f == KD_FEATURE_PATCH ? (uint32_t)r->grid_h * (uint32_t)r->grid_w : f == KD_FEATURE_REGISTERS ? (uint32_t)r->registers : 1;
+    kd_target t = kd_recipe_target(r, f);
+    return kd_feature_target(f) >= 0 ? kd_target_rows(&t, r->grid_h, r->grid_w) : f == KD_FEATURE_REGISTERS ? (uint32_t)r->registers : 1;
+}
+
+kd_target kd_recipe_target(const kd_recipe *r, kd_feature f)
+{
+    int i = kd_feature_target(f);
+    return i >= 0 && i < r->targets ? r->target[i] : (kd_target){0};
 }
 
 size_t kd_recipe_largest(const kd_recipe *r)
@@ -290,7 +356,8 @@ size_t kd_recipe_largest(const kd_recipe *r)
 
 kd_record_head kd_recipe_head(const kd_recipe *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer)
 {
-    kd_record_head h = {.feature = f, .key = {*image, view, layer}, .rows = kd_recipe_rows(r, f), .width = (uint32_t)r->width, .dtype = KD_F16};
+    kd_record_head h = {.feature = f, .key = {*image, view, layer}, .rows = kd_recipe_rows(r, f), .width = (uint32_t)r->width, .dtype = r->dtype,
+                        .target = kd_recipe_target(r, f).kind};
     memcpy(h.identity, r->sha.b, sizeof h.identity);
     return h;
 }

@@ -74,6 +74,9 @@ static kd_status read_fields(kd_manifest *m, const char *path, kd_err *err)
     KD_TRY(checksum(m->json, want, err));
     if (strcmp(have, want) != 0)
         return kd_fail(err, KD_EDAMAGED, "%s: its checksum is %s, its content has %s: it was edited or damaged; copy it again from where it came", path, have, want);
+    have = json_string_value(json_object_get(m->json, "format"));
+    if (!have || strncmp(have, "1.", 2) != 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: is of format %s and this program reads 1.x: %s", path, have ? have : "0", have ? "a newer kdcache wrote it" : "make the cache again with kd-precompute");
     KD_TRY(get_sha(m->json, "identity", path, &m->identity, err));
     KD_TRY(get_sha(m->json, "sha256", path, &m->file_sha, err));
     KD_TRY(get_count(content, "images", path, &m->images, err));

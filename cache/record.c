@@ -1,32 +1,51 @@
 /* Records: header, checks and the zstd frame. The only file of the project that includes zstd.h. */
 #include "cache/record.h"
 
+#include <math.h>
 #include <string.h>
 
 #include <zstd.h>
 
+#include "cache/codec.h"
 #include "cache/entry.h"
 #include "common/base/mem.h"
 
-#ifdef __clang__
-#define VECTORISED
-#else
-#define VECTORISED __attribute__((optimize("O3")))
-#endif
-
 /* Offsets inside the header (FORMAT.md, "Feature records"). Everything from HASH_AT back to 0 is covered by the hash, the payload after it. */
 enum {
-    FEATURE_AT = 6, DTYPE_AT = 7, CODEC_AT = 8, KEY_AT = 10, ROWS_AT = 32, WIDTH_AT = 36, RAW_AT = 40, PACKED_AT = 48,
-    IDENTITY_AT = 56, VIEW_HASH_AT = 64, RESERVED_AT = 80, HASH_AT = 112
+    VERSION_AT = 4, FEATURE_AT = 6, DTYPE_AT = 7, CODEC_AT = 8, TARGET_AT = 9, KEY_AT = 10, ROWS_AT = 32, WIDTH_AT = 36, RAW_AT = 40, PACKED_AT = 48,
+    IDENTITY_AT = 56, VIEW_HASH_AT = 64, SQUARE_AT = 80, FIDELITY_AT = 88, CONTENT_AT = 104, HASH_AT = 112
 };
-enum { FORMAT_VERSION = 0, CODEC_PLANES_ZSTD = 1 };
+enum { CODEC_ZSTD = 1 };
 enum { MAX_ROWS = 1 << 20, MAX_WIDTH = 1 << 16 }; /* 2^36 values at most: no size product below can overflow */
 static const uint8_t magic[4] = {'K', 'D', 'F', 'R'};
 
 const char *kd_feature_name(kd_feature f)
 {
-    static const char *const name[KD_FEATURES] = {"cls", "patch", "registers", "mean"};
+    static const char *const name[KD_FEATURES] = {"cls", "patch", "registers", "mean", "patch2", "patch3", "patch4"};
     return (unsigned)f < KD_FEATURES ? name[f] : "unknown";
+}
+
+kd_feature kd_patch_feature(int target)
+{
+    KD_ASSERT(target >= 0 && target < KD_MAX_TARGETS);
+    return target == 0 ? KD_FEATURE_PATCH : (kd_feature)(KD_FEATURE_PATCH2 + target - 1);
+}
+
+int kd_feature_target(kd_feature f)
+{
+    return f == KD_FEATURE_PATCH ? 0 : f >= KD_FEATURE_PATCH2 && f < KD_FEATURES ? (int)f - (int)KD_FEATURE_PATCH2 + 1 : -1;
+}
+
+/* <x,q> from |x - q|^2 = |x|^2 - 2 <x,q> + |q|^2. The sums are of rounded numbers, so it may come out a little above 1. */
+double kd_fidelity_cosine(const kd_fidelity *f)
+{
+    double cosine = f->xx > 0 && f->qq > 0 ? (f->xx + f->qq - f->err2) / 2 / sqrt(f->xx * f->qq) : 1;
+    return cosine < 1 ? cosine : 1;
+}
+
+double kd_fidelity_relative_l2(const kd_fidelity *f)
+{
+    return f->xx > 0 ? sqrt(f->err2 / f->xx) : 0;
 }
 
 void kd_key_encode(uint8_t out[KD_KEY_BYTES], const kd_key *k)
@@ -74,14 +93,28 @@ static kd_status reserve(uint8_t **p, size_t *cap, size_t need, kd_err *err)
     return KD_OK;
 }
 
-static void head_write(uint8_t *b, const kd_record_head *head, uint64_t raw, uint64_t packed)
+static void put_f32(uint8_t *p, double x)
+{
+    float f = (float)x;
+    memcpy(p, &f, 4); /* little endian, as every supported host */
+}
+
+static double get_f32(const uint8_t *p)
+{
+    float f;
+    memcpy(&f, p, 4);
+    return (double)f;
+}
+
+static void head_write(uint8_t *b, const kd_record_head *head, uint64_t raw, uint64_t packed, uint64_t content)
 {
     memset(b, 0, KD_RECORD_HEADER_BYTES);
     memcpy(b, magic, sizeof magic);
-    kd_put_le(b + 4, FORMAT_VERSION, 2);
+    kd_put_le(b + VERSION_AT, KD_FORMAT_VERSION, 2);
     b[FEATURE_AT] = (uint8_t)head->feature;
     b[DTYPE_AT] = (uint8_t)head->dtype;
-    b[CODEC_AT] = CODEC_PLANES_ZSTD;
+    b[CODEC_AT] = CODEC_ZSTD;
+    b[TARGET_AT] = (uint8_t)head->target;
     kd_key_encode(b + KEY_AT, &head->key);
     kd_put_le(b + ROWS_AT, head->rows, 4);
     kd_put_le(b + WIDTH_AT, head->width, 4);
@@ -89,6 +122,20 @@ static void head_write(uint8_t *b, const kd_record_head *head, uint64_t raw, uin
     kd_put_le(b + PACKED_AT, packed, 8);
     memcpy(b + IDENTITY_AT, head->identity, 8);
     memcpy(b + VIEW_HASH_AT, head->view_hash.b, 16);
+    memcpy(b + SQUARE_AT, &head->square, 8);
+    put_f32(b + FIDELITY_AT, head->fidelity.xx);
+    put_f32(b + FIDELITY_AT + 4, head->fidelity.qq);
+    put_f32(b + FIDELITY_AT + 8, head->fidelity.err2);
+    put_f32(b + FIDELITY_AT + 12, head->fidelity.worst);
+    kd_put_le(b + CONTENT_AT, content, 8);
+}
+
+void kd_record_content(uint8_t out[KD_RECORD_CONTENT_BYTES], const uint8_t *bytes)
+{
+    memcpy(out, bytes, KD_RECORD_CONTENT_BYTES);
+    memset(out + VERSION_AT, 0, 2);
+    memset(out + PACKED_AT, 0, 8);
+    memset(out + FIDELITY_AT, 0, 16);
 }
 
 static kd_hash128 record_hash(const uint8_t *bytes, size_t packed)
@@ -96,20 +143,20 @@ static kd_hash128 record_hash(const uint8_t *bytes, size_t packed)
     return kd_xxh128_2(bytes, HASH_AT, bytes + KD_RECORD_HEADER_BYTES, packed);
 }
 
-kd_status kd_record_encode(kd_record_buf *out, const kd_record_head *head, const uint8_t *planes, int zstd_level, kd_record_scratch *scratch, kd_err *err)
+kd_status kd_record_encode(kd_record_buf *out, const kd_record_head *head, const uint8_t *payload, int zstd_level, kd_record_scratch *scratch, kd_err *err)
 {
-    size_t raw = (size_t)head->rows * head->width * 2, packed;
+    size_t raw = kd_stored_bytes(head->dtype, head->rows, head->width), packed;
     kd_hash128 h;
-    KD_ASSERT(head->dtype == KD_F16 && head->rows > 0 && head->rows <= MAX_ROWS && head->width > 0 && head->width <= MAX_WIDTH);
+    KD_ASSERT(head->rows > 0 && head->rows <= MAX_ROWS && head->width > 0 && head->width <= MAX_WIDTH);
     if (!scratch->cctx && !(scratch->cctx = ZSTD_createCCtx()))
         return kd_fail(err, KD_EFAIL, "out of memory: zstd can't create a compression context");
     ZSTD_CCtx_setParameter(scratch->cctx, ZSTD_c_compressionLevel, zstd_level);
     ZSTD_CCtx_setParameter(scratch->cctx, ZSTD_c_checksumFlag, 1);
     KD_TRY(reserve(&out->bytes, &out->cap, KD_RECORD_HEADER_BYTES + ZSTD_compressBound(raw), err));
-    packed = ZSTD_compress2(scratch->cctx, out->bytes + KD_RECORD_HEADER_BYTES, out->cap - KD_RECORD_HEADER_BYTES, planes, raw);
+    packed = ZSTD_compress2(scratch->cctx, out->bytes + KD_RECORD_HEADER_BYTES, out->cap - KD_RECORD_HEADER_BYTES, payload, raw);
     if (ZSTD_isError(packed))
         return kd_fail(err, KD_EFAIL, "zstd can't compress a record of %zu bytes at level %d: %s", raw, zstd_level, ZSTD_getErrorName(packed));
-    head_write(out->bytes, head, raw, packed);
+    head_write(out->bytes, head, raw, packed, kd_xxh64(payload, raw));
     h = record_hash(out->bytes, packed);
     memcpy(out->bytes + HASH_AT, h.b, sizeof h.b);
     out->size = KD_RECORD_HEADER_BYTES + packed;
@@ -119,7 +166,6 @@ kd_status kd_record_encode(kd_record_buf *out, const kd_record_head *head, const
 /* What the bytes claim to be, before they are believed: only sizes that keep the following checks inside the buffer. */
 static kd_status check_frame(const uint8_t *b, size_t size, kd_err *err)
 {
-    static const uint8_t zero[HASH_AT - RESERVED_AT];
     uint64_t packed;
     kd_hash128 h;
     if (size < KD_RECORD_HEADER_BYTES)
@@ -132,11 +178,10 @@ static kd_status check_frame(const uint8_t *b, size_t size, kd_err *err)
     h = record_hash(b, (size_t)packed);
     if (memcmp(h.b, b + HASH_AT, sizeof h.b) != 0)
         return kd_fail(err, KD_EDAMAGED, "record of %zu bytes fails its XXH3-128 checksum: its bytes have changed since they were written", size);
-    if (kd_get_le(b + 4, 2) != FORMAT_VERSION)
-        return kd_fail(err, KD_EDAMAGED, "record has format version %u; this program reads version %d", (unsigned)kd_get_le(b + 4, 2), FORMAT_VERSION);
-    if (b[CODEC_AT] != CODEC_PLANES_ZSTD || b[DTYPE_AT] != KD_F16 || b[9] != 0 || memcmp(b + RESERVED_AT, zero, sizeof zero) != 0)
-        return kd_fail(err, KD_EDAMAGED, "record uses codec %u and element type %u, or a reserved field, that this program doesn't know; "
-                       "a newer kdcache may have written it", b[CODEC_AT], b[DTYPE_AT]);
+    if (kd_get_le(b + VERSION_AT, 2) != KD_FORMAT_VERSION)
+        return kd_fail(err, KD_EDAMAGED, "record has format version %u; this program reads version %d", (unsigned)kd_get_le(b + VERSION_AT, 2), KD_FORMAT_VERSION);
+    if (b[CODEC_AT] != CODEC_ZSTD)
+        return kd_fail(err, KD_EDAMAGED, "record uses codec %u, which this program doesn't know; a newer kdcache may have written it", b[CODEC_AT]);
     return KD_OK;
 }
 
@@ -161,44 +206,47 @@ kd_status kd_record_check(const uint8_t *b, size_t size, kd_record_head *expect,
         kd_hex(want, expect->identity, 8);
         return kd_fail(err, KD_EDAMAGED, "record was made under recipe %s... but the cache's recipe is %s...", have, want);
     }
+    if (b[DTYPE_AT] != expect->dtype || b[TARGET_AT] != expect->target)
+        return kd_fail(err, KD_EDAMAGED, "record has element type %u and target %u where %u and %u were expected", b[DTYPE_AT], b[TARGET_AT], expect->dtype, expect->target);
     if (rows != expect->rows || width != expect->width)
         return kd_fail(err, KD_EDAMAGED, "record has %llu x %llu values where %u x %u were expected", (unsigned long long)rows, (unsigned long long)width,
                        expect->rows, expect->width);
-    if (kd_get_le(b + RAW_AT, 8) != rows * width * 2)
+    if (kd_get_le(b + RAW_AT, 8) != kd_stored_bytes(expect->dtype, (size_t)rows, (size_t)width))
         return kd_fail(err, KD_EDAMAGED, "record of %llu x %llu values says that it unpacks to %llu bytes", (unsigned long long)rows,
                        (unsigned long long)width, (unsigned long long)kd_get_le(b + RAW_AT, 8));
     memcpy(expect->view_hash.b, b + VIEW_HASH_AT, 16);
-    expect->dtype = KD_F16;
+    memcpy(&expect->square, b + SQUARE_AT, 8);
+    expect->fidelity = (kd_fidelity){get_f32(b + FIDELITY_AT), get_f32(b + FIDELITY_AT + 4), get_f32(b + FIDELITY_AT + 8), get_f32(b + FIDELITY_AT + 12)};
+    if (!isfinite(expect->square) || expect->square < 0)
+        return kd_fail(err, KD_EDAMAGED, "record says that the squares of its grid sum to %g", expect->square);
     return KD_OK;
 }
 
-/* Byte planes back to 16-bit values. At -O2 gcc leaves a loop of unknown length scalar, which is ten times slower. */
-VECTORISED static void join_planes(uint16_t *KD_RESTRICT out, const uint8_t *KD_RESTRICT high, const uint8_t *KD_RESTRICT low, size_t n)
-{
-    for (size_t i = 0; i < n; i++)
-        out[i] = (uint16_t)(high[i] << 8 | low[i]);
-}
-
-kd_status kd_record_decode(float *out, const uint8_t *b, size_t size, kd_record_head *expect, kd_record_scratch *scratch, kd_err *err)
+kd_status kd_record_unpack(const uint8_t **payload, const uint8_t *b, size_t size, kd_record_head *expect, kd_record_scratch *scratch, kd_err *err)
 {
     const uint8_t *frame = b + KD_RECORD_HEADER_BYTES;
-    size_t n, raw, got, packed;
-    uint16_t *joined;
+    size_t raw, got, packed;
     KD_ASSERT(expect->rows > 0 && expect->rows <= MAX_ROWS && expect->width > 0 && expect->width <= MAX_WIDTH);
     KD_TRY(kd_record_check(b, size, expect, err));
-    n = (size_t)expect->rows * expect->width;
-    raw = 2 * n;
+    raw = kd_stored_bytes(expect->dtype, expect->rows, expect->width);
     packed = size - KD_RECORD_HEADER_BYTES;
     if (ZSTD_getFrameContentSize(frame, packed) != raw || ZSTD_findFrameCompressedSize(frame, packed) != packed)
         return kd_fail(err, KD_EDAMAGED, "the payload of a record isn't exactly one zstd frame of %zu bytes", raw);
     if (!scratch->dctx && !(scratch->dctx = ZSTD_createDCtx()))
         return kd_fail(err, KD_EFAIL, "out of memory: zstd can't create a decompression context");
-    KD_TRY(reserve(&scratch->raw, &scratch->raw_cap, 2 * raw, err));
+    KD_TRY(reserve(&scratch->raw, &scratch->raw_cap, raw, err));
     got = ZSTD_decompressDCtx(scratch->dctx, scratch->raw, raw, frame, packed);
     if (ZSTD_isError(got) || got != raw)
         return kd_fail(err, KD_EDAMAGED, "the zstd frame of a record can't be unpacked: %s", ZSTD_isError(got) ? ZSTD_getErrorName(got) : "it is too short");
-    joined = (uint16_t *)(void *)(scratch->raw + raw);
-    join_planes(joined, scratch->raw, scratch->raw + n, n);
-    kd_f16_to_f32_n(out, joined, n);
+    if (kd_xxh64(scratch->raw, raw) != kd_get_le(b + CONTENT_AT, 8))
+        return kd_fail(err, KD_EDAMAGED, "the values of a record don't have the hash that its header has");
+    *payload = scratch->raw;
     return KD_OK;
+}
+
+kd_status kd_record_decode(float *out, const uint8_t *b, size_t size, kd_record_head *expect, kd_record_scratch *scratch, kd_err *err)
+{
+    const uint8_t *payload;
+    KD_TRY(kd_record_unpack(&payload, b, size, expect, scratch, err));
+    return kd_codec_decode(out, payload, expect->dtype, expect->rows, expect->width, err);
 }

@@ -1,17 +1,26 @@
 /* Records: the bytes of one stored feature, and the keys that order them. Byte layouts are specified in cache/FORMAT.md.
  *
- * Encoding (precompute, on worker threads): byte planes from the teacher's encode op -> zstd frame with checksum -> header -> kd_writer_add_view.
+ * Encoding (precompute, on worker threads): payload from the teacher's encode op -> zstd frame with checksum -> header -> kd_writer_add_view.
  * Decoding (train, on loader threads): bytes from the store -> every check -> f32.
  * Thread rule: pure functions; a scratch belongs to one thread. */
 #ifndef KD_CACHE_RECORD_H
 #define KD_CACHE_RECORD_H
 
 #include "common/base/hash.h"
-#include "common/tensor/dtype.h"
+#include "common/tensor/target.h"
 
-/* cls: the class token. patch: the patch tokens. registers: the register (storage) tokens. mean: the mean of the patch tokens. */
-typedef enum kd_feature { KD_FEATURE_CLS = 0, KD_FEATURE_PATCH = 1, KD_FEATURE_REGISTERS = 2, KD_FEATURE_MEAN = 3, KD_FEATURES = 4 } kd_feature;
-const char *kd_feature_name(kd_feature f); /* "cls", "patch", "registers", "mean": also the names of the databases */
+/* cls: the class token. patch: the patch tokens, in the form of the recipe's first patch target; patch2 to patch4 in that of the others. registers: the register (storage) tokens.
+ * mean: the mean of the patch tokens. */
+typedef enum kd_feature {
+    KD_FEATURE_CLS = 0, KD_FEATURE_PATCH = 1, KD_FEATURE_REGISTERS = 2, KD_FEATURE_MEAN = 3,
+    KD_OUTPUTS = 4, /* features below this are outputs of a teacher; the others are further forms of its patches */
+    KD_FEATURE_PATCH2 = 4, KD_FEATURE_PATCH3 = 5, KD_FEATURE_PATCH4 = 6, KD_FEATURES = 7
+} kd_feature;
+const char *kd_feature_name(kd_feature f); /* "cls", "patch", "registers", "mean", "patch2", ..: also the names of the databases */
+/* The feature that holds patch target i of a recipe, and the inverse: -1 when f isn't a patch target. */
+enum { KD_MAX_TARGETS = 4 };
+kd_feature kd_patch_feature(int target);
+int kd_feature_target(kd_feature f);
 
 /* Key = image id 16 bytes | view u32 | layer u16, big endian, so that memcmp order is (id, view, layer). The views database uses the first 20 bytes, images the first 16. */
 enum { KD_KEY_BYTES = 22, KD_VIEW_KEY_BYTES = 20, KD_IMAGE_KEY_BYTES = 16 };
@@ -23,14 +32,26 @@ typedef struct kd_key {
 void kd_key_encode(uint8_t out[KD_KEY_BYTES], const kd_key *k);
 void kd_key_decode(kd_key *k, const uint8_t in[KD_KEY_BYTES]);
 
+/* How true the stored values of one record, or of many together, are. */
+typedef struct kd_fidelity {
+    double xx, qq, err2; /* sums of squares: of the values before they were rounded for storage, of what a reader decodes, of the differences */
+    double worst;        /* largest relative L2 error of a token: sqrt(err2 / xx) of its values */
+} kd_fidelity;
+
+double kd_fidelity_cosine(const kd_fidelity *f);      /* between values before and after; 1 when all are 0 */
+double kd_fidelity_relative_l2(const kd_fidelity *f); /* sqrt(err2 / xx); 0 when all are 0 */
+
 /* What a feature record says about itself. */
 typedef struct kd_record_head {
     kd_feature feature;
     kd_key key;
-    uint32_t rows, width;     /* tokens (1 for cls and mean) x dimension */
-    kd_dtype dtype;           /* stored as: KD_F16 */
+    uint32_t rows, width;     /* tokens (1 for cls and mean) x dimension, as stored */
+    kd_dtype dtype;           /* stored as: KD_F16, KD_BF16 or KD_I8 */
+    kd_target_kind target;    /* KD_TARGET_FULL where nothing was reduced */
     uint8_t identity[8];      /* first 8 bytes of the recipe identity */
     kd_hash128 view_hash;     /* of the uint8 view that the teacher saw */
+    double square;            /* adjoint targets: sum of squares of the full grid's values; else 0 */
+    kd_fidelity fidelity;     /* of this record; stored as f32 */
 } kd_record_head;
 
 typedef struct kd_record_buf {
@@ -47,15 +68,23 @@ typedef struct kd_record_scratch {
 } kd_record_scratch;
 void kd_record_scratch_free(kd_record_scratch *s);
 
-enum { KD_RECORD_HEADER_BYTES = 128 };
+/* The version of the format, for people; its major number stands in records and recipes. FORMAT.md has the rule. */
+#define KD_FORMAT_TEXT "1.0"
+enum { KD_FORMAT_VERSION = 1, KD_RECORD_HEADER_BYTES = 128 };
 
-/* planes: rows*width high bytes, then rows*width low bytes of f16 (kernels' encode_f16). out is grown as needed. */
-kd_status kd_record_encode(kd_record_buf *out, const kd_record_head *head, const uint8_t *planes, int zstd_level, kd_record_scratch *scratch, kd_err *err);
+/* payload: kd_stored_bytes(dtype, rows, width) bytes, as the kernels' encode gives them. out is grown as needed. */
+kd_status kd_record_encode(kd_record_buf *out, const kd_record_head *head, const uint8_t *payload, int zstd_level, kd_record_scratch *scratch, kd_err *err);
 
-/* Checks magic, version, sizes, XXH3-128 over header and payload, then that the record is the one asked for: feature, key, identity, rows and width of `expect`
- * (its view_hash is an output: filled in from the record). KD_EDAMAGED with what differs. */
+/* Checks magic, version, sizes, XXH3-128 over header and payload, then that the record is the one asked for: feature, key, identity, element type, target, rows and width of `expect`
+ * (its view_hash, square and fidelity are outputs: filled in from the record). KD_EDAMAGED with what differs. */
 kd_status kd_record_check(const uint8_t *bytes, size_t size, kd_record_head *expect, kd_err *err);
-/* kd_record_check, then decompresses into rows*width f32. */
+/* kd_record_check, then unpacks: *payload has kd_stored_bytes bytes in the scratch, until its next use. */
+kd_status kd_record_unpack(const uint8_t **payload, const uint8_t *bytes, size_t size, kd_record_head *expect, kd_record_scratch *scratch, kd_err *err);
+/* The same, as rows*width f32. */
 kd_status kd_record_decode(float *out, const uint8_t *bytes, size_t size, kd_record_head *expect, kd_record_scratch *scratch, kd_err *err);
+
+/* What of a record's header counts as content (digest.h): everything but the format version, the size of the frame, the fidelity and the checksum that covers them. bytes: a record's header. */
+enum { KD_RECORD_CONTENT_BYTES = 112 };
+void kd_record_content(uint8_t out[KD_RECORD_CONTENT_BYTES], const uint8_t *bytes);
 
 #endif

@@ -41,15 +41,26 @@ void kd_stats_add_view(kd_stats *s, const float *rows, size_t count)
     s->views++;
 }
 
+void kd_stats_add_adjoint(kd_stats *s, const float *rows, size_t count, double square, size_t tokens)
+{
+    for (size_t r = 0; r < count; r++) {
+        for (int i = 0; i < s->width; i++)
+            s->sum[i] += (double)rows[r * (size_t)s->width + (size_t)i];
+    }
+    s->squares[0] += square;
+    s->rows += tokens;
+    s->views++;
+}
+
 void kd_stats_finish(kd_stats *s)
 {
     double variance = 0, n = s->rows ? (double)s->rows : 1;
     for (int i = 0; i < s->width; i++) {
-        double mean = s->sum[i] / n, v = s->squares[i] / n - mean * mean;
+        double mean = s->sum[i] / n;
         s->mean[i] = (float)mean;
-        variance += v > 0 ? v : 0; /* rounding can take a constant channel below zero */
+        variance += s->squares[i] / n - mean * mean;
     }
-    s->scalar_std = (float)sqrt(variance / s->width);
+    s->scalar_std = variance > 0 ? (float)sqrt(variance / s->width) : 0.0f; /* rounding can take constants below zero */
 }
 
 void kd_stats_free(kd_stats *s)

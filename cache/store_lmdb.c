@@ -15,7 +15,7 @@
 
 _Static_assert(sizeof(size_t) == 8, "caches are larger than a 32-bit map");
 
-const char *const kd_db_names[KD_DBS] = {"meta", "images", "views", "cls", "patch", "registers", "mean"};
+const char *const kd_db_names[KD_DBS] = {"meta", "images", "views", "cls", "patch", "registers", "mean", "patch2", "patch3", "patch4"};
 
 enum { PAGE = 4096, MAP_STEP = 256 << 20 };
 

@@ -1,4 +1,4 @@
-/* LMDB, behind a small door: an environment with this project's five databases. Inside cache/ only; store_lmdb.c is the only file that includes lmdb.h.
+/* LMDB, behind a small door: an environment with this project's databases. Inside cache/ only; store_lmdb.c is the only file that includes lmdb.h.
  *
  * Errors become sentences here: a full disk (LMDB says EIO) is KD_ENOSPACE, structural trouble KD_EDAMAGED.
  * Files must have passed kd_lmdb_validate before they are opened: LMDB believes what it reads.
@@ -11,7 +11,7 @@
 #include "common/base/err.h"
 
 /* The databases of features follow each other in the order of kd_feature. */
-typedef enum kd_db { KD_DB_META = 0, KD_DB_IMAGES = 1, KD_DB_VIEWS = 2, KD_DB_FEATURES = 3, KD_DBS = 7 } kd_db;
+typedef enum kd_db { KD_DB_META = 0, KD_DB_IMAGES = 1, KD_DB_VIEWS = 2, KD_DB_FEATURES = 3, KD_DBS = 10 } kd_db;
 extern const char *const kd_db_names[KD_DBS];
 
 typedef struct kd_bytes {

@@ -12,35 +12,6 @@
 
 enum { PAGE = 4096 };
 
-typedef struct shard {
-    char *path;
-    kd_manifest manifest;
-    kd_recipe recipe;
-    kd_lmdb *db;
-} shard;
-
-typedef struct feature_stats {
-    float *mean;
-    float scalar_std;
-} feature_stats;
-
-struct kd_cache {
-    shard *shards;
-    size_t shard_count;
-    kd_image_entry *images; /* sorted by id */
-    uint32_t *image_shard;
-    size_t image_count;
-    uint64_t views;
-    kd_arena *arena;        /* paths of images */
-    feature_stats stats[KD_FEATURES][KD_MAX_LAYERS]; /* in the recipe's order of layers; filled when they are asked for */
-};
-
-struct kd_reader {
-    kd_cache *cache;
-    kd_lmdb_txn **txn; /* one per shard */
-    kd_record_scratch scratch;
-};
-
 /* ---- finding the files ---- */
 
 typedef struct path_list {
@@ -130,7 +101,7 @@ static kd_status list_paths(path_list *l, const char *const *paths, size_t count
 
 /* ---- opening one shard ---- */
 
-static kd_status check_counts(const shard *s, const kd_lmdb_facts *facts, kd_err *err)
+static kd_status check_counts(const kd_shard *s, const kd_lmdb_facts *facts, kd_err *err)
 {
     const kd_manifest *m = &s->manifest;
     struct { const char *what, *of; uint64_t have, want; } row[3 + 2 * KD_FEATURES] = {
@@ -156,7 +127,7 @@ static kd_status check_counts(const shard *s, const kd_lmdb_facts *facts, kd_err
 }
 
 /* The file's own account of its content must be the manifest's. */
-static kd_status check_content(const shard *s, kd_lmdb_txn *t, kd_err *err)
+static kd_status check_content(const kd_shard *s, kd_lmdb_txn *t, kd_err *err)
 {
     json_t *content;
     kd_sha256 digest;
@@ -172,7 +143,7 @@ static kd_status check_content(const shard *s, kd_lmdb_txn *t, kd_err *err)
 
 static kd_status read_shard_meta(void *arg, kd_err *err)
 {
-    shard *s = arg;
+    kd_shard *s = arg;
     kd_lmdb_txn *t;
     kd_status status;
     KD_TRY(kd_lmdb_read(&t, s->db, err));
@@ -187,7 +158,7 @@ static kd_status read_shard_meta(void *arg, kd_err *err)
     return status;
 }
 
-static kd_status open_shard(shard *s, kd_err *err)
+static kd_status open_shard(kd_shard *s, kd_err *err)
 {
     kd_lmdb_facts facts;
     KD_TRY(kd_manifest_read(&s->manifest, s->path, err));
@@ -208,26 +179,38 @@ typedef struct image_load {
     uint64_t views;
 } image_load;
 
+/* Path and runs, where they outlive the map's pages. */
+static kd_status keep_image(kd_cache *c, kd_image_entry *e, const kd_image_tail *tail, uint32_t number, kd_err *err)
+{
+    char *rel = kd_arena_alloc(c->arena, tail->rel_size + 1);
+    kd_view_run *run = kd_arena_alloc(c->arena, e->runs * sizeof *run);
+    if (!rel || !run)
+        return kd_fail(err, KD_EFAIL, "%s: out of memory while reading its image table", c->shards[number].path);
+    memcpy(rel, e->rel, tail->rel_size);
+    for (uint32_t i = 0; i < e->runs; i++) {
+        run[i] = kd_image_run(tail, i);
+        run[i].shard = number;
+    }
+    e->rel = rel;
+    e->run = run;
+    return KD_OK;
+}
+
 static kd_status load_images(void *arg, kd_err *err)
 {
     image_load *l = arg;
     kd_cache *c = l->cache;
-    shard *s = &c->shards[l->shard];
+    kd_shard *s = &c->shards[l->shard];
     kd_bytes key, value;
     kd_status status;
     while ((status = kd_lmdb_cursor_next(l->cursor, &key, &value, err)) == KD_OK) {
         kd_image_entry *e = &c->images[c->image_count];
-        size_t rel_size;
-        char *rel;
-        KD_TRY(kd_image_value_decode(e, &rel_size, key, value, s->recipe.sha.b, s->path, err));
-        rel = kd_arena_alloc(c->arena, rel_size + 1);
-        if (!rel)
-            return kd_fail(err, KD_EFAIL, "%s: out of memory while reading its image table", s->path);
-        memcpy(rel, e->rel, rel_size);
-        e->rel = rel;
+        kd_image_tail tail;
+        KD_TRY(kd_image_value_decode(e, &tail, key, value, s->recipe.sha.b, s->path, err));
         if (e->views == 0)
             return kd_fail(err, KD_EDAMAGED, "%s: lists an image without views; copy it again from where it came", s->path);
-        c->image_shard[c->image_count++] = l->shard;
+        KD_TRY(keep_image(c, e, &tail, l->shard, err));
+        c->image_count++;
         l->views += e->views;
     }
     return status == KD_DONE ? KD_OK : status;
@@ -235,7 +218,7 @@ static kd_status load_images(void *arg, kd_err *err)
 
 static kd_status load_shard_images(kd_cache *c, uint32_t shard_index, kd_err *err)
 {
-    shard *s = &c->shards[shard_index];
+    kd_shard *s = &c->shards[shard_index];
     image_load l = {.cache = c, .shard = shard_index};
     kd_lmdb_txn *t;
     kd_status status;
@@ -252,37 +235,90 @@ static kd_status load_shard_images(kd_cache *c, uint32_t shard_index, kd_err *er
     return status;
 }
 
-typedef struct image_row {
-    kd_image_entry entry;
-    uint32_t shard;
-} image_row;
-
-static int compare_rows(const void *a, const void *b)
+/* By id, then by shard: every entry has a run. */
+static int compare_images(const void *a, const void *b)
 {
-    return memcmp(((const image_row *)a)->entry.image.b, ((const image_row *)b)->entry.image.b, KD_IMAGE_KEY_BYTES);
+    const kd_image_entry *x = a, *y = b;
+    int order = memcmp(x->image.b, y->image.b, KD_IMAGE_KEY_BYTES);
+    return order ? order : x->run[0].shard < y->run[0].shard ? -1 : x->run[0].shard > y->run[0].shard;
 }
 
-/* Each shard is sorted; several together are not. */
+static int compare_runs(const void *a, const void *b)
+{
+    const kd_view_run *x = a, *y = b;
+    return x->first < y->first ? -1 : x->first > y->first ? 1 : x->shard < y->shard ? -1 : x->shard > y->shard;
+}
+
+/* Runs of several shards, sorted by compare_runs, as runs that don't overlap: a view that is in several is read from one of them. out has room for as many. */
+static uint32_t flatten_runs(kd_view_run *out, const kd_view_run *in, uint32_t n, uint32_t *views)
+{
+    uint32_t count = 0;
+    uint64_t next = 0; /* first view that isn't covered yet */
+    *views = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint64_t begin = in[i].first > next ? in[i].first : next, end = (uint64_t)in[i].first + in[i].count;
+        if (begin >= end)
+            continue;
+        out[count++] = (kd_view_run){.first = (uint32_t)begin, .count = (uint32_t)(end - begin), .shard = in[i].shard};
+        *views += (uint32_t)(end - begin);
+        next = end;
+    }
+    return count;
+}
+
+uint32_t kd_image_first_shard(const kd_image_entry *e)
+{
+    uint32_t least = e->run[0].shard;
+    for (uint32_t i = 1; i < e->runs; i++)
+        least = e->run[i].shard < least ? e->run[i].shard : least;
+    return least;
+}
+
+/* The entries of one image in several shards, as one, with the path of the first that is read. */
+static kd_status join_image(kd_cache *c, kd_image_entry *out, const kd_image_entry *e, size_t n, kd_err *err)
+{
+    uint32_t total = 0, at = 0;
+    kd_view_run *all, *flat;
+    for (size_t i = 0; i < n; i++)
+        total += e[i].runs;
+    all = kd_arena_alloc(c->arena, total * sizeof *all);
+    flat = kd_arena_alloc(c->arena, total * sizeof *flat);
+    if (!all || !flat)
+        return kd_fail(err, KD_EFAIL, "out of memory while joining the image tables of %zu shards", c->shard_count);
+    for (size_t i = 0; i < n; i++) {
+        memcpy(all + at, e[i].run, e[i].runs * sizeof *all);
+        at += e[i].runs;
+    }
+    qsort(all, total, sizeof *all, compare_runs);
+    *out = e[0];
+    out->run = flat;
+    out->runs = flatten_runs(flat, all, total, &out->views);
+    for (size_t i = 0; i < n; i++) {
+        if (e[i].run[0].shard == kd_image_first_shard(out))
+            out->rel = e[i].rel;
+    }
+    return KD_OK;
+}
+
+/* Each shard is sorted; several together are not, and may have views of the same images. */
 static kd_status merge_images(kd_cache *c, kd_err *err)
 {
-    image_row *rows;
-    KD_TRY(kd_alloc_array(&rows, c->image_count, sizeof *rows, err));
-    for (size_t i = 0; i < c->image_count; i++)
-        rows[i] = (image_row){c->images[i], c->image_shard[i]};
-    qsort(rows, c->image_count, sizeof *rows, compare_rows);
-    for (size_t i = 0; i < c->image_count; i++) {
-        c->images[i] = rows[i].entry;
-        c->image_shard[i] = rows[i].shard;
+    size_t kept = 0, n;
+    uint64_t before = c->views;
+    qsort(c->images, c->image_count, sizeof *c->images, compare_images);
+    c->views = 0;
+    for (size_t i = 0; i < c->image_count; i += n) {
+        kd_image_entry joined = c->images[i];
+        for (n = 1; i + n < c->image_count && memcmp(c->images[i].image.b, c->images[i + n].image.b, KD_IMAGE_KEY_BYTES) == 0; n++)
+            ;
+        if (n > 1)
+            KD_TRY(join_image(c, &joined, &c->images[i], n, err));
+        c->images[kept++] = joined;
+        c->views += joined.views;
     }
-    kd_free(rows);
-    for (size_t i = 1; i < c->image_count; i++) {
-        if (memcmp(c->images[i].image.b, c->images[i - 1].image.b, KD_IMAGE_KEY_BYTES) == 0) {
-            char hex[33];
-            kd_hex(hex, c->images[i].image.b, 16);
-            return kd_fail(err, KD_EMISMATCH, "view 0 of image %s (%s) is in %s and in %s: these shards overlap; give only one of them, or one of each run", hex, c->images[i].rel,
-                           c->shards[c->image_shard[i - 1]].path, c->shards[c->image_shard[i]].path);
-        }
-    }
+    c->image_count = kept;
+    if (c->views < before)
+        kd_log(KD_LOG_INFO, "%llu views are in several of the %zu shards; each is read from one", (unsigned long long)(before - c->views), c->shard_count);
     return KD_OK;
 }
 
@@ -292,7 +328,6 @@ static kd_status load_all_images(kd_cache *c, kd_err *err)
     for (size_t i = 0; i < c->shard_count; i++)
         total += c->shards[i].manifest.images; /* equal to the entries that were counted page by page */
     KD_TRY(kd_alloc_array(&c->images, total, sizeof *c->images, err));
-    KD_TRY(kd_alloc_array(&c->image_shard, total, sizeof *c->image_shard, err));
     c->arena = kd_arena_create();
     if (!c->arena)
         return kd_fail(err, KD_EFAIL, "out of memory while reading a cache's image table");
@@ -303,7 +338,7 @@ static kd_status load_all_images(kd_cache *c, kd_err *err)
 
 /* ---- statistics ---- */
 
-static kd_status check_stored(const kd_cache *c, kd_feature f, uint16_t layer, kd_err *err)
+kd_status kd_check_stored(const kd_cache *c, kd_feature f, uint16_t layer, kd_err *err)
 {
     const kd_recipe *r = kd_cache_recipe(c);
     if (kd_recipe_layer_index(r, layer) >= 0 && kd_recipe_has(r, f))
@@ -316,13 +351,13 @@ typedef struct stats_load {
     kd_lmdb_txn *txn;
     kd_feature feature;
     uint16_t layer;
-    feature_stats *out;
+    kd_feature_stats *out;
 } stats_load;
 
 static kd_status load_stats(void *arg, kd_err *err)
 {
     stats_load *l = arg;
-    shard *s = &l->cache->shards[0];
+    kd_shard *s = &l->cache->shards[0];
     size_t width = (size_t)s->recipe.width;
     char key[32];
     kd_bytes b;
@@ -353,26 +388,34 @@ static kd_status read_stats(stats_load *l, kd_err *err)
     return status;
 }
 
+static kd_status add_view_stats(kd_stats *st, kd_reader *reader, const stats_load *l, const kd_image_entry *e, uint32_t view, float *x, kd_err *err)
+{
+    const kd_recipe *r = kd_cache_recipe(l->cache);
+    kd_record_facts facts;
+    KD_TRY(kd_reader_feature(reader, l->feature, &e->image, view, l->layer, x, &facts, err));
+    if (kd_recipe_target(r, l->feature).kind == KD_TARGET_ADJOINT)
+        kd_stats_add_adjoint(st, x, kd_recipe_rows(r, l->feature), facts.square, (size_t)r->grid_h * (size_t)r->grid_w);
+    else
+        kd_stats_add_view(st, x, kd_recipe_rows(r, l->feature));
+    return KD_OK;
+}
+
 /* Several shards together: the same rule as when sealing, over the merged key order, so that all who give these shards train on the same targets. */
 static kd_status compute_stats(const stats_load *l, kd_err *err)
 {
     kd_cache *c = l->cache;
     const kd_recipe *r = kd_cache_recipe(c);
-    uint32_t rows = kd_recipe_rows(r, l->feature);
     kd_reader *reader = NULL;
     kd_stats st;
     float *x = NULL;
     kd_status status = kd_stats_create(&st, r->width, err);
     if (status == KD_OK)
-        status = kd_alloc_array(&x, (size_t)rows * (size_t)r->width, sizeof *x, err);
+        status = kd_alloc_array(&x, (size_t)kd_recipe_rows(r, l->feature) * (size_t)r->width, sizeof *x, err);
     if (status == KD_OK)
         status = kd_reader_create(&reader, c, err);
     for (size_t i = 0; i < c->image_count && st.views < KD_STATS_VIEWS && status == KD_OK; i++) {
-        for (uint32_t v = 0; v < c->images[i].views && st.views < KD_STATS_VIEWS && status == KD_OK; v++) {
-            status = kd_reader_feature(reader, l->feature, &c->images[i].image, v, l->layer, x, NULL, err);
-            if (status == KD_OK)
-                kd_stats_add_view(&st, x, rows);
-        }
+        for (uint32_t v = 0; v < c->images[i].views && st.views < KD_STATS_VIEWS && status == KD_OK; v++)
+            status = add_view_stats(&st, reader, l, &c->images[i], kd_image_view(&c->images[i], v), x, err);
     }
     if (status == KD_OK) {
         kd_stats_finish(&st);
@@ -394,7 +437,7 @@ kd_status kd_cache_mean(kd_cache *c, kd_feature f, uint16_t layer, const float *
     int index = kd_recipe_layer_index(r, layer);
     stats_load l = {.cache = c, .feature = f, .layer = layer};
     *mean = NULL;
-    KD_TRY(check_stored(c, f, layer, err));
+    KD_TRY(kd_check_stored(c, f, layer, err));
     l.out = &c->stats[f][index];
     if (l.out->mean == NULL)
         KD_TRY(c->shard_count > 1 ? compute_stats(&l, err) : read_stats(&l, err));
@@ -409,7 +452,7 @@ static kd_status open_all(kd_cache *c, path_list *l, kd_err *err)
 {
     KD_TRY(kd_alloc_array(&c->shards, l->count, sizeof *c->shards, err));
     for (size_t i = 0; i < l->count; i++) {
-        shard *s = &c->shards[c->shard_count++];
+        kd_shard *s = &c->shards[c->shard_count++];
         s->path = l->path[i];
         l->path[i] = NULL;
         KD_TRY(open_shard(s, err));
@@ -446,7 +489,7 @@ void kd_cache_close(kd_cache *c)
     if (!c)
         return;
     for (size_t i = 0; i < c->shard_count; i++) {
-        shard *s = &c->shards[i];
+        kd_shard *s = &c->shards[i];
         kd_lmdb_close(s->db);
         kd_recipe_free(&s->recipe);
         kd_manifest_free(&s->manifest);
@@ -458,7 +501,6 @@ void kd_cache_close(kd_cache *c)
     }
     kd_free(c->shards);
     kd_free(c->images);
-    kd_free(c->image_shard);
     kd_arena_destroy(c->arena);
     kd_free(c);
 }
@@ -515,168 +557,4 @@ const kd_image_entry *kd_cache_find_image(const kd_cache *c, const kd_hash128 *i
 uint64_t kd_cache_view_total(const kd_cache *c)
 {
     return c->views;
-}
-
-/* ---- digest ---- */
-
-typedef struct digest_load {
-    shard *s;
-    kd_lmdb_cursor *cursor;
-    kd_sha256_ctx *sha;
-    size_t hash_at, least; /* where the checksum stands in a value */
-} digest_load;
-
-static kd_status digest_values(void *arg, kd_err *err)
-{
-    digest_load *l = arg;
-    kd_bytes key, value;
-    kd_status status;
-    while ((status = kd_lmdb_cursor_next(l->cursor, &key, &value, err)) == KD_OK) {
-        if (value.size < l->least)
-            return kd_fail(err, KD_EDAMAGED, "%s: a value of %zu bytes is shorter than its head of %zu", l->s->path, value.size, l->least);
-        kd_sha256_update(l->sha, key.data, key.size);
-        kd_sha256_update(l->sha, value.data + l->hash_at, 16);
-    }
-    return status == KD_DONE ? KD_OK : status;
-}
-
-kd_status kd_cache_shard_digest(kd_cache *c, size_t i, kd_sha256 *out, kd_err *err)
-{
-    digest_load l = {.s = &c->shards[i], .sha = kd_sha256_begin()};
-    kd_lmdb_txn *t = NULL;
-    kd_status status = l.sha ? kd_lmdb_read(&t, l.s->db, err) : kd_fail(err, KD_EFAIL, "out of memory: a digest can't be computed");
-    for (int db = KD_DB_IMAGES; db < KD_DBS && status == KD_OK; db++) {
-        int is_record = db >= KD_DB_FEATURES;
-        l.hash_at = is_record ? KD_RECORD_HEADER_BYTES - 16 : 0;
-        l.least = is_record ? KD_RECORD_HEADER_BYTES : KD_VALUE_HASH_BYTES;
-        status = kd_lmdb_cursor_open(&l.cursor, t, (kd_db)db, err);
-        if (status == KD_OK)
-            status = kd_lmdb_guard(l.s->db, digest_values, &l, err);
-        kd_lmdb_cursor_close(l.cursor);
-        l.cursor = NULL;
-    }
-    kd_lmdb_read_end(t);
-    if (l.sha)
-        *out = kd_sha256_final(l.sha);
-    return status;
-}
-
-/* ---- reading ---- */
-
-kd_status kd_reader_create(kd_reader **out, kd_cache *c, kd_err *err)
-{
-    kd_reader *r = kd_calloc(1, sizeof *r);
-    kd_status status;
-    *out = NULL;
-    if (!r)
-        return kd_fail(err, KD_EFAIL, "out of memory while creating a reader");
-    r->cache = c;
-    status = kd_alloc_array(&r->txn, c->shard_count, sizeof *r->txn, err);
-    for (size_t i = 0; i < c->shard_count && status == KD_OK; i++)
-        status = kd_lmdb_read(&r->txn[i], c->shards[i].db, err);
-    if (status != KD_OK) {
-        kd_reader_destroy(r);
-        return status;
-    }
-    *out = r;
-    return KD_OK;
-}
-
-void kd_reader_destroy(kd_reader *r)
-{
-    if (!r)
-        return;
-    for (size_t i = 0; r->txn && i < r->cache->shard_count; i++)
-        kd_lmdb_read_end(r->txn[i]);
-    kd_free(r->txn);
-    kd_record_scratch_free(&r->scratch);
-    kd_free(r);
-}
-
-/* One lookup, as it goes through the guard. */
-typedef struct lookup {
-    kd_reader *reader;
-    uint32_t shard;
-    const kd_hash128 *image;
-    uint32_t view;
-    kd_view_entry *entry; /* for a view */
-    kd_feature feature;   /* for a feature */
-    uint16_t layer;
-    float *out;
-    kd_hash128 *view_hash;
-} lookup;
-
-static kd_status find_shard(lookup *l, kd_err *err)
-{
-    const kd_cache *c = l->reader->cache;
-    const kd_image_entry *e = kd_cache_find_image(c, l->image);
-    char hex[33];
-    kd_hex(hex, l->image->b, 16);
-    if (!e)
-        return kd_fail(err, KD_ENOTFOUND, "%s: has no image %s", c->shards[0].path, hex);
-    if (l->view >= e->views)
-        return kd_fail(err, KD_ENOTFOUND, "%s: image %s (%s) has views 0 to %u, not %u", c->shards[0].path, hex, e->rel, e->views - 1, l->view);
-    l->shard = c->image_shard[e - c->images];
-    return KD_OK;
-}
-
-/* The image table knows this view, so a missing entry is damage. */
-static kd_status get(const lookup *l, kd_db db, const uint8_t *key, size_t size, kd_bytes *value, kd_err *err)
-{
-    kd_status status = kd_lmdb_get(l->reader->txn[l->shard], db, key, size, value, err);
-    char hex[2 * KD_KEY_BYTES + 1];
-    if (status != KD_DONE)
-        return status;
-    kd_hex(hex, key, size);
-    return kd_fail(err, KD_EDAMAGED, "%s: the %s entry %s is missing; copy the file again from where it came, or remove it and run kd-precompute again",
-                   l->reader->cache->shards[l->shard].path, kd_db_names[db], hex);
-}
-
-static kd_status read_view(void *arg, kd_err *err)
-{
-    lookup *l = arg;
-    const shard *s = &l->reader->cache->shards[l->shard];
-    uint8_t bytes[KD_VIEW_KEY_BYTES];
-    kd_bytes key = {bytes, sizeof bytes}, value;
-    kd_view_key(bytes, l->image, l->view);
-    KD_TRY(get(l, KD_DB_VIEWS, bytes, sizeof bytes, &value, err));
-    return kd_view_value_decode(l->entry, key, value, s->recipe.sha.b, s->path, err);
-}
-
-static kd_status read_feature(void *arg, kd_err *err)
-{
-    lookup *l = arg;
-    const shard *s = &l->reader->cache->shards[l->shard];
-    kd_record_head head = kd_recipe_head(&s->recipe, l->feature, l->image, l->view, l->layer);
-    uint8_t bytes[KD_KEY_BYTES];
-    kd_bytes value;
-    kd_err inner;
-    kd_status status;
-    kd_key_encode(bytes, &head.key);
-    KD_TRY(get(l, kd_feature_db(l->feature), bytes, sizeof bytes, &value, err));
-    kd_lmdb_will_need(value);
-    status = kd_record_decode(l->out, value.data, value.size, &head, &l->reader->scratch, &inner);
-    if (status != KD_OK) {
-        char hex[33];
-        kd_hex(hex, l->image->b, 16);
-        return kd_fail(err, status, "%s: %s of image %s, view %u, layer %u: %s", s->path, kd_feature_name(l->feature), hex, l->view, l->layer, inner.msg);
-    }
-    if (l->view_hash)
-        *l->view_hash = head.view_hash;
-    return KD_OK;
-}
-
-kd_status kd_reader_view(kd_reader *r, const kd_hash128 *image, uint32_t view, kd_view_entry *out, kd_err *err)
-{
-    lookup l = {.reader = r, .image = image, .view = view, .entry = out};
-    KD_TRY(find_shard(&l, err));
-    return kd_lmdb_guard(r->cache->shards[l.shard].db, read_view, &l, err);
-}
-
-kd_status kd_reader_feature(kd_reader *r, kd_feature f, const kd_hash128 *image, uint32_t view, uint16_t layer, float *out, kd_hash128 *view_hash, kd_err *err)
-{
-    lookup l = {.reader = r, .image = image, .view = view, .feature = f, .layer = layer, .out = out, .view_hash = view_hash};
-    KD_TRY(check_stored(r->cache, f, layer, err));
-    KD_TRY(find_shard(&l, err));
-    return kd_lmdb_guard(r->cache->shards[l.shard].db, read_feature, &l, err);
 }

@@ -1,7 +1,5 @@
 /* Sealing: the partial cache, copied in key order into a fresh file whose bytes depend on the content only. */
-#include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -17,20 +15,30 @@
 #include "common/base/threads.h"
 
 /* Part of the format as far as equal bytes go: where transactions end decides which pages LMDB uses again. */
-enum { TRANSACTION_BYTES = 32 << 20, PAGE = 4096, INLINE_MAX = 2000, MAP_ROUND = 64 << 20 };
+enum { TRANSACTION_BYTES = 32 << 20, PAGE = 4096, INLINE_MAX = 2000, MAP_ROUND = 64 << 20,
+       RUN_BYTES = 8 /* a view may be a run of its own in its image's entry */ };
+
+/* What is summed up over the records of a feature of a layer. */
+typedef struct feature_sums {
+    kd_stats stats;
+    kd_fidelity fidelity;
+} feature_sums;
 
 typedef struct seal {
     kd_writer *w;
     kd_lmdb *partial, *to;
     kd_lmdb_txn *from;
-    kd_sha256_ctx *digest;
+    kd_digest digest;
     uint64_t images, records[KD_FEATURES];
     uint64_t pending;               /* bytes in the open transaction */
     uint64_t map_bytes;
-    kd_stats *stats;                /* for each feature, for each layer: stats_of */
+    feature_sums *sums;             /* for each feature, for each layer: sums_of */
     kd_record_scratch scratch;
     float *rows;
-    uint8_t *value;
+    uint8_t *value;                 /* of an image, with its runs */
+    size_t value_cap;
+    kd_view_run *run;               /* of the image at hand */
+    size_t run_cap;
     kd_progress *progress;
     uint64_t done;
 } seal;
@@ -46,14 +54,8 @@ static kd_status add(seal *s, kd_db db, const void *key, size_t key_size, const 
     if (!kd_lmdb_in_transaction(s->to))
         KD_TRY(kd_lmdb_begin(s->to, 0, err));
     s->pending += size + key_size;
+    KD_TRY(kd_digest_add(&s->digest, db, (kd_bytes){key, key_size}, (kd_bytes){value, size}, s->w->partial, err));
     return kd_lmdb_put(s->to, db, key, key_size, value, size, 1, err);
-}
-
-/* What one record says of itself in the content digest: its key and the checksum that covers the rest. */
-static void digest(seal *s, const void *key, size_t key_size, const uint8_t *hash)
-{
-    kd_sha256_update(s->digest, key, key_size);
-    kd_sha256_update(s->digest, hash, 16);
 }
 
 /* Space in the new file, from above; also its map size, so it must not depend on anything but the content. */
@@ -66,7 +68,7 @@ static kd_status survey(seal *s, kd_err *err)
         kd_status status;
         KD_TRY(kd_lmdb_cursor_open(&c, s->from, (kd_db)db, err));
         while ((status = kd_lmdb_cursor_next(c, &key, &value, err)) == KD_OK)
-            bytes += value.size > INLINE_MAX ? (value.size / PAGE + 2) * PAGE : 2 * (value.size + key.size + 16);
+            bytes += value.size > INLINE_MAX ? (value.size / PAGE + 2) * PAGE : 2 * (value.size + key.size + RUN_BYTES + 16);
         kd_lmdb_cursor_close(c);
         if (status != KD_DONE)
             return status;
@@ -75,35 +77,72 @@ static kd_status survey(seal *s, kd_err *err)
     return KD_OK;
 }
 
-/* Images in order, each with the number of its views, which must be 0, 1, .. n-1. */
+/* Room for `need` elements of `size` bytes; keeps what is there. */
+static kd_status grow(void **p, size_t *cap, size_t need, size_t size, kd_err *err)
+{
+    size_t more = *cap ? 2 * *cap : 16;
+    void *bigger;
+    if (need <= *cap)
+        return KD_OK;
+    more = more < need ? need : more;
+    bigger = kd_realloc(*p, more * size);
+    if (!bigger)
+        return kd_fail(err, KD_EFAIL, "out of memory: no room for %zu views of an image", more);
+    *p = bigger;
+    *cap = more;
+    return KD_OK;
+}
+
+static kd_status add_to_runs(seal *s, kd_image_entry *e, uint32_t view, kd_err *err)
+{
+    kd_view_run *last = e->runs ? &s->run[e->runs - 1] : NULL;
+    e->views++;
+    if (last && last->first + last->count == view) {
+        last->count++;
+        return KD_OK;
+    }
+    if (e->runs == UINT16_MAX)
+        return kd_fail(err, KD_EFAIL, "%s: image %s has views in more than %d separate runs", s->w->partial, e->rel, UINT16_MAX);
+    KD_TRY(grow((void **)&s->run, &s->run_cap, e->runs + 1, sizeof *s->run, err));
+    s->run[e->runs++] = (kd_view_run){.first = view, .count = 1};
+    return KD_OK;
+}
+
+static kd_status add_image(seal *s, kd_bytes key, const kd_image_entry *e, kd_err *err)
+{
+    KD_TRY(grow((void **)&s->value, &s->value_cap, kd_image_value_size(e), 1, err));
+    KD_TRY(add(s, KD_DB_IMAGES, key.data, key.size, s->value, kd_image_value_encode(s->value, s->w->recipe.sha.b, e), err));
+    s->images++;
+    return KD_OK;
+}
+
+/* Images in order, each with its views. */
 static kd_status copy_images(seal *s, kd_lmdb_cursor *images, kd_lmdb_cursor *views, kd_err *err)
 {
     const uint8_t *identity = s->w->recipe.sha.b;
     kd_bytes key, value, view_key, view_value;
     kd_status status, more = kd_lmdb_cursor_next(views, &view_key, &view_value, err);
     while ((status = kd_lmdb_cursor_next(images, &key, &value, err)) == KD_OK) {
-        char rel[KD_MAX_REL + 1], hex[33];
+        char rel[KD_MAX_REL + 1];
         kd_image_entry e;
-        size_t rel_size, size;
-        KD_TRY(kd_image_value_decode(&e, &rel_size, key, value, identity, s->w->partial, err));
-        memcpy(rel, e.rel, rel_size);
-        rel[rel_size] = 0;
+        kd_image_tail tail;
+        KD_TRY(kd_image_value_decode(&e, &tail, key, value, identity, s->w->partial, err));
+        memcpy(rel, e.rel, tail.rel_size);
+        rel[tail.rel_size] = 0;
         e.rel = rel;
-        for (e.views = 0; more == KD_OK && memcmp(view_key.data, key.data, KD_IMAGE_KEY_BYTES) == 0; e.views++) {
+        e.views = e.runs = 0;
+        while (more == KD_OK && memcmp(view_key.data, key.data, KD_IMAGE_KEY_BYTES) == 0) {
             kd_view_entry v;
             KD_TRY(kd_view_value_decode(&v, view_key, view_value, identity, s->w->partial, err));
-            kd_hex(hex, e.image.b, 16);
-            if (v.view != e.views)
-                return kd_fail(err, KD_EFAIL, "%s: image %s (%s) has view %u but not view %u; run kd-precompute again with the same options to fill the gap", s->w->partial,
-                               hex, rel, v.view, e.views);
+            KD_TRY(add_to_runs(s, &e, v.view, err));
             more = kd_lmdb_cursor_next(views, &view_key, &view_value, err);
         }
         if (more != KD_OK && more != KD_DONE)
             return more;
-        size = kd_image_value_encode(s->value, identity, &e);
-        digest(s, key.data, key.size, s->value);
-        KD_TRY(add(s, KD_DB_IMAGES, key.data, key.size, s->value, size, err));
-        s->images++;
+        if (e.views == 0)
+            return kd_fail(err, KD_EDAMAGED, "%s: lists image %s without views; remove it and run kd-precompute again", s->w->partial, rel);
+        e.run = s->run;
+        KD_TRY(add_image(s, key, &e, err));
     }
     if (status == KD_DONE && more == KD_OK)
         return kd_fail(err, KD_EDAMAGED, "%s: holds views of an image that it doesn't list; remove it and run kd-precompute again", s->w->partial);
@@ -117,29 +156,45 @@ static kd_status copy_views(seal *s, kd_lmdb_cursor *views, kd_err *err)
     kd_status status;
     while ((status = kd_lmdb_cursor_next(views, &key, &value, err)) == KD_OK) {
         KD_TRY(kd_view_value_decode(&v, key, value, s->w->recipe.sha.b, s->w->partial, err));
-        digest(s, key.data, key.size, value.data);
         KD_TRY(add(s, KD_DB_VIEWS, key.data, key.size, value.data, value.size, err));
     }
     return status == KD_DONE ? KD_OK : status;
 }
 
-static kd_stats *stats_of(const seal *s, kd_feature f, uint16_t layer)
+static feature_sums *sums_of(const seal *s, kd_feature f, uint16_t layer)
 {
-    return &s->stats[f * s->w->recipe.layers + kd_recipe_layer_index(&s->w->recipe, layer)];
+    return &s->sums[f * s->w->recipe.layers + kd_recipe_layer_index(&s->w->recipe, layer)];
+}
+
+static void add_fidelity(kd_fidelity *sum, const kd_fidelity *x)
+{
+    sum->xx += x->xx;
+    sum->qq += x->qq;
+    sum->err2 += x->err2;
+    sum->worst = x->worst > sum->worst ? x->worst : sum->worst;
+}
+
+static kd_status add_stats(seal *s, kd_stats *stats, kd_record_head *head, kd_bytes value, kd_err *err)
+{
+    const kd_recipe *r = &s->w->recipe;
+    KD_TRY(kd_record_decode(s->rows, value.data, value.size, head, &s->scratch, err));
+    if (head->target == KD_TARGET_ADJOINT)
+        kd_stats_add_adjoint(stats, s->rows, head->rows, head->square, (size_t)r->grid_h * (size_t)r->grid_w);
+    else
+        kd_stats_add_view(stats, s->rows, head->rows);
+    return KD_OK;
 }
 
 static kd_status copy_record(seal *s, kd_feature f, const kd_view_entry *v, uint16_t layer, kd_bytes key, kd_bytes value, kd_err *err)
 {
     kd_record_head head = kd_recipe_head(&s->w->recipe, f, &v->image, v->view, layer);
-    kd_stats *stats = stats_of(s, f, layer);
+    feature_sums *sums = sums_of(s, f, layer);
     kd_lmdb_will_need(value);
-    if (stats->views < KD_STATS_VIEWS) {
-        KD_TRY(kd_record_decode(s->rows, value.data, value.size, &head, &s->scratch, err));
-        kd_stats_add_view(stats, s->rows, head.rows);
-    } else {
+    if (sums->stats.views < KD_STATS_VIEWS)
+        KD_TRY(add_stats(s, &sums->stats, &head, value, err));
+    else
         KD_TRY(kd_record_check(value.data, value.size, &head, err));
-    }
-    digest(s, key.data, key.size, value.data + KD_RECORD_HEADER_BYTES - 16);
+    add_fidelity(&sums->fidelity, &head.fidelity);
     s->records[f]++;
     return add(s, kd_feature_db(f), key.data, key.size, value.data, value.size, err);
 }
@@ -187,7 +242,7 @@ static kd_status with_cursors(seal *s, kd_db first, kd_db second, kd_feature f, 
 
 static kd_status put_stats(seal *s, kd_feature f, uint16_t layer, kd_err *err)
 {
-    kd_stats *st = stats_of(s, f, layer);
+    kd_stats *st = &sums_of(s, f, layer)->stats;
     size_t size = 16 + 4 * (size_t)st->width;
     uint8_t *bytes = kd_malloc(size);
     char key[32];
@@ -228,14 +283,34 @@ static kd_status put_text(seal *s, const char *key, json_t *json, kd_err *err)
     return status;
 }
 
+/* {"cls":{"1":{"cosine":..,"relative_l2":..,"worst_token":..}}}, by feature and layer. */
+static json_t *fidelity_json(const seal *s)
+{
+    const kd_recipe *r = &s->w->recipe;
+    json_t *all = json_object();
+    for (int f = 0; f < KD_FEATURES; f++) {
+        json_t *of = json_object();
+        for (int l = 0; l < r->layers && kd_recipe_has(r, (kd_feature)f); l++) {
+            const kd_fidelity *v = &sums_of(s, (kd_feature)f, r->layer[l])->fidelity;
+            char layer[16];
+            snprintf(layer, sizeof layer, "%u", r->layer[l]);
+            json_object_set_new(of, layer, json_pack("{s:f,s:f,s:f}", "cosine", kd_fidelity_cosine(v), "relative_l2", kd_fidelity_relative_l2(v), "worst_token", v->worst));
+        }
+        if (json_object_size(of) > 0)
+            json_object_set(all, kd_feature_name((kd_feature)f), of);
+        json_decref(of);
+    }
+    return all;
+}
+
 static kd_status put_meta(seal *s, kd_err *err)
 {
-    kd_sha256 sha = kd_sha256_final(s->digest);
-    json_t *content = content_json(s, &sha);
-    kd_status status;
-    s->digest = NULL;
-    status = put_text(s, KD_META_CONTENT, content, err);
+    json_t *content = content_json(s, &s->digest.sum), *fidelity = fidelity_json(s);
+    kd_status status = put_text(s, KD_META_CONTENT, content, err);
+    if (status == KD_OK)
+        status = put_text(s, KD_META_FIDELITY, fidelity, err);
     json_decref(content);
+    json_decref(fidelity);
     if (status == KD_OK)
         status = put_text(s, KD_META_RECIPE, s->w->recipe.json, err);
     for (int f = 0; f < KD_FEATURES; f++) {
@@ -265,16 +340,12 @@ static kd_status copy_all(void *arg, kd_err *err)
 static kd_status seal_create(seal *s, kd_err *err)
 {
     const kd_recipe *r = &s->w->recipe;
-    KD_TRY(kd_alloc_array(&s->stats, (size_t)(KD_FEATURES * r->layers), sizeof *s->stats, err));
+    KD_TRY(kd_alloc_array(&s->sums, (size_t)(KD_FEATURES * r->layers), sizeof *s->sums, err));
     for (int i = 0; i < KD_FEATURES * r->layers; i++) {
         if (kd_recipe_has(r, (kd_feature)(i / r->layers)))
-            KD_TRY(kd_stats_create(&s->stats[i], r->width, err));
+            KD_TRY(kd_stats_create(&s->sums[i].stats, r->width, err));
     }
     KD_TRY(kd_alloc_array(&s->rows, kd_recipe_largest(r), sizeof *s->rows, err));
-    KD_TRY(kd_alloc_array(&s->value, KD_IMAGE_VALUE_HEAD + KD_MAX_REL, 1, err));
-    s->digest = kd_sha256_begin();
-    if (!s->digest)
-        return kd_fail(err, KD_EFAIL, "out of memory while sealing");
     s->progress = kd_progress_create("sealing", "record", s->w->views * (uint64_t)kd_recipe_records(r), 0, 0);
     unlink(s->w->sealing);
     return KD_OK;
@@ -297,14 +368,13 @@ static void seal_free(seal *s)
     kd_lmdb_close(s->to);
     kd_lmdb_read_end(s->from);
     kd_lmdb_close(s->partial);
-    for (int i = 0; s->stats && i < KD_FEATURES * s->w->recipe.layers; i++)
-        kd_stats_free(&s->stats[i]);
-    kd_free(s->stats);
+    for (int i = 0; s->sums && i < KD_FEATURES * s->w->recipe.layers; i++)
+        kd_stats_free(&s->sums[i].stats);
+    kd_free(s->sums);
     kd_record_scratch_free(&s->scratch);
-    if (s->digest)
-        (void)kd_sha256_final(s->digest);
     kd_free(s->rows);
     kd_free(s->value);
+    kd_free(s->run);
     kd_progress_finish(s->progress);
 }
 
@@ -331,27 +401,6 @@ static kd_status settle(const char *path, kd_err *err)
 
 /* ---- manifest ---- */
 
-/* Six digits say enough, and hide the order of the additions. */
-static double rounded(double x)
-{
-    char text[32];
-    double y;
-    snprintf(text, sizeof text, "%.6g", x);
-    return sscanf(text, "%lf", &y) == 1 ? y : x;
-}
-
-static json_t *fidelity_json(const kd_writer *w)
-{
-    json_t *all = json_object();
-    for (int f = 0; f < KD_FEATURES; f++) {
-        const kd_fidelity *v = &w->fidelity[f];
-        if (v->xx > 0 && v->qq > 0)
-            json_object_set_new(all, kd_feature_name((kd_feature)f),
-                                json_pack("{s:f,s:f}", "cosine", rounded(v->xq / sqrt(v->xx * v->qq)), "relative_l2", rounded(sqrt(v->err2 / v->xx))));
-    }
-    return all;
-}
-
 static void utc_now(char out[32])
 {
     time_t t = time(NULL);
@@ -360,31 +409,50 @@ static void utc_now(char out[32])
     strftime(out, 32, "%Y-%m-%dT%H:%M:%SZ", &tm);
 }
 
-static kd_status sealed_content(kd_writer *w, json_t **content, kd_recipe *recipe, kd_err *err)
+/* What the manifest repeats of a sealed file's meta. */
+typedef struct sealed_meta {
+    json_t *content, *fidelity;
+    kd_recipe recipe;
+} sealed_meta;
+
+static void sealed_meta_free(sealed_meta *m)
+{
+    json_decref(m->content);
+    json_decref(m->fidelity);
+    kd_recipe_free(&m->recipe);
+}
+
+static kd_status read_sealed_meta(sealed_meta *m, kd_lmdb_txn *t, uint64_t bytes, const char *path, kd_err *err)
+{
+    kd_status status = kd_meta_get_json(t, KD_META_CONTENT, &m->content, path, err);
+    if (status == KD_OK)
+        status = kd_meta_get_json(t, KD_META_FIDELITY, &m->fidelity, path, err);
+    if (status == KD_OK)
+        status = kd_read_recipe(&m->recipe, t, path, err);
+    if (status == KD_DONE)
+        return kd_fail(err, KD_EDAMAGED, "%s: has no recipe, content or fidelity entry; remove it and run kd-precompute again", path);
+    if (status == KD_OK && json_object_set_new(m->content, "bytes", json_integer((json_int_t)bytes)) != 0)
+        return kd_fail(err, KD_EFAIL, "out of memory while sealing");
+    return status;
+}
+
+static kd_status sealed_meta_load(kd_writer *w, sealed_meta *m, kd_err *err)
 {
     kd_lmdb_facts facts;
     kd_lmdb *db = NULL;
     kd_lmdb_txn *t = NULL;
     kd_status status;
-    *content = NULL;
-    memset(recipe, 0, sizeof *recipe);
     KD_TRY(kd_lmdb_validate(w->path, 1, &facts, err));
     KD_TRY(kd_lmdb_open_read(&db, w->path, facts.pages * PAGE, facts.first_value_at, err));
     status = kd_lmdb_read(&t, db, err);
     if (status == KD_OK)
-        status = kd_meta_get_json(t, KD_META_CONTENT, content, w->path, err);
-    if (status == KD_OK)
-        status = json_object_set_new(*content, "bytes", json_integer((json_int_t)(facts.pages * PAGE))) == 0 ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory while sealing");
-    if (status == KD_OK)
-        status = kd_read_recipe(recipe, t, w->path, err);
-    if (status == KD_DONE)
-        status = kd_fail(err, KD_EDAMAGED, "%s: has no recipe or content entry; remove it and run kd-precompute again", w->path);
+        status = read_sealed_meta(m, t, facts.pages * PAGE, w->path, err);
     kd_lmdb_read_end(t);
     kd_lmdb_close(db);
     return status;
 }
 
-static kd_status write_manifest(kd_writer *w, json_t *content, kd_err *err)
+static kd_status write_manifest(kd_writer *w, const sealed_meta *meta, kd_err *err)
 {
     kd_sha256 file;
     char file_hex[65], identity_hex[65], now[32];
@@ -394,8 +462,8 @@ static kd_status write_manifest(kd_writer *w, json_t *content, kd_err *err)
     kd_hex(file_hex, file.b, sizeof file.b);
     kd_hex(identity_hex, w->recipe.sha.b, sizeof w->recipe.sha.b);
     utc_now(now);
-    m = json_pack("{s:i,s:s,s:s,s:O,s:O,s:o,s:O?,s:s}", "format_version", 0, "identity", identity_hex, "sha256", file_hex, "recipe", w->recipe.json, "content", content,
-                  "fidelity", fidelity_json(w), "provenance", w->provenance, "created", now);
+    m = json_pack("{s:s,s:s,s:s,s:O,s:O,s:O,s:O?,s:s}", "format", KD_FORMAT_TEXT, "identity", identity_hex, "sha256", file_hex, "recipe", w->recipe.json, "content", meta->content,
+                  "fidelity", meta->fidelity, "provenance", w->provenance, "created", now);
     status = m ? kd_manifest_write(w->path, m, err) : kd_fail(err, KD_EFAIL, "%s: out of memory while writing its manifest", w->path);
     json_decref(m);
     return status;
@@ -403,15 +471,13 @@ static kd_status write_manifest(kd_writer *w, json_t *content, kd_err *err)
 
 kd_status kd_writer_finish(kd_writer *w, kd_err *err)
 {
-    json_t *content;
-    kd_recipe recipe;
-    kd_status status = sealed_content(w, &content, &recipe, err);
+    sealed_meta meta = {0};
+    kd_status status = sealed_meta_load(w, &meta, err);
     if (status == KD_OK)
-        status = kd_recipe_compare(&recipe, w->path, &w->recipe, "this run", err);
+        status = kd_recipe_compare(&meta.recipe, w->path, &w->recipe, "this run", err);
     if (status == KD_OK)
-        status = write_manifest(w, content, err);
-    kd_recipe_free(&recipe);
-    json_decref(content);
+        status = write_manifest(w, &meta, err);
+    sealed_meta_free(&meta);
     if (status == KD_OK) {
         kd_lmdb_close(w->db);
         w->db = NULL;

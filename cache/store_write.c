@@ -12,6 +12,8 @@
 #define MAX_EXPECTED ((uint64_t)64 << 30) /* address space, not memory; beyond it the map grows by itself */
 enum { BATCH_BYTES = 64 << 20, PAGE = 4096, LEAF_COST = 3 * PAGE, SLACK = 32 << 20, INLINE_MAX = 2000 };
 
+_Static_assert(KD_DBS == KD_DB_FEATURES + KD_FEATURES, "every feature has a database");
+
 kd_db kd_feature_db(kd_feature f)
 {
     return (kd_db)(KD_DB_FEATURES + (int)f);
@@ -66,30 +68,23 @@ static kd_status put_json(kd_lmdb *db, const char *key, const json_t *json, kd_e
     return status;
 }
 
-static kd_status put_fidelity(kd_writer *w, kd_err *err)
+static kd_status put_value_bytes(kd_writer *w, kd_err *err)
 {
-    uint8_t bytes[KD_FEATURES * 32];
-    for (int f = 0; f < KD_FEATURES; f++) {
-        double v[4] = {w->fidelity[f].xx, w->fidelity[f].qq, w->fidelity[f].xq, w->fidelity[f].err2};
-        memcpy(bytes + 32 * f, v, sizeof v); /* little endian, as every supported host */
-    }
-    w->fidelity_changed = 0;
-    return kd_meta_put(w->db, KD_META_FIDELITY, bytes, sizeof bytes, err);
+    uint8_t bytes[8];
+    kd_put_le(bytes, w->value_bytes, 8);
+    return kd_meta_put(w->db, KD_META_VALUE_BYTES, bytes, sizeof bytes, err);
 }
 
-static kd_status get_fidelity(kd_writer *w, kd_lmdb_txn *t, kd_err *err)
+static kd_status get_value_bytes(kd_writer *w, kd_lmdb_txn *t, kd_err *err)
 {
     kd_bytes b;
-    kd_status status = kd_meta_get(t, KD_META_FIDELITY, &b, w->partial, err);
+    kd_status status = kd_meta_get(t, KD_META_VALUE_BYTES, &b, w->partial, err);
     if (status == KD_DONE)
         return KD_OK;
-    if (status == KD_OK && b.size != KD_FEATURES * 32)
-        return kd_fail(err, KD_EDAMAGED, "%s: its fidelity entry has %zu bytes", w->partial, b.size);
-    for (int f = 0; f < KD_FEATURES && status == KD_OK; f++) {
-        double v[4];
-        memcpy(v, b.data + 32 * f, sizeof v);
-        w->fidelity[f] = (kd_fidelity){v[0], v[1], v[2], v[3]};
-    }
+    if (status == KD_OK && b.size != 8)
+        return kd_fail(err, KD_EDAMAGED, "%s: its count of stored bytes has %zu bytes; remove the file and run kd-precompute again", w->partial, b.size);
+    if (status == KD_OK)
+        w->value_bytes = w->committed_value_bytes = kd_get_le(b.data, 8);
     return status;
 }
 
@@ -155,7 +150,7 @@ static kd_status load_partial(kd_writer *w, const json_t *provenance, int *fresh
         if (status == KD_OK)
             status = load_views(w, t, err);
         if (status == KD_OK)
-            status = get_fidelity(w, t, err);
+            status = get_value_bytes(w, t, err);
         if (status == KD_OK && (status = kd_meta_get_json(t, KD_META_PROVENANCE, &stored, w->partial, err)) == KD_DONE)
             status = KD_OK;
     }
@@ -309,27 +304,26 @@ uint64_t kd_writer_view_count(const kd_writer *w)
     return w->views;
 }
 
+uint64_t kd_writer_value_bytes(const kd_writer *w)
+{
+    return w->value_bytes;
+}
+
 kd_status kd_writer_commit(kd_writer *w, kd_err *err)
 {
     kd_status status = KD_OK;
-    if (w->fidelity_changed && !kd_lmdb_in_transaction(w->db))
-        KD_TRY(kd_lmdb_begin(w->db, SLACK, err));
-    if (w->fidelity_changed)
-        status = put_fidelity(w, err);
+    if (!kd_lmdb_in_transaction(w->db))
+        return KD_OK;
+    if (w->value_bytes != w->committed_value_bytes)
+        status = put_value_bytes(w, err);
     if (status == KD_OK)
         status = kd_lmdb_commit(w->db, err);
+    else
+        kd_lmdb_abort(w->db);
     w->batch = 0;
+    w->committed_value_bytes = w->value_bytes;
     w->broken |= status != KD_OK;
     return status;
-}
-
-void kd_writer_add_fidelity(kd_writer *w, kd_feature f, double xx, double qq, double xq, double err2)
-{
-    w->fidelity[f].xx += xx;
-    w->fidelity[f].qq += qq;
-    w->fidelity[f].xq += xq;
-    w->fidelity[f].err2 += err2;
-    w->fidelity_changed = 1;
 }
 
 /* Upper bound of the pages that a view's records make dirty. */
@@ -368,7 +362,7 @@ static kd_status put_view(kd_writer *w, const kd_image_entry *image, const kd_vi
     uint8_t value[KD_MIXED_VALUE_BYTES], key[KD_KEY_BYTES];
     kd_image_entry plain = *image;
     int added;
-    plain.views = 0; /* counted when the cache is sealed */
+    plain.views = plain.runs = 0; /* counted when the cache is sealed */
     KD_TRY(kd_view_set_add(&w->present, &view->image, KD_VIEW_ANY, &added, err));
     if (added)
         KD_TRY(kd_lmdb_put(w->db, KD_DB_IMAGES, image->image.b, KD_IMAGE_KEY_BYTES, w->value, kd_image_value_encode(w->value, w->recipe.sha.b, &plain), 0, err));
@@ -376,6 +370,7 @@ static kd_status put_view(kd_writer *w, const kd_image_entry *image, const kd_vi
         kd_key k = {view->image, view->view, records[i].layer};
         kd_key_encode(key, &k);
         KD_TRY(kd_lmdb_put(w->db, kd_feature_db(records[i].feature), key, KD_KEY_BYTES, records[i].bytes, records[i].size, 0, err));
+        w->value_bytes += records[i].size;
     }
     size_t size = kd_view_value_encode(value, w->recipe.sha.b, view);
     kd_view_key(key, &view->image, view->view);

@@ -108,7 +108,7 @@ static int compare_keys(const walk *w, const uint8_t *a, size_t na, const uint8_
 
 static int key_size_ok(const walk *w, size_t n)
 {
-    static const uint8_t sizes[KD_DBS] = {0, 16, 20, 22, 22, 22, 22};
+    static const uint8_t sizes[KD_DBS] = {0, 16, 20, 22, 22, 22, 22, 22, 22, 22};
     if (w->kind == FREE_TREE)
         return n == 8;
     if (w->kind == DATA_TREE && sizes[w->db])

@@ -60,7 +60,7 @@ void kd_describe_plan(const kd_run_facts *f) {
 static json_t *plan_json(const kd_run_facts *f) {
     const kd_run_plan *p = f->plan;
     json_t *features = json_array(), *layers = json_array();
-    for (kd_feature i = 0; i < KD_FEATURES; i++)
+    for (kd_feature i = 0; i < KD_OUTPUTS; i++)
         if (p->choice.features & 1u << i)
             json_array_append_new(features, json_string(kd_feature_name(i)));
     for (int i = 0; i < p->choice.layers; i++)

@@ -24,7 +24,7 @@ uint32_t kd_plan_rows(const kd_run_plan *p, kd_feature f) {
 
 uint64_t kd_plan_view_bytes(const kd_run_plan *p) {
     uint64_t records = 0;
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
+    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
         if (p->choice.features & 1u << f)
             records += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)p->width * kd_plan_rows(p, f));
     return SMALL_VIEW_BYTES + IMAGE_BYTES + records * (uint64_t)kd_selection_layers(&p->choice);
@@ -95,7 +95,7 @@ kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config 
 
 static json_t *feature_list(const kd_run_plan *plan) {
     json_t *list = json_array();
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
+    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
         if (plan->choice.features & 1u << f)
             json_array_append_new(list, json_string(kd_feature_name(f)));
     return list;
@@ -105,6 +105,13 @@ static json_t *layer_list(const kd_run_plan *plan) {
     json_t *list = json_array();
     for (int i = 0; i < plan->choice.layers; i++)
         json_array_append_new(list, json_integer(plan->choice.layer[i]));
+    return list;
+}
+
+static json_t *target_list(const kd_run_plan *plan, const kd_precompute_config *config) {
+    json_t *list = json_array();
+    if (plan->choice.features & 1u << KD_FEATURE_PATCH)
+        json_array_append_new(list, json_string(config->patch_target));
     return list;
 }
 
@@ -132,12 +139,12 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
     char weights_hex[65], decoder_hex[33];
     kd_hex(weights_hex, weights->b, sizeof weights->b);
     kd_hex(decoder_hex, decoder.b, sizeof decoder.b);
-    json_t *json = json_pack("{s:i, s:o, s:o, s:b, s:b, s:o, s:I, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}",
-                             "format_version", 0, "teacher", teacher_json(model, weights_hex), "layers", layer_list(plan), "layer_norm", plan->choice.norm,
+    json_t *json = json_pack("{s:i, s:o, s:o, s:b, s:b, s:o, s:I, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:o, s:{s:s}}",
+                             "format_version", KD_FORMAT_VERSION, "teacher", teacher_json(model, weights_hex), "layers", layer_list(plan), "layer_norm", plan->choice.norm,
                              "layer_concat", plan->choice.concat, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
                              "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", config->exif, "features", feature_list(plan),
                              "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", (int)plan->registers, "width", (int)plan->width,
-                             "patch_target", config->patch_target, "store", "dtype", config->store, "zstd_level", (int)config->zstd_level);
+                             "patch_targets", target_list(plan, config), "store", "dtype", config->store);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the recipe");
     if (policy->mix_p > 0)

@@ -31,6 +31,7 @@ typedef struct record_slot {
     uint16_t layer;
     size_t values;
     uint8_t *planes; /* of a batch */
+    kd_encode_stats *stats; /* of a batch */
 } record_slot;
 
 typedef struct run {
@@ -58,12 +59,10 @@ typedef struct run {
     int rows;
     kd_record_buf *records; /* [batch_size][slots] */
     uint8_t *pixels;
-    kd_encode_stats *stats;
     kd_record_scratch *scratch; /* [threads] */
     kd_status encode_status;
     kd_err encode_err;
 
-    kd_encode_stats fidelity[KD_FEATURES];
     uint64_t views_before, views_new, skipped, duplicates;
     uint64_t max_skipped;
     kd_skip_list *skip_list; /* while files are read */
@@ -130,13 +129,15 @@ static kd_status open_teacher(run *r, kd_err *err) {
 
 static kd_status open_slots(run *r, kd_err *err) {
     int layers = kd_selection_layers(&r->plan.choice);
-    KD_TRY(kd_alloc_array(&r->slot, (size_t)layers * KD_FEATURES, sizeof *r->slot, err));
+    KD_TRY(kd_alloc_array(&r->slot, (size_t)layers * KD_OUTPUTS, sizeof *r->slot, err));
     for (int i = 0; i < layers; i++)
-        for (kd_feature f = 0; f < KD_FEATURES; f++)
+        for (kd_feature f = 0; f < KD_OUTPUTS; f++)
             if (wants(r, f))
                 r->slot[r->slots++] = (record_slot){.feature = f, .layer = r->plan.choice.layer[i], .values = kd_teacher_record_values(r->teacher, f)};
-    for (int i = 0; i < r->slots; i++)
+    for (int i = 0; i < r->slots; i++) {
         KD_TRY(kd_alloc_array(&r->slot[i].planes, (size_t)r->config->batch_size, 2 * r->slot[i].values, err));
+        KD_TRY(kd_alloc_array(&r->slot[i].stats, (size_t)r->config->batch_size, sizeof *r->slot[i].stats, err));
+    }
     return KD_OK;
 }
 
@@ -148,7 +149,6 @@ static kd_status open_buffers(run *r, kd_err *err) {
     for (size_t i = 0; i < batch; i++)
         r->row[i].record = r->records + i * (size_t)r->slots;
     KD_TRY(kd_alloc_array(&r->pixels, batch, view_bytes(r), err));
-    KD_TRY(kd_alloc_array(&r->stats, batch, sizeof *r->stats, err));
     return kd_alloc_array(&r->scratch, (size_t)r->threads, sizeof *r->scratch, err);
 }
 
@@ -166,8 +166,8 @@ static json_t *provenance(const run *r) {
     time_t now = time(NULL);
     struct tm utc;
     strftime(created, sizeof created, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
-    json_t *p = json_pack("{s:s, s:s, s:s, s:s, s:i, s:s, s:s}", "created", created, "program", kd_version, "backend", r->backend->v->describe(r->backend),
-                          "precision", c->precision, "batch_size", (int)c->batch_size, "decoder", kd_decoder_version(), "teacher_name", r->model.name);
+    json_t *p = json_pack("{s:s, s:s, s:s, s:s, s:i, s:i, s:s, s:s}", "created", created, "program", kd_version, "backend", r->backend->v->describe(r->backend),
+                          "precision", c->precision, "batch_size", (int)c->batch_size, "zstd_level", (int)c->zstd_level, "decoder", kd_decoder_version(), "teacher_name", r->model.name);
     kd_run_facts known = facts(r);
     json_object_set_new(p, "weights", kd_describe_weights(&known));
     const char *const key[] = {"note", "license", "contact"};
@@ -213,7 +213,9 @@ static void encode_row(void *ctx, int worker, size_t i) {
     for (int k = 0; k < r->slots; k++) {
         const record_slot *slot = &r->slot[k];
         kd_record_head head = kd_recipe_head(&r->recipe, slot->feature, &row->view.image, row->view.view, slot->layer);
+        const kd_encode_stats *s = &slot->stats[i];
         head.view_hash = row->view.view_hash;
+        head.fidelity = (kd_fidelity){.xx = s->xx, .qq = s->qq, .err2 = s->err2, .worst = s->xx > 0 ? sqrt(s->err2 / s->xx) : 0};
         kd_status status = kd_record_encode(&row->record[k], &head, slot->planes + i * 2 * slot->values, (int)r->config->zstd_level, &r->scratch[worker], &err);
         if (status != KD_OK) {
             pthread_mutex_lock(&r->writer_lock);
@@ -224,23 +226,8 @@ static void encode_row(void *ctx, int worker, size_t i) {
     }
 }
 
-static void count_fidelity(run *r, kd_feature f) {
-    kd_encode_stats sum = {0};
-    for (int i = 0; i < r->rows; i++) {
-        sum.xx += r->stats[i].xx;
-        sum.qq += r->stats[i].qq;
-        sum.xq += r->stats[i].xq;
-        sum.err2 += r->stats[i].err2;
-    }
-    kd_writer_add_fidelity(r->writer, f, sum.xx, sum.qq, sum.xq, sum.err2);
-    r->fidelity[f].xx += sum.xx;
-    r->fidelity[f].qq += sum.qq;
-    r->fidelity[f].xq += sum.xq;
-    r->fidelity[f].err2 += sum.err2;
-}
-
 static kd_status store_row(run *r, batch_row *row, kd_err *err) {
-    kd_record_ref ref[KD_FEATURES * KD_MAX_LAYERS];
+    kd_record_ref ref[KD_OUTPUTS * KD_MAX_LAYERS];
     for (int k = 0; k < r->slots; k++)
         ref[k] = (kd_record_ref){.feature = r->slot[k].feature, .layer = r->slot[k].layer, .bytes = row->record[k].bytes, .size = row->record[k].size};
     return kd_writer_add_view(r->writer, &row->image, &row->view, ref, (size_t)r->slots, err);
@@ -250,10 +237,8 @@ static kd_status flush(run *r, kd_err *err) {
     if (r->rows == 0)
         return KD_OK;
     KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
-    for (int k = 0; k < r->slots; k++) {
-        KD_TRY(kd_teacher_planes(r->teacher, r->slot[k].feature, r->slot[k].layer, r->rows, r->slot[k].planes, r->stats, err));
-        count_fidelity(r, r->slot[k].feature);
-    }
+    for (int k = 0; k < r->slots; k++)
+        KD_TRY(kd_teacher_planes(r->teacher, r->slot[k].feature, r->slot[k].layer, r->rows, r->slot[k].planes, r->slot[k].stats, err));
     r->encode_status = KD_OK;
     kd_parallel_for(r->threads, (size_t)r->rows, encode_row, r);
     if (r->encode_status != KD_OK) {
@@ -353,10 +338,6 @@ static kd_status take_all(run *r, kd_ordered *q, kd_err *err) {
 
 /* ---- the end ---- */
 
-static double cosine(const kd_encode_stats *s) {
-    return s->xx > 0 && s->qq > 0 ? s->xq / sqrt(s->xx * s->qq) : 1;
-}
-
 static kd_status summarise(run *r, double seconds, kd_err *err) {
     uint64_t bytes = 0, views = kd_writer_view_count(r->writer);
     char size[32], per[32];
@@ -368,10 +349,6 @@ static kd_status summarise(run *r, double seconds, kd_err *err) {
         json_t *line = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "summary", "cache", r->config->cache, "views", (json_int_t)views, "new_views",
                                  (json_int_t)r->views_new, "skipped", (json_int_t)r->skipped, "duplicates", (json_int_t)r->duplicates, "bytes", (json_int_t)bytes,
                                  "bytes_per_view", per_view, "views_per_s", rate, "seconds", seconds);
-        static const char *const cosine_name[KD_FEATURES] = {"cosine_cls", "cosine_patch", "cosine_registers", "cosine_mean"};
-        for (kd_feature f = 0; f < KD_FEATURES; f++)
-            if (wants(r, f) && r->fidelity[f].xx > 0)
-                json_object_set_new(line, cosine_name[f], json_real(cosine(&r->fidelity[f])));
         kd_json_line(line);
         json_decref(line);
     }
@@ -455,10 +432,11 @@ static void release(run *r) {
     kd_free(r->records);
     kd_free(r->row);
     kd_free(r->pixels);
-    kd_free(r->stats);
     kd_free(r->scratch);
-    for (int i = 0; i < r->slots; i++)
+    for (int i = 0; i < r->slots; i++) {
         kd_free(r->slot[i].planes);
+        kd_free(r->slot[i].stats);
+    }
     kd_free(r->slot);
     kd_teacher_close(r->teacher);
     kd_backend_close(r->backend);

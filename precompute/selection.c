@@ -19,20 +19,20 @@ static size_t piece(const char *at, const char **rest) {
 }
 
 static int find_feature(const char *name, size_t n) {
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
+    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
         if (strlen(kd_feature_name(f)) == n && strncmp(kd_feature_name(f), name, n) == 0)
             return (int)f;
     return -1;
 }
 
 static kd_status unknown_feature(const char *text, const char *name, size_t n, kd_err *err) {
-    const char *names[KD_FEATURES], *near;
+    const char *names[KD_OUTPUTS], *near;
     char word[64], all[64];
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
+    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
         names[f] = kd_feature_name(f);
     snprintf(word, sizeof word, "%.*s", (int)n, name);
-    near = kd_nearest_name(word, names, KD_FEATURES);
-    return kd_fail(err, KD_EUSAGE, "--features %s: \"%s\" is not one of %s%s%s%s", text, word, kd_features_text((1u << KD_FEATURES) - 1, all, sizeof all),
+    near = kd_nearest_name(word, names, KD_OUTPUTS);
+    return kd_fail(err, KD_EUSAGE, "--features %s: \"%s\" is not one of %s%s%s%s", text, word, kd_features_text((1u << KD_OUTPUTS) - 1, all, sizeof all),
                    near ? "; did you mean " : "", near ? near : "", near ? "?" : "");
 }
 
@@ -53,7 +53,7 @@ kd_status kd_features_parse(const char *text, unsigned *features, kd_err *err) {
 const char *kd_features_text(unsigned features, char *buf, size_t cap) {
     size_t n = 0;
     buf[0] = '\0';
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
+    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
         if (features & 1u << f && n < cap)
             n += (size_t)snprintf(buf + n, cap - n, "%s%s", n > 0 ? "," : "", kd_feature_name(f));
     return buf;

@@ -27,7 +27,7 @@ size_t kd_teacher_record_values(const kd_teacher *t, kd_feature f) {
 
 static size_t largest_record(const kd_teacher *t) {
     size_t most = 1;
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
+    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
         if (t->choice.features & 1u << f && kd_teacher_record_values(t, f) > most)
             most = kd_teacher_record_values(t, f);
     return most;

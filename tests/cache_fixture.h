@@ -3,6 +3,7 @@
 #define KD_TESTS_CACHE_FIXTURE_H
 
 #include <dirent.h>
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -90,11 +91,11 @@ static inline const char *fx_path(const char *name)
 static inline json_t *fx_recipe_json(void)
 {
     json_error_t e;
-    json_t *j = json_loads("{\"format_version\":0,\"teacher\":{\"sha256\":\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"tensors\":\"\",\"family\":\"dinov2\","
+    json_t *j = json_loads("{\"format_version\":1,\"teacher\":{\"sha256\":\"00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff\",\"tensors\":\"\",\"family\":\"dinov2\","
                            "\"width\":48,\"depth\":6,\"heads\":3,\"patch\":14,\"registers\":4,\"positions\":\"official\",\"layer_norm_eps\":1e-6,\"mean\":[0.485,0.456,0.406],"
                            "\"std\":[0.229,0.224,0.225]},\"layers\":[1],\"layer_norm\":true,\"layer_concat\":false,\"augment\":{\"name\":\"lightly\"},"
                            "\"seed\":7,\"image_size\":[70,70],\"decoder\":\"0123456789abcdef0123456789abcdef\",\"exif\":\"ignore\",\"features\":[\"cls\",\"patch\"],\"grid\":[5,5],"
-                           "\"registers\":4,\"width\":48,\"patch_target\":\"full\",\"store\":{\"dtype\":\"f16\",\"zstd_level\":1}}", 0, &e);
+                           "\"registers\":4,\"width\":48,\"patch_targets\":[\"full\"],\"store\":{\"dtype\":\"f16\"}}", 0, &e);
     assert_non_null(j);
     return j;
 }
@@ -112,6 +113,21 @@ static inline kd_recipe fx_recipe_full(void)
     json_object_set_new(j, "layers", json_pack("[i,i]", 1, 4));
     json_object_set_new(j, "features", json_pack("[s,s,s,s]", "cls", "patch", "registers", "mean"));
     must(kd_recipe_from_json(&r, j, "the test's full recipe", &fx_err));
+    return r;
+}
+
+/* Another element type and other patch targets ("full", or up to four separated by commas). */
+static inline kd_recipe fx_recipe_stored(const char *dtype, const char *targets)
+{
+    json_t *j = fx_recipe_json(), *list = json_array();
+    char text[200], *rest = text;
+    kd_recipe r;
+    snprintf(text, sizeof text, "%s", targets);
+    for (const char *t = strtok_r(text, ",", &rest); t; t = strtok_r(NULL, ",", &rest))
+        json_array_append_new(list, json_string(t));
+    json_object_set_new(j, "patch_targets", list);
+    json_object_set_new(j, "store", json_pack("{s:s}", "dtype", dtype));
+    must(kd_recipe_from_json(&r, j, "the test's recipe", &fx_err));
     return r;
 }
 
@@ -148,21 +164,57 @@ static inline kd_view_entry fx_view(unsigned image, unsigned view)
     return v;
 }
 
+/* The bytes of an i8 payload are drawn directly; what a reader must make of them is worked out here by the definition. */
+static inline int fx_byte(unsigned image, unsigned view, kd_feature f, uint16_t layer, size_t i)
+{
+    return (int)lrintf(127 * fx_value_of(image, view, f, layer, i));
+}
+static inline float fx_scale(size_t row)
+{
+    return 0.001f * (float)(row + 1);
+}
+/* What a reader must give for value i of a record. */
+static inline float fx_stored(const kd_recipe *r, unsigned image, unsigned view, kd_feature f, uint16_t layer, size_t i)
+{
+    float x = fx_value_of(image, view, f, layer, i);
+    size_t width = (size_t)r->width, block = (size_t)(r->width & -r->width), first = i - i % width % block;
+    long sum = 0;
+    if (r->dtype != KD_I8)
+        return r->dtype == KD_BF16 ? kd_bf16_to_f32(kd_f32_to_bf16(x)) : x;
+    for (size_t k = 0; k < block; k++)
+        sum += __builtin_popcount((unsigned)((i - first) & k)) & 1 ? -fx_byte(image, view, f, layer, first + k) : fx_byte(image, view, f, layer, first + k);
+    return (float)sum * (fx_scale(i / width) * (float)(1 / sqrt((double)block)));
+}
+/* |t|^2 of an adjoint record. */
+static inline double fx_square(unsigned image, unsigned view)
+{
+    return 10000.0 + image + 0.25 * view;
+}
+
 /* Encodes one feature of one layer of one view. */
 static inline void fx_record(kd_record_buf *out, const kd_recipe *r, unsigned image, const kd_view_entry *v, kd_feature f, uint16_t layer)
 {
     static kd_record_scratch scratch;
-    static uint8_t planes[2 * FX_LARGEST];
+    static uint8_t payload[4 * FX_LARGEST];
     kd_record_head head = kd_recipe_head(r, f, &v->image, v->view, layer);
     size_t n = (size_t)head.rows * head.width;
     assert_true(n <= FX_LARGEST);
     head.view_hash = v->view_hash;
+    head.square = head.target == KD_TARGET_ADJOINT ? fx_square(image, v->view) : 0;
+    head.fidelity = (kd_fidelity){.xx = 4, .qq = 4, .err2 = 0.25 * (image + 1), .worst = 0.125 * (v->view + 1)};
     for (size_t i = 0; i < n; i++) {
-        uint16_t h = kd_f32_to_f16(fx_value_of(image, v->view, f, layer, i));
-        planes[i] = (uint8_t)(h >> 8);
-        planes[n + i] = (uint8_t)h;
+        float x = fx_value_of(image, v->view, f, layer, i);
+        uint16_t h = r->dtype == KD_BF16 ? kd_f32_to_bf16(x) : kd_f32_to_f16(x);
+        if (r->dtype == KD_I8) {
+            float scale = fx_scale(i / head.width);
+            memcpy(payload + 4 * (i / head.width), &scale, 4);
+            payload[4 * head.rows + i] = (uint8_t)fx_byte(image, v->view, f, layer, i);
+            continue;
+        }
+        payload[i] = (uint8_t)(h >> 8);
+        payload[n + i] = (uint8_t)h;
     }
-    must(kd_record_encode(out, &head, planes, 1, &scratch, &fx_err));
+    must(kd_record_encode(out, &head, payload, 1, &scratch, &fx_err));
 }
 
 /* Adds a view with every record that the recipe asks for. */
@@ -218,15 +270,16 @@ static inline kd_status fx_compare_records(kd_reader *r, const kd_recipe *recipe
     for (int i = 0; i < KD_FEATURES * recipe->layers; i++) {
         kd_feature f = (kd_feature)(i / recipe->layers);
         uint16_t layer = recipe->layer[i % recipe->layers];
-        kd_hash128 h;
+        kd_record_facts facts;
         if (!kd_recipe_has(recipe, f))
             continue;
-        KD_TRY(kd_reader_feature(r, f, &want->image, want->view, layer, x, &h, err));
-        assert_memory_equal(h.b, want->view_hash.b, 16);
+        KD_TRY(kd_reader_feature(r, f, &want->image, want->view, layer, x, &facts, err));
+        assert_memory_equal(facts.view_hash.b, want->view_hash.b, 16);
+        assert_true(facts.square == (kd_recipe_target(recipe, f).kind == KD_TARGET_ADJOINT ? fx_square(image, want->view) : 0));
         for (size_t k = 0; k < (size_t)kd_recipe_rows(recipe, f) * (size_t)recipe->width; k++) {
-            if (!(x[k] == fx_value_of(image, want->view, f, layer, k))) {
+            if (!(x[k] == fx_stored(recipe, image, want->view, f, layer, k))) {
                 print_error("image %u, view %u, %s of layer %u[%zu]: %.9g instead of %.9g\n", image, want->view, kd_feature_name(f), layer, k, (double)x[k],
-                            (double)fx_value_of(image, want->view, f, layer, k));
+                            (double)fx_stored(recipe, image, want->view, f, layer, k));
                 fail();
             }
         }

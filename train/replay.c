@@ -83,7 +83,7 @@ static kd_status has_partners(const kd_replay *r, kd_reader *reader, const kd_im
     *all = 1;
     for (uint32_t i = 0; i < e->views && *all; i++) {
         kd_view_entry v;
-        KD_TRY(kd_reader_view(reader, &e->image, i, &v, err));
+        KD_TRY(kd_reader_view(reader, &e->image, kd_image_view(e, i), &v, err));
         *all = !kd_plan_is_mixed(&v.plan) || kd_locator_by_id(r->locator, &v.plan.mix_partner) >= 0;
     }
     return KD_OK;
@@ -303,13 +303,13 @@ static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item
 }
 
 static kd_status load_target(kd_replay *r, worker *w, kd_feature f, const kd_view_entry *v, size_t floats, float *out, kd_err *err) {
-    kd_hash128 seen;
+    kd_record_facts facts;
     size_t width = (size_t)r->recipe->width;
-    KD_TRY(kd_reader_feature(w->reader, f, &v->image, v->view, r->o.layer, out, &seen, err));
-    if (memcmp(&seen, &v->view_hash, sizeof seen) != 0) {
+    KD_TRY(kd_reader_feature(w->reader, f, &v->image, v->view, r->o.layer, out, &facts, err));
+    if (memcmp(&facts.view_hash, &v->view_hash, sizeof facts.view_hash) != 0) {
         char id[33], a[33], b[33];
         kd_hex(id, v->image.b, 16);
-        kd_hex(a, seen.b, 16);
+        kd_hex(a, facts.view_hash.b, 16);
         kd_hex(b, v->view_hash.b, 16);
         return kd_fail(err, KD_EMISMATCH, "image %s, view %" PRIu32 ": the %s features were computed from view %s and the plan makes view %s; the cache mixes two runs, make it again",
                        id, v->view, kd_feature_name(f), a, b);
@@ -340,10 +340,11 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
     kd_view_entry v;
     if (w->reader == NULL)
         KD_TRY(kd_reader_create(&w->reader, r->o.cache, err));
-    KD_TRY(kd_reader_view(w->reader, &entry_of(r, item->image)->image, item->view, &v, err));
+    const kd_image_entry *e = entry_of(r, item->image);
+    KD_TRY(kd_reader_view(w->reader, &e->image, kd_image_view(e, item->view), &v, err));
     if (v.plan.out_w != r->recipe->image_w || v.plan.out_h != r->recipe->image_h)
         return kd_fail(err, KD_EDAMAGED, "%s: view %" PRIu32 " measures %dx%d in its plan and the recipe says %dx%d; check the cache with kd-cache check",
-                       kd_cache_shard_path(r->o.cache, 0), item->view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
+                       kd_cache_shard_path(r->o.cache, 0), v.view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
     KD_TRY(load_pixels(r, w, item, &v, slot_pixels(r, slot), err));
     if (r->o.cls)
         KD_TRY(load_target(r, w, KD_FEATURE_CLS, &v, r->cls_floats, slot_cls(slot), err));

@@ -47,7 +47,7 @@ size_t kd_replay_extra(const kd_replay *r);   /* files of the folder that no ima
 
 typedef struct kd_replay_item {
     uint32_t image; /* index as in kd_replay_image */
-    uint32_t view;
+    uint32_t view;  /* index among the image's views (kd_image_view) */
 } kd_replay_item;
 
 /* Borrowed until released. */

@@ -83,12 +83,12 @@ static inline void exercise_values(const uint8_t *bytes, size_t size)
     static float out[64 * 64];
     static kd_record_scratch scratch;
     uint8_t *copy = kd_malloc(size + 16), key_bytes[KD_KEY_BYTES] = {0};
-    kd_record_head head = {.feature = KD_FEATURE_PATCH, .rows = 64, .width = 64};
+    kd_record_head head = {.feature = KD_FEATURE_PATCH, .rows = 64, .width = 64, .dtype = KD_F16};
     kd_bytes view_key = {key_bytes, KD_VIEW_KEY_BYTES}, image_key = {key_bytes, KD_IMAGE_KEY_BYTES}, value = {copy, size}, payload;
     kd_view_entry view;
     kd_image_entry image;
     kd_recipe recipe;
-    size_t rel;
+    kd_image_tail tail;
     json_t *json;
     kd_err err = {0};
     exercise_require(copy != NULL, "memory", &err);
@@ -104,6 +104,8 @@ static inline void exercise_values(const uint8_t *bytes, size_t size)
         head.key = k;
         memcpy(head.identity, copy + 56, 8);
         head.feature = (kd_feature)(copy[6] % KD_FEATURES);
+        head.dtype = copy[7] == KD_I8 || copy[7] == KD_BF16 ? (kd_dtype)copy[7] : KD_F16;
+        head.target = (kd_target_kind)(copy[9] % 3);
         head.rows = 1 + copy[32] % 64;
         head.width = 1 + copy[36] % 64;
         (void)kd_record_decode(out, copy, size, &head, &scratch, &err);
@@ -115,7 +117,7 @@ static inline void exercise_values(const uint8_t *bytes, size_t size)
         (void)kd_view_value_decode(&view, view_key, value, copy + 16, "bytes", &err);
         h = kd_xxh128_2(key_bytes, KD_IMAGE_KEY_BYTES, copy + 16, size - 16);
         memcpy(copy, h.b, 16);
-        (void)kd_image_value_decode(&image, &rel, image_key, value, copy + 16, "bytes", &err);
+        (void)kd_image_value_decode(&image, &tail, image_key, value, copy + 16, "bytes", &err);
         (void)kd_meta_decode(&payload, "recipe", value, "bytes", &err);
     }
     if (kd_json_parse((const char *)bytes, size, "bytes", &json, &err) == KD_OK && kd_recipe_from_json(&recipe, json, "bytes", &err) == KD_OK)

@@ -60,8 +60,7 @@ static void the_hash_is_of_the_canonical_text(void **state)
 static void every_required_field_is_missed_by_name(void **state)
 {
     static const char *const field[] = {"format_version", "teacher", "teacher.sha256", "teacher.family", "teacher.width", "teacher.depth", "teacher.heads", "teacher.patch", "layers",
-                                        "layer_norm", "layer_concat", "teacher.tensors", "teacher.registers", "teacher.positions", "teacher.layer_norm_eps", "teacher.mean", "teacher.std", "registers", "augment", "seed", "image_size", "decoder", "exif", "features", "grid", "width", "patch_target", "store", "store.dtype",
-                                        "store.zstd_level"};
+                                        "layer_norm", "layer_concat", "teacher.tensors", "teacher.registers", "teacher.positions", "teacher.layer_norm_eps", "teacher.mean", "teacher.std", "registers", "augment", "seed", "image_size", "decoder", "exif", "features", "grid", "width", "patch_targets", "store", "store.dtype"};
     (void)state;
     for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
         json_t *j = fx_recipe_json();
@@ -77,12 +76,14 @@ static void every_required_field_is_missed_by_name(void **state)
 static void values_out_of_range_are_refused(void **state)
 {
     struct { const char *path, *json; } bad[] = {
-        {"format_version", "1"}, {"teacher.sha256", "\"12\""}, {"teacher.width", "0"}, {"teacher.depth", "1e9"}, {"layers", "[]"}, {"layers", "[2,1]"}, {"layers", "[0]"},
+        {"format_version", "0"}, {"format_version", "2"}, {"teacher.sha256", "\"12\""}, {"teacher.width", "0"}, {"teacher.depth", "1e9"}, {"layers", "[]"}, {"layers", "[2,1]"}, {"layers", "[0]"},
         {"layers", "[7]"}, {"layers", "[1.5]"}, {"layer_norm", "1"}, {"image_size", "70"}, {"image_size", "[70]"}, {"image_size", "[0,70]"}, {"image_size", "[70,70000]"}, {"image_size", "[70.0,70]"}, {"decoder", "\"xyz\""}, {"exif", "\"turn\""}, {"features", "[]"},
         {"features", "[\"cls\",\"cls\"]"}, {"features", "[\"rgb\"]"}, {"grid", "[5]"}, {"grid", "[0,5]"}, {"grid", "[5,100000]"}, {"width", "100000"}, {"width", "47"}, {"layer_concat", "0"}, {"registers", "3"}, {"registers", "2000"}, {"teacher.registers", "-1"},
         {"teacher.positions", "\"bicubic\""}, {"teacher.tensors", "1"}, {"teacher.layer_norm_eps", "0.0"}, {"teacher.layer_norm_eps", "\"x\""}, {"teacher.mean", "[0.5,0.5]"},
-        {"teacher.mean", "[0.5,0.5,1]"}, {"teacher.std", "[0.5,0.5,0.0]"}, {"features", "[\"patch\",\"cls\"]"}, {"features", "[\"mean\",\"mean\"]"}, {"features", "[1]"}, {"patch_target", "\"pool:4\""},
-        {"store.dtype", "\"f64\""}, {"store.zstd_level", "99"},
+        {"teacher.mean", "[0.5,0.5,1]"}, {"teacher.std", "[0.5,0.5,0.0]"}, {"features", "[\"patch\",\"cls\"]"}, {"features", "[\"mean\",\"mean\"]"}, {"features", "[1]"}, {"patch_targets", "\"full\""}, {"patch_targets", "[]"},
+        {"patch_targets", "[\"half\"]"}, {"patch_targets", "[\"pool:6\"]"}, {"patch_targets", "[\"pool:0\"]"}, {"patch_targets", "[\"pool:4x4\"]"}, {"patch_targets", "[\"full\",\"full\"]"},
+        {"patch_targets", "[\"pool:1\",\"pool:2\",\"pool:3\",\"pool:4\",\"pool:5\"]"}, {"store.dtype", "\"f64\""}, {"source", "{\"dtype\":\"f16\"}"},
+        {"source", "{\"dtype\":\"f32\",\"patch_target\":\"full\"}"},
     };
     (void)state;
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
@@ -131,10 +132,11 @@ static void every_difference_is_named(void **state)
         {"image_size", "[70,84]", "image_size is [70,70] in A, [70,84] in B"},
         {"decoder", "\"1123456789abcdef0123456789abcdef\"", "decoder is"},
         {"exif", "\"apply\"", "exif is \"ignore\" in A, \"apply\" in B"},
-        {"features", "[\"cls\"]", "features is [\"cls\",\"patch\"] in A, [\"cls\"] in B"},
+        {"features", "[\"cls\",\"patch\",\"mean\"]", "features is [\"cls\",\"patch\"] in A, [\"cls\",\"patch\",\"mean\"] in B"},
         {"grid", "[5,6]", "grid is [5,5] in A, [5,6] in B"},
         {"layer_concat", "true", "layer_concat is false in A, true in B"},
-        {"store.zstd_level", "3", "store.zstd_level is 1 in A, 3 in B"},
+        {"store.dtype", "\"i8\"", "store.dtype is \"f16\" in A, \"i8\" in B"},
+        {"patch_targets", "[\"adjoint:2\"]", "patch_targets is [\"full\"] in A, [\"adjoint:2\"] in B"},
     };
     (void)state;
     for (size_t i = 0; i < sizeof change / sizeof change[0]; i++) {
@@ -224,6 +226,25 @@ static void registers_need_a_teacher_that_has_them(void **state)
     must_say("registers");
 }
 
+static void each_patch_target_is_a_feature_of_its_own(void **state)
+{
+    kd_recipe r = fx_recipe_stored("i8", "adjoint:2,full,pool:3x4");
+    (void)state;
+    assert_int_equal(r.targets, 3);
+    assert_int_equal(r.dtype, KD_I8);
+    assert_int_equal(kd_recipe_records(&r), 4);
+    assert_true(kd_recipe_has(&r, KD_FEATURE_PATCH2) && kd_recipe_has(&r, KD_FEATURE_PATCH3) && !kd_recipe_has(&r, KD_FEATURE_PATCH4));
+    assert_int_equal(kd_recipe_rows(&r, KD_FEATURE_PATCH), 4);
+    assert_int_equal(kd_recipe_rows(&r, KD_FEATURE_PATCH2), 25);
+    assert_int_equal(kd_recipe_rows(&r, KD_FEATURE_PATCH3), 12);
+    assert_int_equal(kd_recipe_target(&r, KD_FEATURE_PATCH).kind, KD_TARGET_ADJOINT);
+    assert_int_equal(kd_recipe_target(&r, KD_FEATURE_CLS).kind, KD_TARGET_FULL);
+    for (int i = 0; i < KD_MAX_TARGETS; i++)
+        assert_int_equal(kd_feature_target(kd_patch_feature(i)), i);
+    assert_int_equal(kd_feature_target(KD_FEATURE_MEAN), -1);
+    kd_recipe_free(&r);
+}
+
 /* The recipe in cache/FORMAT.md is one, is canonical, and has the identity that stands below it. */
 static void the_recipe_of_the_specification_holds(void **state)
 {
@@ -261,7 +282,7 @@ int main(void)
         cmocka_unit_test(a_recipe_is_read), cmocka_unit_test(the_hash_is_of_the_canonical_text), cmocka_unit_test(every_required_field_is_missed_by_name),
         cmocka_unit_test(values_out_of_range_are_refused), cmocka_unit_test(the_recipe_says_how_pictures_are_decoded), cmocka_unit_test(every_difference_is_named), cmocka_unit_test(joined_layers_are_one_wide_layer),
         cmocka_unit_test(registers_need_a_teacher_that_has_them), cmocka_unit_test(the_set_is_part_of_a_mixed_recipe_and_of_no_other),
-        cmocka_unit_test(the_recipe_of_the_specification_holds),
+        cmocka_unit_test(each_patch_target_is_a_feature_of_its_own), cmocka_unit_test(the_recipe_of_the_specification_holds),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -13,7 +13,7 @@ static void features_are_a_set(void **state)
     assert_int_equal(kd_features_parse("patch,cls", &features, &err), KD_OK);
     assert_int_equal(features, 1u << KD_FEATURE_CLS | 1u << KD_FEATURE_PATCH);
     assert_string_equal(kd_features_text(features, text, sizeof text), "cls,patch");
-    for (kd_feature f = 0; f < KD_FEATURES; f++) {
+    for (kd_feature f = 0; f < KD_OUTPUTS; f++) {
         assert_int_equal(kd_features_parse(kd_feature_name(f), &features, &err), KD_OK);
         assert_int_equal(features, 1u << f);
     }

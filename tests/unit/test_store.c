@@ -70,7 +70,7 @@ static void statistics_are_of_each_feature_and_layer(void **state)
     (void)state;
     fx_make_cache_of(fx_recipe_full(), fx_path("a.kdc"), 0, IMAGES);
     must(fx_open(&c, fx_path("a.kdc"), &fx_err));
-    for (int f = 0; f < KD_FEATURES; f++) {
+    for (int f = 0; f < KD_OUTPUTS; f++) {
         expect_statistics(c, (kd_feature)f, 4); /* in any order */
         expect_statistics(c, (kd_feature)f, 1);
     }
@@ -88,7 +88,7 @@ static void four_features_of_two_layers_are_read(void **state)
     must(fx_open(&c, fx_path("a.kdc"), &fx_err));
     must(fx_compare_all(c, 0, IMAGES, &fx_err));
     content = json_object_get(kd_cache_shard_manifest(c, 0), "content");
-    for (int f = 0; f < KD_FEATURES; f++)
+    for (int f = 0; f < KD_OUTPUTS; f++)
         assert_int_equal(json_integer_value(json_object_get(content, kd_feature_name((kd_feature)f))), 2 * IMAGES * FX_VIEWS);
     kd_cache_close(c);
 }
@@ -275,7 +275,7 @@ static void another_recipe_is_refused_naming_the_field(void **state)
     kd_recipe_free(&other);
 }
 
-static void views_that_cannot_be_sealed_are_refused(void **state)
+static void a_cache_without_views_is_not_sealed(void **state)
 {
     kd_recipe r = fx_recipe();
     kd_writer *w;
@@ -286,14 +286,182 @@ static void views_that_cannot_be_sealed_are_refused(void **state)
     must(fx_add(w, &r, 0, 1, &fx_err));
     must_be(KD_EFAIL, fx_add(w, &r, 0, 1, &fx_err));
     must_say("there already");
-    must_be(KD_EFAIL, kd_writer_seal(w, &fx_err));
-    must_say("not view 0");
     kd_writer_close(w);
     assert_false(kd_io_exists(fx_path("a.kdc")));
-    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err)); /* and nothing is lost by it */
-    assert_int_equal(kd_writer_view_count(w), 1);
-    must(fx_add(w, &r, 0, 0, &fx_err));
+    kd_recipe_free(&r);
+}
+
+/* A repaired or extracted cache may have any views of an image. */
+static void any_views_of_an_image_can_be_stored(void **state)
+{
+    static const unsigned view[] = {1, 2, 3, 7, 70000};
+    kd_recipe r = fx_recipe();
+    kd_hash128 id = fx_image_id(0);
+    kd_writer *w;
+    kd_cache *c;
+    kd_reader *reader;
+    kd_view_entry v;
+    const kd_image_entry *e;
+    (void)state;
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    for (int i = 4; i >= 0; i--)
+        must(fx_add(w, &r, 0, view[i], &fx_err));
     must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    e = kd_cache_find_image(c, &id);
+    assert_int_equal(e->views, 5);
+    assert_int_equal(e->runs, 3);
+    must(kd_reader_create(&reader, c, &fx_err));
+    for (unsigned i = 0; i < 5; i++) {
+        assert_int_equal(kd_image_view(e, i), view[i]);
+        must(kd_reader_view(reader, &id, view[i], &v, &fx_err));
+    }
+    must_be(KD_ENOTFOUND, kd_reader_view(reader, &id, 0, &v, &fx_err));
+    must_say("has 5 views, from 1 to 70000, but not view 0");
+    must_be(KD_ENOTFOUND, kd_reader_view(reader, &id, 8, &v, &fx_err));
+    kd_reader_destroy(reader);
+    kd_cache_close(c);
+    kd_recipe_free(&r);
+}
+
+static void make_views(const char *path, unsigned image, unsigned first, unsigned end)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    must(kd_writer_open(&w, path, &r, NULL, 0, &fx_err));
+    for (unsigned v = first; v < end; v++)
+        must(fx_add(w, &r, image, v, &fx_err));
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    kd_recipe_free(&r);
+}
+
+static kd_sha256 digest_of(const char *const *paths, size_t n)
+{
+    kd_cache *c;
+    kd_sha256 sha;
+    must(kd_cache_open(&c, paths, n, &fx_err));
+    must(kd_cache_digest(c, &sha, &fx_err));
+    kd_cache_close(c);
+    return sha;
+}
+
+/* Views added to a sealed cache as a new shard, and shards that share some. */
+static void shards_may_hold_different_views_of_an_image(void **state)
+{
+    kd_hash128 id = fx_image_id(3);
+    kd_cache *c;
+    kd_reader *reader;
+    kd_view_entry v;
+    const kd_image_entry *e;
+    kd_sha256 parts, whole;
+    const char *paths[3], *all;
+    (void)state;
+    paths[0] = fx_path("s0.kdc");
+    paths[1] = fx_path("s1.kdc");
+    paths[2] = fx_path("s2.kdc");
+    make_views(paths[0], 3, 2, 5);
+    make_views(paths[1], 3, 0, 3);
+    make_views(paths[2], 3, 6, 8);
+    must(kd_cache_open(&c, paths, 3, &fx_err));
+    e = kd_cache_find_image(c, &id);
+    assert_int_equal(kd_cache_images(c), 1);
+    assert_int_equal(e->views, 7);
+    assert_int_equal(kd_cache_view_total(c), 7);
+    must(kd_reader_create(&reader, c, &fx_err));
+    for (unsigned i = 0; i < 7; i++) {
+        kd_view_entry want = fx_view(3, i < 5 ? i : i + 1);
+        assert_int_equal(kd_image_view(e, i), want.view);
+        must(kd_reader_view(reader, &id, want.view, &v, &fx_err));
+        assert_memory_equal(v.view_hash.b, want.view_hash.b, 16);
+        must(fx_compare_records(reader, kd_cache_recipe(c), 3, &want, &fx_err));
+    }
+    must_be(KD_ENOTFOUND, kd_reader_view(reader, &id, 5, &v, &fx_err));
+    kd_reader_destroy(reader);
+    kd_cache_close(c);
+    /* The digest is of what is there, not of how it lies. */
+    parts = digest_of(paths, 3);
+    all = fx_path("all.kdc");
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    must(kd_writer_open(&w, all, &r, NULL, 0, &fx_err));
+    for (unsigned i = 7; i-- > 0;)
+        must(fx_add(w, &r, 3, i < 5 ? i : i + 1, &fx_err));
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    kd_recipe_free(&r);
+    whole = digest_of(&all, 1);
+    assert_memory_equal(parts.b, whole.b, 32);
+    whole = digest_of(paths, 2);
+    assert_memory_not_equal(parts.b, whole.b, 32);
+}
+
+static void every_element_type_and_target_is_read(void **state)
+{
+    static const char *const dtype[] = {"f16", "bf16", "i8"};
+    (void)state;
+    for (int d = 0; d < 3; d++) {
+        kd_cache *c;
+        char name[32];
+        snprintf(name, sizeof name, "%s.kdc", dtype[d]);
+        fx_make_cache_of(fx_recipe_stored(dtype[d], "full,pool:2x3,adjoint:3,adjoint:2"), fx_path(name), 0, 5);
+        must(fx_open(&c, fx_path(name), &fx_err));
+        assert_int_equal(kd_recipe_records(kd_cache_recipe(c)), 5);
+        must(fx_compare_all(c, 0, 5, &fx_err));
+        kd_cache_close(c);
+    }
+}
+
+/* Sums over U^T t are those over t, and |t|^2 is beside it. */
+static void statistics_of_adjoint_targets_are_those_of_the_tokens(void **state)
+{
+    kd_cache *c;
+    double sum[FX_WIDTH] = {0}, square = 0, mean2 = 0, n = 5.0 * FX_VIEWS * FX_ROWS;
+    const float *mean;
+    float std;
+    kd_recipe r;
+    (void)state;
+    fx_make_cache_of(fx_recipe_stored("f16", "adjoint:2"), fx_path("a.kdc"), 0, 5);
+    must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+    r = *kd_cache_recipe(c);
+    for (unsigned i = 0; i < 5; i++) {
+        for (unsigned v = 0; v < FX_VIEWS; v++) {
+            square += fx_square(i, v);
+            for (size_t k = 0; k < 4 * FX_WIDTH; k++)
+                sum[k % FX_WIDTH] += (double)fx_stored(&r, i, v, KD_FEATURE_PATCH, 1, k);
+        }
+    }
+    must(kd_cache_mean(c, KD_FEATURE_PATCH, 1, &mean, &std, &fx_err));
+    for (int k = 0; k < FX_WIDTH; k++) {
+        assert_true(fabs((double)mean[k] - sum[k] / n) < 1e-7);
+        mean2 += sum[k] / n * (sum[k] / n);
+    }
+    assert_true(fabs((double)std - sqrt((square / n - mean2) / FX_WIDTH)) < 1e-6);
+    kd_cache_close(c);
+}
+
+/* Rotation at a fixed size must not depend on interruptions. */
+static void the_writer_counts_value_bytes_over_interruptions(void **state)
+{
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    uint64_t two, after;
+    (void)state;
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    assert_int_equal(kd_writer_value_bytes(w), 0);
+    must(fx_add(w, &r, 0, 0, &fx_err));
+    must(fx_add(w, &r, 1, 0, &fx_err));
+    must(kd_writer_commit(w, &fx_err));
+    two = kd_writer_value_bytes(w);
+    assert_true(two > 2 * (128 + 2 * FX_ROWS * FX_WIDTH / 2));
+    must(fx_add(w, &r, 2, 0, &fx_err)); /* lost with the process */
+    kd_writer_close(w);
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    assert_int_equal(kd_writer_value_bytes(w), two);
+    must(fx_add(w, &r, 2, 0, &fx_err));
+    after = kd_writer_value_bytes(w);
+    assert_true(after > two);
     kd_writer_close(w);
     kd_recipe_free(&r);
 }
@@ -322,8 +490,11 @@ static void shards_read_as_one_cache(void **state)
     }
     kd_cache_close(c);
     kd_cache_close(all);
-    must_be(KD_EMISMATCH, kd_cache_open(&c, &dir, 1, &fx_err)); /* all.kdc overlaps the shards */
-    must_say("these shards overlap");
+    must(kd_cache_open(&c, &dir, 1, &fx_err)); /* all.kdc holds what the shards hold: read once */
+    assert_int_equal(kd_cache_images(c), 40);
+    assert_int_equal(kd_cache_view_total(c), 40 * FX_VIEWS);
+    must(fx_compare_all(c, 0, 40, &fx_err));
+    kd_cache_close(c);
 }
 
 static void absent_and_unfinished_caches_are_not_found(void **state)
@@ -404,7 +575,7 @@ static void records_are_counted_for_each_feature(void **state)
     kd_cache *c;
     (void)state;
     fx_make_cache_of(fx_recipe_full(), fx_path("a.kdc"), 0, 3);
-    for (int f = 0; f < KD_FEATURES; f++) {
+    for (int f = 0; f < KD_OUTPUTS; f++) {
         char says[64];
         json_t *j, *content;
         must(kd_json_read_file(fx_path("a.kdc.json"), 1 << 20, &j, &fx_err));
@@ -436,18 +607,18 @@ static void fidelity_and_provenance_stand_in_the_manifest(void **state)
     (void)state;
     must(kd_writer_open(&w, fx_path("a.kdc"), &r, p, 0, &fx_err));
     must(fx_add(w, &r, 0, 0, &fx_err));
-    kd_writer_add_fidelity(w, KD_FEATURE_CLS, 3, 3, 2.9, 0.03);
     must(kd_writer_commit(w, &fx_err));
     kd_writer_close(w);
     must(kd_writer_open(&w, fx_path("a.kdc"), &r, q, 0, &fx_err)); /* resumed: the sums go on */
-    kd_writer_add_fidelity(w, KD_FEATURE_CLS, 1, 1, 1, 0.01);
+    must(fx_add(w, &r, 2, 1, &fx_err));
     must(kd_writer_seal(w, &fx_err));
     kd_writer_close(w);
     must(fx_open(&c, fx_path("a.kdc"), &fx_err));
     m = kd_cache_shard_manifest(c, 0);
-    f = json_object_get(json_object_get(m, "fidelity"), "cls");
-    assert_true(fabs(json_number_value(json_object_get(f, "cosine")) - 3.9 / 4) < 1e-6);
-    assert_true(fabs(json_number_value(json_object_get(f, "relative_l2")) - 0.1) < 1e-6);
+    f = json_object_get(json_object_get(json_object_get(m, "fidelity"), "patch"), "1"); /* xx = qq = 4 each; err2 = 0.25 and 0.75; worst 0.125 and 0.25: fx_record */
+    assert_true(fabs(json_number_value(json_object_get(f, "cosine")) - (8 + 8 - 1) / 16.0) < 1e-9);
+    assert_true(fabs(json_number_value(json_object_get(f, "relative_l2")) - sqrt(1 / 8.0)) < 1e-9);
+    assert_true(json_number_value(json_object_get(f, "worst_token")) == 0.25);
     assert_int_equal(json_integer_value(json_object_get(json_object_get(m, "provenance"), "threads")), 1);
     assert_int_equal(json_integer_value(json_object_get(json_array_get(json_object_get(json_object_get(m, "provenance"), "resumed"), 0), "threads")), 2);
     kd_cache_close(c);
@@ -487,6 +658,7 @@ static void two_keys_in_a_cache_of_one_feature(void **state)
     const float *mean;
     (void)state;
     json_object_set_new(j, "features", json_pack("[s]", "cls"));
+    json_object_set_new(j, "patch_targets", json_array());
     must(kd_recipe_from_json(&r, j, "cls only", &fx_err));
     must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
     must(fx_add(w, &r, 0, 0, &fx_err));
@@ -510,7 +682,8 @@ int main(void)
         T(what_was_written_is_read), T(four_features_of_two_layers_are_read), T(joined_layers_are_read_as_one),
         T(incomplete_and_foreign_records_are_refused), T(statistics_are_of_each_feature_and_layer), T(sealed_bytes_depend_on_content_only),
         T(a_closed_writer_keeps_committed_views_only), T(a_second_writer_is_refused_by_name), T(a_finished_cache_is_done_and_read_only),
-        T(another_recipe_is_refused_naming_the_field), T(views_that_cannot_be_sealed_are_refused), T(shards_read_as_one_cache),
+        T(another_recipe_is_refused_naming_the_field), T(a_cache_without_views_is_not_sealed), T(any_views_of_an_image_can_be_stored), T(shards_may_hold_different_views_of_an_image),
+        T(every_element_type_and_target_is_read), T(statistics_of_adjoint_targets_are_those_of_the_tokens), T(the_writer_counts_value_bytes_over_interruptions), T(shards_read_as_one_cache),
         T(absent_and_unfinished_caches_are_not_found), T(a_missing_manifest_is_said_and_completed), T(manifests_prove_themselves_and_their_file),
         T(records_are_counted_for_each_feature), T(fidelity_and_provenance_stand_in_the_manifest), T(unknown_keys_are_not_found), T(two_keys_in_a_cache_of_one_feature),
     };

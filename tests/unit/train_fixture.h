@@ -50,10 +50,9 @@ static inline json_t *tf_recipe_json(const char *decoder) {
     json_t *teacher = json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:[f,f,f], s:[f,f,f]}", "sha256", "00112233445566778899aabbccddeeff00112233445566778899aabbccddeeff",
                                 "tensors", "", "family", "dinov2", "width", TF_WIDTH, "depth", 2, "heads", 1, "patch", 14, "registers", TF_REGISTERS, "positions", "official", "layer_norm_eps", 1e-6,
                                 "mean", 0.485, 0.456, 0.406, "std", 0.229, 0.224, 0.225);
-    json_t *j = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:i, s:[i,i], s:s, s:s, s:[s,s], s:[i,i], s:i, s:i, s:s, s:{s:s, s:i}}", "format_version", 0, "teacher", teacher,
+    json_t *j = json_pack("{s:i, s:o, s:[i], s:b, s:b, s:o, s:i, s:[i,i], s:s, s:s, s:[s,s], s:[i,i], s:i, s:i, s:[s], s:{s:s}}", "format_version", 1, "teacher", teacher,
                           "layers", 1, "layer_norm", 1, "layer_concat", 0, "augment", kd_policy_json(&policy), "seed", 3, "image_size", TF_H, TF_W, "decoder", decoder != NULL ? decoder : hex,
-                          "exif", "ignore", "features", "cls", "patch", "grid", TF_GRID_H, TF_GRID_W, "registers", TF_REGISTERS, "width", TF_WIDTH, "patch_target", "full", "store", "dtype", "f16",
-                          "zstd_level", 1);
+                          "exif", "ignore", "features", "cls", "patch", "grid", TF_GRID_H, TF_GRID_W, "registers", TF_REGISTERS, "width", TF_WIDTH, "patch_targets", "full", "store", "dtype", "f16");
     assert_non_null(j);
     return j;
 }
