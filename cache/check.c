@@ -24,10 +24,11 @@ typedef struct worker {
 
 typedef struct check {
     kd_cache *cache;
+    const kd_check_options *o;
     kd_locator *locator;      /* NULL: no replay */
     worker *workers;
     uint8_t *elsewhere;       /* per image: a place */
-    int by_id;                /* second pass */
+    int by_id;                /* second pass of a replay */
     kd_check_report report;
     void *ctx;
     pthread_mutex_t lock;     /* of result and report */
@@ -52,37 +53,60 @@ static void bad(check *c, const char *sentence)
 
 /* ---- whole files ---- */
 
-static kd_status check_shard(check *c, size_t i, kd_err *err)
+/* Counts what a part of the check found wrong; passes on what kept it from going on. */
+static kd_status count_damage(check *c, kd_status status, const kd_err *said, kd_err *err)
+{
+    if (status == KD_OK)
+        return KD_OK;
+    if (status == KD_ESIGINT || status == KD_ESIGTERM) {
+        if (err)
+            *err = *said;
+        return status;
+    }
+    bad(c, said->msg);
+    return KD_OK;
+}
+
+static kd_status check_structure(check *c, kd_err *err)
+{
+    for (size_t i = 0; i < kd_cache_shards(c->cache); i++) {
+        kd_err said;
+        uint64_t bytes;
+        KD_TRY(kd_io_file_size(kd_cache_shard_path(c->cache, i), &bytes, err));
+        c->result->bytes += bytes;
+        KD_TRY(count_damage(c, kd_cache_shard_structure(c->cache, i, &said), &said, err));
+    }
+    return KD_OK;
+}
+
+static void compare_hex(check *c, const char *path, const char *what, const kd_sha256 *have, const char *want, const char *advice)
+{
+    char hex[65];
+    kd_err said;
+    kd_hex(hex, have->b, sizeof have->b);
+    if (strcmp(hex, want) == 0)
+        return;
+    kd_fail(&said, KD_EDAMAGED, "%s: %s is %s, its manifest has %s; %s", path, what, hex, want, advice);
+    bad(c, said.msg);
+}
+
+static kd_status check_file(check *c, size_t i, kd_err *err)
 {
     const char *path = kd_cache_shard_path(c->cache, i), *sha_hex = "", *digest_hex = "";
     const json_t *manifest = kd_cache_shard_manifest(c->cache, i);
     kd_sha256 sha, digest;
-    uint64_t bytes;
-    char have[65];
+    kd_status status;
     kd_err said;
     KD_TRY(kd_json_get_string(manifest, "sha256", path, &sha_hex, err));
     KD_TRY(kd_json_get_string(json_object_get(manifest, "content"), "digest", path, &digest_hex, err));
-    KD_TRY(kd_io_file_size(path, &bytes, err));
-    c->result->bytes += bytes;
-    if (kd_sha256_file(path, &sha, &said) != KD_OK) {
-        bad(c, said.msg);
-    } else {
-        kd_hex(have, sha.b, sizeof sha.b);
-        if (strcmp(have, sha_hex) != 0) {
-            kd_fail(&said, KD_EDAMAGED, "%s: the file's SHA-256 is %s, its manifest has %s; copy it again from where it came, or remove it and run kd-precompute again", path, have, sha_hex);
-            bad(c, said.msg);
-        }
-    }
-    if (kd_cache_shard_digest(c->cache, i, &digest, &said) != KD_OK) {
-        bad(c, said.msg);
-        return KD_OK;
-    }
-    kd_hex(have, digest.b, sizeof digest.b);
-    if (strcmp(have, digest_hex) != 0) {
-        kd_fail(&said, KD_EDAMAGED, "%s: the digest of its content is %s, its manifest has %s; keys or records were changed", path, have, digest_hex);
-        bad(c, said.msg);
-    }
-    return KD_OK;
+    status = kd_sha256_file(path, &sha, &said);
+    if (status == KD_OK)
+        compare_hex(c, path, "the file's SHA-256", &sha, sha_hex, "its bytes have changed since it was sealed");
+    KD_TRY(count_damage(c, status, &said, err));
+    status = kd_cache_shard_digest(c->cache, i, &digest, &said);
+    if (status == KD_OK)
+        compare_hex(c, path, "the digest of its content", &digest, digest_hex, "keys or records were changed");
+    return count_damage(c, status, &said, err);
 }
 
 /* ---- one image ---- */
@@ -142,26 +166,36 @@ static enum place replay_image(check *c, worker *w, const kd_image_entry *e)
     return c->by_id ? ELSEWHERE : IN_PLACE;
 }
 
-static void check_image(void *ctx, int worker_index, size_t i)
+static void step(check *c, uint64_t records)
+{
+    pthread_mutex_lock(&c->lock);
+    c->result->records += records;
+    kd_progress_update(c->progress, ++c->done, 0, NULL);
+    pthread_mutex_unlock(&c->lock);
+}
+
+static void read_image(void *ctx, int worker_index, size_t i)
 {
     check *c = ctx;
-    worker *w = &c->workers[worker_index];
     const kd_image_entry *e = kd_cache_image(c->cache, i);
     uint64_t records = 0;
+    if (kd_stop_requested() != KD_OK || i % c->o->parts != c->o->part - 1)
+        return;
+    for (uint32_t v = 0; v < e->views; v++)
+        check_view(c, &c->workers[worker_index], e, kd_image_view(e, v), &records);
+    step(c, records);
+}
+
+static void play_image(void *ctx, int worker_index, size_t i)
+{
+    check *c = ctx;
     enum place place = c->elsewhere[i];
     if (kd_stop_requested() != KD_OK || (c->by_id && place != NOWHERE && place != PARTNER_AWAY))
         return;
-    for (uint32_t v = 0; v < e->views && !c->by_id; v++)
-        check_view(c, w, e, kd_image_view(e, v), &records);
-    if (c->locator) {
-        enum place now = replay_image(c, w, e);
-        c->elsewhere[i] = (uint8_t)(place == PARTNER_AWAY ? IN_PLACE : now);
-    }
-    pthread_mutex_lock(&c->lock);
-    c->result->records += records;
+    enum place now = replay_image(c, &c->workers[worker_index], kd_cache_image(c->cache, i));
+    c->elsewhere[i] = (uint8_t)(place == PARTNER_AWAY ? IN_PLACE : now);
     if (!c->by_id) /* the second round looks at the same images again */
-        kd_progress_update(c->progress, ++c->done, 0, NULL);
-    pthread_mutex_unlock(&c->lock);
+        step(c, 0);
 }
 
 /* ---- all ---- */
@@ -204,48 +238,77 @@ static void count_whereabouts(check *c, const char *images)
     }
 }
 
-static kd_status run(check *c, const char *images, kd_list_format list, int threads, kd_err *err)
+/* One pass over the images on all threads. */
+static kd_status pass(check *c, const char *title, int threads, void (*fn)(void *ctx, int worker, size_t i), kd_err *err)
+{
+    size_t n = kd_cache_images(c->cache);
+    c->done = 0;
+    c->progress = title ? kd_progress_create(title, "image", fn == read_image ? n / c->o->parts : n, 0, 0) : NULL;
+    kd_parallel_for(threads, n, fn, c);
+    kd_progress_finish(c->progress);
+    c->progress = NULL;
+    return kd_stop_requested() == KD_OK ? KD_OK : kd_fail(err, kd_stop_requested(), "interrupted after %llu of %zu images", (unsigned long long)c->done, n);
+}
+
+static kd_status check_data(check *c, int threads, kd_err *err)
+{
+    for (size_t i = 0; i < kd_cache_shards(c->cache) && c->o->parts == 1; i++)
+        KD_TRY(check_file(c, i, err));
+    return pass(c, "checking", threads, read_image, err);
+}
+
+static kd_status check_replay(check *c, int threads, kd_err *err)
 {
     size_t n = kd_cache_images(c->cache), missing = 0;
-    KD_TRY(create_workers(c, threads, err));
-    if (images) {
-        kd_err said;
-        KD_TRY(kd_locator_create(&c->locator, images, list, err));
-        c->result->decoder_differs = kd_recipe_check_decoder(kd_cache_recipe(c->cache), &said) != KD_OK;
-        if (c->result->decoder_differs)
-            say(c, said.msg);
-    }
-    for (size_t i = 0; i < kd_cache_shards(c->cache); i++)
-        KD_TRY(check_shard(c, i, err));
-    c->progress = kd_progress_create("checking", "image", n, 0, 0);
-    kd_parallel_for(threads, n, check_image, c);
+    kd_err said;
+    KD_TRY(kd_locator_create(&c->locator, c->o->images, c->o->list, err));
+    c->result->decoder_differs = kd_recipe_check_decoder(kd_cache_recipe(c->cache), &said) != KD_OK;
+    if (c->result->decoder_differs)
+        say(c, said.msg);
+    KD_TRY(pass(c, "replaying", threads, play_image, err));
     for (size_t i = 0; i < n; i++)
         missing += c->elsewhere[i] == NOWHERE || c->elsewhere[i] == PARTNER_AWAY;
-    if (missing && kd_stop_requested() == KD_OK) {
-        kd_log(KD_LOG_INFO, "%zu images, or images that they are mixed with, are not at their recorded paths: every file under %s is hashed to find them", missing, images);
+    if (missing) {
+        kd_log(KD_LOG_INFO, "%zu images, or images that they are mixed with, are not at their recorded paths: every file under %s is hashed to find them", missing, c->o->images);
         KD_TRY(kd_locator_hash_all(c->locator, threads, NULL, err));
         c->by_id = 1;
-        kd_parallel_for(threads, n, check_image, c);
+        KD_TRY(pass(c, NULL, threads, play_image, err));
     }
-    if (images)
-        count_whereabouts(c, images);
-    if (kd_stop_requested() != KD_OK)
-        return kd_fail(err, kd_stop_requested(), "interrupted after %llu of %zu images", (unsigned long long)c->done, n);
+    count_whereabouts(c, c->o->images);
     return KD_OK;
 }
 
-kd_status kd_cache_check(kd_cache *cache, const char *images, kd_list_format list, int threads, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err)
+static kd_status run(check *c, int threads, kd_err *err)
 {
-    check c = {.cache = cache, .report = report, .ctx = ctx, .result = result};
+    double begin = kd_now();
+    KD_TRY(create_workers(c, threads, err));
+    KD_TRY(check_structure(c, err));
+    c->result->structure_s += kd_now() - begin;
+    begin = kd_now();
+    if (c->o->read_data) {
+        KD_TRY(check_data(c, threads, err));
+        c->result->data_s = kd_now() - begin;
+    }
+    begin = kd_now();
+    if (c->o->images) {
+        KD_TRY(check_replay(c, threads, err));
+        c->result->replay_s = kd_now() - begin;
+    }
+    return KD_OK;
+}
+
+kd_status kd_cache_check(kd_cache *cache, const kd_check_options *options, double opened_s, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err)
+{
+    check c = {.cache = cache, .o = options, .report = report, .ctx = ctx, .result = result};
+    int threads = options->threads < 1 ? kd_cpu_count() : options->threads;
     kd_status status;
-    if (threads < 1)
-        threads = kd_cpu_count();
+    KD_ASSERT(options->parts >= 1 && options->part >= 1 && options->part <= options->parts);
     memset(result, 0, sizeof *result);
     result->images = kd_cache_images(cache);
     result->views = kd_cache_view_total(cache);
+    result->structure_s = opened_s;
     pthread_mutex_init(&c.lock, NULL);
-    status = run(&c, images, list, threads, err);
-    kd_progress_finish(c.progress);
+    status = run(&c, threads, err);
     for (int i = 0; c.workers && i < threads; i++) {
         kd_reader_destroy(c.workers[i].reader);
         kd_found_free(&c.workers[i].found);

@@ -98,13 +98,13 @@ kd_status kd_cache_open_files(kd_cache **c, const kd_cache_config *config, kd_er
 kd_status kd_cache_pick(const kd_image_entry **e, const kd_cache *c, const kd_cache_config *config, kd_err *err)
 {
     kd_hash128 id;
+    char views[64];
     if (strlen(config->id) != 32 || kd_unhex(id.b, config->id, sizeof id.b) != 0)
         return kd_fail(err, KD_EUSAGE, "--id %s: expected 32 hexadecimal digits, as `kd-cache list %s` prints them", config->id, config->files.item[0]);
     *e = kd_cache_find_image(c, &id);
     if (!*e)
         return kd_fail(err, KD_ENOTFOUND, "%s: has no image %s; `kd-cache list %s` prints those that it has", config->files.item[0], config->id, config->files.item[0]);
     if (!kd_image_find_view(*e, (uint32_t)config->view))
-        return kd_fail(err, KD_ENOTFOUND, "%s: image %s has %u views, from %u to %u, but not view %lld", config->files.item[0], config->id, (*e)->views, kd_image_view(*e, 0),
-                       kd_image_view(*e, (*e)->views - 1), (long long)config->view);
+        return kd_fail(err, KD_ENOTFOUND, "%s: image %s has %s, not %lld", config->files.item[0], config->id, kd_image_views_text(*e, views), (long long)config->view);
     return KD_OK;
 }

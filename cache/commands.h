@@ -8,7 +8,7 @@
 
 typedef struct kd_cache_config {
     kd_strings files;
-    const char *images, *id, *out, *grid, *exif;
+    const char *images, *id, *out, *grid, *exif, *read_data;
     int64_t view, threads, short_side, quality, max_pixels;
     int null, json, all;
 } kd_cache_config;

@@ -1,5 +1,6 @@
 #include "cache/entry.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "common/base/mem.h"
@@ -193,6 +194,16 @@ uint32_t kd_image_view(const kd_image_entry *e, uint32_t i)
     while (i >= e->run[r].count)
         i -= e->run[r++].count;
     return e->run[r].first + i;
+}
+
+const char *kd_image_views_text(const kd_image_entry *e, char buf[64])
+{
+    uint32_t first = kd_image_view(e, 0), last = kd_image_view(e, e->views - 1);
+    if (last - first == e->views - 1)
+        snprintf(buf, 64, "views %u to %u", first, last);
+    else
+        snprintf(buf, 64, "%u views from %u to %u", e->views, first, last);
+    return buf;
 }
 
 const kd_view_run *kd_image_find_view(const kd_image_entry *e, uint32_t view)

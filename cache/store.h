@@ -49,6 +49,8 @@ typedef struct kd_image_entry {
 } kd_image_entry;
 /* Number of the image's i-th stored view, i < views. Views are usually 0 .. views - 1, but a repaired or extracted cache may have any. */
 uint32_t kd_image_view(const kd_image_entry *e, uint32_t i);
+/* "views 0 to 7", or "5 views from 1 to 70" where some between aren't stored. Returns buf. */
+const char *kd_image_views_text(const kd_image_entry *e, char buf[64]);
 /* The run that has this view, or NULL: it isn't stored. */
 const kd_view_run *kd_image_find_view(const kd_image_entry *e, uint32_t view);
 
@@ -85,7 +87,13 @@ typedef struct kd_cache kd_cache; /* one or several sealed shards of equal recip
  * two of them, as a duplicate file in two parts of a set is, is read from one. KD_ENOTFOUND: no such cache (a .partial beside it is mentioned, with the command
  * that completes it); KD_EDAMAGED; KD_EMISMATCH between shards. */
 kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, kd_err *err);
+/* The same, walking all pages whatever earlier runs have found. */
+kd_status kd_cache_open_anew(kd_cache **out, const char *const *paths, size_t count, kd_err *err);
 void kd_cache_close(kd_cache *c);
+
+/* The structure of shard i beyond its pages: every view that its image table lists has its entry, which checks, and one record of each feature and layer, and there are no others. Values of
+ * records aren't read. KD_EDAMAGED at the first difference; KD_ESIGINT, KD_ESIGTERM. */
+kd_status kd_cache_shard_structure(kd_cache *c, size_t i, kd_err *err);
 
 const kd_recipe *kd_cache_recipe(const kd_cache *c);
 /* Manifest of shard i: {"identity","content":{"images","views","digest","bytes"},"fidelity":{...},"provenance":{...},"created"...}; borrowed. */

@@ -5,7 +5,7 @@
 #include <string.h>
 
 #include "cache/store_internal.h"
-#include "cache/validate.h"
+#include "cache/verdict.h"
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
@@ -158,11 +158,11 @@ static kd_status read_shard_meta(void *arg, kd_err *err)
     return status;
 }
 
-static kd_status open_shard(kd_shard *s, kd_err *err)
+static kd_status open_shard(kd_shard *s, int anew, kd_err *err)
 {
     kd_lmdb_facts facts;
     KD_TRY(kd_manifest_read(&s->manifest, s->path, err));
-    KD_TRY(kd_lmdb_validate(s->path, 1, &facts, err));
+    KD_TRY(kd_verdict_validate(s->path, anew, &facts, err));
     if (facts.first_value_at == 0)
         return kd_fail(err, KD_EDAMAGED, "%s: its meta database is empty; copy it again from where it came", s->path);
     KD_TRY(kd_lmdb_open_read(&s->db, s->path, facts.pages * PAGE, facts.first_value_at, err));
@@ -448,21 +448,21 @@ kd_status kd_cache_mean(kd_cache *c, kd_feature f, uint16_t layer, const float *
 
 /* ---- the cache ---- */
 
-static kd_status open_all(kd_cache *c, path_list *l, kd_err *err)
+static kd_status open_all(kd_cache *c, path_list *l, int anew, kd_err *err)
 {
     KD_TRY(kd_alloc_array(&c->shards, l->count, sizeof *c->shards, err));
     for (size_t i = 0; i < l->count; i++) {
         kd_shard *s = &c->shards[c->shard_count++];
         s->path = l->path[i];
         l->path[i] = NULL;
-        KD_TRY(open_shard(s, err));
+        KD_TRY(open_shard(s, anew, err));
         if (i > 0)
             KD_TRY(kd_recipe_compare(&c->shards[0].recipe, c->shards[0].path, &s->recipe, s->path, err));
     }
     return load_all_images(c, err);
 }
 
-kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, kd_err *err)
+static kd_status cache_open(kd_cache **out, const char *const *paths, size_t count, int anew, kd_err *err)
 {
     kd_cache *c = kd_calloc(1, sizeof *c);
     path_list l = {0};
@@ -472,7 +472,7 @@ kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, 
         return kd_fail(err, KD_EFAIL, "out of memory while opening a cache");
     status = count > 0 ? list_paths(&l, paths, count, err) : kd_fail(err, KD_EUSAGE, "no cache was given");
     if (status == KD_OK)
-        status = open_all(c, &l, err);
+        status = open_all(c, &l, anew, err);
     for (size_t i = 0; i < l.count; i++)
         kd_free(l.path[i]);
     kd_free(l.path);
@@ -482,6 +482,16 @@ kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, 
     }
     *out = c;
     return KD_OK;
+}
+
+kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, kd_err *err)
+{
+    return cache_open(out, paths, count, 0, err);
+}
+
+kd_status kd_cache_open_anew(kd_cache **out, const char *const *paths, size_t count, kd_err *err)
+{
+    return cache_open(out, paths, count, 1, err);
 }
 
 void kd_cache_close(kd_cache *c)

@@ -62,7 +62,7 @@ static kd_status find_shard(lookup *l, kd_err *err)
     const kd_cache *c = l->reader->cache;
     const kd_image_entry *e = kd_cache_find_image(c, l->image);
     const kd_view_run *run = e ? kd_image_find_view(e, l->view) : NULL;
-    char hex[33];
+    char hex[33], views[64];
     if (run) {
         l->shard = run->shard;
         return KD_OK;
@@ -70,8 +70,7 @@ static kd_status find_shard(lookup *l, kd_err *err)
     kd_hex(hex, l->image->b, 16);
     if (!e)
         return kd_fail(err, KD_ENOTFOUND, "%s: has no image %s", c->shards[0].path, hex);
-    return kd_fail(err, KD_ENOTFOUND, "%s: image %s (%s) has %u views, from %u to %u, but not view %u", c->shards[0].path, hex, e->rel, e->views, kd_image_view(e, 0),
-                   kd_image_view(e, e->views - 1), l->view);
+    return kd_fail(err, KD_ENOTFOUND, "%s: image %s (%s) has %s, not %u", c->shards[0].path, hex, e->rel, kd_image_views_text(e, views), l->view);
 }
 
 /* The image table knows this view, so a missing entry is damage. */

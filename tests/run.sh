@@ -23,6 +23,8 @@ export ASAN_OPTIONS="allocator_may_return_null=1:$ASAN_OPTIONS" TSAN_OPTIONS="al
 unset KD_LOG CMOCKA_XML_FILE
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/kd-test.XXXXXX") || exit 1
+# What programs remember of caches and images (verdicts) stays out of the home folder.
+export XDG_CACHE_HOME=$work/cache
 trap 'chmod -R u+rwX "$work" 2>/dev/null; rm -rf "$work"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

@@ -401,6 +401,8 @@ static kd_status long_option(parse *p, int argc, char **argv, int *at, int apply
             return apply ? KD_OK : do_common(p, id, NULL);
         return apply ? set_value(p, i, off ? "false" : "true", GIVEN_COMMAND) : KD_OK;
     }
+    if (id == KD_COMMON_COUNT && (p->prog->options[i].flags & KD_OPT_OPTIONAL) && !w.value)
+        return apply ? set_value(p, i, "", GIVEN_COMMAND) : KD_OK;
     KD_TRY(take_value(p, &w, argc, argv, at, id < KD_COMMON_COUNT ? kd_common_options[id].metavar : p->prog->options[i].metavar, &value));
     if (id < KD_COMMON_COUNT)
         return apply ? KD_OK : do_common(p, id, value);

@@ -32,7 +32,8 @@ typedef enum kd_option_kind {
 } kd_option_kind;
 
 /* KD_OPT_ALONE: a flag that, when it is set, makes a run of its own for which no other option is required ("--inspect"). */
-enum { KD_OPT_REQUIRED = 1, KD_OPT_POSITIONAL = 2, KD_OPT_ALONE = 4 };
+/* KD_OPT_OPTIONAL: a string whose value may be left out and then is "" ("--read-data", "--read-data=1/8"). */
+enum { KD_OPT_REQUIRED = 1, KD_OPT_POSITIONAL = 2, KD_OPT_ALONE = 4, KD_OPT_OPTIONAL = 8 };
 
 typedef struct kd_strings {
     const char **item;

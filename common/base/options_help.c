@@ -96,6 +96,18 @@ static const char *common_name(const kd_common_option *c, char *buf, size_t cap)
     return buf;
 }
 
+/* As it is typed: "FILE", "--dry-run", "--batch-size N", "--read-data[=N/T]". */
+static const char *option_text(const kd_option *o, char *buf, size_t cap)
+{
+    if (o->flags & KD_OPT_POSITIONAL)
+        snprintf(buf, cap, "%s", o->name);
+    else if (o->kind == KD_OPT_FLAG)
+        snprintf(buf, cap, "--%s", o->name);
+    else
+        snprintf(buf, cap, o->flags & KD_OPT_OPTIONAL ? "--%s[=%s]" : "--%s %s", o->name, o->metavar);
+    return buf;
+}
+
 static int ends_with_newline(const char *s)
 {
     size_t n = strlen(s);
@@ -111,13 +123,8 @@ void kd_options_help(const kd_program *prog, FILE *out)
     if (prog->examples)
         fprintf(out, "\nexamples:\n%s%s", prog->examples, ends_with_newline(prog->examples) ? "" : "\n");
     fprintf(out, "\noptions:\n");
-    for (const kd_option *o = prog->options; o->name; o++) {
-        if (o->flags & KD_OPT_POSITIONAL)
-            snprintf(left, sizeof left, "%s", o->name);
-        else
-            snprintf(left, sizeof left, "--%s%s%s", o->name, o->kind == KD_OPT_FLAG ? "" : " ", o->metavar);
-        entry(out, left, o->help, facts(o, extra, sizeof extra));
-    }
+    for (const kd_option *o = prog->options; o->name; o++)
+        entry(out, option_text(o, left, sizeof left), o->help, facts(o, extra, sizeof extra));
     fprintf(out, "\ncommon options:\n");
     for (int i = 0; i < KD_COMMON_COUNT; i++)
         entry(out, common_name(&kd_common_options[i], left, sizeof left), kd_common_options[i].help, "");
@@ -166,10 +173,7 @@ static void man_options(const kd_program *prog, FILE *out)
 {
     char left[256], extra[256];
     for (const kd_option *o = prog->options; o->name; o++) {
-        int positional = (o->flags & KD_OPT_POSITIONAL) != 0;
-        snprintf(left, sizeof left, "%s%s%s%s", positional ? "" : "--", o->name, o->kind == KD_OPT_FLAG || positional ? "" : " ",
-                 positional ? "" : o->metavar);
-        kd_options_roff(out, ".TP\n.B ", left);
+        kd_options_roff(out, ".TP\n.B ", option_text(o, left, sizeof left));
         roff(out, o->help);
         facts(o, extra, sizeof extra);
         if (extra[0]) {

@@ -137,7 +137,7 @@ refused 'k-NN: more neighbours than images' 2 '--k 20' evaluate knn --weights "$
 
 # ---- damaged caches: info may not see it, check and training must ----
 damaged() { # NAME FILE WORDS
-    refused "$1: kd-cache check" 12 "$3" "$KD_BIN/kd-cache" check "$2"
+    refused "$1: kd-cache check" 12 "$3" "$KD_BIN/kd-cache" check "$2" --read-data
     refused "$1: training" 12 "$4" train --cache "$2" --images "$images" --out "$work/r5"
 }
 copy() { # NAME: a writable copy of the cache with its manifest

@@ -52,7 +52,7 @@ static void trial(const char *what, size_t at)
         status = fx_compare_all(c, 0, IMAGES, &fx_err);
         if (status == KD_OK) {
             harmless++;
-            must(kd_cache_check(c, NULL, KD_LIST_LINES, 1, ignore, NULL, &result, &fx_err));
+            must(kd_cache_check(c, &(kd_check_options){.read_data = 1, .part = 1, .parts = 1, .threads = 1}, 0, ignore, NULL, &result, &fx_err));
             unnoticed += result.bad == 0;
             if (result.bad == 0)
                 print_error("%s at byte %zu (page %zu) isn't noticed by the check\n", what, at, at / PAGE);

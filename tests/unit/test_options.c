@@ -8,7 +8,7 @@
 #include "common/base/yaml.h"
 
 typedef struct config {
-    const char *cache, *device, *teacher, *path;
+    const char *cache, *device, *teacher, *path, *part;
     int64_t batch, seed;
     double lr;
     uint64_t shard;
@@ -27,6 +27,7 @@ static const kd_option table[] = {
     KD_OPTION_FLAG(config, dry_run, "dry-run", "print the plan and touch nothing"),
     KD_OPTION_FLAG(config, keep, "keep", "keep temporary files"),
     KD_OPTION_STRINGS(config, students, "student", "NAME", 0, "model to train"),
+    KD_OPTION_STRING(config, part, "read-data", "N/T", NULL, KD_OPT_OPTIONAL, "read every byte"),
     KD_OPTION_END};
 static const kd_program prog = {.name = "kd-test", .summary = "Tests the options.", .examples = "  $ kd-test --cache a.kdc\n",
                                 .epilog = "exit codes: 0 ok", .options = table};
@@ -119,6 +120,29 @@ static void a_list_option_takes_the_words_of_a_shell_pattern(void **state)
     assert_string_equal(c.students.item[4], "e");
     assert_int_equal(PARSE(&c, "--cache", "x", "stray"), KD_EUSAGE);
     assert_contains(err.msg, "\"stray\" is not expected here");
+}
+
+static void an_optional_value_stands_behind_an_equals_sign(void **state)
+{
+    config c = {0};
+    FILE *out;
+    char *text = NULL;
+    size_t size;
+    (void)state;
+    assert_int_equal(PARSE(&c, "--cache", "x"), KD_OK);
+    assert_null(c.part);
+    assert_int_equal(PARSE(&c, "--read-data", "--cache", "x"), KD_OK);
+    assert_string_equal(c.part, "");
+    assert_string_equal(c.cache, "x");
+    assert_int_equal(PARSE(&c, "--cache", "x", "--read-data=1/8"), KD_OK);
+    assert_string_equal(c.part, "1/8");
+    out = open_memstream(&text, &size);
+    kd_options_help(&prog, out);
+    kd_options_man(&prog, out);
+    fclose(out);
+    assert_contains(text, "  --read-data[=N/T]");
+    assert_contains(text, ".B \\-\\-read\\-data[=N/T]");
+    free(text);
 }
 
 static void wrong_words_are_explained(void **state)
@@ -398,7 +422,7 @@ static void resolved_values_read_back(void **state)
     a = kd_options_json(&prog, &c);
     b = kd_options_json(&prog, &again);
     assert_true(json_equal(a, b));
-    assert_int_equal(json_object_size(a), 10);
+    assert_int_equal(json_object_size(a), 11);
     assert_int_equal(json_integer_value(json_object_get(a, "batch-size")), 64);
     json_decref(a);
     json_decref(b);
@@ -438,6 +462,7 @@ int main(void)
         OPTIONS_TEST(defaults_are_filled_in),
         OPTIONS_TEST(every_kind_is_read),
         OPTIONS_TEST(a_list_option_takes_the_words_of_a_shell_pattern),
+        OPTIONS_TEST(an_optional_value_stands_behind_an_equals_sign),
         OPTIONS_TEST(wrong_words_are_explained),
         OPTIONS_TEST(positionals_are_taken_in_order),
         OPTIONS_TEST(a_run_of_its_own_needs_nothing_else),

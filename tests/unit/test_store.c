@@ -318,7 +318,7 @@ static void any_views_of_an_image_can_be_stored(void **state)
         must(kd_reader_view(reader, &id, view[i], &v, &fx_err));
     }
     must_be(KD_ENOTFOUND, kd_reader_view(reader, &id, 0, &v, &fx_err));
-    must_say("has 5 views, from 1 to 70000, but not view 0");
+    must_say("has 5 views from 1 to 70000, not 0");
     must_be(KD_ENOTFOUND, kd_reader_view(reader, &id, 8, &v, &fx_err));
     kd_reader_destroy(reader);
     kd_cache_close(c);
