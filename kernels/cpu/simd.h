@@ -171,6 +171,24 @@ KD_LANE float kd_max_lane(kd_vf v) {
     return s[0];
 }
 
+/* ---- eight doubles, for sums that f32 is too short for ---- */
+
+enum { KD_VD = 8 };
+typedef double kd_vd __attribute__((vector_size(64)));
+typedef float kd_vf8 __attribute__((vector_size(32)));
+
+KD_LANE kd_vd kd_load_double(const float *p) {
+    kd_vf8 v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, kd_vd);
+}
+
+KD_LANE double kd_sum_double(kd_vd v) {
+    double s[KD_VD];
+    memcpy(s, &v, sizeof s);
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
+}
+
 /* ---- functions. Coefficients: Lawson-weighted least squares fits for the smallest relative error ---- */
 
 /* e^x for x <= 0, to about 1.5e-7 relative; 0 below -87.3. NaN stays; -infinity gives NaN. */
