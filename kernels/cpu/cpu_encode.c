@@ -34,7 +34,7 @@ KD_HOT static void reduce_token(const encode_ctx *ctx, float *y, const float *t,
                 sum[a] += wv[i] * line[a];
         }
         for (size_t a = 0; a < AHEAD; a++) {
-            kd_vf8 f = __builtin_convertvector(sum[a] / divisor, kd_vf8);
+            kd_vf4 f = __builtin_convertvector(sum[a] / divisor, kd_vf4);
             memcpy(y + d + a * KD_VD, &f, sizeof f);
         }
     }
@@ -51,17 +51,7 @@ KD_HOT static void reduce_token(const encode_ctx *ctx, float *y, const float *t,
 }
 
 KD_HOT static double squares(const float *x, size_t n) {
-    kd_vd a = {0}, b = {0};
-    size_t i = 0;
-    for (; i + 2 * KD_VD <= n; i += 2 * KD_VD) {
-        kd_vd u = kd_load_double(x + i), v = kd_load_double(x + i + KD_VD);
-        a += u * u;
-        b += v * v;
-    }
-    double sum = kd_sum_double(a + b);
-    for (; i < n; i++)
-        sum += (double)x[i] * (double)x[i];
-    return sum;
+    return kd_sum_of_squares(x, n);
 }
 
 /* ---- f16, bf16 ---- */
@@ -75,11 +65,15 @@ KD_HOT static void split_planes(uint8_t *KD_RESTRICT high, uint8_t *KD_RESTRICT 
     }
 }
 
-KD_HOT static void round_bf16(uint16_t *half, float *y, const float *x, size_t n) {
-    for (size_t i = 0; i < n; i += KD_VF) {
-        int lanes = kd_lanes(n - i);
-        kd_store_bf16(half + i, kd_load_f32(x + i, lanes), lanes);
-        kd_store_f32(y + i, kd_load_bf16(half + i, lanes), lanes);
+/* kd_f32_to_bf16 and back in integers, which are vectorised for every machine. */
+KD_HOT static void round_bf16(uint16_t *KD_RESTRICT half, float *KD_RESTRICT y, const float *KD_RESTRICT x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t u, high;
+        memcpy(&u, &x[i], sizeof u);
+        high = (int32_t)(u & INT32_MAX) > 0x7f800000 ? u >> 16 | 0x40 : (u + 0x7fff + (u >> 16 & 1)) >> 16;
+        half[i] = (uint16_t)high;
+        high <<= 16;
+        memcpy(&y[i], &high, sizeof high);
     }
 }
 
@@ -99,10 +93,9 @@ static void store_planes(const encode_ctx *c, uint8_t *out, float *y, const floa
 
 /* ---- i8 ---- */
 
-typedef float vf4 __attribute__((vector_size(16)));
+/* Butterflies use vectors that common machines have, see kd_vd; shuffles need them. */
+typedef float vf8 __attribute__((vector_size(32)));
 typedef int32_t vi4 __attribute__((vector_size(16)));
-typedef int16_t vs16 __attribute__((vector_size(32)));
-typedef int8_t vb16 __attribute__((vector_size(16)));
 
 #if defined(__clang__)
 #define SHUFFLE(v, ...) __builtin_shufflevector(v, v, __VA_ARGS__)
@@ -111,33 +104,39 @@ typedef int8_t vb16 __attribute__((vector_size(16)));
 #endif
 
 /* a + b, a - b over distances 1 and 2: the partner plus the value, whose sign is turned in the upper place of each pair. */
-KD_LANE vf4 butterfly_quad(vf4 v) {
+KD_LANE kd_vf4 butterfly_quad(const float *p) {
     const vi4 odd = {0, INT32_MIN, 0, INT32_MIN}, upper = {0, 0, INT32_MIN, INT32_MIN};
-    v = SHUFFLE(v, 1, 0, 3, 2) + (vf4)((vi4)v ^ odd);
-    return SHUFFLE(v, 2, 3, 0, 1) + (vf4)((vi4)v ^ upper);
+    kd_vf4 v;
+    memcpy(&v, p, sizeof v);
+    v = SHUFFLE(v, 1, 0, 3, 2) + (kd_vf4)((vi4)v ^ odd);
+    return SHUFFLE(v, 2, 3, 0, 1) + (kd_vf4)((vi4)v ^ upper);
 }
 
-/* Distances 1, 2, 4, 8. In vectors of four, because shuffles of wider ones are taken apart where the machine has none that wide. */
+KD_LANE void store_quad(float *p, kd_vf4 v) {
+    memcpy(p, &v, sizeof v);
+}
+
+/* Distances 1, 2, 4, 8. */
 KD_LANE void butterfly_sixteen(float *p) {
-    vf4 v[4];
-    memcpy(v, p, sizeof v);
-    for (int i = 0; i < 4; i++)
-        v[i] = butterfly_quad(v[i]);
-    vf4 a = v[0] + v[1], b = v[0] - v[1], c = v[2] + v[3], d = v[2] - v[3];
-    v[0] = a + c;
-    v[1] = b + d;
-    v[2] = a - c;
-    v[3] = b - d;
-    memcpy(p, v, sizeof v);
+    kd_vf4 v0 = butterfly_quad(p), v1 = butterfly_quad(p + 4), v2 = butterfly_quad(p + 8), v3 = butterfly_quad(p + 12);
+    kd_vf4 a = v0 + v1, b = v0 - v1, c = v2 + v3, d = v2 - v3;
+    store_quad(p, a + c);
+    store_quad(p + 4, b + d);
+    store_quad(p + 8, a - c);
+    store_quad(p + 12, b - d);
 }
 
-/* One distance over a block, h a multiple of KD_VF. */
+/* One distance over a block, h a multiple of 8. */
 KD_LANE void butterfly_far(float *p, size_t block, size_t h) {
     for (size_t i = 0; i < block; i += 2 * h)
-        for (size_t j = i; j < i + h; j += KD_VF) {
-            kd_vf a = kd_load_f32(p + j, KD_VF), b = kd_load_f32(p + j + h, KD_VF);
-            kd_store_f32(p + j, a + b, KD_VF);
-            kd_store_f32(p + j + h, a - b, KD_VF);
+        for (size_t j = i; j < i + h; j += 8) {
+            vf8 a, b, sum, difference;
+            memcpy(&a, p + j, sizeof a);
+            memcpy(&b, p + j + h, sizeof b);
+            sum = a + b;
+            difference = a - b;
+            memcpy(p + j, &sum, sizeof sum);
+            memcpy(p + j + h, &difference, sizeof difference);
         }
 }
 
@@ -161,42 +160,36 @@ KD_LANE void butterflies(float *v, size_t width, size_t block) {
     }
 }
 
-KD_LANE void store_codes(int8_t *p, kd_vi code, int n) {
-    vb16 v = __builtin_convertvector(__builtin_convertvector(code, vs16), vb16); /* by way of 16 bits: see store_winner in cpu_spatial.c */
-    if (n == KD_VF) {
-        memcpy(p, &v, sizeof v);
-        return;
-    }
-    int8_t part[KD_VF];
-    memcpy(part, &v, sizeof part);
-    for (int i = 0; i < n; i++)
-        p[i] = part[i];
-}
-
-/* Codes of the rotated token in y, which become their values. Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits. */
-KD_LANE void round_codes(int8_t *q, float *y, size_t width, float scale) {
-    const float round = 12582912.0f;
-    for (size_t i = 0; i < width; i += KD_VF) {
-        int n = kd_lanes(width - i);
-        kd_vf v = kd_load_f32(y + i, n) / scale;
-        v = kd_select(kd_negative(v + 127), kd_splat(-127), v);
-        v = kd_select(kd_negative(127 - v), kd_splat(127), v) + round;
-        store_codes(q + i, (kd_vi)v - 0x4b400000, n);
-        kd_store_f32(y + i, v - round, n);
-    }
-}
-
-KD_LANE float rotate(float *y, const float *x, size_t width, size_t block, float norm) {
-    kd_vf most = {0};
+/* y = the rotated token; returns the largest magnitude. Magnitudes are compared as integers, whose maximum is vectorised. */
+KD_LANE float rotate(float *KD_RESTRICT y, const float *x, size_t width, size_t block, float norm) {
+    int32_t most = 0;
+    float largest;
     memcpy(y, x, width * sizeof *y);
     butterflies(y, width, block);
-    for (size_t i = 0; i < width; i += KD_VF) {
-        int n = kd_lanes(width - i);
-        kd_vf v = kd_load_f32(y + i, n) * norm;
-        kd_store_f32(y + i, v, n);
-        most = kd_max(most, kd_abs(v));
+    for (size_t i = 0; i < width; i++) {
+        int32_t bits;
+        y[i] *= norm;
+        memcpy(&bits, &y[i], sizeof bits);
+        bits &= INT32_MAX;
+        most = bits > most ? bits : most;
     }
-    return kd_max_lane(most);
+    memcpy(&largest, &most, sizeof largest);
+    return largest;
+}
+
+/* Codes of the rotated token in y, which become its values. Adding 1.5 * 2^23 rounds to the nearest integer, ties to even, and leaves it in the low bits. Quotients are near 127 at most,
+ * even where the scale is subnormal; integers are clamped, because comparisons of floats aren't vectorised. */
+KD_LANE void round_codes(int8_t *KD_RESTRICT q, float *KD_RESTRICT y, size_t width, float scale) {
+    for (size_t i = 0; i < width; i++) {
+        float v = y[i] / scale + 12582912.0f;
+        int32_t code;
+        memcpy(&code, &v, sizeof code);
+        code -= 0x4b400000;
+        code = code > 127 ? 127 : code;
+        code = code < -127 ? -127 : code;
+        q[i] = (int8_t)code;
+        y[i] = (float)code;
+    }
 }
 
 /* The token's codes; returns their scale. y: what a reader makes of them. */
@@ -210,10 +203,8 @@ KD_HOT static float encode_i8(int8_t *q, float *y, const float *x, size_t width)
     }
     round_codes(q, y, width, scale);
     butterflies(y, width, block);
-    for (size_t i = 0; i < width; i += KD_VF) {
-        int n = kd_lanes(width - i);
-        kd_store_f32(y + i, kd_load_f32(y + i, n) * back, n);
-    }
+    for (size_t i = 0; i < width; i++)
+        y[i] *= back;
     return scale;
 }
 
@@ -232,23 +223,24 @@ static void store_codes_of(const encode_ctx *c, uint8_t *out, float *y, const fl
 /* ---- statistics ---- */
 
 KD_HOT static size_t count_bad(const float *x, size_t n, float limit) {
-    size_t bad = 0;
+    unsigned bad = 0;
     for (size_t i = 0; i < n; i++)
         bad += !(fabsf(x[i]) <= limit);
     return bad;
 }
 
 KD_HOT static void count_token(kd_encode_stats *s, const float *x, const float *y, size_t n) {
-    kd_vd vxx = {0}, vqq = {0}, vxq = {0}, verr2 = {0};
+    kd_vd vxx[2] = {{0}}, vqq[2] = {{0}}, vxq[2] = {{0}}, verr2[2] = {{0}};
     size_t i = 0;
-    for (; i + KD_VD <= n; i += KD_VD) {
-        kd_vd a = kd_load_double(x + i), b = kd_load_double(y + i);
-        vxx += a * a;
-        vqq += b * b;
-        vxq += a * b;
-        verr2 += (a - b) * (a - b);
-    }
-    double xx = kd_sum_double(vxx), qq = kd_sum_double(vqq), xq = kd_sum_double(vxq), err2 = kd_sum_double(verr2);
+    for (; i + 2 * KD_VD <= n; i += 2 * KD_VD)
+        for (size_t k = 0; k < 2; k++) {
+            kd_vd a = kd_load_double(x + i + k * KD_VD), b = kd_load_double(y + i + k * KD_VD);
+            vxx[k] += a * a;
+            vqq[k] += b * b;
+            vxq[k] += a * b;
+            verr2[k] += (a - b) * (a - b);
+        }
+    double xx = kd_sum_double(vxx[0] + vxx[1]), qq = kd_sum_double(vqq[0] + vqq[1]), xq = kd_sum_double(vxq[0] + vxq[1]), err2 = kd_sum_double(verr2[0] + verr2[1]);
     for (; i < n; i++) {
         double a = (double)x[i], b = (double)y[i];
         xx += a * a;

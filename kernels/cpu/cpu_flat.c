@@ -18,17 +18,8 @@ KD_HOT static void squares_range(const void *ctx, int slice, size_t begin, size_
     const squares_ctx c = *(const squares_ctx *)ctx;
     (void)slice;
     for (size_t p = begin; p < end; p++) {
-        size_t i = c.n * p / PARTS, last = c.n * (p + 1) / PARTS;
-        kd_vd a = {0}, b = {0};
-        for (; i + 16 <= last; i += 16) {
-            kd_vd x = kd_load_double(c.x + i), y = kd_load_double(c.x + i + 8);
-            a += x * x;
-            b += y * y;
-        }
-        double sum = kd_sum_double(a + b);
-        for (; i < last; i++)
-            sum += (double)c.x[i] * (double)c.x[i];
-        c.part[p] = sum;
+        size_t first = c.n * p / PARTS, last = c.n * (p + 1) / PARTS;
+        c.part[p] = kd_sum_of_squares(c.x + first, last - first);
     }
 }
 

@@ -1,5 +1,5 @@
 /* Adjoint targets in double: from U^T t and |t|^2 come the value and the gradient of the mean squared error between an upsampled prediction and t, also of standardised features.
- * U is written out here as a matrix, row by row of the grid; the op's reference core never sees t. */
+ * U is written out here as a matrix, row by row of the grid; the op's reference core never sees t. A graph trained with either loss gets the same gradients. */
 #include <math.h>
 
 #include "tests/unit/unit.h"
@@ -7,6 +7,7 @@
 #include "common/base/mem.h"
 #include "common/base/rng.h"
 #include "common/tensor/target.h"
+#include "kernels/nn/graph.h"
 #include "kernels/ref/ref_core.h"
 
 typedef struct sizes {
@@ -157,10 +158,82 @@ static void standardisation_commutes_with_the_adjoint(void **state) {
     }
 }
 
+enum { BATCH = 2, SIDE = 4, WIDTH = 5, FULL_H = 7, FULL_W = 9 };
+
+/* Loss and parameter gradients of a convolution whose map is taught at FULL_H x FULL_W; t: the targets there, a and square: their adjoint. */
+static float train_once(kd_backend *b, const float *t, const float *a, const float *square, float *gradients, size_t count) {
+    kd_err err = {0};
+    const float mean[3] = {0.4f, 0.4f, 0.4f}, std[3] = {0.2f, 0.2f, 0.2f};
+    kd_graph *g = kd_graph_create();
+    kd_params *p = NULL;
+    kd_exec *e = NULL;
+    uint8_t pixels[BATCH * SIDE * SIDE * 3];
+    float loss = 0;
+    kd_val map = kd_graph_conv2d(g, kd_graph_normalize(g, kd_graph_images(g, SIDE, SIDE), mean, std), "conv", WIDTH, 3, 1, 1, 1);
+    if (t)
+        kd_graph_mse(g, kd_graph_resize_bilinear(g, map, FULL_H, FULL_W), kd_graph_input(g, "t", 3, (int64_t[]){FULL_H, FULL_W, WIDTH}), 0.5f, "loss");
+    else
+        kd_graph_mse_adjoint(g, map, kd_graph_input(g, "a", 3, (int64_t[]){SIDE, SIDE, WIDTH}), kd_graph_input(g, "square", 1, (int64_t[]){1}), FULL_H, FULL_W, 0.5f, "loss");
+    for (size_t i = 0; i < sizeof pixels; i++)
+        pixels[i] = (uint8_t)(i * 37 % 251);
+    assert_ok(kd_params_create(&p, g, b, &err));
+    assert_ok(kd_params_init(p, 5, &err));
+    assert_ok(kd_exec_create(&e, g, p, &(kd_exec_config){.batch = BATCH, .precision = KD_F32, .train = 1}, &err));
+    assert_ok(kd_exec_upload(e, "images", pixels, &err));
+    if (t) {
+        assert_ok(kd_exec_upload(e, "t", t, &err));
+    } else {
+        assert_ok(kd_exec_upload(e, "a", a, &err));
+        assert_ok(kd_exec_upload(e, "square", square, &err));
+    }
+    assert_ok(kd_exec_forward(e, &err));
+    assert_ok(kd_exec_backward(e, 0, &err));
+    assert_ok(kd_exec_download(e, "loss", 1, &loss, &err));
+    assert_ok(b->v->download(b, gradients, kd_exec_gradients(e), count * sizeof *gradients, &err));
+    kd_exec_destroy(e);
+    kd_params_destroy(p);
+    kd_graph_destroy(g);
+    return loss;
+}
+
+static float *narrow(const double *x, size_t n) {
+    float *out = calloc(n, sizeof *out);
+    assert_non_null(out);
+    for (size_t i = 0; i < n; i++)
+        out[i] = (float)x[i];
+    return out;
+}
+
+static void a_graph_learns_the_same_from_an_adjoint_target(void **state) {
+    (void)state;
+    enum { COUNT = WIDTH * 3 * 9 + WIDTH };
+    const sizes s = {BATCH, SIDE, SIDE, FULL_H, FULL_W, WIDTH};
+    kd_err err = {0};
+    kd_backend *b = NULL;
+    size_t full = BATCH * FULL_H * FULL_W * WIDTH, reduced = BATCH * SIDE * SIDE * WIDTH;
+    double *u = upsampling(&s), *t = normal(full, 7), *a, *square;
+    for (size_t i = 0; i < full; i++)
+        t[i] = (double)(float)t[i];
+    a = transpose(&s, u, t);
+    square = squares(&s, t);
+    float *ft = narrow(t, full), *fa = narrow(a, reduced), *fsquare = narrow(square, BATCH), want[COUNT], got[COUNT];
+    assert_ok(kd_backend_open(&b, "ref", 1, &err));
+    float loss = train_once(b, ft, NULL, NULL, want, COUNT), adjoint = train_once(b, NULL, fa, fsquare, got, COUNT);
+    assert_true(loss > 0.5f && fabsf(loss - adjoint) <= 1e-6f * loss);
+    for (int i = 0; i < COUNT; i++)
+        if (!(fabsf(got[i] - want[i]) <= 1e-6f))
+            fail_msg("gradient %d is %.9g, that of the full grid %.9g", i, (double)got[i], (double)want[i]);
+    kd_backend_close(b);
+    void *all[] = {u, t, a, square, ft, fa, fsquare};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+        free(all[i]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(value_and_gradient_are_those_of_the_full_grid),
         cmocka_unit_test(standardisation_commutes_with_the_adjoint),
+        cmocka_unit_test(a_graph_learns_the_same_from_an_adjoint_target),
     };
     return cmocka_run_group_tests_name("adjoint targets", tests, NULL, NULL);
 }
