@@ -1,7 +1,6 @@
 #include "precompute/run.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -217,7 +216,7 @@ static void encode_row(void *ctx, int worker, size_t i) {
         kd_record_head head = kd_recipe_head(&r->recipe, slot->feature, &row->view.image, row->view.view, slot->layer);
         const kd_encode_stats *s = &slot->stats[i];
         head.view_hash = row->view.view_hash;
-        head.fidelity = (kd_fidelity){.xx = s->xx, .qq = s->qq, .err2 = s->err2, .worst = s->xx > 0 ? sqrt(s->err2 / s->xx) : 0};
+        head.fidelity = (kd_fidelity){.xx = s->xx, .qq = s->qq, .err2 = s->err2, .worst = s->worst};
         kd_status status = kd_record_encode(&row->record[k], &head, slot->planes + i * 2 * slot->values, (int)r->config->zstd_level, &r->scratch[worker], &err);
         if (status != KD_OK) {
             pthread_mutex_lock(&r->writer_lock);

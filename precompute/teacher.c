@@ -26,7 +26,7 @@ kd_encode_spec kd_teacher_spec(const kd_teacher *t, kd_feature f, int target) {
     const kd_vit_spec *s = &t->model.vit;
     kd_encode_spec e = {.grid_h = f == KD_FEATURE_REGISTERS ? s->registers : 1, .grid_w = 1, .dtype = t->store};
     e.width = s->width * (t->choice.concat ? t->choice.layers : 1);
-    KD_ASSERT(target >= 0 && target < (f == KD_FEATURE_PATCH ? t->targets : 1));
+    KD_ASSERT(f < KD_OUTPUTS && target >= 0 && target < (f == KD_FEATURE_PATCH ? t->targets : 1));
     if (f == KD_FEATURE_PATCH) {
         e.target = t->target[target];
         e.grid_h = t->height / s->patch;

@@ -33,7 +33,7 @@ typedef struct kd_teacher kd_teacher;
 kd_status kd_teacher_open(kd_teacher **out, kd_backend *backend, const kd_weights *weights, const kd_teacher_config *config, kd_err *err);
 void kd_teacher_close(kd_teacher *t); /* accepts NULL */
 
-/* One record as it is encoded: f is an output of the teacher (CLS, PATCH, REGISTERS, MEAN); target: of PATCH, the index in the config's list, else 0. Bytes: kd_encode_bytes. */
+/* One record as it is encoded: f is an output of the teacher (below KD_OUTPUTS); target: of PATCH, the index in the config's list, else 0. Bytes: kd_encode_bytes. */
 kd_encode_spec kd_teacher_spec(const kd_teacher *t, kd_feature f, int target);
 /* The model in the backend's layout, and what a pass needs beside it: activations, scratch, encoded records. */
 size_t kd_teacher_model_bytes(const kd_teacher *t);
