@@ -15,14 +15,15 @@
  * Buffers are device addresses: only the backend dereferences them, offsets are plain pointer arithmetic. Calls are queued on one stream in
  * order; upload and download have completed for the host side when they return. No op returns a host scalar: results lie in buffers.
  * Thread rule: a backend belongs to one thread at a time.
- * This header and ops.h compile as C11 and under nvcc. */
+ * This header, ops.h and encode.h compile as C11 and under nvcc. */
 #ifndef KD_KERNELS_BACKEND_H
 #define KD_KERNELS_BACKEND_H
 
 #include "common/base/err.h"
+#include "kernels/encode.h"
 #include "kernels/ops.h"
 
-enum { KD_BACKEND_ABI = 2 };
+enum { KD_BACKEND_ABI = 3 };
 
 typedef struct kd_backend kd_backend;
 typedef struct kd_op kd_op; /* one prepared op; each backend defines its own */
@@ -33,12 +34,6 @@ typedef struct kd_adamw {
     float lr, beta1, beta2, eps, weight_decay;
     int64_t step; /* t, from 1 */
 } kd_adamw;
-
-/* Statistics of one encoded record, all over its n values (x f32 input, q what a reader decodes). */
-typedef struct kd_encode_stats {
-    double xx, qq, xq, err2; /* sum x*x, q*q, x*q, (x-q)^2 */
-    double bad;              /* values that f16 can't hold: NaN, infinity, |x| > 65504 */
-} kd_encode_stats;
 
 typedef struct kd_backend_table {
     int abi;
@@ -75,9 +70,9 @@ typedef struct kd_backend_table {
     /* One AdamW step with gradient *scale * g. When *scale is NaN nothing is changed. */
     kd_status (*adamw)(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
 
-    /* Target encoding for storage: `records` records of n f32 values each -> f16 (round to nearest even) in byte planes: per record n high bytes, then
-     * n low bytes. Decoding is cache/codec.c. stats: one kd_encode_stats per record (device). */
-    kd_status (*encode_f16)(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err);
+    /* Target encoding for storage (kernels/encode.h): x = `records` grids of f32 tokens -> kd_encode_bytes(spec) bytes and one kd_encode_stats each, all on the device. scratch:
+     * kd_encode_scratch_bytes(spec, records), 64-byte aligned; nothing is allocated. */
+    kd_status (*encode)(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err);
 } kd_backend_table;
 
 /* Every backend's own struct begins with this one. */

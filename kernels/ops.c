@@ -25,6 +25,7 @@ static const char *const kind_names[KD_OP_KINDS] = {
     [KD_OP_CONCAT] = "concat",
     [KD_OP_RESIZE_BILINEAR] = "resize_bilinear",
     [KD_OP_MSE] = "mse",
+    [KD_OP_MSE_ADJOINT] = "mse_adjoint",
 };
 
 const char *kd_op_kind_name(kd_op_kind k) {
@@ -191,8 +192,16 @@ static void check_mean_tokens(const kd_op_desc *d) {
     CHECK(d, d->y.rank == 2 && d->y.shape[0] == d->x[0].shape[0] && d->y.shape[1] == last_dim(&d->x[0]));
 }
 
+static void check_mse_adjoint(const kd_op_desc *d) {
+    const kd_tdesc *s = &d->x[0], *square = &d->x[2];
+    CHECK(d, s->rank == 4 && same_shape(s, &d->x[1]) && square->rank == 2 && square->shape[0] == s->shape[0] && square->shape[1] == 1 && kd_tdesc_numel(&d->y) == 1);
+    CHECK(d, s->dtype == KD_F32 && d->x[1].dtype == KD_F32 && square->dtype == KD_F32 && d->y.dtype == KD_F32);
+    CHECK(d, d->grid_h >= 1 && d->grid_w >= 1 && countable((int64_t[]){s->shape[0], d->grid_h, d->grid_w, s->shape[3]}, 4));
+    CHECK(d, (d->need_dx & 6u) == 0);
+}
+
 static void check_inputs(const kd_op_desc *d) {
-    int wanted = 1;
+    int wanted = d->kind == KD_OP_MSE_ADJOINT ? 3 : 1;
     if (d->kind == KD_OP_ADD || d->kind == KD_OP_SCALE_ADD || d->kind == KD_OP_CONCAT || d->kind == KD_OP_MSE || (d->kind == KD_OP_LINEAR && d->residual))
         wanted = 2;
     CHECK(d, d->inputs == wanted || (d->kind == KD_OP_BATCH_NORM && d->inputs == 2));
@@ -284,6 +293,9 @@ void kd_op_check(const kd_op_desc *d) {
         CHECK(d, same_shape(x, &d->x[1]) && kd_tdesc_numel(y) == 1);
         CHECK(d, x->dtype == KD_F32 && d->x[1].dtype == KD_F32 && y->dtype == KD_F32);
         CHECK(d, (d->need_dx & 2u) == 0);
+        break;
+    case KD_OP_MSE_ADJOINT:
+        check_mse_adjoint(d);
         break;
     case KD_OP_KINDS:
         break;

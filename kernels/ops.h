@@ -18,7 +18,7 @@
 
 #include "common/tensor/dtype.h"
 
-enum { KD_OP_MAX_X = 2, KD_OP_MAX_PARAM = 4, KD_OP_MAX_STATE = 2, KD_OP_MAX_RANK = 4, KD_OP_MAX_PERIODS = 64 };
+enum { KD_OP_MAX_X = 3, KD_OP_MAX_PARAM = 4, KD_OP_MAX_STATE = 2, KD_OP_MAX_RANK = 4, KD_OP_MAX_PERIODS = 64 };
 
 typedef enum kd_op_kind {
     /* x0 U8 [N,H,W,3] -> y [N,H,W,3]: y = (x/255 - mean) / std, in f32 with true divisions (torchvision ToTensor, Normalize). No gradient. */
@@ -63,6 +63,10 @@ typedef enum kd_op_kind {
     KD_OP_RESIZE_BILINEAR,
     /* x0 prediction F32, x1 target F32 (same shape) -> y F32 [1] = mean over all elements of (x0 - x1)^2, summed in f64. dx0 = *dy * 2 / count * (x0 - x1); no dx1. */
     KD_OP_MSE,
+    /* The same loss against a full grid t [N,H,W,D] that is known only as x1 = a = U^T t and x2 = |t|^2, with U the bilinear upsampling to grid_h x grid_w = H x W as in
+     * resize_bilinear (common/tensor/target.h, adjoint): x0 prediction s F32 [N,K,L,D], x1 F32 like x0, x2 F32 [N,1] -> y F32 [1] = sum over n (|U s_n|^2 - 2 <s_n, a_n> + x2_n)
+     * / (N H W D), the mean of (U s - t)^2, summed in f64. dx0 = *dy * 2 / (N H W D) * (U^T U s - a); no dx1, dx2. */
+    KD_OP_MSE_ADJOINT,
     KD_OP_KINDS
 } kd_op_kind;
 
@@ -88,7 +92,8 @@ typedef struct kd_op_desc {
     kd_act act;
     int heads, begin;
     int positions, registers;       /* tokens */
-    int grid_h, grid_w, periods;    /* rope */
+    int grid_h, grid_w;             /* rope, mse_adjoint */
+    int periods;                    /* rope */
     float period[KD_OP_MAX_PERIODS];
     float eps, momentum;
     float mean[3], std[3]; /* normalize */

@@ -1,7 +1,6 @@
 #include "precompute/run.h"
 
 #include <inttypes.h>
-#include <math.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <string.h>
@@ -122,7 +121,7 @@ static kd_status open_recipe(run *r, kd_err *err) {
 static kd_status open_teacher(run *r, kd_err *err) {
     const kd_precompute_config *c = r->config;
     kd_teacher_config t = {.model = &r->model, .choice = &r->plan.choice, .height = r->policy.image_h, .width = r->policy.image_w, .batch = (int)c->batch_size,
-                           .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32};
+                           .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .store = KD_F16};
     KD_TRY(kd_backend_open(&r->backend, c->device, r->threads, err));
     return kd_teacher_open(&r->teacher, r->backend, r->weights, &t, err);
 }
@@ -132,8 +131,10 @@ static kd_status open_slots(run *r, kd_err *err) {
     KD_TRY(kd_alloc_array(&r->slot, (size_t)layers * KD_OUTPUTS, sizeof *r->slot, err));
     for (int i = 0; i < layers; i++)
         for (kd_feature f = 0; f < KD_OUTPUTS; f++)
-            if (wants(r, f))
-                r->slot[r->slots++] = (record_slot){.feature = f, .layer = r->plan.choice.layer[i], .values = kd_teacher_record_values(r->teacher, f)};
+            if (wants(r, f)) {
+                kd_encode_spec e = kd_teacher_spec(r->teacher, f, 0);
+                r->slot[r->slots++] = (record_slot){.feature = f, .layer = r->plan.choice.layer[i], .values = kd_encode_bytes(&e) / 2};
+            }
     for (int i = 0; i < r->slots; i++) {
         KD_TRY(kd_alloc_array(&r->slot[i].planes, (size_t)r->config->batch_size, 2 * r->slot[i].values, err));
         KD_TRY(kd_alloc_array(&r->slot[i].stats, (size_t)r->config->batch_size, sizeof *r->slot[i].stats, err));
@@ -215,7 +216,7 @@ static void encode_row(void *ctx, int worker, size_t i) {
         kd_record_head head = kd_recipe_head(&r->recipe, slot->feature, &row->view.image, row->view.view, slot->layer);
         const kd_encode_stats *s = &slot->stats[i];
         head.view_hash = row->view.view_hash;
-        head.fidelity = (kd_fidelity){.xx = s->xx, .qq = s->qq, .err2 = s->err2, .worst = s->xx > 0 ? sqrt(s->err2 / s->xx) : 0};
+        head.fidelity = (kd_fidelity){.xx = s->xx, .qq = s->qq, .err2 = s->err2, .worst = s->worst};
         kd_status status = kd_record_encode(&row->record[k], &head, slot->planes + i * 2 * slot->values, (int)r->config->zstd_level, &r->scratch[worker], &err);
         if (status != KD_OK) {
             pthread_mutex_lock(&r->writer_lock);
@@ -238,7 +239,7 @@ static kd_status flush(run *r, kd_err *err) {
         return KD_OK;
     KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
     for (int k = 0; k < r->slots; k++)
-        KD_TRY(kd_teacher_planes(r->teacher, r->slot[k].feature, r->slot[k].layer, r->rows, r->slot[k].planes, r->slot[k].stats, err));
+        KD_TRY(kd_teacher_encode(r->teacher, r->slot[k].feature, r->slot[k].layer, 0, r->rows, r->slot[k].planes, r->slot[k].stats, err));
     r->encode_status = KD_OK;
     kd_parallel_for(r->threads, (size_t)r->rows, encode_row, r);
     if (r->encode_status != KD_OK) {

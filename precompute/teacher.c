@@ -13,39 +13,66 @@ struct kd_teacher {
     kd_params *params;
     kd_exec *exec;
     int batch, height, width;
-    uint8_t *planes;        /* device: encoded records of the largest feature */
+    kd_target *target;
+    int targets; /* at least 1 */
+    kd_dtype store;
+    uint8_t *payload;       /* device: a batch of the largest record */
+    void *encode_scratch;   /* device: for the record that wants most */
     kd_encode_stats *stats; /* device: one per row of the batch */
     uint8_t *padding;       /* host: one view of zeros */
 };
 
-size_t kd_teacher_record_values(const kd_teacher *t, kd_feature f) {
+kd_encode_spec kd_teacher_spec(const kd_teacher *t, kd_feature f, int target) {
     const kd_vit_spec *s = &t->model.vit;
-    size_t width = (size_t)s->width * (size_t)(t->choice.concat ? t->choice.layers : 1);
-    size_t patches = (size_t)(t->height / s->patch) * (size_t)(t->width / s->patch);
-    return width * (f == KD_FEATURE_PATCH ? patches : f == KD_FEATURE_REGISTERS ? (size_t)s->registers : 1);
+    kd_encode_spec e = {.grid_h = f == KD_FEATURE_REGISTERS ? s->registers : 1, .grid_w = 1, .dtype = t->store};
+    e.width = s->width * (t->choice.concat ? t->choice.layers : 1);
+    KD_ASSERT(f < KD_OUTPUTS && target >= 0 && target < (f == KD_FEATURE_PATCH ? t->targets : 1));
+    if (f == KD_FEATURE_PATCH) {
+        e.target = t->target[target];
+        e.grid_h = t->height / s->patch;
+        e.grid_w = t->width / s->patch;
+    }
+    return e;
 }
 
-static size_t largest_record(const kd_teacher *t) {
-    size_t most = 1;
+/* What encoding takes on the device for any of the records. */
+static void encode_bytes(const kd_teacher *t, size_t *payload, size_t *scratch) {
+    *payload = *scratch = 1;
     for (kd_feature f = 0; f < KD_OUTPUTS; f++)
-        if (t->choice.features & 1u << f && kd_teacher_record_values(t, f) > most)
-            most = kd_teacher_record_values(t, f);
-    return most;
+        for (int k = 0; t->choice.features & 1u << f && k < (f == KD_FEATURE_PATCH ? t->targets : 1); k++) {
+            kd_encode_spec e = kd_teacher_spec(t, f, k);
+            size_t p = kd_encode_bytes(&e) * (size_t)t->batch, s = kd_encode_scratch_bytes(&e, (size_t)t->batch);
+            *payload = p > *payload ? p : *payload;
+            *scratch = s > *scratch ? s : *scratch;
+        }
 }
 
-static size_t planes_bytes(const kd_teacher *t) {
-    return 2 * largest_record(t) * (size_t)t->batch;
+static kd_status copy_targets(kd_teacher *t, const kd_teacher_config *c, kd_err *err) {
+    t->targets = c->targets > 0 ? c->targets : 1;
+    KD_TRY(kd_alloc_array(&t->target, (size_t)t->targets, sizeof *t->target, err)); /* zeroed: full */
+    for (int i = 0; i < c->targets; i++)
+        t->target[i] = c->target[i];
+    return KD_OK;
 }
 
-static kd_status build(kd_teacher *t, const kd_weights *weights, kd_dtype precision, kd_err *err) {
+static kd_status open_encoder(kd_teacher *t, kd_err *err) {
+    const kd_backend_table *v = t->backend->v;
+    size_t payload, scratch;
+    encode_bytes(t, &payload, &scratch);
+    KD_TRY(v->alloc(t->backend, (void **)&t->payload, payload, err));
+    KD_TRY(v->alloc(t->backend, &t->encode_scratch, scratch, err));
+    return v->alloc(t->backend, (void **)&t->stats, sizeof *t->stats * (size_t)t->batch, err);
+}
+
+static kd_status build(kd_teacher *t, const kd_weights *weights, const kd_teacher_config *c, kd_err *err) {
+    KD_TRY(copy_targets(t, c, err));
     t->graph = kd_graph_create();
     if (t->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the teacher's graph");
     kd_model_build_layers(t->graph, &t->model, t->height, t->width, &t->choice);
     KD_TRY(kd_model_params_frozen(&t->params, t->graph, t->backend, &t->model, weights, t->height, t->width, err));
-    KD_TRY(kd_exec_create(&t->exec, t->graph, t->params, &(kd_exec_config){.batch = t->batch, .precision = precision}, err));
-    KD_TRY(t->backend->v->alloc(t->backend, (void **)&t->planes, planes_bytes(t), err));
-    KD_TRY(t->backend->v->alloc(t->backend, (void **)&t->stats, sizeof(kd_encode_stats) * (size_t)t->batch, err));
+    KD_TRY(kd_exec_create(&t->exec, t->graph, t->params, &(kd_exec_config){.batch = t->batch, .precision = c->precision}, err));
+    KD_TRY(open_encoder(t, err));
     return kd_alloc_array(&t->padding, (size_t)t->height * (size_t)t->width, 3, err);
 }
 
@@ -63,7 +90,8 @@ kd_status kd_teacher_open(kd_teacher **out, kd_backend *backend, const kd_weight
     t->batch = c->batch;
     t->height = c->height;
     t->width = c->width;
-    kd_status status = build(t, weights, c->precision, err);
+    t->store = c->store;
+    kd_status status = build(t, weights, c, err);
     if (status != KD_OK) {
         kd_teacher_close(t);
         return status;
@@ -78,8 +106,10 @@ void kd_teacher_close(kd_teacher *t) {
     kd_exec_destroy(t->exec);
     kd_params_destroy(t->params);
     kd_graph_destroy(t->graph);
-    t->backend->v->release(t->backend, t->planes);
+    t->backend->v->release(t->backend, t->payload);
+    t->backend->v->release(t->backend, t->encode_scratch);
     t->backend->v->release(t->backend, t->stats);
+    kd_free(t->target);
     kd_free(t->padding);
     kd_free(t);
 }
@@ -89,7 +119,9 @@ size_t kd_teacher_model_bytes(const kd_teacher *t) {
 }
 
 size_t kd_teacher_work_bytes(const kd_teacher *t) {
-    return kd_exec_device_bytes(t->exec) - kd_exec_model_bytes(t->exec) + planes_bytes(t);
+    size_t payload, scratch;
+    encode_bytes(t, &payload, &scratch);
+    return kd_exec_device_bytes(t->exec) - kd_exec_model_bytes(t->exec) + payload + scratch;
 }
 
 double kd_teacher_flops(const kd_teacher *t) {
@@ -104,23 +136,31 @@ kd_status kd_teacher_run(kd_teacher *t, const uint8_t *views, int count, kd_err 
     return kd_exec_forward(t->exec, err);
 }
 
-kd_status kd_teacher_planes(kd_teacher *t, kd_feature f, uint16_t layer, int count, uint8_t *planes, kd_encode_stats *stats, kd_err *err) {
+/* The first row with values that can't be stored, as a sentence. */
+static kd_status check_stored(const kd_teacher *t, const kd_encode_spec *e, kd_feature f, uint16_t layer, const kd_encode_stats *stats, int count, kd_err *err) {
+    size_t n = kd_encode_rows(e) * (size_t)e->width;
+    for (int i = 0; i < count; i++)
+        if (stats[i].bad > 0)
+            return kd_fail(err, KD_ENONFINITE,
+                           "row %d of the batch: %.0f of %zu %s values of layer %u are NaN, infinite or beyond the %s range of %g; check the teacher's weights%s, "
+                           "and with --precision bf16 try f32%s",
+                           i, stats[i].bad, n, kd_feature_name(f), (unsigned)layer, kd_dtype_name(e->dtype), (double)kd_encode_limit(e->dtype),
+                           e->dtype == KD_F16 ? ", try --store bf16, which holds what is too large for f16" : "", t->choice.norm ? "" : ", or --layer-norm on");
+    return KD_OK;
+}
+
+kd_status kd_teacher_encode(kd_teacher *t, kd_feature f, uint16_t layer, int target, int count, uint8_t *payload, kd_encode_stats *stats, kd_err *err) {
     KD_ASSERT((t->choice.features & 1u << f) && count > 0 && count <= t->batch);
     const kd_backend_table *v = t->backend->v;
+    kd_encode_spec e = kd_teacher_spec(t, f, target);
     kd_tdesc desc;
     char name[32];
     snprintf(name, sizeof name, "%s.%u", kd_feature_name(f), (unsigned)layer); /* the outputs of kd_model_build_layers */
     const void *values = kd_exec_output(t->exec, name, &desc);
-    size_t n = kd_teacher_record_values(t, f), rows = (size_t)count;
+    size_t n = (size_t)e.grid_h * (size_t)e.grid_w * (size_t)e.width, rows = (size_t)count;
     KD_ASSERT(values != NULL && desc.dtype == KD_F32 && kd_tdesc_numel(&desc) == n * (size_t)t->batch);
-    KD_TRY(v->encode_f16(t->backend, t->planes, t->stats, values, rows, n, err));
-    KD_TRY(v->download(t->backend, planes, t->planes, rows * n * 2, err));
+    KD_TRY(v->encode(t->backend, t->payload, t->stats, values, rows, &e, t->encode_scratch, err));
+    KD_TRY(v->download(t->backend, payload, t->payload, rows * kd_encode_bytes(&e), err));
     KD_TRY(v->download(t->backend, stats, t->stats, rows * sizeof *stats, err));
-    for (size_t i = 0; i < rows; i++)
-        if (stats[i].bad > 0)
-            return kd_fail(err, KD_ENONFINITE,
-                           "row %zu of the batch: %.0f of %zu %s features of layer %u are NaN, infinite or beyond the f16 range of 65504; check the teacher's "
-                           "weights, and with --precision bf16 try f32%s",
-                           i, stats[i].bad, n, kd_feature_name(f), (unsigned)layer, t->choice.norm ? "" : ", or --layer-norm on");
-    return KD_OK;
+    return check_stored(t, &e, f, layer, stats, count, err);
 }

@@ -1,11 +1,13 @@
 /* Teacher: a frozen ViT from a weight file, prepared for one batch size, that turns uint8 views into encoded features.
  *
- * Third station of the way of the data: views -> features -> byte planes ready for cache/record.h.
+ * Third station of the way of the data: views -> features -> payloads ready for cache/record.h.
  *
- *     kd_teacher_config c = {.model = &model, .choice = &plan.choice, .height = 224, .width = 224, .batch = 16, .precision = KD_BF16};
+ *     kd_teacher_config c = {.model = &model, .choice = &plan.choice, .height = 224, .width = 224, .batch = 16, .precision = KD_BF16,
+ *                            .target = targets, .targets = 2, .store = KD_I8};
  *     kd_teacher_open(&t, backend, weights, &c, err);
  *     kd_teacher_run(t, views, count, err);                              // count <= batch; missing rows are padded with zeros
- *     kd_teacher_planes(t, KD_FEATURE_CLS, 1, count, planes, stats, err);
+ *     kd_teacher_encode(t, KD_FEATURE_CLS, 1, 0, count, payload, stats, err);
+ *     kd_teacher_encode(t, KD_FEATURE_PATCH, 1, 1, count, payload, stats, err);   // the patch tokens in the form targets[1]
  *
  * The batch is always padded to its full size, so that what shares a batch with a view can't change the view's bits.
  * Thread rule: one thread. */
@@ -20,6 +22,9 @@ typedef struct kd_teacher_config {
     const kd_layer_choice *choice;
     int height, width, batch;
     kd_dtype precision;
+    const kd_target *target; /* the forms in which patch tokens will be encoded, `targets` of them; 0: full alone */
+    int targets;
+    kd_dtype store; /* KD_F16, KD_BF16, KD_I8: of every record */
 } kd_teacher_config;
 
 typedef struct kd_teacher kd_teacher;
@@ -28,8 +33,8 @@ typedef struct kd_teacher kd_teacher;
 kd_status kd_teacher_open(kd_teacher **out, kd_backend *backend, const kd_weights *weights, const kd_teacher_config *config, kd_err *err);
 void kd_teacher_close(kd_teacher *t); /* accepts NULL */
 
-/* Values of one record: tokens x width. */
-size_t kd_teacher_record_values(const kd_teacher *t, kd_feature f);
+/* One record as it is encoded: f is an output of the teacher (below KD_OUTPUTS); target: of PATCH, the index in the config's list, else 0. Bytes: kd_encode_bytes. */
+kd_encode_spec kd_teacher_spec(const kd_teacher *t, kd_feature f, int target);
 /* The model in the backend's layout, and what a pass needs beside it: activations, scratch, encoded records. */
 size_t kd_teacher_model_bytes(const kd_teacher *t);
 size_t kd_teacher_work_bytes(const kd_teacher *t);
@@ -37,8 +42,8 @@ double kd_teacher_flops(const kd_teacher *t); /* of one view */
 
 /* views: count x height x width x 3. */
 kd_status kd_teacher_run(kd_teacher *t, const uint8_t *views, int count, kd_err *err);
-/* After run: `count` records of feature f of a chosen layer (the smallest number when layers are joined) as f16 values in byte planes (2 bytes a value each) and their statistics.
- * KD_ENONFINITE, naming the row, when a feature is NaN, infinite or beyond what f16 holds. */
-kd_status kd_teacher_planes(kd_teacher *t, kd_feature f, uint16_t layer, int count, uint8_t *planes, kd_encode_stats *stats, kd_err *err);
+/* After run: `count` records of output f of a chosen layer (the smallest number when layers are joined), kd_encode_bytes of their kd_teacher_spec each, and their statistics.
+ * KD_ENONFINITE, naming the row, when a value is NaN, infinite or beyond what the stored type holds. */
+kd_status kd_teacher_encode(kd_teacher *t, kd_feature f, uint16_t layer, int target, int count, uint8_t *payload, kd_encode_stats *stats, kd_err *err);
 
 #endif

@@ -27,14 +27,16 @@ struct kd_op {
 };
 
 extern const kd_cpu_kind kd_cpu_conv2d, kd_cpu_linear, kd_cpu_attention, kd_cpu_batch_norm, kd_cpu_layer_norm;
-extern const kd_cpu_kind kd_cpu_normalize, kd_cpu_act, kd_cpu_silu_gate, kd_cpu_add, kd_cpu_scale_add, kd_cpu_mse;
+extern const kd_cpu_kind kd_cpu_normalize, kd_cpu_act, kd_cpu_silu_gate, kd_cpu_add, kd_cpu_scale_add, kd_cpu_mse, kd_cpu_mse_adjoint;
 extern const kd_cpu_kind kd_cpu_max_pool, kd_cpu_mean_tokens, kd_cpu_tokens, kd_cpu_token_slice, kd_cpu_concat, kd_cpu_rope, kd_cpu_resize_bilinear;
 
 /* --- flat vectors (cpu_flat.c) --- */
 kd_status kd_cpu_sum_squares(kd_backend *b, float *out, const float *x, size_t n, kd_err *err);
 kd_status kd_cpu_clip_scale(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err);
 kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
-kd_status kd_cpu_encode_f16(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err);
+
+/* --- target encoding (cpu_encode.c) --- */
+kd_status kd_cpu_encode(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err);
 
 /* --- loops (cpu_loops.c) --- */
 

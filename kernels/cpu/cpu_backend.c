@@ -29,6 +29,7 @@ static const kd_cpu_kind *kind_of(kd_op_kind k) {
         [KD_OP_CONCAT] = &kd_cpu_concat,
         [KD_OP_RESIZE_BILINEAR] = &kd_cpu_resize_bilinear,
         [KD_OP_MSE] = &kd_cpu_mse,
+        [KD_OP_MSE_ADJOINT] = &kd_cpu_mse_adjoint,
     };
     KD_ASSERT((unsigned)k < KD_OP_KINDS);
     return kinds[k];
@@ -185,7 +186,7 @@ static const kd_backend_table table = {
     .sum_squares = kd_cpu_sum_squares,
     .clip_scale = kd_cpu_clip_scale,
     .adamw = kd_cpu_adamw,
-    .encode_f16 = kd_cpu_encode_f16,
+    .encode = kd_cpu_encode,
 };
 
 const kd_backend_table *kd_backend_table_get(void); /* KD_BACKEND_ENTRY_NAME */

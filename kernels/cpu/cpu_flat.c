@@ -1,4 +1,4 @@
-/* Flat vectors: gradient norm and clipping, AdamW, target encoding. */
+/* Flat vectors: gradient norm and clipping, AdamW. */
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"
@@ -7,8 +7,6 @@
 /* ---- sum of squares ---- */
 
 enum { PARTS = 64 }; /* a partition that doesn't depend on the thread count, so neither does the sum */
-typedef double vd __attribute__((vector_size(64)));
-typedef float vf8 __attribute__((vector_size(32)));
 
 typedef struct squares_ctx {
     double *part;
@@ -16,33 +14,12 @@ typedef struct squares_ctx {
     size_t n;
 } squares_ctx;
 
-KD_LANE vd load_double(const float *p) {
-    vf8 v;
-    memcpy(&v, p, sizeof v);
-    return __builtin_convertvector(v, vd);
-}
-
-static double sum_double(vd v) {
-    double s[8];
-    memcpy(s, &v, sizeof s);
-    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
-}
-
 KD_HOT static void squares_range(const void *ctx, int slice, size_t begin, size_t end) {
     const squares_ctx c = *(const squares_ctx *)ctx;
     (void)slice;
     for (size_t p = begin; p < end; p++) {
-        size_t i = c.n * p / PARTS, last = c.n * (p + 1) / PARTS;
-        vd a = {0}, b = {0};
-        for (; i + 16 <= last; i += 16) {
-            vd x = load_double(c.x + i), y = load_double(c.x + i + 8);
-            a += x * x;
-            b += y * y;
-        }
-        double sum = sum_double(a + b);
-        for (; i < last; i++)
-            sum += (double)c.x[i] * (double)c.x[i];
-        c.part[p] = sum;
+        size_t first = c.n * p / PARTS, last = c.n * (p + 1) / PARTS;
+        c.part[p] = kd_sum_of_squares(c.x + first, last - first);
     }
 }
 
@@ -100,71 +77,5 @@ kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float 
     c.step = lr / (1 - pow(b1, t));
     c.root = sqrt(1 - pow(b2, t));
     kd_cpu_parallel(b->threads, n, 1, adamw_range, &c);
-    return KD_OK;
-}
-
-/* ---- encoding ---- */
-
-typedef struct encode_ctx {
-    uint8_t *out;
-    kd_encode_stats *stats;
-    const float *x;
-    size_t n;
-} encode_ctx;
-
-enum { BLOCK = 1024 };
-
-KD_HOT static void encode_stats(kd_encode_stats *s, const float *x, const float *q, size_t n) {
-    vd xx = {0}, qq = {0}, xq = {0}, err2 = {0};
-    size_t i = 0, bad = 0;
-    for (; i + 8 <= n; i += 8) {
-        vd a = load_double(x + i), b = load_double(q + i);
-        xx += a * a;
-        qq += b * b;
-        xq += a * b;
-        err2 += (a - b) * (a - b);
-    }
-    *s = (kd_encode_stats){s->xx + sum_double(xx), s->qq + sum_double(qq), s->xq + sum_double(xq), s->err2 + sum_double(err2), s->bad};
-    for (; i < n; i++) {
-        double a = (double)x[i], b = (double)q[i];
-        s->xx += a * a;
-        s->qq += b * b;
-        s->xq += a * b;
-        s->err2 += (a - b) * (a - b);
-    }
-    for (i = 0; i < n; i++)
-        bad += !(fabsf(x[i]) <= 65504.0f);
-    s->bad += (double)bad;
-}
-
-KD_HOT static void split_planes(uint8_t *KD_RESTRICT high, uint8_t *KD_RESTRICT low, const uint16_t *KD_RESTRICT h, size_t n) {
-    for (size_t i = 0; i < n; i++) {
-        high[i] = (uint8_t)(h[i] >> 8);
-        low[i] = (uint8_t)(h[i] & 255);
-    }
-}
-
-static void encode_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const encode_ctx *c = ctx;
-    (void)slice;
-    for (size_t r = begin; r < end; r++) {
-        const float *x = c->x + r * c->n;
-        uint8_t *out = c->out + r * 2 * c->n;
-        c->stats[r] = (kd_encode_stats){0};
-        for (size_t i = 0; i < c->n; i += BLOCK) {
-            uint16_t half[BLOCK];
-            float back[BLOCK];
-            size_t n = c->n - i < BLOCK ? c->n - i : BLOCK;
-            kd_f32_to_f16_n(half, x + i, n);
-            kd_f16_to_f32_n(back, half, n);
-            split_planes(out + i, out + c->n + i, half, n);
-            encode_stats(&c->stats[r], x + i, back, n);
-        }
-    }
-}
-
-kd_status kd_cpu_encode_f16(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err) {
-    (void)err;
-    kd_cpu_parallel(b->threads, records, n < 2 ? 2 : n, encode_range, &(encode_ctx){out, stats, x, n});
     return KD_OK;
 }

@@ -1,6 +1,7 @@
 /* max_pool and resize_bilinear on channels-last maps: vectors run over channels. Backward passes gather (every input pixel collects from the outputs that
  * read it), so nothing is zeroed first, no two threads write one place, and the order of additions is fixed. */
 #include "common/base/mem.h"
+#include "common/tensor/target.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
@@ -165,15 +166,11 @@ static void resize_destroy(void *impl) {
     kd_free(s);
 }
 
-/* torch.nn.functional.interpolate with align_corners = false. */
 static void fill_sources(axis *s) {
     for (int64_t o = 0; o < s->out; o++) {
-        double at = ((double)o + 0.5) * (double)s->in / (double)s->out - 0.5;
-        if (at < 0)
-            at = 0;
-        s->a[o] = (int64_t)at < s->in - 1 ? (int64_t)at : s->in - 1;
-        s->b[o] = s->a[o] + 1 < s->in ? s->a[o] + 1 : s->a[o];
-        s->wb[o] = (float)(at - (double)s->a[o]);
+        double w1;
+        kd_bilinear_tap(s->in, s->out, o, &s->a[o], &s->b[o], &w1);
+        s->wb[o] = (float)w1;
     }
 }
 

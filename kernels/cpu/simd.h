@@ -171,6 +171,39 @@ KD_LANE float kd_max_lane(kd_vf v) {
     return s[0];
 }
 
+/* ---- four doubles, for sums that f32 is too short for. No wider: gcc keeps vectors that the machine doesn't have in memory ---- */
+
+enum { KD_VD = 4 };
+typedef double kd_vd __attribute__((vector_size(32)));
+typedef float kd_vf4 __attribute__((vector_size(16)));
+
+KD_LANE kd_vd kd_load_double(const float *p) {
+    kd_vf4 v;
+    memcpy(&v, p, sizeof v);
+    return __builtin_convertvector(v, kd_vd);
+}
+
+KD_LANE double kd_sum_double(kd_vd v) {
+    double s[KD_VD];
+    memcpy(s, &v, sizeof s);
+    return (s[0] + s[2]) + (s[1] + s[3]);
+}
+
+/* Sum of x^2 over n values, in four vectors whose chains run beside each other. */
+KD_LANE double kd_sum_of_squares(const float *x, size_t n) {
+    kd_vd a[4] = {{0}};
+    size_t i = 0;
+    for (; i + 4 * KD_VD <= n; i += 4 * KD_VD)
+        for (size_t k = 0; k < 4; k++) {
+            kd_vd v = kd_load_double(x + i + k * KD_VD);
+            a[k] += v * v;
+        }
+    double sum = kd_sum_double((a[0] + a[2]) + (a[1] + a[3]));
+    for (; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sum;
+}
+
 /* ---- functions. Coefficients: Lawson-weighted least squares fits for the smallest relative error ---- */
 
 /* e^x for x <= 0, to about 1.5e-7 relative; 0 below -87.3. NaN stays; -infinity gives NaN. */

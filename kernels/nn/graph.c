@@ -543,18 +543,41 @@ kd_val kd_graph_as_f32(kd_graph *g, kd_val x) {
     return x;
 }
 
-void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name) {
-    if (g->failed)
-        return;
-    kd_val x = kd_graph_as_f32(g, pred);
-    const kd_gval *a = val(g, x), *b = val(g, target);
-    KD_ASSERT(a->rank == b->rank && memcmp(a->shape, b->shape, sizeof a->shape) == 0 && b->input && b->input_dtype == KD_F32);
-    kd_gnode n = new_node(g, KD_OP_MSE, name, x, target);
-    n.loss_weight = weight;
+/* Pushes a loss node: its result is a scalar output that bears its name. */
+static void push_loss(kd_graph *g, kd_gnode *n, float weight) {
     int64_t one = 1;
-    kd_val y = push(g, &n, 1, &one);
+    n->loss_weight = weight;
+    kd_val y = push(g, n, 1, &one);
     if (g->failed)
         return;
     g->vals[y].scalar = 1;
-    kd_graph_output(g, y, name);
+    kd_graph_output(g, y, n->desc.name);
+}
+
+/* A loss node over a prediction and a target of its shape. */
+static kd_gnode loss_node(kd_graph *g, kd_op_kind kind, kd_val pred, kd_val target, const char *name) {
+    kd_val x = kd_graph_as_f32(g, pred);
+    const kd_gval *a = val(g, x), *b = val(g, target);
+    KD_ASSERT(a->rank == b->rank && memcmp(a->shape, b->shape, sizeof a->shape) == 0 && b->input && b->input_dtype == KD_F32);
+    return new_node(g, kind, name, x, target);
+}
+
+void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name) {
+    if (g->failed)
+        return;
+    kd_gnode n = loss_node(g, KD_OP_MSE, pred, target, name);
+    push_loss(g, &n, weight);
+}
+
+void kd_graph_mse_adjoint(kd_graph *g, kd_val pred, kd_val target, kd_val square, int grid_h, int grid_w, float weight, const char *name) {
+    if (g->failed)
+        return;
+    const kd_gval *s = val(g, square);
+    KD_ASSERT(val(g, pred)->rank == 3 && s->rank == 1 && s->shape[0] == 1 && s->input && s->input_dtype == KD_F32 && grid_h > 0 && grid_w > 0);
+    kd_gnode n = loss_node(g, KD_OP_MSE_ADJOINT, pred, target, name);
+    n.desc.inputs = 3;
+    n.x[2] = square;
+    n.desc.grid_h = grid_h;
+    n.desc.grid_w = grid_w;
+    push_loss(g, &n, weight);
 }

@@ -62,6 +62,9 @@ kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width);
 kd_val kd_graph_as_f32(kd_graph *g, kd_val x);
 /* Adds weight * mean((pred - target)^2) to what backward minimises; the unweighted mean is output `name`. Runs in training programs only. */
 void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);
+/* The same for a prediction [K,L,D] that is compared, bilinearly upsampled, with a grid_h x grid_w grid t which is given as input `target` [K,L,D] = U^T t and input `square` [1] = |t|^2
+ * (KD_OP_MSE_ADJOINT): value and gradient are those of the mean squared error on the full grid. */
+void kd_graph_mse_adjoint(kd_graph *g, kd_val pred, kd_val target, kd_val square, int grid_h, int grid_w, float weight, const char *name);
 /* A parameter that no node uses but that the reference library's state_dict has (torchvision's fc): initialised, loaded and exported with the rest. */
 void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape, int fan_in);
 

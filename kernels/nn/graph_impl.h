@@ -48,6 +48,11 @@ static inline int kd_keeps_dtype(kd_op_kind k) {
     return k == KD_OP_TOKEN_SLICE || k == KD_OP_MAX_POOL || k == KD_OP_RESIZE_BILINEAR || k == KD_OP_CONCAT || k == KD_OP_ROPE;
 }
 
+/* Ops whose result is one number for the batch, which backward minimises. */
+static inline int kd_is_loss(kd_op_kind k) {
+    return k == KD_OP_MSE || k == KD_OP_MSE_ADJOINT;
+}
+
 struct kd_graph {
     kd_arena *names;
     int failed; /* memory ran out while building */

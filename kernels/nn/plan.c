@@ -50,6 +50,7 @@ static kd_dtype result_dtype(const kd_exec *e, const kd_graph *g, const kd_gnode
     case KD_OP_TOKENS:
     case KD_OP_MEAN_TOKENS:
     case KD_OP_MSE:
+    case KD_OP_MSE_ADJOINT:
         return KD_F32;
     default:
         return KD_BF16;
@@ -227,7 +228,7 @@ static void mark_paths(kd_exec *e) {
     }
     for (int i = e->node_count - 1; i >= 0; i--) {
         kd_pnode *n = &e->nodes[i];
-        if (n->desc.kind == KD_OP_MSE)
+        if (kd_is_loss(n->desc.kind))
             e->vals[n->y].to_loss = 1;
         n->backward = e->vals[n->y].to_loss && e->vals[n->y].trained;
         for (int k = 0; k < n->desc.inputs && n->backward; k++)

@@ -110,7 +110,7 @@ static void gradient_lifetimes(kd_exec *e) {
         int t = e->node_count - 1 - i;
         if (!n->backward)
             continue;
-        if (n->desc.kind != KD_OP_MSE) /* a loss's gradient is its weight, a constant */
+        if (!kd_is_loss(n->desc.kind)) /* a loss's gradient is its weight, a constant */
             live_at(&e->vals[e->vals[n->y].grad_root].grad, t);
         for (int k = 0; k < n->desc.inputs; k++)
             if (n->desc.need_dx >> k & 1) {
@@ -194,7 +194,7 @@ static kd_status bind(kd_exec *e, size_t loss_weights_at, kd_err *err) {
         if (!n->backward)
             continue;
         n->args.dy = gradient_address(e, n->y);
-        if (n->desc.kind == KD_OP_MSE) {
+        if (kd_is_loss(n->desc.kind)) {
             char *weight = region(e, KD_ARENA_ACTIVATIONS, &constants, sizeof(float));
             n->args.dy = weight;
             KD_TRY(e->b->v->upload(e->b, weight, &n->loss_weight, sizeof(float), err));
@@ -219,7 +219,7 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
         e->bytes[KD_ARENA_PACKED] += aligned(n->needs.packed);
         if (aligned(n->needs.scratch) > e->bytes[KD_ARENA_SCRATCH])
             e->bytes[KD_ARENA_SCRATCH] = aligned(n->needs.scratch);
-        losses += n->desc.kind == KD_OP_MSE;
+        losses += (size_t)kd_is_loss(n->desc.kind);
     }
     if (kd_is_frozen(e->p))
         KD_TRY(kd_frozen_plan(e, err));

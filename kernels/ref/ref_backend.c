@@ -36,6 +36,7 @@ const kd_ref_core *kd_ref_core_of(kd_op_kind kind) {
         [KD_OP_CONCAT] = &kd_ref_concat,
         [KD_OP_RESIZE_BILINEAR] = &kd_ref_resize_bilinear,
         [KD_OP_MSE] = &kd_ref_mse,
+        [KD_OP_MSE_ADJOINT] = &kd_ref_mse_adjoint,
     };
     KD_ASSERT((unsigned)kind < KD_OP_KINDS);
     return cores[kind];
@@ -236,7 +237,7 @@ const kd_backend_table *kd_backend_ref_table(void) {
         .sum_squares = kd_ref_sum_squares,
         .clip_scale = kd_ref_clip_scale,
         .adamw = kd_ref_adamw,
-        .encode_f16 = kd_ref_encode_f16,
+        .encode = kd_ref_encode,
     };
     return &table;
 }

@@ -40,25 +40,3 @@ kd_status kd_ref_adamw(kd_backend *b, float *w, const float *g, float *m, float 
     }
     return KD_OK;
 }
-
-static void encode_record(uint8_t *out, kd_encode_stats *stats, const float *x, size_t n) {
-    *stats = (kd_encode_stats){0};
-    for (size_t i = 0; i < n; i++) {
-        uint16_t h = kd_f32_to_f16(x[i]);
-        double a = (double)x[i], q = (double)kd_f16_to_f32(h);
-        out[i] = (uint8_t)(h >> 8);
-        out[n + i] = (uint8_t)(h & 255);
-        stats->xx += a * a;
-        stats->qq += q * q;
-        stats->xq += a * q;
-        stats->err2 += (a - q) * (a - q);
-        stats->bad += !(fabs(a) <= 65504.0);
-    }
-}
-
-kd_status kd_ref_encode_f16(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, size_t n, kd_err *err) {
-    (void)b, (void)err;
-    for (size_t r = 0; r < records; r++)
-        encode_record(out + r * 2 * n, &stats[r], x + r * n, n);
-    return KD_OK;
-}

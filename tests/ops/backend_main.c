@@ -41,6 +41,11 @@ static void flat_functions_match_ref(void **state) {
     ops_check_flat(tested, reference);
 }
 
+static void encoding_equals_ref(void **state) {
+    (void)state;
+    ops_check_encode(tested, reference);
+}
+
 static void backend_is_present(void **state) {
     (void)state;
     if (missing[0]) {
@@ -81,7 +86,7 @@ int ops_backend_main(const char *device) {
     kd_err err = {0};
     const ops_case *list;
     size_t n = 0, count = ops_cases(&list);
-    struct CMUnitTest *tests = kd_calloc(count + 3, sizeof *tests);
+    struct CMUnitTest *tests = kd_calloc(count + 4, sizeof *tests);
     if (!tests)
         return 1;
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(backend_is_present);
@@ -90,6 +95,7 @@ int ops_backend_main(const char *device) {
             snprintf(no_bf16, sizeof no_bf16, "%s", err.msg);
         tests[n++] = (struct CMUnitTest)cmocka_unit_test(memory_is_zeroed_and_aligned);
         tests[n++] = (struct CMUnitTest)cmocka_unit_test(flat_functions_match_ref);
+        tests[n++] = (struct CMUnitTest)cmocka_unit_test(encoding_equals_ref);
         for (size_t i = 0; i < count; i++)
             tests[n++] = (struct CMUnitTest){list[i].label, matches_ref, NULL, NULL, (void *)(uintptr_t)&list[i]};
     } else if (err.status == KD_ENODEVICE) {

@@ -32,6 +32,10 @@ int ops_uses_bf16(const kd_op_desc *d) {
     return bf16;
 }
 
+int ops_is_loss(kd_op_kind kind) {
+    return kind == KD_OP_MSE || kind == KD_OP_MSE_ADJOINT;
+}
+
 static void push(const kd_op_desc *d, int no_gamma, const char *label, const char *variant) {
     if (!wanted(d->kind))
         return;
@@ -53,12 +57,12 @@ static void set_dtype(kd_op_desc *d, kd_dtype t) {
 
 /* Which dx a trained op can give. */
 static unsigned all_dx(const kd_op_desc *d) {
-    return d->kind == KD_OP_NORMALIZE ? 0 : d->kind == KD_OP_MSE ? 1 : (1u << d->inputs) - 1;
+    return d->kind == KD_OP_NORMALIZE ? 0 : ops_is_loss(d->kind) ? 1 : (1u << d->inputs) - 1;
 }
 
 /* Every combination of f32 and bf16, inference and training, and the ways in which gradients are asked for. */
 static void variants(kd_op_desc d, int no_gamma, const char *label) {
-    for (int bf16 = 0; bf16 <= (d.kind != KD_OP_MSE); bf16++) {
+    for (int bf16 = 0; bf16 <= !ops_is_loss(d.kind); bf16++) {
         set_dtype(&d, bf16 ? KD_BF16 : KD_F32);
         d.train = d.need_dparam = 0;
         d.need_dx = d.add_dx = 0;
@@ -326,6 +330,17 @@ static void mse_cases(void) {
     }
 }
 
+static void mse_adjoint_cases(void) {
+    static const int sizes[][6] = {{1, 1, 1, 1, 1, 1}, {2, 1, 1, 7, 3, 2}, {3, 7, 7, 33, 16, 16}, {2, 4, 6, 17, 9, 7}, {1, 14, 14, 8, 16, 16},
+                                   {2, 5, 3, 64, 4, 2}, {2, 3, 5, 19, 3, 5}, {1, 9, 2, 130, 3, 11}, {2, 7, 7, 384, 16, 16}}; /* N, K, L, D, H, W */
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const int *s = sizes[i];
+        kd_tdesc map = shape(4, s[0], s[1], s[2], s[3]);
+        kd_op_desc d = {.kind = KD_OP_MSE_ADJOINT, .inputs = 3, .grid_h = s[4], .grid_w = s[5], .x = {map, map, shape(2, s[0], 1)}, .y = shape(1, 1)};
+        variants(d, 0, text("%dx%dx%dx%d for %dx%d", s[0], s[1], s[2], s[3], s[4], s[5]));
+    }
+}
+
 /* --- tokens, attention, maps --- */
 
 static void token_cases(void) {
@@ -453,6 +468,7 @@ size_t ops_cases(const ops_case **list) {
         attention_cases();
         resize_cases();
         mse_cases();
+        mse_adjoint_cases();
     }
     *list = cases;
     return count;

@@ -16,6 +16,9 @@ typedef struct ops_case {
 /* 1 when any tensor of the op is bf16. */
 int ops_uses_bf16(const kd_op_desc *d);
 
+/* 1 for the losses: f32 only, one result, a gradient for the prediction alone. */
+int ops_is_loss(kd_op_kind kind);
+
 /* The list, built at the first call and valid until the process ends. */
 size_t ops_cases(const ops_case **list);
 

@@ -344,8 +344,8 @@ static void call_op(run *u) {
 }
 
 static ops_results read_results(run *u) {
-    static const char *const dx_name[] = {"dx0", "dx1"}, *const state_name[] = {"state0", "state1"}, *const dparam_name[] = {"dparam0", "dparam1", "dparam2", "dparam3"};
-    static const char *const x_name[] = {"x0", "x1"}, *const param_name[] = {"param0", "param1", "param2", "param3"};
+    static const char *const dx_name[] = {"dx0", "dx1", "dx2"}, *const state_name[] = {"state0", "state1"}, *const dparam_name[] = {"dparam0", "dparam1", "dparam2", "dparam3"};
+    static const char *const x_name[] = {"x0", "x1", "x2"}, *const param_name[] = {"param0", "param1", "param2", "param3"};
     const kd_op_desc *d = &u->c->desc;
     ops_results r = {.y = read_tensor(u, "y", &u->y, d->y.dtype)};
     for (int i = 0; i < d->inputs; i++) {
@@ -370,8 +370,8 @@ static ops_results read_results(run *u) {
 }
 
 static void release_regions(run *u) {
-    region *all[] = {u->x, u->x + 1, &u->y, u->param, u->param + 1, u->param + 2, u->param + 3, u->state, u->state + 1, &u->packed, &u->saved, &u->scratch, &u->dy,
-                     u->dx, u->dx + 1, u->dparam, u->dparam + 1, u->dparam + 2, u->dparam + 3};
+    region *all[] = {u->x, u->x + 1, u->x + 2, &u->y, u->param, u->param + 1, u->param + 2, u->param + 3, u->state, u->state + 1, &u->packed, &u->saved, &u->scratch, &u->dy,
+                     u->dx, u->dx + 1, u->dx + 2, u->dparam, u->dparam + 1, u->dparam + 2, u->dparam + 3};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         region_release(u->b, all[i]);
 }
@@ -428,7 +428,7 @@ void ops_compare_tensor(const char *what, const ops_case *c, const char *tensor,
 }
 
 void ops_compare(const char *what, const ops_case *c, const ops_results *got, const ops_results *want, const ops_tolerance *tolerance) {
-    static const char *const dx_name[] = {"dx0", "dx1"}, *const state_name[] = {"state0", "state1"}, *const dparam_name[] = {"dparam0", "dparam1", "dparam2", "dparam3"};
+    static const char *const dx_name[] = {"dx0", "dx1", "dx2"}, *const state_name[] = {"state0", "state1"}, *const dparam_name[] = {"dparam0", "dparam1", "dparam2", "dparam3"};
     const kd_op_desc *d = &c->desc;
     double t = ops_uses_bf16(d) ? tolerance->bf16 : tolerance->f32;
     ops_compare_tensor(what, c, "y", got->y, want->y, kd_tdesc_numel(&d->y), t);

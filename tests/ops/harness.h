@@ -37,12 +37,22 @@ void ops_compare_tensor(const char *what, const ops_case *c, const char *tensor,
 /* Bit for bit. */
 void ops_assert_identical(const ops_case *c, const ops_results *a, const ops_results *b);
 
-/* The whole program for a backend other than ref: every case against ref, repeatability, flat functions. Returns the exit status for main;
+/* The whole program for a backend other than ref: every case against ref, repeatability, flat functions, encoding. Returns the exit status for main;
  * when the device or its module is missing, one skipped test says so. */
 int ops_backend_main(const char *device);
 
 /* Flat functions of b against ref's on odd sizes (test_ops_flat checks ref itself). */
 void ops_check_flat(kd_backend *b, kd_backend *ref);
+
+/* One call of a backend's encode, between guard zones, with a dirty scratch region, and nothing allocated in it. */
+typedef struct ops_encoded {
+    uint8_t *payload;
+    kd_encode_stats *stats;
+} ops_encoded;
+ops_encoded ops_encode(kd_backend *b, const kd_encode_spec *s, const float *x, size_t records);
+void ops_encoded_free(ops_encoded *e);
+/* Encoding of b against ref's over all element types and targets, and with other thread counts (test_ops_encode checks ref itself). */
+void ops_check_encode(kd_backend *b, kd_backend *ref);
 
 /* The operands of ref's double core (every pointer is owned), for tests without any rounding. ops_widen: NULL gives NULL. */
 kd_ref_vals ops_ref_vals_make(const kd_op_desc *d, const ops_inputs *in);

@@ -46,6 +46,8 @@ static const kd_op_desc wide = {.kind = KD_OP_LINEAR, .name = "layer7", .inputs 
 static const kd_op_desc join = {.kind = KD_OP_LINEAR, .name = "layer7", .inputs = 2, .residual = 1, .x = {{KD_BF16, 3, {2, 5, 8}}, {KD_F32, 3, {2, 5, 4}}}, .y = {KD_F32, 3, {2, 5, 4}}};
 static const kd_op_desc norm = {.kind = KD_OP_BATCH_NORM, .name = "layer7", .inputs = 1, .train = 1, .eps = 1e-5f, .momentum = 0.1f, .x = {{KD_F32, 4, {1, 1, 2, 3}}},
                                 .y = {KD_F32, 4, {1, 1, 2, 3}}};
+static const kd_op_desc adjoint = {.kind = KD_OP_MSE_ADJOINT, .name = "layer7", .inputs = 3, .train = 1, .need_dx = 1, .grid_h = 9, .grid_w = 5,
+                                   .x = {{KD_F32, 4, {2, 3, 4, 8}}, {KD_F32, 4, {2, 3, 4, 8}}, {KD_F32, 2, {2, 1}}}, .y = {KD_F32, 1, {1}}};
 
 #define WRONG(good, ...)                                \
     do {                                                \
@@ -103,6 +105,17 @@ static void broken_descs_stop_with_the_ops_name(void **state) {
     WRONG(join, d.inputs = 1);
     WRONG(join, d.act = KD_ACT_GELU);
     WRONG(join, d.x[1].dtype = KD_BF16);
+    WRONG(adjoint, d.inputs = 2);
+    WRONG(adjoint, d.grid_w = 0);
+    WRONG(adjoint, d.need_dx = 2);
+    WRONG(adjoint, d.need_dx = 5);
+    WRONG(adjoint, d.x[1].shape[1] = 4);
+    WRONG(adjoint, d.x[2].shape[0] = 1);
+    WRONG(adjoint, d.x[2].rank = 1);
+    WRONG(adjoint, d.x[2].dtype = KD_BF16);
+    WRONG(adjoint, d.y.shape[0] = 2);
+    WRONG(adjoint, d.act = KD_ACT_RELU);
+    WRONG(adjoint, d.grid_h = d.grid_w = 1 << 30);
     WRONG(norm, d.eps = 0);
     WRONG(norm, d.x[0].shape[2] = d.y.shape[2] = 1);
 }
@@ -117,6 +130,7 @@ static void good_descs_pass(void **state) {
     kd_op_check(&concat);
     kd_op_check(&wide);
     kd_op_check(&norm);
+    kd_op_check(&adjoint);
 }
 
 static void sizes_of_parameters_and_states(void **state) {
@@ -127,6 +141,7 @@ static void sizes_of_parameters_and_states(void **state) {
     assert_int_equal(kd_op_param_numel(&join, 1), 0);
     assert_int_equal(kd_op_param_numel(&join, 2), 4);
     assert_int_equal(kd_op_param_numel(&attention, 0), 0);
+    assert_int_equal(kd_op_param_numel(&adjoint, 0), 0);
     assert_int_equal(kd_op_param_numel(&tokens, 0), 8);
     assert_int_equal(kd_op_param_numel(&tokens, 1), 7 * 8);
     assert_int_equal(kd_op_param_numel(&tokens, 2), 4 * 8);
@@ -153,7 +168,7 @@ static void operations_are_two_per_multiply_add(void **state) {
     assert_true(kd_op_flops(&join) == 2.0 * (2 * 5 * 4) * 8);
     assert_true(kd_op_flops(&attention) == 2 * 2.0 * (2 * 3) * (5 * 5 * 4)); /* two products per image and head: [5,4][4,5] and [5,5][5,4] */
     assert_true(kd_op_flops(&wide) == 2.0 * 4096 * 16384 * (1 << 20));
-    assert_true(kd_op_flops(&norm) == 0 && kd_op_flops(&rope) == 0);
+    assert_true(kd_op_flops(&norm) == 0 && kd_op_flops(&adjoint) == 0 && kd_op_flops(&rope) == 0);
 }
 
 static void every_kind_has_a_name(void **state) {

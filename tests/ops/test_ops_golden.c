@@ -1,5 +1,5 @@
 /* ref against PyTorch: forward, gradients, running statistics and ten AdamW steps from tests/golden/ops/ops.safetensors, rotary positions by DINOv3's own code from
- * rope.safetensors (recipes: make_ops.py and make_rope.py beside them). PyTorch computed in double, so what is left is one rounding to f32 on either side. */
+ * rope.safetensors, the loss of an adjoint target from encode.safetensors (recipes: make_ops.py, make_rope.py and make_encode.py beside them). PyTorch computed in double, so what is left is one rounding to f32 on either side. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,8 +12,8 @@
 #include "common/weights/weights.h"
 #include "tests/ops/harness.h"
 
-enum { OPS, ROPE, FILES };
-static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors"};
+enum { OPS, ROPE, ENCODE, FILES };
+static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors", "tests/golden/ops/encode.safetensors"};
 static kd_weights *files[FILES], *golden; /* golden: the one of the running test */
 static kd_backend *ref;
 
@@ -44,6 +44,7 @@ static const kd_op_desc recorded[] = {
     {.name = "rope_narrow", .kind = KD_OP_ROPE, .heads = 2, .begin = 5, .grid_h = 3, .grid_w = 4},
     {.name = "rope_wide", .kind = KD_OP_ROPE, .heads = 1, .begin = 1, .grid_h = 1, .grid_w = 3},
     {.name = "rope_no_prefix", .kind = KD_OP_ROPE, .heads = 3, .grid_h = 5, .grid_w = 2},
+    {.name = "mse_adjoint", .kind = KD_OP_MSE_ADJOINT, .grid_h = 9, .grid_w = 7},
 };
 enum { RECORDED = sizeof recorded / sizeof *recorded };
 
@@ -133,7 +134,7 @@ static void compare(const ops_case *c, const char *fmt, int i, const float *got)
 
 static void matches_pytorch(void **state) {
     ops_case c = {.desc = *(const kd_op_desc *)*state};
-    golden = files[c.desc.kind == KD_OP_ROPE ? ROPE : OPS];
+    golden = files[c.desc.kind == KD_OP_ROPE ? ROPE : c.desc.kind == KD_OP_MSE_ADJOINT ? ENCODE : OPS];
     ops_inputs in = load(&c);
     ops_results r = ops_run(ref, &c, &in, 0);
     compare(&c, "y", 0, r.y);
@@ -147,10 +148,10 @@ static void matches_pytorch(void **state) {
     ops_inputs_free(&in);
 }
 
-/* Every tensor of the file belongs to a case that is run. */
+/* Every tensor of the files belongs to a case that is run; what encode.safetensors has beside the loss is test_ops_encode's. */
 static void every_recorded_tensor_is_used(void **state) {
     (void)state;
-    for (int f = 0; f < FILES; f++)
+    for (int f = 0; f < ENCODE; f++)
         for (int i = 0; i < kd_weights_count(files[f]); i++) {
             const char *name = kd_weights_info(files[f], i).name;
             size_t length = strcspn(name, "."), known = strncmp(name, "adamw.", 6) == 0 || strncmp(name, "table_", 6) == 0;
