@@ -83,7 +83,7 @@ static double full_loss(const sizes *s, const double *u, const double *pred, con
 }
 
 static void same(const char *what, const sizes *s, double got, double want, double size) {
-    if (!(fabs(got - want) <= 1e-6 * size)) /* the figure; measured 2e-15 */
+    if (!(fabs(got - want) <= 1e-6 * size)) /* the figure that the cache promises */
         fail_msg("%dx%d for %dx%d: %s is %.17g, the full grid's %.17g", s->k, s->l, s->h, s->w, what, got, want);
 }
 
