@@ -105,8 +105,8 @@ static kd_status add_views(kd_shard_writer *w, const kd_cache *c, kd_err *err)
     for (size_t i = 0; i < kd_cache_images(c); i++) {
         const kd_image_entry *e = kd_cache_image(c, i);
         int added;
-        for (uint32_t v = 0; v < e->views; v++) {
-            KD_TRY(kd_view_set_add(&w->sealed, &e->image, v, &added, err));
+        for (uint32_t k = 0; k < e->views; k++) {
+            KD_TRY(kd_view_set_add(&w->sealed, &e->image, kd_image_view(e, k), &added, err));
             w->totals.views += (uint64_t)added;
         }
     }

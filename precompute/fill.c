@@ -154,7 +154,7 @@ uint64_t kd_fill_view_count(const kd_fill *f) {
 /* ---- finding its files ---- */
 
 typedef struct search {
-    const kd_fill *fill;
+    kd_fill *fill;
     kd_locator *files;
     uint8_t *keep; /* per file of the set */
     uint8_t *bytes;
@@ -174,11 +174,11 @@ static int take_by_path(search *s, const kd_fill_row *row) {
     return 1;
 }
 
-static kd_status find_all(search *s, int threads, kd_fill_lost lost, void *ctx, kd_err *err) {
-    const kd_fill *f = s->fill;
+static kd_status find_all(search *s, int threads, kd_err *err) {
+    kd_fill *f = s->fill;
     int hashed = 0;
     for (size_t i = 0; i < f->count; i++) {
-        const kd_fill_row *row = &f->row[i];
+        kd_fill_row *row = &f->row[i];
         if ((i > 0 && same_image(f, i - 1, &row->image)) || take_by_path(s, row))
             continue;
         if (!hashed) {
@@ -187,22 +187,21 @@ static kd_status find_all(search *s, int threads, kd_fill_lost lost, void *ctx, 
             hashed = 1;
         }
         int64_t file = kd_locator_by_id(s->files, &row->image);
+        row->lost = file < 0;
         if (file >= 0)
             s->keep[file] = 1;
-        else
-            KD_TRY(lost(ctx, &row->image, row->path, err));
     }
     return KD_OK;
 }
 
-kd_status kd_fill_select(const kd_fill *f, kd_dataset *out, const kd_dataset *data, int threads, kd_fill_lost lost, void *ctx, kd_err *err) {
+kd_status kd_fill_select(kd_fill *f, kd_dataset *out, const kd_dataset *data, int threads, kd_err *err) {
     search s = {.fill = f};
     *out = (kd_dataset){0};
     kd_status status = kd_locator_create_over(&s.files, data, err);
     if (status == KD_OK)
         status = kd_alloc_array(&s.keep, data->count + 1, 1, err);
     if (status == KD_OK)
-        status = find_all(&s, threads, lost, ctx, err);
+        status = find_all(&s, threads, err);
     if (status == KD_OK)
         status = kd_dataset_subset(out, data, s.keep, err);
     kd_locator_destroy(s.files);

@@ -5,7 +5,7 @@
  *     52f0...97 0-7 dog/with space.jpg
  *
  * A line names an image by its id and says where its file was; a file of the set with that id serves as well. The path may be a hidden one.
- * After kd_fill_read everything is read-only. */
+ * After kd_fill_select everything is read-only. */
 #ifndef KD_PRECOMPUTE_FILL_H
 #define KD_PRECOMPUTE_FILL_H
 
@@ -15,6 +15,7 @@ typedef struct kd_fill_row {
     kd_hash128 image;
     uint32_t first, last; /* views, both included */
     const char *path;
+    int lost;             /* kd_fill_select found no file; said in the image's first row */
 } kd_fill_row;
 
 typedef struct kd_fill {
@@ -30,9 +31,8 @@ void kd_fill_free(kd_fill *f);
 int kd_fill_has(const kd_fill *f, const kd_hash128 *image, uint32_t view);
 uint64_t kd_fill_view_count(const kd_fill *f); /* a view that is listed twice counts once */
 
-/* Called for an image of the list that has no file; `path` is where the list says it was. */
-typedef kd_status (*kd_fill_lost)(void *ctx, const kd_hash128 *image, const char *path, kd_err *err);
-/* The files of the set that hold the list's images, one for each, as a set of their own. Files at the listed paths are hashed first; all others (`threads` wide) only where that isn't enough. */
-kd_status kd_fill_select(const kd_fill *f, kd_dataset *out, const kd_dataset *data, int threads, kd_fill_lost lost, void *ctx, kd_err *err);
+/* The files of the set that hold the list's images, one for each, as a set of their own; rows whose image has none are marked. Files at the listed paths are hashed first; all others
+ * (`threads` wide) only where that isn't enough. */
+kd_status kd_fill_select(kd_fill *f, kd_dataset *out, const kd_dataset *data, int threads, kd_err *err);
 
 #endif
