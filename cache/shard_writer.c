@@ -152,7 +152,7 @@ static kd_status check_other(const kd_shard_writer *w, const char *path, kd_err 
     return status;
 }
 
-/* Completes a file that was sealed, but killed before its manifest was written or its partial file removed. */
+/* Takes the last steps of a writer that was killed. */
 static kd_status complete(kd_shard_writer *w, const char *path, kd_err *err)
 {
     kd_writer *none;
@@ -164,12 +164,18 @@ static kd_status complete(kd_shard_writer *w, const char *path, kd_err *err)
     return status == KD_DONE ? KD_OK : status;
 }
 
-static int has_manifest(const char *path)
+static int exists_with(const char *path, const char *end)
 {
-    char *manifest = kd_manifest_path(path);
-    int there = manifest && kd_io_exists(manifest);
-    kd_free(manifest);
+    char *name = kd_asprintf("%s%s", path, end);
+    int there = name && kd_io_exists(name);
+    kd_free(name);
     return there;
+}
+
+/* A sealed file whose writer was killed before its last steps: the manifest, and removing its other files. */
+static int is_complete(const char *path)
+{
+    return exists_with(path, ".json") && !exists_with(path, ".sealing") && !exists_with(path, ".partial.lock");
 }
 
 static int ends_in_kdc(const char *name)
@@ -193,7 +199,7 @@ static kd_status take_one(kd_shard_writer *w, const char *name, kd_err *err)
     if (of_other_part(w, name)) {
         status = check_other(w, path, err);
     } else {
-        if (own_number(w, name, "") >= 0 && !has_manifest(path))
+        if (own_number(w, name, "") >= 0 && !is_complete(path))
             status = complete(w, path, err);
         if (status == KD_OK)
             status = take_sealed(w, path, err);
@@ -214,7 +220,7 @@ static kd_status move_to_dest(kd_shard_writer *w, const char *name, kd_err *err)
 {
     char *from = join(w->work, name), *to = join(w->dest, name);
     kd_status status = from && to ? KD_OK : no_memory(w, err);
-    if (status == KD_OK && !has_manifest(from))
+    if (status == KD_OK && !is_complete(from))
         status = complete(w, from, err);
     if (status == KD_OK)
         status = kd_shard_move(from, to, err);
@@ -247,6 +253,18 @@ static kd_status name_stage(kd_shard_writer *w, const char *stage, const char *b
 
 /* ---- unfinished shards ---- */
 
+/* partial: X.kdc.partial. Its lock isn't held: this writer has the names' lock. */
+static void remove_unfinished(const char *partial)
+{
+    static const char *const end[] = {".sealing", ".partial.lock", ".partial"};
+    for (size_t i = 0; i < sizeof end / sizeof *end; i++) {
+        char *path = kd_asprintf("%.*s%s", (int)(strlen(partial) - strlen(".partial")), partial, end[i]);
+        if (path)
+            unlink(path);
+        kd_free(path);
+    }
+}
+
 /* visit_fn over the folder where shards are written: a partial file whose shard is sealed isn't needed. Killed before it was removed; or, in a stage, the job went on on another machine. */
 static kd_status settle_partial(kd_shard_writer *w, const char *name, kd_err *err)
 {
@@ -264,7 +282,7 @@ static kd_status settle_partial(kd_shard_writer *w, const char *name, kd_err *er
             status = complete(w, sealed, err);
         } else if (kd_io_exists(sealed)) {
             kd_log(KD_LOG_WARN, "%s has been sealed elsewhere; its beginning in %s is removed", sealed, partial);
-            unlink(partial);
+            remove_unfinished(partial);
         }
     }
     kd_free(partial);

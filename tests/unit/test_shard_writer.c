@@ -253,6 +253,32 @@ static void what_is_sealed_counts_as_stored(void **state)
     assert_holds(dest, 0, 5);
 }
 
+/* A first run with fewer views: the others go to new shards, interrupted or not. */
+static void views_are_added_to_sealed_images(void **state)
+{
+    char whole[200];
+    kd_shard_place place = place_at(whole);
+    (void)state;
+    snprintf(whole, sizeof whole, "%s/whole", fx_dir);
+    for (int interrupted = 0; interrupted < 2; interrupted++) {
+        kd_shard_writer *w;
+        place.path = interrupted ? dest : whole;
+        must(open_at(&w, &place));
+        for (unsigned i = 0; i < IMAGES; i++)
+            add(w, i, 0);
+        must(kd_shard_writer_seal(w, &fx_err));
+        kd_shard_writer_close(w);
+        if (interrupted) {
+            must(open_at(&w, &place));
+            assert_int_equal(add_missing(w, 0, IMAGES, IMAGES / 2 + 1), IMAGES / 2 + 1);
+            kd_shard_writer_close(w);
+        }
+        make_at(&place, 0, IMAGES);
+        assert_holds(place.path, 0, IMAGES);
+    }
+    assert_true(assert_same_shards(whole, dest) >= 4);
+}
+
 /* A cache of one file becomes a folder by moving it into one. */
 static void a_single_file_may_be_the_first_shard(void **state)
 {
@@ -320,6 +346,9 @@ static void a_run_killed_while_it_sealed_is_completed(void **state)
     make_at(&place, 0, 4);
     assert_string_equal(names_in(dest), "shard-00000.kdc shard-00000.kdc.json shard-00001.kdc shard-00001.kdc.json");
     assert_holds(dest, 0, 4);
+    fx_write_file(in(dest, "shard-00000.kdc.partial.lock"), "", 0); /* before its lock was removed */
+    make_at(&place, 0, 4);
+    assert_string_equal(names_in(dest), "shard-00000.kdc shard-00000.kdc.json shard-00001.kdc shard-00001.kdc.json");
 }
 
 /* Killed before the first commit, and then there is nothing left to add. */
@@ -433,7 +462,7 @@ static void shards_are_moved_from_the_stage(void **state)
 /* Each state that a kill can leave behind, made by hand. */
 static void a_move_goes_on_where_it_was_killed(void **state)
 {
-    enum { NOT_BEGUN, PART_COPIED, NO_MANIFEST, NOT_REMOVED, MANIFEST_REMOVED, STATES };
+    enum { NOT_BEGUN, LOCKED, PART_COPIED, NO_MANIFEST, NOT_REMOVED, MANIFEST_REMOVED, STATES };
     kd_shard_place place = {.path = dest, .stage = stage};
     (void)state;
     for (int s = 0; s < STATES; s++) {
@@ -454,6 +483,8 @@ static void a_move_goes_on_where_it_was_killed(void **state)
         if (s >= NOT_REMOVED)
             snprintf(command, sizeof command, "cp '%s'/* '%s'", work, dest);
         assert_int_equal(system(command), 0);
+        if (s == LOCKED)
+            fx_write_file(in(work, "shard-00000.kdc.partial.lock"), "", 0);
         if (s == MANIFEST_REMOVED)
             unlink(in(work, "shard-00000.kdc.json"));
         must(open_at(&w, &place));
@@ -611,6 +642,7 @@ int main(void)
         T(without_a_limit_there_is_one_shard),
         T(an_interrupted_run_makes_the_same_shards),
         T(what_is_sealed_counts_as_stored),
+        T(views_are_added_to_sealed_images),
         T(a_single_file_may_be_the_first_shard),
         T(a_removed_shard_is_made_again),
         T(another_recipe_is_refused_by_field),
