@@ -115,7 +115,10 @@ FUZZ_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(FUZZ_SRC))
 # draw_*.c and run_*.c are small programs that tests and the demo use; any other C file beside the tests is shared by all tests of its folder.
 TOOL_SRC := $(sort $(wildcard tests/*/draw_*.c tests/*/run_*.c))
 TOOL_BINARIES := $(patsubst tests/%.c,$(OBJ)/tests/%,$(TOOL_SRC))
-test_helpers = $(call objects,$(filter-out $(foreach p,test bench fuzz draw run,tests/$(1)/$(p)_%.c),$(wildcard tests/$(1)/*.c)))
+# shim_*.c are libraries that tests load into the programs with LD_PRELOAD.
+SHIM_SRC := $(sort $(wildcard tests/*/shim_*.c))
+SHIMS := $(patsubst tests/%.c,$(OBJ)/tests/%.so,$(SHIM_SRC))
+test_helpers = $(call objects,$(filter-out $(foreach p,test bench fuzz draw run shim,tests/$(1)/$(p)_%.c),$(wildcard tests/$(1)/*.c)))
 
 COMMON_LIBS = $(call libs,jansson yaml crypto jpeg png webp zip archive) -lm -ldl
 CACHE_LIBS = $(call libs,lmdb zstd)
@@ -173,7 +176,7 @@ test: deps
 	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) KD_WITH_TESTS=1 build
 	$(Q)$(MAKE) --no-print-directory run-tests
 
-test-programs: required $(TEST_BINARIES) $(DRAW) $(TOOL_BINARIES)
+test-programs: required $(TEST_BINARIES) $(DRAW) $(TOOL_BINARIES) $(SHIMS)
 	@:
 
 # SUITES=unit,ops picks folders; TESTS=word picks files whose name contains it.
@@ -288,8 +291,12 @@ $(OBJ)/tests/%: $(OBJ)/tests/%.o $$(call test_helpers,$$(patsubst %/,%,$$(dir $$
 	@$(if $(Q),echo '  link $@')
 	$(Q)$(CC) $(ALL_LDFLAGS) $(if $(filter fuzzer,$(SAN)),-fsanitize=fuzzer) -rdynamic $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(call libs,cmocka) $(CACHE_LIBS) $(COMMON_LIBS) -o $@
 
+$(OBJ)/tests/%.so: $(OBJ)/tests/%.o
+	@$(if $(Q),echo '  link $@')
+	$(Q)$(CC) -shared $(ALL_LDFLAGS) $< -ldl -o $@
+
 .SECONDARY:
--include $(wildcard $(addsuffix .d,$(basename $(call objects,$(COMMON_SRC) $(KERNELS_SRC) $(CACHE_SRC) $(PRECOMPUTE_SRC) $(TRAIN_SRC) $(CPU_SRC) $(HAVE_MAINS) $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) $(TOOL_SRC) $(foreach d,$(TEST_DIRS) bench fuzz,$(wildcard tests/$(d)/*.c))))))
+-include $(wildcard $(addsuffix .d,$(basename $(call objects,$(COMMON_SRC) $(KERNELS_SRC) $(CACHE_SRC) $(PRECOMPUTE_SRC) $(TRAIN_SRC) $(CPU_SRC) $(HAVE_MAINS) $(TEST_SRC) $(BENCH_SRC) $(FUZZ_SRC) $(TOOL_SRC) $(SHIM_SRC) $(foreach d,$(TEST_DIRS) bench fuzz,$(wildcard tests/$(d)/*.c))))))
 -include $(wildcard $(OBJ)/kernels/cuda/*.d)
 
 # ---- checks -----------------------------------------------------------------------------------------------------------

@@ -217,23 +217,25 @@ static void count_whereabouts(check *c, const char *images)
 {
     for (size_t i = 0; i < kd_cache_images(c->cache); i++) {
         const kd_image_entry *e = kd_cache_image(c->cache, i);
-        int64_t file;
+        int64_t file = -1;
         kd_whereabouts where = KD_IN_PLACE;
+        const char *name;
         char id[33];
         kd_err said;
         if (c->elsewhere[i] == ELSEWHERE)
             where = KD_MOVED;
         else if (c->elsewhere[i] == NOWHERE)
             where = kd_locator_find(c->locator, &e->image, e->rel, e->file_size, &file) == KD_MISSING ? KD_MISSING : KD_CHANGED;
-        kd_search_count(&c->result->search, where, e->rel);
+        kd_search_count(&c->result->search, where, e->rel); /* outlives the locator */
+        name = kd_locator_show(c->locator, file, e->rel);
         if (where != KD_CHANGED && where != KD_MISSING)
             continue;
         c->result->replay_missing += e->views;
         kd_hex(id, e->image.b, sizeof e->image.b);
         if (where == KD_CHANGED)
-            kd_fail(&said, KD_EMISMATCH, "%s: changed after the cache was made: it isn't the file with the id %s any more, and no other file under %s is", e->rel, id, images);
+            kd_fail(&said, KD_EMISMATCH, "%s: changed after the cache was made: it isn't the file with the id %s any more, and no other file under %s is", name, id, images);
         else
-            kd_fail(&said, KD_EMISMATCH, "%s: missing: nothing under %s has this path, or the id %s", e->rel, images, id);
+            kd_fail(&said, KD_EMISMATCH, "%s: missing: nothing under %s has this path, or the id %s", name, images, id);
         say(c, said.msg);
     }
 }

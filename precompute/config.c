@@ -14,7 +14,8 @@ static const kd_option table[] = {
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRING(T, weights, "weights", "FILE|DIR", NULL, KD_OPT_REQUIRED,
                      "teacher weights as they are on disk: a .pth or .safetensors file, an index of shards, or a folder that holds them (DINOv2, DINOv3, timm and DeiT ViTs; official, Hugging Face or timm names)"),
-    KD_OPTION_STRING(T, cache, "cache", "FILE.kdc", NULL, KD_OPT_REQUIRED, "cache to write; run the same command again to resume an interrupted one"),
+    KD_OPTION_STRING(T, cache, "cache", "FILE.kdc|DIR", NULL, KD_OPT_REQUIRED,
+                     "cache to write: one file, or a folder of shards, to which later runs add more views or images; run the same command again to resume an interrupted one"),
     KD_OPTION_STRING(T, teacher, "teacher", "auto|NAME", "auto", 0,
                      "what the weights must be (dinov2_vits14_reg, dinov3_vitb16, vit_tiny_patch16_224, ...); everything is inferred from the file, a name only checks"),
     KD_OPTION_STRING(T, weights_key, "weights-key", "PREFIX", NULL, 0, "which model of a checkpoint that holds several: what its tensors' names begin with, such as teacher.backbone"),
@@ -42,6 +43,14 @@ static const kd_option table[] = {
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the teacher's matrix products"),
     KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable: fewer views, then no patch features, are chosen to fit"),
     KD_OPTION_STRING(T, max_skipped, "max-skipped", "N|P%", "0", 0, "bad inputs that are acceptable; beyond that the finished run ends with exit code 3"),
+    KD_OPTION_SIZE(T, shard_size, "shard-size", "32GB", "folder: a shard ends where its records reach this size, so that sealing needs little extra space"),
+    KD_OPTION_STRING(T, shard, "shard", "I/N", NULL, 0,
+                     "folder: do the I-th of N parts of the images, 1 to N, while other jobs do theirs; without it Slurm's array variables count (docs/slurm.md), and 1/1 is everything"),
+    KD_OPTION_STRING(T, stage, "stage", "DIR", NULL, 0, "write in DIR on a local disk and move each finished file to --cache: for network file systems"),
+    KD_OPTION_FLAG(T, force, "force", "write on a network file system without --stage"),
+    KD_OPTION_CHOICE(T, paths, "paths", "relative|hash", "relative", "how the cache names files: by relative path, or by its hash where file names are private (the files are found by either)"),
+    KD_OPTION_STRING(T, fill, "fill", "LIST", NULL, 0, "folder: only the views listed in the missing.txt of kd-cache repair, as a new shard"),
+    KD_OPTION_STRING(T, dataset_name, "dataset-name", "TEXT", NULL, 0, "name of the set of images, kept in the manifest beside its number of files and bytes"),
     KD_OPTION_STRING(T, note, "note", "TEXT", NULL, 0, "free text kept in the manifest"),
     KD_OPTION_STRING(T, license, "license", "TEXT", NULL, 0, "licence of images and features, kept in the manifest"),
     KD_OPTION_STRING(T, contact, "contact", "TEXT", NULL, 0, "whom to ask about this cache, kept in the manifest"),
@@ -59,9 +68,12 @@ const kd_program kd_precompute_program = {
                 "  $ kd-precompute --images photos --weights dinov2_vits14_reg4_pretrain.pth --cache photos.kdc --views 8 --precision bf16\n"
                 "  $ kd-precompute --images photos --weights dinov3-vitb16/ --cache photos.kdc --image-size 256x192 --features cls,patch --layers 1,4\n"
                 "  $ kd-precompute --images photos --weights vitb14.safetensors --cache photos.kdc --layers 1,2 --layer-concat on\n"
+                "  $ kd-precompute --images photos --weights vits14.pth --cache photos/ --shard 3/8              # job 3 of 8 into one folder\n"
                 "  $ kd-precompute --images shards/ --weights vits14.pth --cache photos.kdc                      # shards/photos-000000.tar ...\n"
                 "  $ find photos -name '*.jpg' -print0 | kd-precompute --null --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
     .epilog = "Files: FILE.kdc, its manifest FILE.kdc.json, FILE.kdc.partial while it is being made; FILE.kdc.skipped.tsv lists the inputs that could not be used, each with the reason.\n"
+              "In a folder DIR/shard-00000.kdc and so on, DIR/part-00003-of-00008-00000.kdc of part 3/8, and DIR/shard.skipped.tsv, DIR/part-00003-of-00008.skipped.tsv; lists of skipped\n"
+              "inputs have real file names, also with --paths hash: keep them.\n"
               "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
               "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe (of mixed views: other images); 14 not enough space; 15 device not available;\n"
               "16 non-finite features.\n",

@@ -13,8 +13,10 @@ typedef struct kd_precompute_config {
     int64_t max_pixels;
     uint64_t budget;
     const char *max_skipped;
-    const char *note, *license, *contact;
-    int null, inspect, dry_run, json;
+    const char *note, *license, *contact, *dataset_name;
+    const char *shard, *stage, *paths, *fill; /* shard, stage, fill: NULL when absent */
+    uint64_t shard_size;
+    int null, inspect, dry_run, json, force;
 } kd_precompute_config;
 
 extern const kd_program kd_precompute_program;

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "cache/record.h"
+#include "cache/shard_writer.h"
 #include "common/base/io.h"
 #include "common/image/mix.h"
 
@@ -33,7 +34,7 @@ uint64_t kd_plan_view_bytes(const kd_run_plan *p) {
 static void size_plan(kd_run_plan *p) {
     p->bytes_per_view = kd_plan_view_bytes(p);
     p->cache_bytes = p->bytes_per_view * p->views * p->images + 64 * PAGE;
-    p->peak_bytes = 2 * p->cache_bytes;
+    p->peak_bytes = p->cache_bytes + (p->cache_bytes < p->beside_bytes ? p->cache_bytes : p->beside_bytes);
 }
 
 static int can_drop_patches(const kd_run_plan *p) {
@@ -67,6 +68,7 @@ kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config
     plan->grid_h = (uint32_t)(policy->image_h / model->multiple);
     plan->grid_w = (uint32_t)(policy->image_w / model->multiple);
     plan->width = kd_selection_width(&plan->choice, model);
+    plan->beside_bytes = config->stage != NULL ? 0 : kd_shard_is_folder(config->cache) && config->shard_size < UINT64_MAX / 2 ? 2 * config->shard_size : UINT64_MAX;
     size_plan(plan);
     if (config->budget > 0)
         KD_TRY(fit_budget(plan, config->budget, err));
@@ -79,7 +81,9 @@ kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config 
     if (need <= usable)
         return KD_OK;
     char need_text[32], free_text[32], fit_text[32], features[64];
-    uint64_t fits = (usable + already) / 2;
+    uint64_t fits = (usable + already) / 2; /* or more, where less than as much again is needed beside it */
+    if (plan->beside_bytes < fits)
+        fits = usable + already - plan->beside_bytes;
     kd_io_size_text(need, need_text, sizeof need_text);
     kd_io_size_text(plan->free_bytes, free_text, sizeof free_text);
     kd_run_plan smaller = *plan;

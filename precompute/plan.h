@@ -1,6 +1,7 @@
 /* Plan: what a run will do, before it does it: recipe, sizes, free-space guard, --budget.
  *
- * Size model: a view costs its records (headers, compressed f16 planes, taken as incompressible), its plan and LMDB's pages; sealing needs the same again beside the partial file.
+ * Size model: a view costs its records (headers, compressed f16 planes, taken as incompressible), its plan and LMDB's pages; sealing needs the same again beside the partial file, in a folder for one
+ * shard at a time.
  * The real size is a little smaller: measured 92.9 KiB where this says 101.5 (ViT-Ti/14 on Caltech-101). */
 #ifndef KD_PRECOMPUTE_PLAN_H
 #define KD_PRECOMPUTE_PLAN_H
@@ -14,7 +15,8 @@ typedef struct kd_run_plan {
     kd_layer_choice choice;
     uint32_t grid_h, grid_w, registers;
     uint32_t width;  /* of a stored record */
-    uint64_t bytes_per_view, cache_bytes, peak_bytes; /* peak: partial + sealed copy */
+    uint64_t bytes_per_view, cache_bytes, peak_bytes; /* peak: at --cache while the last shard is sealed */
+    uint64_t beside_bytes; /* what sealing needs at --cache beside the sealed cache, at most: two shards in a folder, nothing with --stage */
     uint64_t free_bytes;
 } kd_run_plan;
 

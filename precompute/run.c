@@ -6,14 +6,15 @@
 #include <string.h>
 #include <time.h>
 
-#include "cache/store.h"
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
 #include "common/data/skip_list.h"
 #include "precompute/describe.h"
+#include "precompute/fill.h"
 #include "precompute/inspect.h"
 #include "precompute/kinds.h"
+#include "precompute/output.h"
 #include "precompute/sealed.h"
 #include "precompute/views.h"
 
@@ -21,6 +22,7 @@
 typedef struct batch_row {
     kd_image_entry image;
     kd_view_entry view;
+    char hidden[KD_HIDDEN_PATH]; /* image.rel, with --paths hash */
     kd_record_buf *record; /* one per slot */
 } batch_row;
 
@@ -36,7 +38,9 @@ typedef struct record_slot {
 typedef struct run {
     const kd_precompute_config *config;
     int threads;
-    kd_dataset data;
+    kd_dataset whole, some;
+    const kd_dataset *data; /* what this run works on: all, or some of it (--shard, --fill) */
+    kd_fill fill;           /* no rows: every view */
     kd_weights *weights;
     kd_sha256 weights_sha;
     kd_backend *backend;
@@ -49,7 +53,7 @@ typedef struct run {
     kd_recipe recipe;
     kd_teacher *teacher;
 
-    kd_writer *writer;
+    kd_output out;
     pthread_mutex_t writer_lock; /* loader threads ask it what is done while the main thread adds */
 
     record_slot *slot;
@@ -62,7 +66,7 @@ typedef struct run {
     kd_status encode_status;
     kd_err encode_err;
 
-    uint64_t views_before, views_new, skipped, duplicates;
+    uint64_t views_wanted, views_before, views_new, skipped, duplicates;
     uint64_t max_skipped;
     kd_skip_list *skip_list; /* while files are read */
 } run;
@@ -76,37 +80,61 @@ static size_t view_bytes(const run *r) {
 }
 
 static kd_run_facts facts(const run *r) {
-    return (kd_run_facts){.config = r->config, .data = &r->data, .weights = r->weights, .weights_sha = &r->weights_sha, .model = &r->model, .policy = &r->policy, .plan = &r->plan};
+    return (kd_run_facts){.config = r->config, .data = r->data, .weights = r->weights, .weights_sha = &r->weights_sha, .model = &r->model, .policy = &r->policy, .plan = &r->plan};
 }
 
 /* ---- set-up ---- */
 
+/* The images of this run: all, a part, or those of the views to fill. */
+static kd_status open_images(run *r, kd_err *err) {
+    const kd_precompute_config *c = r->config;
+    KD_TRY(kd_dataset_open(&r->whole, c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, err));
+    r->data = &r->whole;
+    if (c->fill == NULL && r->out.part.parts == 1)
+        return KD_OK;
+    r->data = &r->some;
+    if (c->fill == NULL)
+        return kd_dataset_part(&r->some, &r->whole, r->out.part.part, r->out.part.parts, err);
+    KD_TRY(kd_fill_read(&r->fill, c->fill, err));
+    return kd_fill_select(&r->fill, &r->some, &r->whole, r->threads, err);
+}
+
+/* Of a list to fill, the plan counts the listed views. */
+static kd_status open_plan(run *r, kd_err *err) {
+    KD_TRY(kd_run_plan_make(&r->plan, r->config, &r->policy, &r->model, r->data->count, err));
+    r->views_wanted = r->plan.images * r->plan.views;
+    if (r->fill.count == 0)
+        return KD_OK;
+    r->plan.views = r->fill.views;
+    r->views_wanted = kd_fill_view_count(&r->fill);
+    r->plan.cache_bytes = r->plan.peak_bytes = r->plan.bytes_per_view * r->views_wanted;
+    return KD_OK;
+}
+
 static kd_status open_inputs(run *r, kd_err *err) {
     const kd_precompute_config *c = r->config;
-    size_t n = strlen(c->cache);
-    if (n < 5 || strcmp(c->cache + n - 4, ".kdc") != 0)
-        return kd_fail(err, KD_EUSAGE, "--cache %s: the name must end in .kdc", c->cache);
+    KD_TRY(kd_output_choose(&r->out, c, err));
     int height, width;
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_policy_load(&r->policy, c->augment, height, width, err));
     KD_TRY(kd_weights_open(&r->weights, c->weights, err));
     KD_TRY(kd_model_find_teacher(&r->model, c->teacher, r->weights, &(kd_teacher_choice){c->weights_key, c->positions, c->normalize}, err));
     KD_TRY(kd_model_check_size(&r->model, height, width, err));
-    KD_TRY(kd_dataset_open(&r->data, c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, err));
-    KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data.count, &r->max_skipped, err));
-    KD_TRY(kd_run_plan_make(&r->plan, c, &r->policy, &r->model, r->data.count, err));
+    KD_TRY(open_images(r, err));
+    KD_TRY(kd_max_skipped_parse(c->max_skipped, r->data->count, &r->max_skipped, err));
+    KD_TRY(open_plan(r, err));
     return kd_weights_sha256(r->weights, &r->weights_sha, err);
 }
 
 /* The ids of the whole set, before the first view: partners are drawn from them, and their digest is in the recipe. */
 static kd_status open_mix(run *r, kd_err *err) {
     kd_log(KD_LOG_INFO, "views are mixed with those of other images: all files are read once for their ids, and each mixed view needs a decode of its own");
-    KD_TRY(kd_locator_create_over(&r->files, &r->data, err));
+    KD_TRY(kd_locator_create_over(&r->files, &r->whole, err)); /* partners come from all images, also for a part of them */
     KD_TRY(kd_locator_hash_all(r->files, r->threads, NULL, err));
-    KD_TRY(kd_alloc_array(&r->ids, r->data.count, sizeof *r->ids, err));
+    KD_TRY(kd_alloc_array(&r->ids, r->whole.count, sizeof *r->ids, err));
     r->mix = (kd_mix_set){.files = r->files, .id = r->ids, .count = kd_locator_picture_ids(r->files, r->ids)};
     if (r->mix.count == 0)
-        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files begins like a picture that can be read", r->config->images, r->data.count);
+        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files begins like a picture that can be read", r->config->images, r->whole.count);
     if (r->mix.count == 1)
         kd_log(KD_LOG_WARN, "%s holds one image: there is no other one to mix it with, so its views stay as they are", r->config->images);
     return KD_OK;
@@ -161,6 +189,17 @@ static uint64_t planned_bytes(const run *r) {
     return kd_teacher_work_bytes(r->teacher) + batch * (2 * planes + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
 }
 
+/* New reference: the whole set, also for a part of it. */
+static json_t *dataset_json(const run *r) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < r->whole.count; i++)
+        bytes += r->whole.file[i].size;
+    json_t *d = json_pack("{s:I, s:I}", "files", (json_int_t)r->whole.count, "bytes", (json_int_t)bytes);
+    if (r->config->dataset_name != NULL)
+        json_object_set_new(d, "name", kd_json_bytes(r->config->dataset_name, strlen(r->config->dataset_name)));
+    return d;
+}
+
 static json_t *provenance(const run *r) {
     const kd_precompute_config *c = r->config;
     char created[32];
@@ -171,6 +210,7 @@ static json_t *provenance(const run *r) {
                           "precision", c->precision, "batch_size", (int)c->batch_size, "zstd_level", (int)c->zstd_level, "decoder", kd_decoder_version(), "teacher_name", r->model.name);
     kd_run_facts known = facts(r);
     json_object_set_new(p, "weights", kd_describe_weights(&known));
+    json_object_set_new(p, "dataset", dataset_json(r));
     const char *const key[] = {"note", "license", "contact"};
     const char *const text[] = {c->note, c->license, c->contact};
     for (int i = 0; i < 3; i++)
@@ -183,8 +223,8 @@ static json_t *provenance(const run *r) {
 static kd_status dry_run(run *r, kd_err *err) {
     double begin = 0;
     kd_kinds kinds;
-    KD_TRY(kd_kinds_sample(&kinds, &r->data, err));
-    kd_kinds_log(&kinds, &r->data);
+    KD_TRY(kd_kinds_sample(&kinds, r->data, err));
+    kd_kinds_log(&kinds, r->data);
     for (int i = 0; i < 2; i++) {
         begin = kd_now();
         KD_TRY(kd_teacher_run(r->teacher, r->pixels, (int)r->config->batch_size, err));
@@ -231,7 +271,7 @@ static kd_status store_row(run *r, batch_row *row, kd_err *err) {
     kd_record_ref ref[KD_OUTPUTS * KD_MAX_LAYERS];
     for (int k = 0; k < r->slots; k++)
         ref[k] = (kd_record_ref){.feature = r->slot[k].feature, .layer = r->slot[k].layer, .bytes = row->record[k].bytes, .size = row->record[k].size};
-    return kd_writer_add_view(r->writer, &row->image, &row->view, ref, (size_t)r->slots, err);
+    return kd_shard_writer_add_view(r->out.writer, &row->image, &row->view, ref, (size_t)r->slots, err);
 }
 
 static kd_status flush(run *r, kd_err *err) {
@@ -259,24 +299,41 @@ static kd_status flush(run *r, kd_err *err) {
 
 /* ---- items ---- */
 
+/* Whether this run has nothing to do for a view. Called from loader threads too. */
 static int view_is_stored(void *ctx, const kd_hash128 *id, uint32_t view) {
     run *r = ctx;
+    if (r->fill.count > 0 && !kd_fill_has(&r->fill, id, view))
+        return 1;
     pthread_mutex_lock(&r->writer_lock);
-    int stored = kd_writer_has_view(r->writer, id, view);
+    int stored = kd_shard_writer_has_view(r->out.writer, id, view);
     pthread_mutex_unlock(&r->writer_lock);
     return stored;
 }
 
-static kd_status report_skip(run *r, const kd_view_item *item, kd_err *err) {
-    const char *rel = r->data.file[item->file].rel;
+static kd_status report_skip(run *r, const char *rel, const char *reason, kd_err *err) {
     r->skipped++;
-    kd_log(KD_LOG_WARN, "skipped: %s", item->problem.msg);
-    KD_TRY(kd_skip_list_add(r->skip_list, rel, item->problem.msg, err));
+    kd_log(KD_LOG_WARN, "skipped: %s", reason);
+    KD_TRY(kd_skip_list_add(r->skip_list, rel, reason, err));
     if (!r->config->json)
         return KD_OK;
-    json_t *line = json_pack("{s:s, s:o, s:s}", "type", "skipped", "path", kd_json_bytes(rel, strlen(rel)), "reason", item->problem.msg);
+    json_t *line = json_pack("{s:s, s:o, s:s}", "type", "skipped", "path", kd_json_bytes(rel, strlen(rel)), "reason", reason);
     kd_json_line(line);
     json_decref(line);
+    return KD_OK;
+}
+
+/* Images of the list to fill that no file has. */
+static kd_status report_lost(run *r, kd_err *err) {
+    for (size_t i = 0; i < r->fill.count; i++) {
+        const kd_fill_row *row = &r->fill.row[i];
+        char id[33];
+        kd_err reason;
+        if (!row->lost)
+            continue;
+        kd_hex(id, row->image.b, sizeof row->image.b);
+        kd_fail(&reason, KD_EFAIL, "%s: neither this file nor another one of %s has the id %s", row->path, r->config->images, id);
+        KD_TRY(report_skip(r, row->path, reason.msg, err));
+    }
     return KD_OK;
 }
 
@@ -288,16 +345,25 @@ static int is_pending(const run *r, const kd_hash128 *id, uint32_t view) {
     return 0;
 }
 
+/* What the cache calls the file. */
+static const char *recorded_path(const run *r, batch_row *row, size_t file) {
+    const char *rel = r->data->file[file].rel;
+    if (strcmp(r->config->paths, "hash") != 0)
+        return rel;
+    kd_hidden_path(row->hidden, rel);
+    return row->hidden;
+}
+
 static kd_status take_item(run *r, const kd_view_item *item, kd_err *err) {
     if (item->problem.status != KD_OK)
-        return report_skip(r, item, err);
+        return report_skip(r, r->data->file[item->file].rel, item->problem.msg, err);
     for (uint32_t i = 0; i < item->count; i++) {
         if (is_pending(r, &item->id, item->view[i]) || view_is_stored(r, &item->id, item->view[i])) {
             r->duplicates += i == 0;
             continue;
         }
         batch_row *row = &r->row[r->rows];
-        row->image = (kd_image_entry){.image = item->id, .rel = r->data.file[item->file].rel, .file_size = item->size, .width = item->width, .height = item->height,
+        row->image = (kd_image_entry){.image = item->id, .rel = recorded_path(r, row, item->file), .file_size = item->size, .width = item->width, .height = item->height,
                                       .views = r->plan.views};
         row->view = (kd_view_entry){.image = item->id, .view = item->view[i], .view_hash = item->hash[i], .plan = item->plan[i]};
         if (item->partner != NULL)
@@ -311,13 +377,13 @@ static kd_status take_item(run *r, const kd_view_item *item, kd_err *err) {
 
 static kd_status take_all(run *r, kd_ordered *q, kd_err *err) {
     uint64_t files = 0;
-    kd_progress *progress = kd_progress_create("precompute", "view", r->plan.images * r->plan.views, r->views_before, r->config->json);
+    kd_progress *progress = kd_progress_create("precompute", "view", r->views_wanted, r->views_before, r->config->json);
     kd_status status = KD_OK;
     while (status == KD_OK) {
         void *slot;
         status = kd_stop_requested();
         if (status != KD_OK) {
-            kd_fail(err, status, "stopped with %" PRIu64 " views stored; run the same command again to go on", kd_writer_view_count(r->writer));
+            kd_fail(err, status, "stopped with %" PRIu64 " views stored; run the same command again to go on", kd_shard_writer_totals(r->out.writer).views);
             break;
         }
         status = kd_ordered_next(q, &slot, err);
@@ -333,19 +399,21 @@ static kd_status take_all(run *r, kd_ordered *q, kd_err *err) {
         status = flush(r, err);
     /* What was computed before a stop or an error is kept; the first error is the one to report. */
     kd_err ignored = {0};
-    kd_status commit = kd_writer_commit(r->writer, status == KD_OK ? err : &ignored);
+    kd_status commit = kd_shard_writer_commit(r->out.writer, status == KD_OK ? err : &ignored);
     return status == KD_OK ? commit : status;
 }
 
 /* ---- the end ---- */
 
 static kd_status summarise(run *r, double seconds, kd_err *err) {
-    uint64_t bytes = 0, views = kd_writer_view_count(r->writer);
-    char size[32], per[32];
-    KD_TRY(kd_io_file_size(r->config->cache, &bytes, err));
+    kd_shard_totals t = kd_shard_writer_totals(r->out.writer);
+    uint64_t bytes = t.bytes, views = t.views;
+    char size[32], per[32], shards[48] = "";
+    if (r->out.folder)
+        snprintf(shards, sizeof shards, " in %zu shard%s", t.shards, t.shards == 1 ? "" : "s");
     double rate = seconds > 0 ? (double)r->views_new / seconds : 0, per_view = views > 0 ? (double)bytes / (double)views : 0;
-    kd_log(KD_LOG_INFO, "sealed %s: %" PRIu64 " views, %s, %s a view; %" PRIu64 " new at %.1f views/s; %" PRIu64 " images skipped, %" PRIu64 " duplicates", r->config->cache,
-           views, kd_io_size_text(bytes, size, sizeof size), kd_io_size_text((uint64_t)per_view, per, sizeof per), r->views_new, rate, r->skipped, r->duplicates);
+    kd_log(KD_LOG_INFO, "sealed %s: %" PRIu64 " views%s, %s, %s a view; %" PRIu64 " new at %.1f views/s; %" PRIu64 " images skipped, %" PRIu64 " duplicates", r->config->cache,
+           views, shards, kd_io_size_text(bytes, size, sizeof size), kd_io_size_text((uint64_t)per_view, per, sizeof per), r->views_new, rate, r->skipped, r->duplicates);
     if (r->config->json) {
         json_t *line = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "summary", "cache", r->config->cache, "views", (json_int_t)views, "new_views",
                                  (json_int_t)r->views_new, "skipped", (json_int_t)r->skipped, "duplicates", (json_int_t)r->duplicates, "bytes", (json_int_t)bytes,
@@ -355,7 +423,7 @@ static kd_status summarise(run *r, double seconds, kd_err *err) {
     }
     if (r->skipped > r->max_skipped)
         return kd_fail(err, KD_ESKIPPED, "%" PRIu64 " images were skipped (listed in %s.skipped.tsv) and --max-skipped allows %" PRIu64 "; the cache is sealed without them", r->skipped,
-                       r->config->cache, r->max_skipped);
+                       r->out.product, r->max_skipped);
     return KD_OK;
 }
 
@@ -367,11 +435,13 @@ static kd_status finish_skip_list(run *r, kd_err *err) {
 
 static kd_status fill_cache(run *r, kd_err *err) {
     kd_decode_options decode = {.exif_apply = r->recipe.exif_apply, .max_pixels = r->config->max_pixels};
-    kd_view_stage stage = {.data = &r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views,
+    kd_view_stage stage = {.data = r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views,
                            .mix = r->policy.mix_p > 0 ? &r->mix : NULL, .done = view_is_stored, .ctx = r};
     kd_ordered *q = NULL;
     double begin = kd_now();
-    kd_status status = kd_skip_list_create(&r->skip_list, r->config->cache, err);
+    kd_status status = kd_skip_list_create(&r->skip_list, r->out.product, err);
+    if (status == KD_OK)
+        status = report_lost(r, err);
     if (status == KD_OK)
         status = kd_view_stage_start(&stage, &q, r->threads, err);
     if (status == KD_OK)
@@ -380,52 +450,49 @@ static kd_status fill_cache(run *r, kd_err *err) {
     kd_view_stage_stop(&stage, q);
     KD_TRY(status);
     KD_TRY(finish_skip_list(r, err));
-    if (kd_writer_view_count(r->writer) == 0)
-        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files could be read as an image; the reasons are in %s.skipped.tsv", r->config->images, r->data.count, r->config->cache);
-    KD_TRY(kd_writer_seal(r->writer, err));
+    if (kd_shard_writer_totals(r->out.writer).views == 0)
+        return kd_fail(err, KD_EFAIL, "%s: none of the %zu files could be read as an image; the reasons are in %s.skipped.tsv", r->config->images, r->data->count, r->out.product);
+    KD_TRY(kd_shard_writer_seal(r->out.writer, err));
     return summarise(r, seconds, err);
 }
 
-/* Free space counts only for a run that will write: the writer tells first whether there is anything to do. */
-static kd_status open_writer(run *r, kd_err *err) {
-    char *partial = kd_asprintf("%s.partial", r->config->cache);
-    uint64_t already = 0;
-    if (partial == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory");
-    kd_status status = kd_io_exists(partial) ? kd_io_file_size(partial, &already, err) : KD_OK;
-    kd_free(partial);
-    KD_TRY(status);
-    if (!kd_io_exists(r->config->cache))
-        KD_TRY(kd_run_plan_guard(&r->plan, r->config, already, err));
+static kd_status open_output(run *r, kd_err *err) {
     json_t *p = provenance(r);
-    status = kd_writer_open(&r->writer, r->config->cache, &r->recipe, p, r->plan.cache_bytes, err);
+    kd_status status = kd_output_open(&r->out, &r->plan, &r->recipe, p, err);
     json_decref(p);
-    return status;
+    KD_TRY(status);
+    uint64_t stored = kd_shard_writer_totals(r->out.writer).views;
+    r->views_before = stored < r->views_wanted && r->fill.count == 0 ? stored : 0;
+    if (stored > 0)
+        kd_log(KD_LOG_INFO, "resuming: %" PRIu64 " views are stored already", stored);
+    return KD_OK;
 }
 
 static kd_status execute(run *r, kd_err *err) {
     KD_TRY(open_inputs(r, err));
     kd_run_facts known = facts(r);
     kd_describe_plan(&known);
+    kd_output_describe(&r->out, r->data->count, r->whole.count);
+    if (r->data->count == 0 && r->fill.count == 0) {
+        kd_log(KD_LOG_INFO, "no image is in this part: nothing to do");
+        return KD_OK;
+    }
     KD_TRY(open_teacher(r, err));
     KD_TRY(open_buffers(r, err));
     kd_describe_memory(&known, r->teacher, planned_bytes(r));
     if (r->config->dry_run)
         return dry_run(r, err);
     KD_TRY(open_recipe(r, err));
-    kd_status status = open_writer(r, err);
+    kd_status status = open_output(r, err);
     if (status == KD_DONE)
-        return kd_sealed_check(r->config->cache, &r->data, r->plan.views, err);
+        return kd_sealed_check(r->config->cache, r->data, r->plan.views, err);
     KD_TRY(status);
-    r->views_before = kd_writer_view_count(r->writer);
-    if (r->views_before > 0)
-        kd_log(KD_LOG_INFO, "resuming: %" PRIu64 " views are stored already", r->views_before);
     return fill_cache(r, err);
 }
 
 static void release(run *r) {
     kd_skip_list_discard(r->skip_list);
-    kd_writer_close(r->writer);
+    kd_output_close(&r->out);
     for (size_t i = 0; r->records != NULL && i < (size_t)r->config->batch_size * (size_t)r->slots; i++)
         kd_record_buf_free(&r->records[i]);
     for (int i = 0; r->scratch != NULL && i < r->threads; i++)
@@ -445,7 +512,9 @@ static void release(run *r) {
     kd_free(r->ids);
     kd_locator_destroy(r->files);
     kd_weights_close(r->weights);
-    kd_dataset_close(&r->data);
+    kd_fill_free(&r->fill);
+    kd_dataset_close(&r->some);
+    kd_dataset_close(&r->whole);
     pthread_mutex_destroy(&r->writer_lock);
 }
 

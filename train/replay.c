@@ -132,7 +132,7 @@ static kd_status find_files(kd_replay *r, kd_err *err) {
         const kd_image_entry *e = kd_cache_image(r->o.cache, i);
         int64_t file;
         kd_whereabouts where = kd_locator_find(r->locator, &e->image, e->rel, e->file_size, &file);
-        kd_search_count(&search, where, e->rel);
+        kd_search_count(&search, where, kd_locator_show(r->locator, file, e->rel));
         if (where == KD_CHANGED || where == KD_MISSING) {
             r->missing++;
             continue;

@@ -55,6 +55,9 @@ int kd_io_is_dir(const char *path);
 kd_status kd_io_file_size(const char *path, uint64_t *size, kd_err *err);
 /* Free bytes available to this user on the file system that holds path (or its nearest existing parent). */
 kd_status kd_io_free_bytes(const char *path, uint64_t *bytes, kd_err *err);
+/* 1 when path (or its nearest existing parent) lies on a network or cluster file system: there an LMDB file that is being written is neither safe (mapped pages of several hosts) nor
+ * quick (a round trip for every commit). *name (may be NULL) becomes its name, a constant such as "NFS". 0: a local one, one that isn't known, or a path that can't be examined. */
+int kd_io_network_fs(const char *path, const char **name);
 
 /* Test hook: the n-th write, fsync or rename from now on (1 = the next) fails once with errno `error`; 0 switches it off. */
 void kd_io_fail_after(size_t n, int error);

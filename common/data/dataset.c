@@ -156,6 +156,42 @@ void kd_dataset_close(kd_dataset *d) {
     *d = (kd_dataset){0};
 }
 
+/* ---- parts of a set ---- */
+
+kd_status kd_dataset_subset(kd_dataset *out, const kd_dataset *whole, const uint8_t *keep, kd_err *err) {
+    size_t count = 0;
+    *out = (kd_dataset){.ignored = whole->ignored, .tars = whole->tars};
+    for (size_t i = 0; i < whole->count; i++)
+        count += keep[i] != 0;
+    out->root = kd_strdup(whole->root);
+    kd_status status = out->root ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the names of %zu images", count);
+    if (status == KD_OK)
+        status = kd_alloc_array(&out->file, count + 1, sizeof *out->file, err);
+    if (status == KD_OK)
+        status = kd_alloc_array(&out->tar, whole->tars + 1, sizeof *out->tar, err);
+    if (status != KD_OK) {
+        kd_dataset_close(out);
+        return status;
+    }
+    for (size_t i = 0; i < whole->count; i++)
+        if (keep[i])
+            out->file[out->count++] = whole->file[i];
+    if (whole->tars > 0)
+        memcpy(out->tar, whole->tar, whole->tars * sizeof *out->tar);
+    return KD_OK;
+}
+
+kd_status kd_dataset_part(kd_dataset *out, const kd_dataset *whole, uint32_t part, uint32_t parts, kd_err *err) {
+    uint8_t *keep;
+    KD_ASSERT(part >= 1 && part <= parts);
+    KD_TRY(kd_alloc_array(&keep, whole->count + 1, 1, err));
+    for (size_t i = 0; i < whole->count; i++)
+        keep[i] = kd_xxh64(whole->file[i].rel, strlen(whole->file[i].rel)) % parts == part - 1;
+    kd_status status = kd_dataset_subset(out, whole, keep, err);
+    kd_free(keep);
+    return status;
+}
+
 /* ---- one image ---- */
 
 kd_status kd_dataset_path(const kd_dataset *d, size_t i, char *buf, size_t cap, kd_err *err) {
@@ -205,3 +241,23 @@ const char *kd_dataset_inner_name(const kd_dataset *d, size_t i) {
 }
 
 kd_hash128 kd_image_id(const uint8_t *bytes, size_t size) { return kd_xxh128(bytes, size); }
+
+/* ---- hidden paths ---- */
+
+static const char hidden_prefix[] = "xxh128:";
+
+void kd_hidden_path(char out[KD_HIDDEN_PATH], const char *rel) {
+    kd_hash128 h = kd_xxh128(rel, strlen(rel));
+    memcpy(out, hidden_prefix, sizeof hidden_prefix - 1);
+    kd_hex(out + sizeof hidden_prefix - 1, h.b, sizeof h.b);
+}
+
+int kd_is_hidden_path(const char *rel, kd_hash128 *hash) {
+    kd_hash128 h;
+    size_t n = sizeof hidden_prefix - 1;
+    if (strncmp(rel, hidden_prefix, n) != 0 || strlen(rel) != KD_HIDDEN_PATH - 1 || kd_unhex(h.b, rel + n, sizeof h.b) != 0)
+        return 0;
+    if (hash)
+        *hash = h;
+    return 1;
+}

@@ -58,6 +58,11 @@ typedef enum kd_list_format {
 kd_status kd_dataset_open(kd_dataset *d, const char *source, kd_list_format list, kd_err *err);
 void kd_dataset_close(kd_dataset *d);
 
+/* The files of `whole` for which keep[i] isn't 0, in the same order. `whole` outlives it: names and what is in tars are shared. Closed with kd_dataset_close. */
+kd_status kd_dataset_subset(kd_dataset *out, const kd_dataset *whole, const uint8_t *keep, kd_err *err);
+/* Part `part` (1 .. parts) of a set that several jobs share: the files whose XXH3-64 of rel is part - 1 modulo parts, so that a file stays in its part when others are added. May be empty. */
+kd_status kd_dataset_part(kd_dataset *out, const kd_dataset *whole, uint32_t part, uint32_t parts, kd_err *err);
+
 /* root/rel into buf: the path of a file, the address of a member; for sentences. KD_EFAIL when longer than cap. */
 enum { KD_DATA_NAME = 8192 };
 kd_status kd_dataset_path(const kd_dataset *d, size_t i, char *buf, size_t cap, kd_err *err);
@@ -74,5 +79,10 @@ kd_status kd_dataset_head(const kd_dataset *d, size_t i, size_t n, uint8_t **buf
 const char *kd_dataset_inner_name(const kd_dataset *d, size_t i);
 
 kd_hash128 kd_image_id(const uint8_t *bytes, size_t size);
+
+/* What a cache records in place of rel when file names are private (--paths hash): "xxh128:" and the XXH3-128 of rel in hex. Who has the files finds them by it; others learn no name. */
+enum { KD_HIDDEN_PATH = 7 + 32 + 1 };
+void kd_hidden_path(char out[KD_HIDDEN_PATH], const char *rel);
+int kd_is_hidden_path(const char *rel, kd_hash128 *hash); /* hash (may be NULL) is its hash */
 
 #endif

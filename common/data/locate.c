@@ -25,6 +25,12 @@ typedef struct by_id_row {
     int64_t file;
 } by_id_row;
 
+/* A file by the hash of its relative path; 8 bytes of it find the row. */
+typedef struct hidden_row {
+    uint64_t hash;
+    size_t file;
+} hidden_row;
+
 struct kd_locator {
     kd_dataset own;           /* what kd_locator_create opened */
     const kd_dataset *data;   /* own, or borrowed */
@@ -34,6 +40,7 @@ struct kd_locator {
     uint8_t *picture;     /* per file that was hashed here: it begins like a picture that can be decoded */
     by_id_row *sorted;    /* files with a known id */
     size_t sorted_count;
+    hidden_row *hidden;   /* every file, ascending by hash */
 };
 
 static kd_status reserve(kd_locator *l, kd_err *err)
@@ -45,7 +52,29 @@ static kd_status reserve(kd_locator *l, kd_err *err)
     KD_TRY(kd_alloc_array(&l->id, l->data->count, sizeof *l->id, err));
     KD_TRY(kd_alloc_array(&l->state, l->data->count, sizeof *l->state, err));
     KD_TRY(kd_alloc_array(&l->picture, l->data->count, sizeof *l->picture, err));
-    return kd_alloc_array(&l->sorted, l->data->count, sizeof *l->sorted, err);
+    KD_TRY(kd_alloc_array(&l->sorted, l->data->count, sizeof *l->sorted, err));
+    return kd_alloc_array(&l->hidden, l->data->count, sizeof *l->hidden, err);
+}
+
+static kd_hash128 hash_of_name(const kd_locator *l, size_t i)
+{
+    return kd_xxh128(l->data->file[i].rel, strlen(l->data->file[i].rel));
+}
+
+static int compare_hidden(const void *a, const void *b)
+{
+    const hidden_row *x = a, *y = b;
+    return (x->hash > y->hash) - (x->hash < y->hash);
+}
+
+/* Made at once, also where no path will be hidden, so that lookups stay read-only. */
+static void index_names(kd_locator *l)
+{
+    for (size_t i = 0; i < l->data->count; i++) {
+        kd_hash128 h = hash_of_name(l, i);
+        l->hidden[i] = (hidden_row){kd_hash128_low64(&h), i};
+    }
+    qsort(l->hidden, l->data->count, sizeof *l->hidden, compare_hidden);
 }
 
 /* data NULL: opens source. */
@@ -62,6 +91,7 @@ static kd_status create(kd_locator **out, const kd_dataset *data, const char *so
         kd_locator_destroy(l);
         return status;
     }
+    index_names(l);
     *out = l;
     return KD_OK;
 }
@@ -86,6 +116,7 @@ void kd_locator_destroy(kd_locator *l)
     kd_free(l->state);
     kd_free(l->picture);
     kd_free(l->sorted);
+    kd_free(l->hidden);
     kd_free(l);
 }
 
@@ -94,9 +125,28 @@ size_t kd_locator_files(const kd_locator *l)
     return l->data->count;
 }
 
-/* Index of the file with this relative path, or -1. */
-static int64_t by_name(const kd_locator *l, const char *rel)
+static int64_t by_hidden_name(const kd_locator *l, const kd_hash128 *hash)
 {
+    uint64_t want = kd_hash128_low64(hash);
+    size_t lo = 0, hi = l->data->count;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (l->hidden[mid].hash < want)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    for (; lo < l->data->count && l->hidden[lo].hash == want; lo++) {
+        kd_hash128 h = hash_of_name(l, l->hidden[lo].file);
+        if (memcmp(h.b, hash->b, sizeof h.b) == 0)
+            return (int64_t)l->hidden[lo].file;
+    }
+    return -1;
+}
+
+int64_t kd_locator_by_name(const kd_locator *l, const char *rel)
+{
+    kd_hash128 hash;
     size_t lo = 0, hi = l->data->count;
     while (lo < hi) {
         size_t mid = lo + (hi - lo) / 2;
@@ -108,12 +158,12 @@ static int64_t by_name(const kd_locator *l, const char *rel)
         else
             hi = mid;
     }
-    return -1;
+    return kd_is_hidden_path(rel, &hash) ? by_hidden_name(l, &hash) : -1;
 }
 
 int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size)
 {
-    int64_t i = by_name(l, rel);
+    int64_t i = kd_locator_by_name(l, rel);
     return i >= 0 && l->data->file[i].size == size ? i : -1;
 }
 
@@ -350,7 +400,7 @@ int64_t kd_locator_by_id(const kd_locator *l, const kd_hash128 *id)
 
 kd_whereabouts kd_locator_find(const kd_locator *l, const kd_hash128 *id, const char *rel, uint64_t size, int64_t *file)
 {
-    int64_t there = by_name(l, rel), elsewhere;
+    int64_t there = kd_locator_by_name(l, rel), elsewhere;
     *file = there;
     if (there >= 0 && l->data->file[there].size == size &&
         (l->state[there] == ID_UNKNOWN || (l->state[there] == ID_KNOWN && memcmp(l->id[there].b, id->b, sizeof id->b) == 0)))
@@ -361,6 +411,11 @@ kd_whereabouts kd_locator_find(const kd_locator *l, const kd_hash128 *id, const 
         return KD_MOVED;
     }
     return there >= 0 ? KD_CHANGED : KD_MISSING;
+}
+
+const char *kd_locator_show(const kd_locator *l, int64_t file, const char *rel)
+{
+    return file >= 0 && kd_is_hidden_path(rel, NULL) ? l->data->file[file].rel : rel;
 }
 
 void kd_search_count(kd_search *s, kd_whereabouts w, const char *rel)

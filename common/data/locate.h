@@ -16,7 +16,9 @@ kd_status kd_locator_create(kd_locator **out, const char *source, kd_list_format
 kd_status kd_locator_create_over(kd_locator **out, const kd_dataset *data, kd_err *err);
 void kd_locator_destroy(kd_locator *l);
 size_t kd_locator_files(const kd_locator *l);
-/* Index of the file with this relative path and size, or -1. */
+/* Index of the file with this relative path, or whose relative path is behind this hidden one (kd_hidden_path), or -1. */
+int64_t kd_locator_by_name(const kd_locator *l, const char *rel);
+/* The same, and of this size. */
 int64_t kd_locator_by_path(const kd_locator *l, const char *rel, uint64_t size);
 /* Hashes every file that isn't hashed yet (threads wide, progress on stderr), using and updating the index file (path, size, mtime -> id) when index_path isn't NULL. */
 kd_status kd_locator_hash_all(kd_locator *l, int threads, const char *index_path, kd_err *err);
@@ -37,7 +39,10 @@ typedef enum kd_whereabouts {
 /* *file: where its bytes are (KD_IN_PLACE, KD_MOVED), the changed file (KD_CHANGED), or -1. Before hash_all nothing is found as moved. */
 kd_whereabouts kd_locator_find(const kd_locator *l, const kd_hash128 *id, const char *rel, uint64_t size, int64_t *file);
 
-/* A count over the images of a cache, and an example of each kind: the first one's recorded path, borrowed. Zero-initialise. */
+/* What to call an image in a sentence: the name of its file where the recorded path is a hidden one and the file is known (kd_locator_find's, or -1), else the recorded path. Borrowed. */
+const char *kd_locator_show(const kd_locator *l, int64_t file, const char *rel);
+
+/* A count over the images of a cache, and an example of each kind: the first one's recorded path or name (kd_locator_show), borrowed. Zero-initialise. */
 typedef struct kd_search {
     size_t count[KD_WHEREABOUTS];
     const char *example[KD_WHEREABOUTS];

@@ -253,6 +253,81 @@ static void unreadable_files_are_left_out(void **state) {
     free(folder);
 }
 
+/* Parts 1 .. parts hold every file once; a file's part depends on its name and the number of parts only. */
+static void parts_divide_a_set_and_stay_when_it_grows(void **state) {
+    (void)state;
+    enum { FILES = 60, PARTS = 4 };
+    char *folder = unit_folder(), name[32];
+    size_t sum = 0, smallest = FILES;
+    for (int i = 0; i < FILES; i++) {
+        snprintf(name, sizeof name, "%02d.jpg", i);
+        put(folder, name, "x");
+    }
+    kd_dataset whole, grown, part, again;
+    assert_ok(kd_dataset_open(&whole, folder, KD_LIST_LINES, &err));
+    put(folder, "new.jpg", "x");
+    assert_ok(kd_dataset_open(&grown, folder, KD_LIST_LINES, &err));
+    for (uint32_t p = 1; p <= PARTS; p++) {
+        assert_ok(kd_dataset_part(&part, &whole, p, PARTS, &err));
+        assert_ok(kd_dataset_part(&again, &grown, p, PARTS, &err));
+        for (size_t i = 0, k = 0; i < part.count; i++, k++) {
+            if (strcmp(again.file[k].rel, part.file[i].rel) != 0)
+                k++;
+            assert_string_equal(again.file[k].rel, part.file[i].rel);
+            assert_int_equal(kd_xxh64(part.file[i].rel, strlen(part.file[i].rel)) % PARTS, p - 1);
+        }
+        sum += part.count;
+        smallest = part.count < smallest ? part.count : smallest;
+        kd_dataset_close(&part);
+        kd_dataset_close(&again);
+    }
+    assert_int_equal(sum, FILES);
+    assert_true(smallest > 0);
+    kd_dataset_close(&whole);
+    kd_dataset_close(&grown);
+    free(folder);
+}
+
+static void a_part_of_a_tar_is_read_from_it(void **state) {
+    (void)state;
+    char *folder = unit_folder(), command[9000], path[4300];
+    put(folder, "a.jpg", "picture a");
+    put(folder, "b.jpg", "picture b");
+    snprintf(command, sizeof command, "cd '%s' && tar -cf t.tar a.jpg b.jpg && rm a.jpg b.jpg", folder);
+    assert_int_equal(system(command), 0);
+    snprintf(path, sizeof path, "%s/t.tar", folder);
+    kd_dataset whole, part;
+    assert_ok(kd_dataset_open(&whole, path, KD_LIST_LINES, &err));
+    assert_ok(kd_dataset_subset(&part, &whole, (const uint8_t[]){0, 1}, &err));
+    assert_int_equal(part.count, 1);
+    uint8_t *bytes = NULL;
+    size_t cap = 0, size;
+    assert_ok(kd_dataset_read(&part, 0, &bytes, &cap, &size, &err));
+    assert_int_equal(size, 9);
+    assert_memory_equal(bytes, "picture b", 9);
+    kd_free(bytes);
+    kd_dataset_close(&part);
+    assert_ok(kd_dataset_subset(&part, &whole, (const uint8_t[]){0, 0}, &err));
+    assert_int_equal(part.count, 0);
+    kd_dataset_close(&part);
+    kd_dataset_close(&whole);
+    free(folder);
+}
+
+static void hidden_paths_are_the_hash_of_the_relative_path(void **state) {
+    (void)state;
+    char hidden[KD_HIDDEN_PATH];
+    kd_hash128 hash, want = kd_xxh128("a/b.jpg", 7);
+    kd_hidden_path(hidden, "a/b.jpg");
+    assert_int_equal(strlen(hidden), 39);
+    assert_true(kd_is_hidden_path(hidden, &hash));
+    assert_memory_equal(hash.b, want.b, 16);
+    assert_false(kd_is_hidden_path("a/b.jpg", NULL));
+    assert_false(kd_is_hidden_path("xxh128:0123", NULL));
+    assert_false(kd_is_hidden_path("xxh128:0123456789abcdef0123456789abcdeg", NULL));
+    assert_false(kd_is_hidden_path("xxh128:0123456789abcdef0123456789abcdef0", NULL));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(folders_are_walked_in_byte_order),
@@ -262,6 +337,9 @@ int main(void) {
         cmocka_unit_test(running_out_of_memory_leaks_nothing),
         cmocka_unit_test(images_are_found_by_path_and_by_content),
         cmocka_unit_test(unreadable_files_are_left_out),
+        cmocka_unit_test(parts_divide_a_set_and_stay_when_it_grows),
+        cmocka_unit_test(a_part_of_a_tar_is_read_from_it),
+        cmocka_unit_test(hidden_paths_are_the_hash_of_the_relative_path),
     };
     return cmocka_run_group_tests_name("dataset", tests, NULL, NULL);
 }

@@ -205,12 +205,60 @@ static void a_missing_folder_is_a_usage_error(void **state)
     assert_null(l);
 }
 
+static void hidden_paths_are_found_like_plain_ones(void **state)
+{
+    static const char *const rel[] = {"a/one.jpg", "a/with space\nand line.png", "b/two.jpg", "c/same as one.jpg"};
+    kd_locator *l = open_locator();
+    kd_hash128 one = id_of("picture one"), three = id_of("picture three"), none = id_of("picture four");
+    char hidden[KD_HIDDEN_PATH];
+    int64_t file;
+    (void)state;
+    for (size_t i = 0; i < 4; i++) {
+        kd_hidden_path(hidden, rel[i]);
+        assert_found(l, kd_locator_by_name(l, hidden), rel[i]);
+    }
+    kd_hidden_path(hidden, "a/one.jpg");
+    assert_found(l, kd_locator_by_path(l, hidden, 11), "a/one.jpg");
+    assert_int_equal(kd_locator_by_path(l, hidden, 12), -1);
+    assert_int_equal(kd_locator_find(l, &one, hidden, 11, &file), KD_IN_PLACE);
+    assert_string_equal(kd_locator_show(l, file, hidden), "a/one.jpg");
+    assert_int_equal(kd_locator_find(l, &none, hidden, 12, &file), KD_CHANGED);
+    assert_string_equal(kd_locator_show(l, file, hidden), "a/one.jpg"); /* the one that was changed */
+    must(kd_locator_hash_all(l, 1, NULL, &fx_err));
+    assert_int_equal(kd_locator_find(l, &three, hidden, 13, &file), KD_MOVED);
+    assert_found(l, file, "a/with space\nand line.png");
+    kd_hidden_path(hidden, "a/none.jpg");
+    assert_int_equal(kd_locator_by_name(l, hidden), -1);
+    assert_int_equal(kd_locator_find(l, &none, hidden, 11, &file), KD_MISSING);
+    assert_string_equal(kd_locator_show(l, file, hidden), hidden);
+    kd_locator_destroy(l);
+}
+
+/* Nobody's name is taken for a hidden path: a file that is called like one is found by it first. */
+static void a_file_called_like_a_hidden_path_is_itself(void **state)
+{
+    char hidden[KD_HIDDEN_PATH];
+    kd_dataset d = {0};
+    kd_data_file file[2] = {{.rel = "a.jpg", .size = 5}, {.rel = hidden, .size = 7}};
+    kd_locator *l;
+    (void)state;
+    kd_hidden_path(hidden, "a.jpg");
+    d.root = "";
+    d.file = file;
+    d.count = 2;
+    must(kd_locator_create_over(&l, &d, &fx_err));
+    assert_int_equal(kd_locator_by_name(l, hidden), 1);
+    assert_int_equal(kd_locator_by_path(l, hidden, 7), 1);
+    kd_locator_destroy(l);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
     const struct CMUnitTest tests[] = {
         T(recorded_paths_are_found_by_name_and_size), T(ids_are_found_after_hashing), T(picture_ids_are_ascending_and_of_pictures_only), T(the_index_saves_hashing_of_unchanged_files), T(a_damaged_index_is_made_anew),
         T(unreadable_files_have_no_id), T(a_missing_folder_is_a_usage_error),
+        T(hidden_paths_are_found_like_plain_ones), T(a_file_called_like_a_hidden_path_is_itself),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
