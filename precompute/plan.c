@@ -19,15 +19,25 @@ static uint64_t stored_bytes(uint64_t value) {
     return value < PAGE / 2 ? value + 64 : (value + 16 + PAGE - 1) / PAGE * PAGE;
 }
 
+unsigned kd_plan_features(const kd_run_plan *p) {
+    unsigned features = p->choice.features;
+    for (int i = 0; i < p->targets && features & 1u << KD_FEATURE_PATCH; i++)
+        features |= 1u << kd_patch_feature(i);
+    return features;
+}
+
 uint32_t kd_plan_rows(const kd_run_plan *p, kd_feature f) {
-    return f == KD_FEATURE_PATCH ? p->grid_h * p->grid_w : f == KD_FEATURE_REGISTERS ? p->registers : 1;
+    int target = kd_feature_target(f);
+    if (target >= 0)
+        return kd_target_rows(&p->target[target], (int)p->grid_h, (int)p->grid_w);
+    return f == KD_FEATURE_REGISTERS ? p->registers : 1;
 }
 
 uint64_t kd_plan_view_bytes(const kd_run_plan *p) {
     uint64_t records = 0;
-    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
-        if (p->choice.features & 1u << f)
-            records += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + 2 * (uint64_t)p->width * kd_plan_rows(p, f));
+    for (kd_feature f = 0; f < KD_FEATURES; f++)
+        if (kd_plan_features(p) & 1u << f)
+            records += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + kd_stored_bytes(p->dtype, kd_plan_rows(p, f), p->width));
     return SMALL_VIEW_BYTES + IMAGE_BYTES + records * (uint64_t)kd_selection_layers(&p->choice);
 }
 
@@ -65,9 +75,12 @@ static kd_status fit_budget(kd_run_plan *p, uint64_t budget, kd_err *err) {
 kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err) {
     *plan = (kd_run_plan){.images = images, .views = (uint32_t)config->views, .registers = (uint32_t)model->vit.registers};
     KD_TRY(kd_selection_parse(&plan->choice, config, model, err));
+    plan->dtype = strcmp(config->store, "i8") == 0 ? KD_I8 : strcmp(config->store, "bf16") == 0 ? KD_BF16 : KD_F16;
     plan->grid_h = (uint32_t)(policy->image_h / model->multiple);
     plan->grid_w = (uint32_t)(policy->image_w / model->multiple);
     plan->width = kd_selection_width(&plan->choice, model);
+    if (plan->choice.features & 1u << KD_FEATURE_PATCH)
+        KD_TRY(kd_targets_parse(plan->target, &plan->targets, config->patch_target, (int)plan->grid_h, (int)plan->grid_w, err));
     plan->beside_bytes = config->stage != NULL ? 0 : kd_shard_is_folder(config->cache) && config->shard_size < UINT64_MAX / 2 ? 2 * config->shard_size : UINT64_MAX;
     size_plan(plan);
     if (config->budget > 0)
@@ -112,10 +125,11 @@ static json_t *layer_list(const kd_run_plan *plan) {
     return list;
 }
 
-static json_t *target_list(const kd_run_plan *plan, const kd_precompute_config *config) {
+static json_t *target_list(const kd_run_plan *plan) {
     json_t *list = json_array();
-    if (plan->choice.features & 1u << KD_FEATURE_PATCH)
-        json_array_append_new(list, json_string(config->patch_target));
+    char text[KD_TARGET_TEXT];
+    for (int i = 0; i < plan->targets && plan->choice.features & 1u << KD_FEATURE_PATCH; i++)
+        json_array_append_new(list, json_string(kd_target_text(&plan->target[i], text)));
     return list;
 }
 
@@ -148,7 +162,7 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
                              "layer_concat", plan->choice.concat, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
                              "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", config->exif, "features", feature_list(plan),
                              "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", (int)plan->registers, "width", (int)plan->width,
-                             "patch_targets", target_list(plan, config), "store", "dtype", config->store);
+                             "patch_targets", target_list(plan), "store", "dtype", config->store);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the recipe");
     if (policy->mix_p > 0)

@@ -15,12 +15,17 @@ typedef struct kd_run_plan {
     kd_layer_choice choice;
     uint32_t grid_h, grid_w, registers;
     uint32_t width;  /* of a stored record */
+    kd_dtype dtype;  /* of stored values */
+    int targets;     /* forms in which patches are stored; 0 without patches */
+    kd_target target[KD_MAX_TARGETS];
     uint64_t bytes_per_view, cache_bytes, peak_bytes; /* peak: at --cache while the last shard is sealed */
     uint64_t beside_bytes; /* what sealing needs at --cache beside the sealed cache, at most: two shards in a folder, nothing with --stage */
     uint64_t free_bytes;
 } kd_run_plan;
 
-/* Rows (tokens) of a feature's records. */
+/* What the run stores of every layer, in the order of kd_feature: bits 1 << kd_feature, a bit for each patch target. */
+unsigned kd_plan_features(const kd_run_plan *plan);
+/* Rows (tokens) of a feature's records, as stored. */
 uint32_t kd_plan_rows(const kd_run_plan *plan, kd_feature f);
 /* Bytes that one view takes in the cache: every feature of every stored layer. */
 uint64_t kd_plan_view_bytes(const kd_run_plan *plan);

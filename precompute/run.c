@@ -28,10 +28,10 @@ typedef struct batch_row {
 
 /* One stored record of every view: a feature of a layer. */
 typedef struct record_slot {
-    kd_feature feature;
+    kd_feature feature;     /* of the cache: each patch target is one */
     uint16_t layer;
-    size_t values;
-    uint8_t *planes; /* of a batch */
+    size_t bytes;           /* of a payload */
+    uint8_t *payload;       /* of a batch */
     kd_encode_stats *stats; /* of a batch */
 } record_slot;
 
@@ -70,10 +70,6 @@ typedef struct run {
     uint64_t max_skipped;
     kd_skip_list *skip_list; /* while files are read */
 } run;
-
-static int wants(const run *r, kd_feature f) {
-    return (r->plan.choice.features & 1u << f) != 0;
-}
 
 static size_t view_bytes(const run *r) {
     return (size_t)r->policy.image_h * (size_t)r->policy.image_w * 3;
@@ -149,23 +145,35 @@ static kd_status open_recipe(run *r, kd_err *err) {
 static kd_status open_teacher(run *r, kd_err *err) {
     const kd_precompute_config *c = r->config;
     kd_teacher_config t = {.model = &r->model, .choice = &r->plan.choice, .height = r->policy.image_h, .width = r->policy.image_w, .batch = (int)c->batch_size,
-                           .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .store = KD_F16};
+                           .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .store = r->plan.dtype,
+                           .target = r->plan.target, .targets = r->plan.targets};
     KD_TRY(kd_backend_open(&r->backend, c->device, r->threads, err));
     return kd_teacher_open(&r->teacher, r->backend, r->weights, &t, err);
 }
 
+/* The teacher's output that a feature of the cache is made from, and which of the patch targets. */
+static kd_feature output_of(kd_feature f, int *target) {
+    int t = kd_feature_target(f);
+    *target = t < 0 ? 0 : t;
+    return t < 0 ? f : KD_FEATURE_PATCH;
+}
+
 static kd_status open_slots(run *r, kd_err *err) {
     int layers = kd_selection_layers(&r->plan.choice);
-    KD_TRY(kd_alloc_array(&r->slot, (size_t)layers * KD_OUTPUTS, sizeof *r->slot, err));
+    size_t batch = (size_t)r->config->batch_size;
+    KD_TRY(kd_alloc_array(&r->slot, (size_t)layers * KD_FEATURES, sizeof *r->slot, err));
     for (int i = 0; i < layers; i++)
-        for (kd_feature f = 0; f < KD_OUTPUTS; f++)
-            if (wants(r, f)) {
-                kd_encode_spec e = kd_teacher_spec(r->teacher, f, 0);
-                r->slot[r->slots++] = (record_slot){.feature = f, .layer = r->plan.choice.layer[i], .values = kd_encode_bytes(&e) / 2};
-            }
+        for (kd_feature f = 0; f < KD_FEATURES; f++) {
+            int target;
+            kd_feature output = output_of(f, &target);
+            if ((kd_plan_features(&r->plan) & 1u << f) == 0)
+                continue;
+            kd_encode_spec spec = kd_teacher_spec(r->teacher, output, target);
+            r->slot[r->slots++] = (record_slot){.feature = f, .layer = r->plan.choice.layer[i], .bytes = kd_encode_bytes(&spec)};
+        }
     for (int i = 0; i < r->slots; i++) {
-        KD_TRY(kd_alloc_array(&r->slot[i].planes, (size_t)r->config->batch_size, 2 * r->slot[i].values, err));
-        KD_TRY(kd_alloc_array(&r->slot[i].stats, (size_t)r->config->batch_size, sizeof *r->slot[i].stats, err));
+        KD_TRY(kd_alloc_array(&r->slot[i].payload, batch, r->slot[i].bytes, err));
+        KD_TRY(kd_alloc_array(&r->slot[i].stats, batch, sizeof *r->slot[i].stats, err));
     }
     return KD_OK;
 }
@@ -181,12 +189,12 @@ static kd_status open_buffers(run *r, kd_err *err) {
     return kd_alloc_array(&r->scratch, (size_t)r->threads, sizeof *r->scratch, err);
 }
 
-/* What the run reserves beside the model: the teacher's work memory, planes and their compressed records, pixels of the batch and of the loader's slots. */
+/* What the run reserves beside the model: the teacher's work memory, payloads and their compressed records, pixels of the batch and of the loader's slots. */
 static uint64_t planned_bytes(const run *r) {
-    uint64_t batch = (uint64_t)r->config->batch_size, planes = 0;
+    uint64_t batch = (uint64_t)r->config->batch_size, payloads = 0;
     for (int i = 0; i < r->slots; i++)
-        planes += 2 * (uint64_t)r->slot[i].values;
-    return kd_teacher_work_bytes(r->teacher) + batch * (2 * planes + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
+        payloads += r->slot[i].bytes;
+    return kd_teacher_work_bytes(r->teacher) + batch * (2 * payloads + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
 }
 
 /* New reference: the whole set, also for a part of it. */
@@ -256,8 +264,9 @@ static void encode_row(void *ctx, int worker, size_t i) {
         kd_record_head head = kd_recipe_head(&r->recipe, slot->feature, &row->view.image, row->view.view, slot->layer);
         const kd_encode_stats *s = &slot->stats[i];
         head.view_hash = row->view.view_hash;
+        head.square = s->square;
         head.fidelity = (kd_fidelity){.xx = s->xx, .qq = s->qq, .err2 = s->err2, .worst = s->worst};
-        kd_status status = kd_record_encode(&row->record[k], &head, slot->planes + i * 2 * slot->values, (int)r->config->zstd_level, &r->scratch[worker], &err);
+        kd_status status = kd_record_encode(&row->record[k], &head, slot->payload + i * slot->bytes, (int)r->config->zstd_level, &r->scratch[worker], &err);
         if (status != KD_OK) {
             pthread_mutex_lock(&r->writer_lock);
             r->encode_status = status;
@@ -268,7 +277,7 @@ static void encode_row(void *ctx, int worker, size_t i) {
 }
 
 static kd_status store_row(run *r, batch_row *row, kd_err *err) {
-    kd_record_ref ref[KD_OUTPUTS * KD_MAX_LAYERS];
+    kd_record_ref ref[KD_FEATURES * KD_MAX_LAYERS];
     for (int k = 0; k < r->slots; k++)
         ref[k] = (kd_record_ref){.feature = r->slot[k].feature, .layer = r->slot[k].layer, .bytes = row->record[k].bytes, .size = row->record[k].size};
     return kd_shard_writer_add_view(r->out.writer, &row->image, &row->view, ref, (size_t)r->slots, err);
@@ -278,8 +287,11 @@ static kd_status flush(run *r, kd_err *err) {
     if (r->rows == 0)
         return KD_OK;
     KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
-    for (int k = 0; k < r->slots; k++)
-        KD_TRY(kd_teacher_encode(r->teacher, r->slot[k].feature, r->slot[k].layer, 0, r->rows, r->slot[k].planes, r->slot[k].stats, err));
+    for (int k = 0; k < r->slots; k++) {
+        int target;
+        kd_feature output = output_of(r->slot[k].feature, &target);
+        KD_TRY(kd_teacher_encode(r->teacher, output, r->slot[k].layer, target, r->rows, r->slot[k].payload, r->slot[k].stats, err));
+    }
     r->encode_status = KD_OK;
     kd_parallel_for(r->threads, (size_t)r->rows, encode_row, r);
     if (r->encode_status != KD_OK) {
@@ -502,7 +514,7 @@ static void release(run *r) {
     kd_free(r->pixels);
     kd_free(r->scratch);
     for (int i = 0; i < r->slots; i++) {
-        kd_free(r->slot[i].planes);
+        kd_free(r->slot[i].payload);
         kd_free(r->slot[i].stats);
     }
     kd_free(r->slot);

@@ -116,6 +116,25 @@ const char *kd_layers_text(const uint16_t *layer, int count, char *buf, size_t c
     return buf;
 }
 
+kd_status kd_targets_parse(kd_target target[KD_MAX_TARGETS], int *count, const char *text, int grid_h, int grid_w, kd_err *err) {
+    *count = 0;
+    for (const char *at = text, *rest; at != NULL; at = rest) {
+        char word[KD_TARGET_TEXT];
+        size_t n = piece(at, &rest);
+        snprintf(word, sizeof word, "%.*s", (int)(n < sizeof word ? n : sizeof word - 1), at);
+        if (*count == KD_MAX_TARGETS)
+            return kd_fail(err, KD_EUSAGE, "--patch-target %s: at most %d targets can be stored", text, KD_MAX_TARGETS);
+        kd_target *t = &target[(*count)++];
+        KD_TRY(kd_target_parse(t, word, "--patch-target", err));
+        if (t->h > grid_h || t->w > grid_w)
+            return kd_fail(err, KD_EUSAGE, "--patch-target %s: the grid of patches is %d x %d, and %s is larger", text, grid_h, grid_w, word);
+        for (int i = 0; i + 1 < *count; i++)
+            if (kd_target_equal(&target[i], t))
+                return kd_fail(err, KD_EUSAGE, "--patch-target %s: %s is given twice", text, word);
+    }
+    return KD_OK;
+}
+
 enum { WIDEST_RECORD = 1 << 16 }; /* cache/identity.h's bound */
 
 kd_status kd_selection_parse(kd_layer_choice *choice, const kd_precompute_config *config, const kd_model_info *model, kd_err *err) {
