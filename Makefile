@@ -219,6 +219,11 @@ bench: build $(BENCH_BINARIES)
 bench-loader: required $(OBJ)/tests/bench/bench_loader
 	$(Q)KD_TEST_DIR='$(abspath $(OBJ)/tests)' IMAGES='$(IMAGES)' tests/bench/loader.sh
 
+## bench-cache: writing and reading caches beside numpy.memmap, .npy files and WebDataset (PYTHON=interpreter)
+.PHONY: bench-cache
+bench-cache: required $(OBJ)/tests/bench/bench_cache
+	$(Q)KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/cache.sh
+
 ## fuzz: build the fuzz targets as replayers of files; with CC=clang SAN=fuzzer for libFuzzer
 .PHONY: fuzz
 fuzz: required $(FUZZ_BINARIES)
