@@ -68,7 +68,7 @@ kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config
     plan->grid_h = (uint32_t)(policy->image_h / model->multiple);
     plan->grid_w = (uint32_t)(policy->image_w / model->multiple);
     plan->width = kd_selection_width(&plan->choice, model);
-    plan->beside_bytes = config->stage != NULL ? 0 : kd_shard_is_folder(config->cache) && config->shard_size < UINT64_MAX / 2 ? 2 * config->shard_size : UINT64_MAX;
+    plan->beside_bytes = config->stage != NULL ? 0 : kd_shard_is_folder(config->cache) && config->shard_size > 0 ? 2 * config->shard_size : UINT64_MAX;
     size_plan(plan);
     if (config->budget > 0)
         KD_TRY(fit_budget(plan, config->budget, err));
