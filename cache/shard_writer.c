@@ -358,7 +358,7 @@ static kd_status set_names(kd_shard_writer *w, const kd_shard_place *place, kd_e
     size_t n = strlen(place->path);
     w->folder = kd_shard_is_folder(place->path);
     if (!w->folder && place->parts > 1)
-        return kd_fail(err, KD_EUSAGE, "%s is one file, and parts need a folder: each job writes shards of its own; give a folder such as %.*s/", place->path, (int)(n - 4), place->path);
+        return kd_fail(err, KD_EUSAGE, "%s is one file, and parts need a folder: each job writes shards of its own; give a folder such as %.*s.shards/", place->path, (int)(n - 4), place->path);
     if (place->parts > MAX_PARTS)
         return kd_fail(err, KD_EUSAGE, "%u parts are above the limit of %d", place->parts, MAX_PARTS);
     while (w->folder && n > 1 && place->path[n - 1] == '/')
@@ -510,11 +510,6 @@ kd_shard_totals kd_shard_writer_totals(const kd_shard_writer *w)
         (void)kd_io_file_size(path, &t.unfinished_bytes, NULL);
     kd_free(path);
     return t;
-}
-
-const char *kd_shard_writer_folder(const kd_shard_writer *w)
-{
-    return w->work;
 }
 
 /* ---- adding and sealing ---- */

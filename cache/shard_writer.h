@@ -43,7 +43,6 @@ void kd_shard_writer_close(kd_shard_writer *w); /* what isn't committed is lost;
 
 int kd_shard_writer_has_view(const kd_shard_writer *w, const kd_hash128 *image, uint32_t view);
 kd_shard_totals kd_shard_writer_totals(const kd_shard_writer *w);
-const char *kd_shard_writer_folder(const kd_shard_writer *w); /* where files are written: the stage's, or that of path; "" for the current one */
 
 /* kd_writer_add_view; before an image begins it seals a shard that is full. Views of an image come one after another. */
 kd_status kd_shard_writer_add_view(kd_shard_writer *w, const kd_image_entry *image, const kd_view_entry *view, const kd_record_ref *records, size_t n, kd_err *err);

@@ -69,7 +69,7 @@ const kd_program kd_precompute_program = {
                 "  $ kd-precompute --images photos --weights dinov2_vits14_reg4_pretrain.pth --cache photos.kdc --views 8 --precision bf16\n"
                 "  $ kd-precompute --images photos --weights dinov3-vitb16/ --cache photos.kdc --image-size 256x192 --features cls,patch --layers 1,4\n"
                 "  $ kd-precompute --images photos --weights vitb14.safetensors --cache photos.kdc --layers 1,2 --layer-concat on\n"
-                "  $ kd-precompute --images photos --weights vits14.pth --cache photos/ --shard 3/8              # job 3 of 8 into one folder\n"
+                "  $ kd-precompute --images photos --weights vits14.pth --cache cache/ --shard 3/8                # job 3 of 8 into one folder\n"
                 "  $ kd-precompute --images shards/ --weights vits14.pth --cache photos.kdc                      # shards/photos-000000.tar ...\n"
                 "  $ find photos -name '*.jpg' -print0 | kd-precompute --null --images - --weights vits14.pth --cache photos.kdc --budget 200GB\n",
     .epilog = "Files: FILE.kdc, its manifest FILE.kdc.json, FILE.kdc.partial while it is being made; FILE.kdc.skipped.tsv lists the inputs that could not be used, each with the reason.\n"

@@ -31,7 +31,7 @@ static kd_status name_product(kd_output *o, kd_err *err) {
 /* How a file becomes the first shard of a folder. */
 static kd_status needs_folder(const char *option, const char *cache, kd_err *err) {
     int n = (int)strlen(cache) - 4;
-    return kd_fail(err, KD_EUSAGE, "%s needs a folder as --cache, and %s is one file; give --cache %.*s/, and if the file exists, move it there first: mkdir %.*s && mv %s %s.json %.*s/", option, cache,
+    return kd_fail(err, KD_EUSAGE, "%s needs a folder as --cache, and %s is one file; give --cache %.*s.shards/, and if the file exists, move it there first: mkdir %.*s.shards && mv %s %s.json %.*s.shards/", option, cache,
                    n, cache, n, cache, cache, cache, n, cache);
 }
 
@@ -73,7 +73,7 @@ void kd_output_describe(const kd_output *o, uint64_t files, uint64_t files_of_al
         kd_log(KD_LOG_INFO, "part      %" PRIu32 " of %" PRIu32 " (from %s): %" PRIu64 " of %" PRIu64 " files", o->part.part, o->part.parts,
                o->part.from_slurm ? "Slurm's array task" : "--shard", files, files_of_all);
     if (o->folder)
-        kd_log(KD_LOG_INFO, "shards    %s-NNNNN.kdc of %s each", o->product, kd_io_size_text(c->shard_size, size, sizeof size));
+        kd_log(KD_LOG_INFO, "shards    %s-NNNNN.kdc of %s each", o->product, c->shard_size > 0 ? kd_io_size_text(c->shard_size, size, sizeof size) : "any size");
     if (c->stage != NULL)
         kd_log(KD_LOG_INFO, "stage     written in %s and moved when sealed", c->stage);
 }
@@ -81,7 +81,7 @@ void kd_output_describe(const kd_output *o, uint64_t files, uint64_t files_of_al
 /* A shard and its sealed copy. */
 static kd_status guard_stage(const kd_output *o, const kd_run_plan *plan, uint64_t already, kd_err *err) {
     const kd_precompute_config *c = o->config;
-    uint64_t shard = o->folder && c->shard_size < plan->cache_bytes ? c->shard_size : plan->cache_bytes, need, space;
+    uint64_t shard = o->folder && c->shard_size > 0 && c->shard_size < plan->cache_bytes ? c->shard_size : plan->cache_bytes, need, space;
     char need_text[32], free_text[32];
     KD_TRY(kd_io_free_bytes(c->stage, &space, err));
     need = 2 * shard > already ? 2 * shard - already : 0;

@@ -81,7 +81,7 @@ kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config
     plan->width = kd_selection_width(&plan->choice, model);
     if (plan->choice.features & 1u << KD_FEATURE_PATCH)
         KD_TRY(kd_targets_parse(plan->target, &plan->targets, config->patch_target, (int)plan->grid_h, (int)plan->grid_w, err));
-    plan->beside_bytes = config->stage != NULL ? 0 : kd_shard_is_folder(config->cache) && config->shard_size < UINT64_MAX / 2 ? 2 * config->shard_size : UINT64_MAX;
+    plan->beside_bytes = config->stage != NULL ? 0 : kd_shard_is_folder(config->cache) && config->shard_size > 0 ? 2 * config->shard_size : UINT64_MAX;
     size_plan(plan);
     if (config->budget > 0)
         KD_TRY(fit_budget(plan, config->budget, err));

@@ -17,16 +17,16 @@ static kd_status compare(const kd_cache *c, const char *path, const kd_locator *
             fewest = e->views;
     }
     if (images > 0 && fewest < views)
-        return kd_fail(err, KD_EMISMATCH, "%s is sealed with %u view%s per image and this command asks for %u; a folder takes more: mkdir %.*s && mv %s %s.json %.*s/, "
-                       "then give --cache %.*s/",
+        return kd_fail(err, KD_EMISMATCH, "%s is sealed with %u view%s per image and this command asks for %u; a folder takes more: mkdir %.*s.shards && mv %s %s.json %.*s.shards/, "
+                       "then give --cache %.*s.shards/",
                        path, fewest, fewest == 1 ? "" : "s", views, stem, path, path, path, stem, path, stem, path);
     if (known == 0)
         return kd_fail(err, KD_EMISMATCH, "%s is sealed and its %zu images are none of the %zu files given (by path and size); give another --cache for these", path, images,
                        count);
     kd_log(KD_LOG_INFO, "%s is already sealed with this recipe; nothing to do", path);
     if (known < count)
-        kd_log(KD_LOG_INFO, "%zu of the %zu files aren't in it by path and size: duplicates, unreadable, or added since; a sealed file doesn't grow, a folder does: mkdir %.*s && mv %s %s.json %.*s/, "
-                            "then give --cache %.*s/", count - known, count, stem, path, path, path, stem, path, stem, path);
+        kd_log(KD_LOG_INFO, "%zu of the %zu files aren't in it by path and size: duplicates, unreadable, or added since; a sealed file doesn't grow, a folder does: mkdir %.*s.shards && mv %s %s.json %.*s.shards/, "
+                            "then give --cache %.*s.shards/", count - known, count, stem, path, path, path, stem, path, stem, path);
     return KD_OK;
 }
 

@@ -44,6 +44,9 @@ check "the same command again has nothing to do" eval 'pre --views 4 --cache "$w
 check "without the slash too, as the folder exists" eval 'pre --views 4 --cache "$work/small" --shard-size 60KB && grep -q " 0 new at" "$work/err"'
 check "another seed is refused by name, exit 13" eval 'gives 13 pre --views 4 --cache "$work/small" --seed 1 && grep -q seed "$work/err"'
 
+check "--dry-run makes no folder" eval 'pre --views 4 --cache "$work/none/" --dry-run && [ ! -e "$work/none" ]'
+check "a cache that doesn.t fit is refused before the first image and leaves no folder, exit 14" eval 'gives 14 pre --views 65536 --image-size 1120 --cache "$work/none/" && [ ! -e "$work/none" ]'
+
 # ---- interrupted ----
 for delay in 0.02 0.05 0.1 0.15 0.2 0.3 0.1 0.05; do
     run_and_kill "$delay" "$work/killed" --views 4 --cache "$work/killed" --shard-size 60KB
@@ -69,7 +72,7 @@ mkdir "$few"
 for f in $(cd "$set" && find . -name '*.jpg' | sort | head -n 5); do mkdir -p "$few/$(dirname "$f")"; cp "$set/$f" "$few/$f"; done
 check "a few images" pre --images "$few" --views 4 --cache "$work/more"
 check "more images go to a new shard" eval 'pre --views 4 --cache "$work/more" && [ "$(shards "$work/more")" = 2 ] && same_views "$work/one.kdc" "$work/more"'
-check "a sealed file that is asked for more views says how to make a folder of it, exit 13" eval 'gives 13 pre --views 5 --cache "$work/one.kdc" && grep -q "mkdir $work/one && mv $work/one.kdc $work/one.kdc.json $work/one/" "$work/err"'
+check "a sealed file that is asked for more views says how to make a folder of it, exit 13" eval 'gives 13 pre --views 5 --cache "$work/one.kdc" && grep -q "mkdir $work/one.shards && mv $work/one.kdc $work/one.kdc.json $work/one.shards/" "$work/err"'
 check "what it says works" eval 'mkdir "$work/one" && cp "$work/one.kdc" "$work/one.kdc.json" "$work/one/" && pre --views 5 --cache "$work/one/" && [ "$(views "$work/one" | wc -l)" = $((count / 4 * 5)) ]'
 
 # ---- parts ----
@@ -80,7 +83,7 @@ done
 check "three parts are written side by side" eval '[ "$(cd "$work/parts" && ls *.kdc | tr "\n" " ")" = "part-00001-of-00003-00000.kdc part-00002-of-00003-00000.kdc part-00003-of-00003-00000.kdc " ]'
 check "together they are what one run makes" eval 'same_views "$work/one.kdc" "$work/parts" && content "$work/parts" | grep -q "\"images\":36" && content "$work/parts" | grep -q "\"views\":$count"'
 check "a run of everything finds nothing missing" eval 'pre --views 4 --cache "$work/parts" && grep -q " 0 new at" "$work/err" && [ "$(shards "$work/parts")" = 3 ]'
-check "parts need a folder, exit 2" eval 'gives 2 pre --cache "$work/x.kdc" --shard 1/3 && grep -q -- "--cache $work/x/" "$work/err"'
+check "parts need a folder, exit 2" eval 'gives 2 pre --cache "$work/x.kdc" --shard 1/3 && grep -q -- "--cache $work/x.shards/" "$work/err"'
 check "a part that isn't one is a usage error, exit 2" gives 2 pre --cache "$work/x/" --shard 4/3
 mkdir "$work/single"
 cp "$(find "$set" -name '*.jpg' | sort | head -n 1)" "$work/single/a.jpg"
