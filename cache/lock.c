@@ -41,7 +41,7 @@ static kd_status write_holder(int fd, const char *path, kd_err *err)
     host[sizeof host - 1] = 0;
     n = snprintf(text, sizeof text, "pid %ld on %s\n", (long)getpid(), host);
     if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)n, 0) != n)
-        return kd_fail_errno(err, KD_EFAIL, "%s: the lock can't be written", path);
+        return kd_io_write_failed(path, "the lock can't be written", err);
     return KD_OK;
 }
 
@@ -57,7 +57,7 @@ kd_status kd_lock_take(kd_lock **out, const char *path, const char *what, kd_err
             int cause = errno;
             KD_TRY(kd_io_check_target(path, err));
             errno = cause;
-            return kd_fail_errno(err, KD_EFAIL, "%s: the lock can't be created", path);
+            return kd_io_write_failed(path, "the lock can't be created", err);
         }
         if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
             status = errno == EWOULDBLOCK ? held(fd, path, what, err) : kd_fail_errno(err, KD_EFAIL, "%s: can't be locked", path);

@@ -169,7 +169,7 @@ static kd_status create_partial(kd_writer *w, kd_err *err)
     kd_status status = kd_lmdb_open_write(&db, w->sealing, 1, 0, err);
     kd_lmdb_close(db);
     if (status == KD_OK && rename(w->sealing, w->partial) != 0)
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be renamed to %s", w->sealing, w->partial);
+        status = kd_io_write_failed(w->partial, "can't be created", err);
     if (status != KD_OK) {
         unlink(w->sealing);
         return status;
