@@ -165,7 +165,7 @@ static inline void ft_ignore(void *ctx, const char *sentence)
     (void)sentence;
 }
 
-/* Reads every view, record and statistic of images 0..count-1 that the cache must have; *wrong counts values that were given and are not the right ones. The first error ends it. */
+/* Reads every view and record of images 0..count-1 that the cache must have; *wrong counts values that were given and are not the right ones. The first error ends it. */
 static inline kd_status ft_read_all(kd_cache *c, unsigned count, unsigned *wrong, kd_err *err)
 {
     const kd_recipe *recipe = kd_cache_recipe(c);
@@ -185,13 +185,13 @@ static inline kd_status ft_read_all(kd_cache *c, unsigned count, unsigned *wrong
         for (int i = 0; i < KD_FEATURES * recipe->layers && status == KD_OK; i++) {
             kd_feature f = (kd_feature)(i / recipe->layers);
             uint16_t layer = recipe->layer[i % recipe->layers];
-            kd_hash128 h;
+            kd_record_facts facts;
             if (!kd_recipe_has(recipe, f))
                 continue;
-            status = kd_reader_feature(r, f, &want.image, want.view, layer, x, &h, err);
+            status = kd_reader_feature(r, f, &want.image, want.view, layer, x, &facts, err);
             for (size_t k = 0; status == KD_OK && k < (size_t)kd_recipe_rows(recipe, f) * (size_t)recipe->width; k++)
-                *wrong += !(x[k] == fx_value_of(n / FX_VIEWS, n % FX_VIEWS, f, layer, k));
-            *wrong += status == KD_OK && memcmp(h.b, want.view_hash.b, 16) != 0;
+                *wrong += !(x[k] == fx_stored(recipe, n / FX_VIEWS, n % FX_VIEWS, f, layer, k));
+            *wrong += status == KD_OK && memcmp(facts.view_hash.b, want.view_hash.b, 16) != 0;
         }
     }
     kd_reader_destroy(r);

@@ -46,7 +46,7 @@ static kd_status read_image(kd_cache *c, kd_reader *r, unsigned image, kd_err *e
                 continue;
             KD_TRY(kd_reader_feature(r, f, &id, v, layer, x, NULL, err));
             for (size_t k = 0; k < (size_t)kd_recipe_rows(recipe, f) * (size_t)recipe->width; k++)
-                wrong += !(x[k] == fx_value_of(image, v, f, layer, k));
+                wrong += !(x[k] == fx_stored(recipe, image, v, f, layer, k));
             shared->wrong += wrong > 0;
             shared->records++;
         }
