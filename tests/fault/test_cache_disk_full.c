@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include "cache/validate.h"
+#include "common/base/threads.h"
 
 static uint8_t *reference;
 static size_t reference_size;
@@ -135,7 +136,7 @@ static void set_limit(int tell)
 {
     struct rlimit l = {limit, limit};
     (void)tell;
-    signal(SIGXFSZ, SIG_IGN);
+    kd_signals_catch(); /* as the programs do */
     if (setrlimit(RLIMIT_FSIZE, &l) != 0)
         _exit(9);
 }
