@@ -165,6 +165,12 @@ static inline void ft_ignore(void *ctx, const char *sentence)
     (void)sentence;
 }
 
+/* The check of every byte, or of the structure alone. */
+static inline kd_status ft_check(kd_cache *c, int read_data, kd_check_report report, void *ctx, kd_check_result *result, kd_err *err)
+{
+    return kd_cache_check(c, &(kd_check_options){.read_data = read_data, .part = 1, .parts = 1, .threads = 1}, 0, report, ctx, result, err);
+}
+
 /* Reads every view and record of images 0..count-1 that the cache must have; *wrong counts values that were given and are not the right ones. The first error ends it. */
 static inline kd_status ft_read_all(kd_cache *c, unsigned count, unsigned *wrong, kd_err *err)
 {

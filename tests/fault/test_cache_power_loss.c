@@ -398,7 +398,7 @@ static verdict judge(unsigned acknowledged, int was_sealed, kd_err *err)
         return CORRUPT;
     if (!ft_same_bytes(file, reference, reference_size))
         return kd_fail(err, KD_EFAIL, "the completed cache has other bytes"), CORRUPT;
-    if (fx_open(&c, file, err) != KD_OK || kd_cache_check(c, NULL, KD_LIST_LINES, 1, ft_ignore, NULL, &result, err) != KD_OK || ft_read_all(c, FT_IMAGES, &wrong, err) != KD_OK)
+    if (fx_open(&c, file, err) != KD_OK || ft_check(c, 1, ft_ignore, NULL, &result, err) != KD_OK || ft_read_all(c, FT_IMAGES, &wrong, err) != KD_OK)
         return CORRUPT;
     kd_cache_close(c);
     kd_recipe_free(&r);
