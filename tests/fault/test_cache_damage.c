@@ -13,17 +13,17 @@ static const struct { const char *dtype, *targets, *name; } kind[] = {
     {"bf16", "full,pool:2,adjoint:3", "bf16, patches full, pooled and adjoint"},
     {"i8", "full,pool:2,adjoint:3", "i8, patches full, pooled and adjoint"},
 };
-static int now; /* the kind of shard that is being damaged */
+static int current; /* the kind of shard that is being damaged */
 
 static kd_recipe recipe_of_kind(void)
 {
-    return kind[now].dtype ? fx_recipe_stored(kind[now].dtype, kind[now].targets) : fx_recipe_full();
+    return kind[current].dtype ? fx_recipe_stored(kind[current].dtype, kind[current].targets) : fx_recipe_full();
 }
 
 /* The first kind gets as many as the tests say, the others a fifth. */
 static unsigned trials_of(unsigned in_make_test, unsigned in_a_long_run)
 {
-    return ft_trials(in_make_test, in_a_long_run) / (now ? 5 : 1);
+    return ft_trials(in_make_test, in_a_long_run) / (current ? 5 : 1);
 }
 
 /* ---- the shard, and what it gives undamaged ---- */
@@ -50,63 +50,91 @@ static int same_view(const kd_view_entry *a, const kd_view_entry *b)
     return memcmp(x, y, sizeof x) == 0 && memcmp(a->view_hash.b, b->view_hash.b, 16) == 0 && memcmp(a->image.b, b->image.b, 16) == 0 && a->view == b->view;
 }
 
-/* Reads everything. With store == NULL it compares with what is right and counts differences in *wrong; else it stores. Goes on after damage; returns the first error. */
+/* A pass over everything that a cache gives. store: kept there; else compared with what is right. */
+typedef struct pass {
+    kd_cache *cache;
+    kd_reader *reader;
+    given *store;
+    size_t values, records, stats; /* where it stands */
+    unsigned wrong;
+    kd_status first; /* error; the pass goes on behind it */
+    kd_err *err, later;
+} pass;
+
+static int came(pass *p, kd_status status)
+{
+    p->first = p->first ? p->first : status;
+    return status == KD_OK;
+}
+
+static kd_err *err_of(pass *p)
+{
+    return p->first ? &p->later : p->err;
+}
+
+static void pass_record(pass *p, const kd_recipe *recipe, const kd_hash128 *id, uint32_t view, kd_feature f, uint16_t layer)
+{
+    static float x[FX_LARGEST];
+    size_t n = (size_t)kd_recipe_rows(recipe, f) * (size_t)recipe->width;
+    kd_record_facts facts;
+    if (came(p, kd_reader_feature(p->reader, f, id, view, layer, x, &facts, err_of(p)))) {
+        if (p->store) {
+            memcpy(p->store->values + p->values, x, n * sizeof *x);
+            p->store->facts[p->records] = facts;
+        } else {
+            const kd_record_facts *want = &right.facts[p->records];
+            p->wrong += memcmp(right.values + p->values, x, n * sizeof *x) != 0 || !(facts.square == want->square) || memcmp(facts.view_hash.b, want->view_hash.b, 16) != 0;
+        }
+    }
+    p->values += n;
+    p->records++;
+}
+
+static void pass_stats(pass *p, const kd_recipe *recipe, kd_feature f, uint16_t layer)
+{
+    const float *mean;
+    float std;
+    size_t i = p->stats++;
+    if (!came(p, kd_cache_mean(p->cache, f, layer, &mean, &std, err_of(p))))
+        return;
+    if (p->store) {
+        p->store->mean[i] = mean;
+        p->store->std[i] = std;
+    } else {
+        p->wrong += memcmp(mean, right.mean[i], (size_t)recipe->width * sizeof *mean) != 0 || memcmp(&std, &right.std[i], sizeof std) != 0;
+    }
+}
+
+/* Views with their records, then statistics. Returns the first error; *wrong counts what was given and isn't right. */
 static kd_status read_all(kd_cache *c, given *store, unsigned *wrong, kd_err *err)
 {
     const kd_recipe *recipe = kd_cache_recipe(c);
-    static float x[FX_LARGEST];
-    kd_status first = KD_OK;
-    kd_reader *r;
-    kd_err later;
-    size_t at = 0, records = 0;
-    int stats = 0;
-    KD_TRY(kd_reader_create(&r, c, err));
-    for (unsigned n = 0; n < IMAGES * FX_VIEWS; n++) {
+    pass p = {.cache = c, .store = store, .err = err};
+    KD_TRY(kd_reader_create(&p.reader, c, err));
+    for (unsigned n = 0; n <= IMAGES * FX_VIEWS; n++) {
         kd_hash128 id = fx_image_id(n / FX_VIEWS);
+        int is_view = n < IMAGES * FX_VIEWS;
         kd_view_entry v;
-        kd_status status = kd_reader_view(r, &id, n % FX_VIEWS, &v, first ? &later : err);
-        first = first ? first : status;
-        if (store)
-            store->view[n] = v;
-        else if (status == KD_OK)
-            *wrong += !same_view(&v, &right.view[n]);
+        if (is_view && came(&p, kd_reader_view(p.reader, &id, n % FX_VIEWS, &v, err_of(&p)))) {
+            if (store)
+                store->view[n] = v;
+            else
+                p.wrong += !same_view(&v, &right.view[n]);
+        }
         for (int i = 0; i < KD_FEATURES * recipe->layers; i++) {
             kd_feature f = (kd_feature)(i / recipe->layers);
-            size_t values = (size_t)kd_recipe_rows(recipe, f) * (size_t)recipe->width;
-            kd_record_facts facts;
+            uint16_t layer = recipe->layer[i % recipe->layers];
             if (!kd_recipe_has(recipe, f))
                 continue;
-            status = kd_reader_feature(r, f, &id, n % FX_VIEWS, recipe->layer[i % recipe->layers], x, &facts, first ? &later : err);
-            first = first ? first : status;
-            if (store) {
-                memcpy(store->values + at, x, values * sizeof *x);
-                store->facts[records] = facts;
-            } else if (status == KD_OK) {
-                *wrong += memcmp(right.values + at, x, values * sizeof *x) != 0 || !(facts.square == right.facts[records].square) ||
-                          memcmp(facts.view_hash.b, right.facts[records].view_hash.b, 16) != 0;
-            }
-            at += values;
-            records++;
+            if (is_view)
+                pass_record(&p, recipe, &id, n % FX_VIEWS, f, layer);
+            else
+                pass_stats(&p, recipe, f, layer);
         }
     }
-    for (int i = 0; i < KD_FEATURES * recipe->layers; i++) {
-        const float *mean;
-        float std;
-        kd_status status;
-        if (!kd_recipe_has(recipe, (kd_feature)(i / recipe->layers)))
-            continue;
-        status = kd_cache_mean(c, (kd_feature)(i / recipe->layers), recipe->layer[i % recipe->layers], &mean, &std, first ? &later : err);
-        first = first ? first : status;
-        if (store) {
-            store->mean[stats] = mean;
-            store->std[stats] = std;
-        } else if (status == KD_OK) {
-            *wrong += memcmp(mean, right.mean[stats], (size_t)recipe->width * sizeof *mean) != 0 || memcmp(&std, &right.std[stats], sizeof std) != 0;
-        }
-        stats++;
-    }
-    kd_reader_destroy(r);
-    return first;
+    kd_reader_destroy(p.reader);
+    *wrong = p.wrong;
+    return p.first;
 }
 
 static size_t values_of(const kd_recipe *r)
@@ -120,6 +148,7 @@ static size_t values_of(const kd_recipe *r)
 static int setup(void **state)
 {
     char kept[530];
+    unsigned wrong;
     if (fx_make_dir(state) != 0)
         return -1;
     snprintf(file, sizeof file, "%s/a.kdc", fx_dir);
@@ -134,9 +163,9 @@ static int setup(void **state)
     must(fx_open(&undamaged, fx_path("kept.kdc"), &fx_err));
     right.values = kd_malloc(values_of(kd_cache_recipe(undamaged)) * sizeof *right.values);
     assert_non_null(right.values);
-    must(read_all(undamaged, &right, NULL, &fx_err));
+    must(read_all(undamaged, &right, &wrong, &fx_err));
     must(fx_compare_all(undamaged, 0, IMAGES, &fx_err));
-    print_message("%s:\n", kind[now].name);
+    print_message("%s:\n", kind[current].name);
     return chmod(file, 0644);
 }
 
@@ -495,7 +524,7 @@ int main(int argc, char **argv)
         T(pages_zeroed), T(pages_swapped_or_copied), T(files_cut_or_grown), T(a_file_cut_while_open_is_an_error), T(damaged_partial_files_are_refused_or_sealed_right),
     };
     int failed = 0;
-    for (now = 0; now < (int)(sizeof kind / sizeof kind[0]); now++)
-        failed += cmocka_run_group_tests_name(kind[now].name, tests, setup, teardown);
+    for (current = 0; current < (int)(sizeof kind / sizeof kind[0]); current++)
+        failed += cmocka_run_group_tests_name(kind[current].name, tests, setup, teardown);
     return failed;
 }
