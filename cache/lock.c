@@ -6,6 +6,7 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/base/io.h"
@@ -16,12 +17,25 @@ struct kd_lock {
     int fd;
 };
 
+/* The holder's line; empty where it can't be read. */
+static void read_holder(int fd, char *line, size_t cap)
+{
+    ssize_t n = pread(fd, line, cap - 1, 0);
+    line[n > 0 ? n : 0] = 0;
+    line[strcspn(line, "\n")] = 0;
+}
+
+/* A holder that has just taken the lock hasn't written its line yet, and that of a killed one may still be there: a line counts when it stays for a moment. */
 static kd_status held(int fd, const char *path, const char *what, kd_err *err)
 {
-    char holder[300];
-    ssize_t n = pread(fd, holder, sizeof holder - 1, 0);
-    holder[n > 0 ? n : 0] = 0;
-    holder[strcspn(holder, "\n")] = 0;
+    static const struct timespec moment = {0, 20000000};
+    char holder[300], before[300] = "";
+    read_holder(fd, holder, sizeof holder);
+    for (int i = 0; i < 25 && (!holder[0] || strcmp(holder, before) != 0); i++) {
+        memcpy(before, holder, sizeof before);
+        nanosleep(&moment, NULL);
+        read_holder(fd, holder, sizeof holder);
+    }
     return kd_fail(err, KD_ELOCKED, "%s: being written by another process (%s, says %s); wait for it to end, or stop it and run the same command again", what,
                    holder[0] ? holder : "unknown", path);
 }
@@ -41,7 +55,7 @@ static kd_status write_holder(int fd, const char *path, kd_err *err)
     host[sizeof host - 1] = 0;
     n = snprintf(text, sizeof text, "pid %ld on %s\n", (long)getpid(), host);
     if (ftruncate(fd, 0) != 0 || pwrite(fd, text, (size_t)n, 0) != n)
-        return kd_fail_errno(err, KD_EFAIL, "%s: the lock can't be written", path);
+        return kd_io_write_failed(path, "the lock can't be written", err);
     return KD_OK;
 }
 
@@ -57,7 +71,7 @@ kd_status kd_lock_take(kd_lock **out, const char *path, const char *what, kd_err
             int cause = errno;
             KD_TRY(kd_io_check_target(path, err));
             errno = cause;
-            return kd_fail_errno(err, KD_EFAIL, "%s: the lock can't be created", path);
+            return kd_io_write_failed(path, "the lock can't be created", err);
         }
         if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
             status = errno == EWOULDBLOCK ? held(fd, path, what, err) : kd_fail_errno(err, KD_EFAIL, "%s: can't be locked", path);

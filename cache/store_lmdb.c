@@ -66,12 +66,12 @@ static int disk_is_full(const char *path, int rc)
 
 static kd_status failed(const kd_lmdb *e, int rc, const char *doing, kd_err *err)
 {
-    char size[32];
+    char size[32], where[600];
     uint64_t free_bytes = 0;
     if (disk_is_full(e->path, rc)) {
         kd_io_free_bytes(e->path, &free_bytes, NULL);
-        return kd_fail(err, KD_ENOSPACE, "%s: no space left while %s (%s free there; see also quotas and ulimit -f); what was committed before is safe: make room and run "
-                       "the same command again", e->path, doing, kd_io_size_text(free_bytes, size, sizeof size));
+        return kd_fail(err, KD_ENOSPACE, "%s: no space left while %s: %s has %s free (see also quotas and ulimit -f); what was committed before is safe: make room and run "
+                       "the same command again", e->path, doing, kd_io_file_system(e->path, where, sizeof where), kd_io_size_text(free_bytes, size, sizeof size));
     }
     switch (rc) {
     case MDB_CORRUPTED: case MDB_PAGE_NOTFOUND: case MDB_INVALID: case MDB_VERSION_MISMATCH: case MDB_INCOMPATIBLE: case MDB_BAD_VALSIZE: case MDB_CURSOR_FULL:

@@ -50,6 +50,17 @@ static int ends_in(const char *s, const char *end)
     return n > m && strcmp(s + n - m, end) == 0;
 }
 
+/* A shard gets its name first, then its manifest, and then its partial file goes: looked for the other way round, a shard that a writer is about to finish isn't taken for a damaged one. */
+static int being_finished(const char *folder, const char *name)
+{
+    char *path = kd_asprintf("%s/%s", folder, name), *partial = path ? kd_asprintf("%s.partial", path) : NULL, *manifest = path ? kd_manifest_path(path) : NULL;
+    int yes = partial && manifest && kd_io_exists(partial) && !kd_io_exists(manifest);
+    kd_free(path);
+    kd_free(partial);
+    kd_free(manifest);
+    return yes;
+}
+
 static kd_status list_folder(path_list *l, const char *folder, kd_err *err)
 {
     size_t before = l->count, unfinished = 0;
@@ -60,7 +71,7 @@ static kd_status list_folder(path_list *l, const char *folder, kd_err *err)
         return kd_fail_errno(err, KD_ENOTFOUND, "%s: can't be listed", folder);
     while (status == KD_OK && (errno = 0, e = readdir(d)) != NULL) {
         unfinished += (size_t)ends_in(e->d_name, ".kdc.partial");
-        if (ends_in(e->d_name, ".kdc"))
+        if (ends_in(e->d_name, ".kdc") && !being_finished(folder, e->d_name))
             status = list_add(l, folder, e->d_name, err);
     }
     if (status == KD_OK && errno != 0)

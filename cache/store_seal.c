@@ -394,7 +394,7 @@ static kd_status settle(const char *path, kd_err *err)
             pages = kd_get_le(meta[i] + 136, 8) + 1;
     }
     if (status == KD_OK && (ftruncate(fd, (off_t)(pages * PAGE)) != 0 || fsync(fd) != 0 || fchmod(fd, 0444) != 0))
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be completed", path);
+        status = kd_io_write_failed(path, "can't be completed", err);
     close(fd);
     return status;
 }
@@ -504,7 +504,7 @@ kd_status kd_writer_seal(kd_writer *w, kd_err *err)
     if (status == KD_OK)
         status = settle(w->sealing, err);
     if (status == KD_OK && rename(w->sealing, w->path) != 0)
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be renamed to %s", w->sealing, w->path);
+        status = kd_io_write_failed(w->path, "its finished copy can't be put in its place", err);
     if (status != KD_OK) {
         unlink(w->sealing); /* the partial cache is as it was */
         return status;

@@ -162,20 +162,31 @@ static kd_status load_partial(kd_writer *w, const json_t *provenance, int *fresh
     return status;
 }
 
+/* Made under another name: after a power failure there is no partial file, or one that LMDB can open, and its name is on the disk before anything in it is called safe. */
+static kd_status create_partial(kd_writer *w, kd_err *err)
+{
+    kd_lmdb *db;
+    kd_status status = kd_lmdb_open_write(&db, w->sealing, 1, 0, err);
+    kd_lmdb_close(db);
+    if (status == KD_OK && rename(w->sealing, w->partial) != 0)
+        status = kd_io_write_failed(w->partial, "can't be created", err);
+    if (status != KD_OK) {
+        unlink(w->sealing);
+        return status;
+    }
+    return kd_io_fsync_dir_of(w->partial, err);
+}
+
 /* Validates what is there, opens it, and makes sure that it carries the recipe. */
 static kd_status open_partial(kd_writer *w, const json_t *provenance, kd_err *err)
 {
     kd_lmdb_facts facts;
-    uint64_t size = 0;
     int fresh = 1;
     kd_status status;
-    if (kd_io_exists(w->partial)) {
-        KD_TRY(kd_io_file_size(w->partial, &size, err));
-        if (size < 2 * PAGE) /* killed before LMDB had written its first two pages: nothing is lost */
-            unlink(w->partial);
-        else
-            KD_TRY(kd_lmdb_validate(w->partial, 0, &facts, err));
-    }
+    if (kd_io_exists(w->partial))
+        KD_TRY(kd_lmdb_validate(w->partial, 0, &facts, err));
+    else
+        KD_TRY(create_partial(w, err));
     KD_TRY(kd_lmdb_open_write(&w->db, w->partial, 1, 0, err));
     KD_TRY(load_partial(w, provenance, &fresh, err));
     KD_TRY(kd_lmdb_begin(w->db, w->expected > SLACK ? w->expected : SLACK, err));

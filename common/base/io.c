@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <mntent.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -248,7 +249,7 @@ kd_status kd_io_replace_begin(kd_replace **out, const char *path, kd_err *err)
     }
     r->fd = open(r->temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0666);
     if (r->fd < 0) {
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be created", r->temporary);
+        status = kd_io_write_failed(r->temporary, "can't be created", err);
         replace_free(r);
         return status;
     }
@@ -263,8 +264,11 @@ kd_status kd_io_replace_write(kd_replace *r, const void *bytes, size_t size, kd_
         ssize_t n = must_fail() ? -1 : write(r->fd, p, size);
         if (n < 0 && errno == EINTR)
             continue;
-        if (n < 0)
-            return kd_fail_errno(err, KD_EFAIL, "%s: can't be written after %llu bytes", r->temporary, (unsigned long long)r->written);
+        if (n < 0) {
+            char what[64];
+            snprintf(what, sizeof what, "can't be written after %llu bytes", (unsigned long long)r->written);
+            return kd_io_write_failed(r->temporary, what, err);
+        }
         p += n;
         size -= (size_t)n;
         r->written += (uint64_t)n;
@@ -277,13 +281,13 @@ kd_status kd_io_replace_commit(kd_replace *r, kd_err *err)
     kd_status status = KD_OK;
     int closed;
     if (must_fail() || fsync(r->fd) != 0)
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be written to disk", r->temporary);
+        status = kd_io_write_failed(r->temporary, "can't be written to disk", err);
     closed = close(r->fd);
     r->fd = -1;
     if (status == KD_OK && closed != 0) /* NFS reports a full disk here */
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be closed", r->temporary);
+        status = kd_io_write_failed(r->temporary, "can't be closed", err);
     if (status == KD_OK && (must_fail() || rename(r->temporary, r->path) != 0))
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be renamed to %s", r->temporary, r->path);
+        status = kd_io_write_failed(r->path, "can't be replaced", err);
     if (status == KD_OK)
         status = kd_io_fsync_dir_of(r->path, err);
     else
@@ -377,7 +381,7 @@ kd_status kd_io_fsync_dir_of(const char *path, kd_err *err)
     } else {
         /* Some network file systems can't sync a folder and say EINVAL: there is nothing more to do there. */
         if ((must_fail() || fsync(fd) != 0) && errno != EINVAL)
-            status = kd_fail_errno(err, KD_EFAIL, "%s: the folder can't be written to disk", dir);
+            status = kd_io_write_failed(dir, "the folder can't be written to disk", err);
         close(fd);
     }
     kd_free(dir);
@@ -428,6 +432,52 @@ kd_status kd_io_free_bytes(const char *path, uint64_t *bytes, kd_err *err)
     kd_free(p);
     *bytes = (uint64_t)fs.f_bavail * fs.f_frsize;
     return KD_OK;
+}
+
+/* The topmost mount whose folder is a beginning of the path. */
+static void name_mount(const char *path, char *buf, size_t cap)
+{
+    char line[2 * PATH_MAX];
+    struct mntent m;
+    size_t longest = 0;
+    FILE *mounts = setmntent("/proc/self/mounts", "re");
+    while (mounts && getmntent_r(mounts, &m, line, sizeof line)) {
+        size_t n = strlen(m.mnt_dir);
+        if (n < longest || strncmp(path, m.mnt_dir, n) != 0 || (n > 1 && path[n] != '/' && path[n] != '\0'))
+            continue;
+        longest = n;
+        snprintf(buf, cap, "the file system at %s (%s)", m.mnt_dir, m.mnt_type);
+    }
+    if (mounts)
+        endmntent(mounts);
+}
+
+const char *kd_io_file_system(const char *path, char *buf, size_t cap)
+{
+    char *p = kd_strdup(path), *real = NULL;
+    snprintf(buf, cap, "its file system");
+    while (p && !(real = realpath(p, NULL)) && (errno == ENOENT || errno == ENOTDIR) && strcmp(p, ".") != 0 && strcmp(p, "/") != 0) {
+        char *up = parent_of(p);
+        kd_free(p);
+        p = up;
+    }
+    if (real)
+        name_mount(real, buf, cap);
+    free(real); /* libc's own allocation */
+    kd_free(p);
+    return buf;
+}
+
+kd_status kd_io_write_failed(const char *path, const char *what, kd_err *err)
+{
+    int cause = errno;
+    char where[PATH_MAX], size[32];
+    uint64_t free_bytes = 0;
+    if (cause != ENOSPC && cause != EDQUOT && cause != EFBIG)
+        return kd_fail_errno(err, KD_EFAIL, "%s: %s", path, what);
+    (void)kd_io_free_bytes(path, &free_bytes, NULL);
+    return kd_fail(err, KD_ENOSPACE, "%s: %s: %s; %s has %s free (see also quotas and ulimit -f)", path, what, strerror(cause), kd_io_file_system(path, where, sizeof where),
+                   kd_io_size_text(free_bytes, size, sizeof size));
 }
 
 const char *kd_io_size_text(uint64_t bytes, char *buf, size_t cap)

@@ -58,6 +58,11 @@ kd_status kd_io_free_bytes(const char *path, uint64_t *bytes, kd_err *err);
 /* 1 when path (or its nearest existing parent) lies on a network or cluster file system: there an LMDB file that is being written is neither safe (mapped pages of several hosts) nor
  * quick (a round trip for every commit). *name (may be NULL) becomes its name, a constant such as "NFS". 0: a local one, one that isn't known, or a path that can't be examined. */
 int kd_io_network_fs(const char *path, const char **name);
+/* "the file system at /mnt/x (tmpfs)" into buf: the one that holds path (or its nearest existing parent); "its file system" when the system doesn't tell. Returns buf. */
+const char *kd_io_file_system(const char *path, char *buf, size_t cap);
+/* A call that should have written path has failed and left its errno: as kd_fail_errno(err, KD_EFAIL, "PATH: WHAT"). Without room (disk, quota, limit on file sizes) it is KD_ENOSPACE and
+ * the sentence names the file system and its free bytes. */
+kd_status kd_io_write_failed(const char *path, const char *what, kd_err *err);
 
 /* Test hook: the n-th write, fsync or rename from now on (1 = the next) fails once with errno `error`; 0 switches it off. */
 void kd_io_fail_after(size_t n, int error);

@@ -38,7 +38,8 @@ void kd_parallel_for(int threads, size_t n, void (*fn)(void *ctx, int worker, si
 int kd_cpu_count(void); /* processors this process may run on (affinity mask), at least 1 */
 
 /* SIGINT and SIGTERM: after kd_signals_catch the first one sets a flag that long loops poll (kd_stop_requested returns
- * KD_ESIGINT or KD_ESIGTERM, else KD_OK); the second one ends the process at once. */
+ * KD_ESIGINT or KD_ESIGTERM, else KD_OK); the second one ends the process at once. SIGXFSZ (ulimit -f) is ignored from
+ * then on: the write fails with EFBIG, which is an error like a full disk. */
 void kd_signals_catch(void);
 kd_status kd_stop_requested(void);
 

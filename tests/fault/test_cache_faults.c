@@ -6,8 +6,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <sys/mount.h>
-#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <sys/wait.h>
@@ -251,77 +249,6 @@ static void short_writes_lose_nothing(void **state)
     assert_true(refused > 5);
 }
 
-static void a_limit_on_file_size_is_no_space(void **state)
-{
-    char said[1300];
-    int status, pipe_fd[2];
-    pid_t child;
-    ssize_t got;
-    (void)state;
-    assert_int_equal(pipe(pipe_fd), 0);
-    child = fork();
-    if (child == 0) {
-        struct rlimit limit = {100 << 10, 100 << 10};
-        kd_status st;
-        signal(SIGXFSZ, SIG_IGN);
-        setrlimit(RLIMIT_FSIZE, &limit);
-        st = work(file, &fx_err);
-        if (st < 0)
-            syscall(SYS_write, pipe_fd[1], fx_err.msg, strlen(fx_err.msg));
-        _exit(kd_exit_code(st));
-    }
-    close(pipe_fd[1]);
-    got = read(pipe_fd[0], said, sizeof said - 1);
-    said[got > 0 ? got : 0] = 0;
-    close(pipe_fd[0]);
-    assert_int_equal(waitpid(child, &status, 0), child);
-    assert_true(WIFEXITED(status));
-    if (WEXITSTATUS(status) != 14)
-        print_error("%s\n", said);
-    assert_int_equal(WEXITSTATUS(status), 14);
-    assert_non_null(strstr(said, "no space left"));
-    complete_and_compare(0);
-}
-
-/* A real full disk: file systems of growing size in memory. */
-static void full_file_systems_of_many_sizes(void **state)
-{
-    char mount_point[600], said[1300], options[64];
-    unsigned full = 0, fits = 0;
-    (void)state;
-    snprintf(mount_point, sizeof mount_point, "%s/mnt", fx_dir);
-    mkdir(mount_point, 0700);
-    if (mount("tmpfs", mount_point, "tmpfs", 0, "size=64k") != 0) {
-        print_message("mounting needs root: not allowed here\n");
-        rmdir(mount_point);
-        skip();
-    }
-    umount(mount_point);
-    snprintf(file, sizeof file, "%s/a.kdc", mount_point);
-    for (int kib = 16; kib <= 1024; kib += 24) {
-        int status;
-        snprintf(options, sizeof options, "size=%dk", kib);
-        assert_int_equal(mount("tmpfs", mount_point, "tmpfs", 0, options), 0);
-        status = child_work(file, NO_FAULT, 0, 0, said, sizeof said);
-        assert_true(WIFEXITED(status));
-        if (WEXITSTATUS(status) == 14) {
-            full++;
-            assert_int_equal(mount("tmpfs", mount_point, "tmpfs", MS_REMOUNT, "size=16m"), 0);
-            complete_and_compare(kib); /* room was made: it goes on */
-        } else {
-            if (WEXITSTATUS(status) != 0)
-                print_error("%d KiB: exit %d: %s\n", kib, WEXITSTATUS(status), said);
-            assert_int_equal(WEXITSTATUS(status), 0);
-            fits++;
-            fx_assert_equal_files(reference, file);
-        }
-        assert_int_equal(umount(mount_point), 0);
-    }
-    rmdir(mount_point);
-    print_message("%u file systems were too small (exit 14, then completed), %u were not\n", full, fits);
-    assert_true(full > 10 && fits > 0);
-}
-
 /* Started together: one writes, all others are refused at once with its name. */
 static void many_writers_at_once(void **state)
 {
@@ -433,8 +360,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, fx_drop_dir)
     const struct CMUnitTest tests[] = {
-        T(killed_at_every_call), T(killed_many_times_in_one_life), T(full_at_every_call), T(short_writes_lose_nothing), T(a_limit_on_file_size_is_no_space),
-        T(full_file_systems_of_many_sizes), T(many_writers_at_once), T(allocations_that_fail),
+        T(killed_at_every_call), T(killed_many_times_in_one_life), T(full_at_every_call), T(short_writes_lose_nothing), T(many_writers_at_once),
+        T(allocations_that_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -290,6 +290,26 @@ static void sizes_and_free_space(void **state)
     assert_ok(kd_io_free_bytes("relative-and-absent", &size, &err));
 }
 
+static void a_full_file_system_is_named(void **state)
+{
+    char where[300], want[5000];
+    kd_err err;
+    (void)state;
+    assert_string_equal(kd_io_file_system("/proc/self/status", where, sizeof where), "the file system at /proc (proc)");
+    assert_string_equal(kd_io_file_system("/proc", where, sizeof where), "the file system at /proc (proc)");
+    assert_int_equal(strncmp(kd_io_file_system("/proceedings/absent", where, sizeof where), "the file system at / (", 22), 0);
+    assert_int_equal(strncmp(kd_io_file_system("relative-and-absent", where, sizeof where), "the file system at /", 20), 0);
+    errno = ENOSPC;
+    assert_int_equal(kd_io_write_failed(in_folder("s"), "can't be written", &err), KD_ENOSPACE);
+    snprintf(want, sizeof want, "%s: can't be written: No space left on device; %s has ", in_folder("s"), kd_io_file_system(folder, where, sizeof where));
+    assert_int_equal(strncmp(err.msg, want, strlen(want)), 0);
+    errno = EFBIG; /* ulimit -f */
+    assert_int_equal(kd_io_write_failed(folder, "can't be written", &err), KD_ENOSPACE);
+    errno = EACCES;
+    assert_int_equal(kd_io_write_failed(folder, "can't be written", &err), KD_EFAIL);
+    assert_null(strstr(err.msg, "file system"));
+}
+
 static void size_texts(void **state)
 {
     static const struct { const char *text; uint64_t bytes; } good[] = {
@@ -326,7 +346,7 @@ int main(void)
         IO_TEST(replacement_is_all_or_nothing),
         IO_TEST(replacement_in_pieces),
         IO_TEST(folders_are_made_with_their_parents),
-        IO_TEST(sizes_and_free_space),
+        IO_TEST(sizes_and_free_space), IO_TEST(a_full_file_system_is_named),
         IO_TEST(size_texts),
     };
     return cmocka_run_group_tests_name("io", tests, NULL, NULL);
