@@ -25,7 +25,7 @@ typedef struct pass {
 static const char *const prediction[KD_TARGETS] = {"pred.cls", "pred.patch"};
 
 static const float *target_of(const kd_sample *s, int f) {
-    return f == KD_FEATURE_CLS ? s->cls : s->patch;
+    return f == KD_FEATURE_CLS ? s->cls : s->patch[0];
 }
 
 static void add_target(pass *p, int f, const float *t) {
@@ -58,7 +58,7 @@ static kd_status run_batch(pass *p, int count, kd_err *err) {
     for (size_t k = 0; k < p->n; k++) {
         kd_student *s = p->students[k];
         for (int i = 0; i < count; i++)
-            KD_TRY(kd_student_put(s, s->infer, i, &p->held[i], 0, err));
+            KD_TRY(kd_student_show(s, i, &p->held[i], err));
         KD_TRY(kd_exec_forward(s->infer, err));
         for (int f = 0; f < KD_TARGETS; f++) {
             if (p->rows[f] == 0)
@@ -92,7 +92,7 @@ static kd_status run_all(pass *p, const kd_replay_item *items, size_t count, kd_
 static void summarise(const pass *p, kd_val_result *results, size_t count) {
     for (size_t k = 0; k < p->n; k++) {
         kd_val_result *r = &results[k];
-        const kd_loss_spec *loss = &p->students[k]->loss;
+        const kd_loss_spec *loss = &p->students[k]->program[0].view.loss;
         *r = (kd_val_result){0};
         for (int f = 0; f < KD_TARGETS; f++) {
             if (p->rows[f] == 0)
@@ -120,7 +120,7 @@ static kd_status allocate(pass *p, kd_err *err) {
 }
 
 kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, kd_err *err) {
-    const kd_loss_spec *loss = &students[0]->loss;
+    const kd_loss_spec *loss = &students[0]->program[0].view.loss;
     pass p = {.students = students, .n = n, .replay = replay, .width = (size_t)loss->width};
     KD_ASSERT(n > 0 && count > 0);
     p.rows[KD_FEATURE_CLS] = loss->cls_weight > 0;

@@ -30,8 +30,8 @@ static kd_student *make_student(kd_backend *b, const curve_case *c, kd_dtype pre
     static kd_train_config config;
     kd_student *s;
     config = (kd_train_config){.lr = c->lr, .weight_decay = "0.05", .batch_size = BATCH};
-    kd_student_spec spec = {.name = c->model, .image_h = c->height, .image_w = c->width, .batch = BATCH, .precision = precision, .config = &config,
-                            .loss = {.width = WIDTH, .grid_h = c->grid_h, .grid_w = c->grid_w, .cls_weight = 1, .patch_weight = 1}};
+    kd_student_spec spec = {.name = c->model, .batch = BATCH, .precision = precision, .config = &config, .views = 1,
+                            .view = {{c->height, c->width, {.width = WIDTH, .grid_h = c->grid_h, .grid_w = c->grid_w, .cls_weight = 1, .patch_weight = 1}}}};
     assert_ok(kd_student_create(&s, b, &spec, &err));
     size_t largest = 0;
     float *buf;
@@ -71,8 +71,8 @@ static void free_data(data *d) {
 static void put_batch(kd_student *s, const data *d, int step) {
     for (int row = 0; row < BATCH; row++) {
         size_t i = (size_t)(step % BATCHES * BATCH + row);
-        kd_sample sample = {.pixels = d->pixels + i * d->pixel_row, .cls = d->cls + i * WIDTH, .patch = d->patch + i * d->patch_row};
-        assert_ok(kd_student_put(s, s->train, row, &sample, 1, &err));
+        kd_sample sample = {.pixels = d->pixels + i * d->pixel_row, .cls = d->cls + i * WIDTH, .patch = {d->patch + i * d->patch_row}};
+        assert_ok(kd_student_put(s, 0, row, &sample, &err));
     }
 }
 
@@ -246,14 +246,14 @@ static void names_sizes_and_files_of_students_are_checked(void **state) {
     kd_backend *b;
     kd_student *s;
     kd_train_config config = {.lr = "auto", .weight_decay = "auto", .batch_size = 256};
-    kd_student_spec spec = {.name = "resnet19", .image_h = 56, .image_w = 56, .batch = 2, .config = &config, .loss = {.width = 8, .grid_h = 2, .grid_w = 2, .cls_weight = 1}};
+    kd_student_spec spec = {.name = "resnet19", .batch = 2, .config = &config, .views = 1, .view = {{56, 56, {.width = 8, .grid_h = 2, .grid_w = 2, .cls_weight = 1}}}};
     assert_ok(kd_backend_open(&b, "ref", 1, &err));
     assert_int_equal(kd_student_create(&s, b, &spec, &err), KD_EUSAGE);
     assert_contains(err.msg, "resnet18");
     spec.name = "dinov2_w64_d1";
-    spec.image_h = 50;
+    spec.view[0].image_h = 50;
     assert_int_equal(kd_student_create(&s, b, &spec, &err), KD_EUSAGE);
-    spec.image_h = spec.image_w = 28;
+    spec.view[0].image_h = spec.view[0].image_w = 28;
     spec.init = "no/such/file.safetensors";
     assert_int_equal(kd_student_create(&s, b, &spec, &err), KD_EFAIL);
     assert_contains(err.msg, "no/such/file.safetensors");
