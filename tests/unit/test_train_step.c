@@ -241,6 +241,90 @@ static void a_non_finite_loss_changes_no_weight(void **state) {
     kd_backend_close(b);
 }
 
+/* ---- several recipes ---- */
+
+enum { SMALL = 32, LARGE = 64 };
+
+/* resnet18 on views of these sides, its gradient after one step that moves nothing; *loss: of that step. */
+static float *gradient_of(kd_backend *b, const int *sides, int views, double *loss, size_t *count) {
+    kd_train_config config = {.lr = "0", .weight_decay = "0", .batch_size = BATCH};
+    kd_student_spec spec = {.name = "resnet18", .batch = BATCH, .seed = 1, .config = &config, .views = views};
+    kd_student *s;
+    kd_step_result x;
+    float *gradient;
+    static uint8_t pixels[BATCH * LARGE * LARGE * 3];
+    static float cls[BATCH * WIDTH], patch[BATCH * 4 * WIDTH];
+    for (int k = 0; k < views; k++)
+        spec.view[k] = (kd_student_view){sides[k], sides[k], {.width = WIDTH, .grid_h = 2, .grid_w = 2, .cls_weight = 1, .patch_weight = 0.5}};
+    assert_ok(kd_student_create(&s, b, &spec, &err));
+    formula_pictures(pixels, sizeof pixels);
+    for (int k = 0; k < views; k++) {
+        formula_targets(cls, sides[k] == SMALL ? "small" : "large", BATCH * WIDTH); /* each size has targets of its own */
+        formula_targets(patch, sides[k] == SMALL ? "small patch" : "large patch", BATCH * 4 * WIDTH);
+        for (int row = 0; row < BATCH; row++) {
+            kd_sample sample = {.pixels = pixels + row * sides[k] * sides[k] * 3, .cls = cls + row * WIDTH, .patch = {patch + row * 4 * WIDTH}};
+            assert_ok(kd_student_put(s, k, row, &sample, &err));
+        }
+    }
+    assert_ok(kd_step_run(s, 0, 0, &x, &err));
+    *loss = x.loss;
+    *count = s->optim.total;
+    assert_ok(kd_alloc_array(&gradient, *count, sizeof *gradient, &err));
+    assert_ok(b->v->download(b, gradient, kd_exec_gradients(s->program[0].train), *count * sizeof *gradient, &err));
+    kd_student_destroy(s);
+    return gradient;
+}
+
+/* Measured: 3.5e-8 of the gradient's norm on ref, 2.6e-8 on cpu (one more rounding, and another order of summing); a wrong weight or a lost half is 0.5 or more. */
+static void two_sizes_average_their_gradients_on(const char *device) {
+    kd_backend *b;
+    const int both[2] = {LARGE, SMALL};
+    double loss[3], norm2 = 0, error2 = 0;
+    size_t n;
+    if (kd_backend_open(&b, device, 2, &err) != KD_OK) {
+        print_message("skipped: %s\n", err.msg);
+        skip();
+    }
+    float *large = gradient_of(b, &both[0], 1, &loss[0], &n), *small = gradient_of(b, &both[1], 1, &loss[1], &n), *sum = gradient_of(b, both, 2, &loss[2], &n);
+    for (size_t i = 0; i < n; i++) {
+        double want = ((double)large[i] + (double)small[i]) / 2;
+        norm2 += want * want;
+        error2 += ((double)sum[i] - want) * ((double)sum[i] - want);
+    }
+    assert_true(norm2 > 0 && error2 <= 1e-12 * norm2);
+    assert_true(fabs(loss[2] - (loss[0] + loss[1]) / 2) < 1e-12);
+    assert_true(loss[0] != loss[1]);
+    kd_free(large);
+    kd_free(small);
+    kd_free(sum);
+    kd_backend_close(b);
+}
+
+static void two_sizes_average_their_gradients_on_ref(void **state) {
+    (void)state;
+    two_sizes_average_their_gradients_on("ref");
+}
+static void two_sizes_average_their_gradients_on_cpu(void **state) {
+    (void)state;
+    two_sizes_average_their_gradients_on("cpu");
+}
+
+static void a_vit_sees_one_size_only(void **state) {
+    (void)state;
+    kd_model_info m;
+    kd_student_view views[2] = {{.image_h = 56, .image_w = 56}, {.image_h = 56, .image_w = 56}};
+    assert_ok(kd_model_find(&m, "dinov2_w64_d1", NULL, &err));
+    assert_ok(kd_student_check_views(&m, views, 2, &err));
+    views[1].image_w = 28;
+    assert_int_equal(kd_student_check_views(&m, views, 2, &err), KD_EUSAGE);
+    assert_contains(err.msg, "dinov2_w64_d1: the caches' recipes show it views of 56 and of 56x28 px");
+    assert_contains(err.msg, "resnet18");
+    assert_ok(kd_model_find(&m, "resnet18", NULL, &err));
+    assert_int_equal(kd_student_check_views(&m, views, 2, &err), KD_EUSAGE); /* 28 is below its smallest side */
+    views[1].image_w = 40;
+    assert_ok(kd_student_check_views(&m, views, 2, &err));
+}
+
 static void names_sizes_and_files_of_students_are_checked(void **state) {
     (void)state;
     kd_backend *b;
@@ -274,6 +358,9 @@ int main(void) {
         cmocka_unit_test(wide_resnet_curve_matches_pytorch),
         cmocka_unit_test(bf16_curve_stays_close),
         cmocka_unit_test(a_non_finite_loss_changes_no_weight),
+        cmocka_unit_test(two_sizes_average_their_gradients_on_ref),
+        cmocka_unit_test(two_sizes_average_their_gradients_on_cpu),
+        cmocka_unit_test(a_vit_sees_one_size_only),
         cmocka_unit_test(names_sizes_and_files_of_students_are_checked),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
