@@ -229,9 +229,9 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     s->threads = config->threads > 0 ? (int)config->threads : kd_cpu_count();
     KD_TRY(kd_train_config_check(config, err));
     KD_TRY(open_caches(s, err));
+    KD_TRY(check_students(s, err));
     if (!config->dry_run)
         KD_TRY(lock_run(s, err));
-    KD_TRY(check_students(s, err));
     KD_TRY(open_replays(s, err));
     KD_TRY(plan_steps(s, err));
     KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
