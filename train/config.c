@@ -7,6 +7,7 @@
 
 #include "common/base/io.h"
 #include "common/image/augment.h"
+#include "common/tensor/target.h"
 
 #define T kd_train_config
 
@@ -26,6 +27,9 @@ static const kd_option table[] = {
     KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0, "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are reduced by the same factor"),
     KD_OPTION_INT(T, teacher_layer, "teacher-layer", "N", "0", 0, 1024, "layer of the teacher to learn, of those that the cache holds: 1 = its last; 0 = the deepest one stored"),
     KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
+    KD_OPTION_STRING(T, patch_target, "patch-target", "auto|full|pool:K|adjoint:K", "auto", 0,
+                     "which form of the patches, of those that the cache holds, is learnt; auto, for each student: adjoint:KxL when its feature map is KxL, else full, else pool. Several recipes: of the first, "
+                     "and of the others where they hold it"),
     KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
     KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),
     KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw", "adamw", "adamw (beta 0.9, 0.999, eps 1e-8)"),
@@ -80,6 +84,7 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     double ignored;
     uint64_t bytes;
     int height, width;
+    kd_target target;
     for (size_t i = 0; i < c->students.count; i++)
         for (size_t j = 0; j < i; j++)
             if (strcmp(c->students.item[i], c->students.item[j]) == 0)
@@ -90,6 +95,8 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
         return kd_fail(err, KD_EUSAGE, "--cls-weight and --patch-weight are both 0, so there is nothing to learn");
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
+    if (strcmp(c->patch_target, "auto") != 0)
+        KD_TRY(kd_target_parse(&target, c->patch_target, "--patch-target", err));
     KD_TRY(number_or(&ignored, c->lr, "lr", 1, err));
     KD_TRY(number_or(&ignored, c->weight_decay, "weight-decay", 1, err));
     KD_TRY(kd_train_warmup(&ignored, c, err));

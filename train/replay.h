@@ -18,7 +18,7 @@
 /* Kinds of targets: cls and patch. Arrays of this length are indexed by KD_FEATURE_CLS and KD_FEATURE_PATCH. */
 enum { KD_TARGETS = 2, KD_REPLAY_PATCHES = 16 };
 
-/* A stored feature and how it is standardised: (x - mean) / std. */
+/* A stored feature and how it is standardised: (x - mean) / std; an adjoint target becomes that of the standardised grid. */
 typedef struct kd_replay_target {
     kd_feature feature;
     const float *mean; /* [width]; borrowed */
@@ -69,6 +69,7 @@ typedef struct kd_sample {
     const uint8_t *pixels; /* student_h x student_w x 3 */
     const float *cls;      /* [width], standardised; NULL when not wanted */
     const float *patch[KD_REPLAY_PATCHES]; /* [rows, width], standardised, in the order of the options; NULL behind the last */
+    const float *square;   /* of adjoint targets |t|^2 of the standardised grid, in the order of the options; 0 for others */
     void *slot;
 } kd_sample;
 

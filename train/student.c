@@ -1,9 +1,26 @@
 #include "train/student.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "common/base/mem.h"
 #include "common/image/augment.h"
+
+/* --patch-target, which binds the first group and those of the others that hold it. */
+static kd_status choose_target(kd_student *s, const kd_train_config *c, const kd_model_taps *taps, int k, kd_err *err) {
+    kd_student_program *p = &s->program[k];
+    const kd_student_view *v = &p->view;
+    kd_patch_learner learner = {.student = s->name, .loss = kd_loss_find(c->loss), .map_h = taps->map_h, .map_w = taps->map_w, .image_h = v->image_h, .image_w = v->image_w};
+    const char *wish = c->patch_target;
+    kd_target t;
+    if (k > 0 && strcmp(wish, "auto") != 0) {
+        KD_TRY(kd_target_parse(&t, wish, "--patch-target", err));
+        wish = kd_patch_target_find(&v->offer, &t) >= 0 ? wish : "auto";
+    }
+    KD_TRY(kd_patch_target_choose(&p->target, &v->offer, wish, &learner, err));
+    p->view.loss.target = v->offer.target[p->target];
+    return KD_OK;
+}
 
 /* The network at the size of group k. The groups' losses are averaged, so each has 1 / views of the weight. */
 static kd_status build_graph(kd_student *s, const kd_student_spec *spec, int k, kd_err *err) {
@@ -14,6 +31,8 @@ static kd_status build_graph(kd_student *s, const kd_student_spec *spec, int k, 
     if (p->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", spec->name);
     kd_model_taps taps = kd_model_build(p->graph, &s->model, p->view.image_h, p->view.image_w);
+    if (p->view.offer.count > 0 && p->view.loss.patch_weight > 0)
+        KD_TRY(choose_target(s, spec->config, &taps, k, err));
     kd_loss_spec share = p->view.loss;
     share.cls_weight /= spec->views;
     share.patch_weight /= spec->views;
@@ -112,7 +131,9 @@ kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sam
     if (p->view.loss.cls_weight > 0)
         KD_TRY(kd_exec_upload_rows(p->train, "target.cls", row, 1, sample->cls, err));
     if (p->view.loss.patch_weight > 0)
-        KD_TRY(kd_exec_upload_rows(p->train, "target.patch", row, 1, sample->patch[0], err));
+        KD_TRY(kd_exec_upload_rows(p->train, "target.patch", row, 1, sample->patch[p->sample_patch], err));
+    if (p->view.loss.patch_weight > 0 && p->view.loss.target.kind == KD_TARGET_ADJOINT)
+        KD_TRY(kd_exec_upload_rows(p->train, "target.square", row, 1, &sample->square[p->sample_patch], err));
     return KD_OK;
 }
 

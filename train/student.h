@@ -10,13 +10,14 @@
 
 #include "train/config.h"
 #include "train/group.h"
-#include "train/loss.h"
 #include "train/optim.h"
+#include "train/patch_target.h"
 
 /* What a student sees and learns of one group. */
 typedef struct kd_student_view {
     int image_h, image_w;
-    kd_loss_spec loss;
+    kd_loss_spec loss;     /* its target is chosen from the offer, if there is one */
+    kd_patch_offer offer;  /* count 0: loss.target is what it learns. Borrowed while the student is created */
 } kd_student_view;
 
 typedef struct kd_student_spec {
@@ -33,6 +34,8 @@ typedef struct kd_student_spec {
 /* The network at one group's size, with the parameters that all sizes share. */
 typedef struct kd_student_program {
     kd_student_view view;
+    int target;            /* place of view.loss.target in the offer */
+    int sample_patch;      /* which of a sample's patch targets that is; set by who makes the samples, 0 before */
     kd_graph *graph;
     kd_exec *train;
 } kd_student_program;
@@ -55,7 +58,7 @@ typedef struct kd_student {
     int64_t summed;           /* steps in `sum` */
 } kd_student;
 
-/* KD_EUSAGE: unknown name, size that the model can't take, several sizes for a model that has one. KD_EFAIL: the init file. KD_ENODEVICE: bf16 without the instructions. */
+/* KD_EUSAGE: unknown name, size that the model can't take, several sizes for a model that has one, no patch target that serves it. KD_EFAIL: the init file. KD_ENODEVICE: bf16 without the instructions. */
 kd_status kd_student_create(kd_student **out, kd_backend *backend, const kd_student_spec *spec, kd_err *err);
 void kd_student_destroy(kd_student *s); /* accepts NULL */
 size_t kd_student_device_bytes(const kd_student *s);

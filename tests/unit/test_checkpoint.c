@@ -18,7 +18,7 @@ static kd_student *make_student(kd_backend *b, const char *name, uint64_t seed) 
     static const kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = BATCH};
     int side = strncmp(name, "dinov2", 6) == 0 ? 28 : SIZE;
     kd_student_spec spec = {.name = name, .batch = BATCH, .seed = seed, .config = &config, .views = 1,
-                            .view = {{side, side, {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}}}};
+                            .view = {{.image_h = side, .image_w = side, .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}}}};
     kd_student *s;
     assert_ok(kd_student_create(&s, b, &spec, &err));
     return s;
@@ -222,7 +222,7 @@ static void an_export_of_a_view_that_is_not_square_is_read_back_as_it_is(void **
     kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1};
     char *folder = unit_folder(), *out = path_in(folder, "vit.safetensors"), *kdt = path_in(folder, "a.kdt");
     kd_student *first, *second;
-    kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .views = 1, .view = {{28, 56, {.width = WIDTH, .cls_weight = 1}}}};
+    kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .views = 1, .view = {{.image_h = 28, .image_w = 56, .loss = {.width = WIDTH, .cls_weight = 1}}}};
     float want[VALUES], got[VALUES];
     assert_ok(kd_backend_open(&b, "ref", 1, &err));
     assert_ok(kd_student_create(&first, b, &spec, &err));
