@@ -11,6 +11,7 @@
 #include "common/base/threads.h"
 #include "common/data/locate.h"
 #include "common/image/mix.h"
+#include "train/adjoint.h"
 
 /* What a loader thread re-uses from view to view. */
 typedef struct worker {
@@ -45,7 +46,8 @@ struct kd_replay {
     atomic_uint_fast64_t kept_bytes, decoded;
     kd_ordered *queue;              /* the open pass */
     const kd_replay_item *items;
-    size_t cls_floats, patch_floats[KD_REPLAY_PATCHES], floats, pixel_bytes; /* floats: of all targets of a sample */
+    size_t cls_floats, patch_floats[KD_REPLAY_PATCHES], floats, pixel_bytes; /* floats: of all targets of a sample, with a square for each patch target */
+    kd_adjoint adjoint[KD_REPLAY_PATCHES]; /* of those patch targets that are */
     double waited;                  /* of passes that ended */
 };
 
@@ -300,26 +302,49 @@ static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item
     return KD_OK;
 }
 
-static kd_status load_target(kd_replay *r, worker *w, const kd_replay_target *t, const kd_view_entry *v, size_t floats, float *out, kd_err *err) {
+/* Values as they are stored. */
+static kd_status read_target(kd_replay *r, worker *w, const kd_replay_target *t, const kd_view_entry *v, float *out, double *square, kd_err *err) {
     kd_record_facts facts;
-    size_t width = (size_t)r->recipe->width;
     KD_TRY(kd_reader_feature(w->reader, t->feature, &v->image, v->view, r->o.layer, out, &facts, err));
-    if (memcmp(&facts.view_hash, &v->view_hash, sizeof facts.view_hash) != 0) {
-        char id[33], a[33], b[33];
-        kd_hex(id, v->image.b, 16);
-        kd_hex(a, facts.view_hash.b, 16);
-        kd_hex(b, v->view_hash.b, 16);
-        return kd_fail(err, KD_EMISMATCH, "image %s, view %" PRIu32 ": the %s features were computed from view %s and the plan makes view %s; the cache mixes two runs, make it again",
-                       id, v->view, kd_feature_name(t->feature), a, b);
-    }
+    *square = facts.square;
+    if (memcmp(&facts.view_hash, &v->view_hash, sizeof facts.view_hash) == 0)
+        return KD_OK;
+    char id[33], a[33], b[33];
+    kd_hex(id, v->image.b, 16);
+    kd_hex(a, facts.view_hash.b, 16);
+    kd_hex(b, v->view_hash.b, 16);
+    return kd_fail(err, KD_EMISMATCH, "image %s, view %" PRIu32 ": the %s features were computed from view %s and the plan makes view %s; the cache mixes two runs, make it again",
+                   id, v->view, kd_feature_name(t->feature), a, b);
+}
+
+static void standardise(const kd_replay_target *t, size_t floats, size_t width, float *out) {
     float inverse = 1.0f / t->std;
     for (size_t row = 0; row < floats; row += width)
         for (size_t c = 0; c < width; c++)
             out[row + c] = (out[row + c] - t->mean[c]) * inverse;
+}
+
+static kd_status load_cls(kd_replay *r, worker *w, const kd_view_entry *v, float *out, kd_err *err) {
+    double ignored;
+    KD_TRY(read_target(r, w, &r->o.cls, v, out, &ignored, err));
+    standardise(&r->o.cls, r->cls_floats, (size_t)r->recipe->width, out);
     return KD_OK;
 }
 
-/* A slot is cls | patches | pixels. */
+static kd_status load_patch(kd_replay *r, worker *w, int i, const kd_view_entry *v, float *out, float *square, kd_err *err) {
+    const kd_replay_target *t = &r->o.patch[i];
+    size_t width = (size_t)r->recipe->width;
+    double stored;
+    KD_TRY(read_target(r, w, t, v, out, &stored, err));
+    *square = 0;
+    if (r->adjoint[i].tokens > 0)
+        *square = (float)kd_adjoint_standardise(&r->adjoint[i], out, stored, t->mean, t->std, width);
+    else
+        standardise(t, r->patch_floats[i], width, out);
+    return KD_OK;
+}
+
+/* A slot is cls | patches | squares | pixels. */
 static kd_sample sample_of(const kd_replay *r, void *slot) {
     float *next = (float *)slot + r->cls_floats;
     kd_sample s = {.cls = r->cls_floats > 0 ? slot : NULL, .slot = slot};
@@ -327,6 +352,7 @@ static kd_sample sample_of(const kd_replay *r, void *slot) {
         s.patch[i] = next;
         next += r->patch_floats[i];
     }
+    s.square = next;
     s.pixels = (const uint8_t *)((float *)slot + r->floats);
     return s;
 }
@@ -346,10 +372,11 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
     float *next = slot;
     KD_TRY(load_pixels(r, w, item, &v, (uint8_t *)(next + r->floats), err));
     if (r->cls_floats > 0)
-        KD_TRY(load_target(r, w, &r->o.cls, &v, r->cls_floats, next, err));
+        KD_TRY(load_cls(r, w, &v, next, err));
     next += r->cls_floats;
+    float *square = (float *)slot + r->floats - r->o.patches;
     for (int i = 0; i < r->o.patches; next += r->patch_floats[i++])
-        KD_TRY(load_target(r, w, &r->o.patch[i], &v, r->patch_floats[i], next, err));
+        KD_TRY(load_patch(r, w, i, &v, next, &square[i], err));
     return KD_OK;
 }
 
@@ -379,7 +406,10 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
     r->floats = r->cls_floats = r->o.cls.mean != NULL ? width : 0;
     for (int i = 0; i < r->o.patches; i++) {
         r->patch_floats[i] = kd_recipe_rows(r->recipe, r->o.patch[i].feature) * width;
-        r->floats += r->patch_floats[i];
+        r->floats += r->patch_floats[i] + 1;
+        kd_target t = kd_recipe_target(r->recipe, r->o.patch[i].feature);
+        if (t.kind == KD_TARGET_ADJOINT)
+            KD_TRY(kd_adjoint_create(&r->adjoint[i], &t, r->recipe->grid_h, r->recipe->grid_w, err));
     }
     r->pixel_bytes = (size_t)r->o.student_h * (size_t)r->o.student_w * 3;
     KD_TRY(kd_alloc_array(&r->workers, (size_t)r->o.threads, sizeof *r->workers, err));
@@ -428,6 +458,8 @@ void kd_replay_destroy(kd_replay *r) {
     }
     for (size_t i = 0; r->kept != NULL && i < r->views; i++)
         kd_free(atomic_load(&r->kept[i]));
+    for (int i = 0; i < r->o.patches; i++)
+        kd_adjoint_free(&r->adjoint[i]);
     kd_locator_destroy(r->locator);
     pthread_mutex_destroy(&r->hashing);
     kd_free((void *)(uintptr_t)r->o.index_path);

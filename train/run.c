@@ -99,10 +99,12 @@ static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
     json_t *now = run_json(r, 0);
     if (now == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
-    kd_status status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
+    kd_status status = KD_OK;
     for (size_t k = 0; k < KD_MAX_GROUPS && status == KD_OK; k++)
         if (json_object_get(stored, cache_key(k, key)) != NULL || json_object_get(now, key) != NULL || k == 0)
             status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order (recipes are compared), or another --out", err);
+    if (status == KD_OK)
+        status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
     if (status == KD_OK)
         status = same(stored, "images", now, r->latest, "the images or views in use have changed: restore them, or give another --out", err);
     if (status == KD_OK && json_integer_value(json_object_get(stored, "threads")) != r->setup.threads)

@@ -73,7 +73,8 @@ static void describe_views(const kd_setup *s, kd_student_view views[KD_MAX_GROUP
         const kd_group *g = &s->groups.group[k];
         const kd_recipe *r = kd_cache_recipe(g->cache);
         views[k] = (kd_student_view){.image_h = g->student_h, .image_w = g->student_w,
-                                     .loss = {.width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w, .cls_weight = s->config->cls_weight, .patch_weight = s->config->patch_weight}};
+                                     .loss = {.width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w, .cls_weight = s->config->cls_weight, .patch_weight = s->config->patch_weight},
+                                     .offer = {kd_cache_shard_path(g->cache, 0), r->target, r->targets}};
     }
 }
 
@@ -113,23 +114,42 @@ static uint64_t pixels_of(const kd_group *g) {
     return kd_cache_view_total(g->cache) * (uint64_t)g->student_h * (uint64_t)g->student_w * 3;
 }
 
-/* Standardised by the statistics of the first group, so that a head's prediction means the same in every group. */
-static kd_status choose_targets(const kd_setup *s, const kd_group *g, kd_replay_options *o, kd_err *err) {
+/* KD_EUSAGE when a group's cache lacks a feature that is to be learnt. */
+static kd_status check_features(const kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
-    const kd_group *first = &s->groups.group[0];
-    kd_replay_target own;
-    for (int f = 0; f < KD_TARGETS; f++) {
-        kd_replay_target *t = f == KD_FEATURE_CLS ? &o->cls : &o->patch[0];
-        if (!((f == KD_FEATURE_CLS ? c->cls_weight : c->patch_weight) > 0))
-            continue;
-        KD_TRY(kd_replay_target_of(&own, g->cache, (kd_feature)f, o->layer, err));
-        KD_TRY(kd_replay_target_of(t, first->cache, (kd_feature)f, o->layer, err));
-        o->patches += f == KD_FEATURE_PATCH;
-    }
+    kd_replay_target ignored;
+    for (size_t k = 0; k < s->groups.count; k++)
+        for (int f = 0; f < KD_TARGETS; f++)
+            if ((f == KD_FEATURE_CLS ? c->cls_weight : c->patch_weight) > 0)
+                KD_TRY(kd_replay_target_of(&ignored, s->groups.group[k].cache, (kd_feature)f, (uint16_t)c->teacher_layer, err));
     return KD_OK;
 }
 
-static kd_status open_replay(kd_setup *s, kd_group *g, double share, kd_err *err) {
+/* The patch target that a student learns of group k, added to the options when no student before it learns the same. */
+static kd_status add_patch_target(const kd_setup *s, kd_student *t, size_t k, kd_replay_options *o, kd_err *err) {
+    kd_student_program *p = &t->program[k];
+    kd_replay_target *new = &o->patch[o->patches];
+    KD_ASSERT(o->patches < KD_REPLAY_PATCHES);
+    KD_TRY(kd_replay_target_of(new, s->groups.group[0].cache, kd_patch_feature(t->program[0].target), o->layer, err));
+    new->feature = kd_patch_feature(p->target);
+    for (p->sample_patch = 0; o->patch[p->sample_patch].feature != new->feature || o->patch[p->sample_patch].mean != new->mean; p->sample_patch++)
+        continue;
+    o->patches += p->sample_patch == o->patches;
+    return KD_OK;
+}
+
+/* What the students learn of group k. It is standardised by the statistics of what they learn of the first group, so that a head's prediction means the same in every group. */
+static kd_status choose_targets(const kd_setup *s, size_t k, kd_replay_options *o, kd_err *err) {
+    const kd_train_config *c = s->config;
+    if (c->cls_weight > 0)
+        KD_TRY(kd_replay_target_of(&o->cls, s->groups.group[0].cache, KD_FEATURE_CLS, o->layer, err));
+    for (size_t i = 0; i < s->count && c->patch_weight > 0; i++)
+        KD_TRY(add_patch_target(s, s->students[i], k, o, err));
+    return KD_OK;
+}
+
+static kd_status open_replay(kd_setup *s, size_t k, double share, kd_err *err) {
+    kd_group *g = &s->groups.group[k];
     const kd_train_config *c = s->config;
     kd_replay_options o = {.cache = g->cache,
                            .images = c->images,
@@ -141,7 +161,7 @@ static kd_status open_replay(kd_setup *s, kd_group *g, double share, kd_err *err
                            .allow_missing = c->allow_missing,
                            .view_memory = (uint64_t)((double)s->view_memory * share),
                            .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
-    KD_TRY(choose_targets(s, g, &o, err));
+    KD_TRY(choose_targets(s, k, &o, err));
     char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
     o.index_path = index;
     kd_status status = kd_replay_create(&g->replay, &o, err);
@@ -156,7 +176,7 @@ static kd_status open_replays(kd_setup *s, kd_err *err) {
     for (size_t k = 0; k < s->groups.count; k++)
         all += (double)pixels_of(&s->groups.group[k]);
     for (size_t k = 0; k < s->groups.count; k++)
-        KD_TRY(open_replay(s, &s->groups.group[k], (double)pixels_of(&s->groups.group[k]) / all, err));
+        KD_TRY(open_replay(s, k, (double)pixels_of(&s->groups.group[k]) / all, err));
     return kd_groups_match(&s->groups, err);
 }
 
@@ -164,17 +184,20 @@ static const kd_hash128 *image_id(const void *ctx, size_t i) {
     return &kd_group_image(ctx, i)->image;
 }
 
-/* Ids and view counts, in order: what a resumed run must find again. */
+/* Ids and views, in order: what a resumed run must find again. */
 static void hash_images(kd_setup *s) {
     for (size_t i = 0; i < s->groups.images; i++)
         for (size_t k = 0; k < s->groups.count; k++) {
             const kd_image_entry *e = kd_group_image(&s->groups.group[k], i);
-            uint8_t next[16 + 16 + 4];
-            memcpy(next, s->images.b, 16);
-            memcpy(next + 16, e->image.b, 16);
-            for (int b = 0; b < 4; b++)
-                next[32 + b] = (uint8_t)(e->views >> (8 * b));
-            s->images = kd_xxh128(next, sizeof next);
+            for (uint32_t v = 0; v < e->views; v++) {
+                uint8_t next[16 + 16 + 4];
+                uint32_t number = kd_image_view(e, v);
+                memcpy(next, s->images.b, 16);
+                memcpy(next + 16, e->image.b, 16);
+                for (int b = 0; b < 4; b++)
+                    next[32 + b] = (uint8_t)(number >> (8 * b));
+                s->images = kd_xxh128(next, sizeof next);
+            }
         }
 }
 
@@ -210,8 +233,22 @@ static kd_status plan_steps(kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
+/* --patch-target auto becomes what it stands for, when that is one thing. */
+static kd_status resolve_target(kd_setup *s, kd_arena *arena, kd_err *err) {
+    const kd_target *first = &s->students[0]->program[0].view.loss.target;
+    char text[KD_TARGET_TEXT];
+    int same = s->config->patch_weight > 0 && s->groups.count == 1;
+    for (size_t i = 1; i < s->count; i++)
+        same = same && kd_target_equal(first, &s->students[i]->program[0].view.loss.target);
+    if (!same)
+        return KD_OK;
+    s->config->patch_target = kd_arena_strdup(arena, kd_target_text(first, text));
+    return s->config->patch_target != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
+}
+
 static kd_status resolve(kd_setup *s, kd_arena *arena, kd_err *err) {
     kd_hyper *h;
+    KD_TRY(resolve_target(s, arena, err));
     KD_TRY(kd_alloc_array(&h, s->count, sizeof *h, err));
     for (size_t i = 0; i < s->count; i++)
         h[i] = s->students[i]->hyper;
@@ -232,10 +269,11 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     KD_TRY(check_students(s, err));
     if (!config->dry_run)
         KD_TRY(lock_run(s, err));
+    KD_TRY(check_features(s, err));
+    KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
+    KD_TRY(open_students(s, err)); /* before the replays: they choose the targets */
     KD_TRY(open_replays(s, err));
     KD_TRY(plan_steps(s, err));
-    KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
-    KD_TRY(open_students(s, err));
     return resolve(s, arena, err);
 }
 
@@ -321,16 +359,18 @@ static void print_plan(const kd_setup *s) {
 }
 
 static void print_student(const kd_setup *s, const kd_student *t) {
-    char memory[32], sizes[KD_MAX_GROUPS * (KD_SIZE_TEXT + 8)] = "", size[KD_SIZE_TEXT];
+    char memory[32], sizes[KD_MAX_GROUPS * (KD_SIZE_TEXT + 8)] = "", size[KD_SIZE_TEXT], targets[KD_MAX_GROUPS * (KD_TARGET_TEXT + 8)] = "", target[KD_TARGET_TEXT];
     double flops = 0;
     for (int k = 0; k < t->programs; k++) {
         const kd_student_program *p = &t->program[k];
-        size_t used = strlen(sizes);
+        size_t used = strlen(sizes), learnt = strlen(targets);
         snprintf(sizes + used, sizeof sizes - used, "%s%s", k > 0 ? " and " : "", kd_image_size_text(p->view.image_h, p->view.image_w, size));
+        if (p->view.loss.patch_weight > 0)
+            snprintf(targets + learnt, sizeof targets - learnt, "%s%s", k > 0 ? " and " : ", patch target ", kd_target_text(&p->view.loss.target, target));
         flops += kd_exec_flops(p->train) / (double)t->batch;
     }
-    kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass", t->name, sizes,
-           (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9);
+    kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
+           (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
 }
 
 void kd_setup_print(const kd_setup *s) {

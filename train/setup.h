@@ -26,7 +26,7 @@ typedef struct kd_setup {
     size_t held_count, seen_count;
     int64_t epoch_steps, steps, warmup_steps;
     uint64_t view_memory;
-    kd_hash128 images;        /* of the ids, and view counts in all groups, of all images in use */
+    kd_hash128 images;        /* of the ids, and view numbers in all groups, of all images in use */
     json_t *options;          /* resolved: what a resumed run must agree with */
 } kd_setup;
 

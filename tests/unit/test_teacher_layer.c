@@ -147,6 +147,7 @@ static void caches_without_a_target_are_refused_by_name(void **state) {
     (void)state;
     json_t *j = both_layers();
     json_object_set_new(j, "features", json_pack("[s,s]", "registers", "mean"));
+    json_object_set_new(j, "patch_targets", json_array());
     make(j);
     refused(config(NULL, NULL), KD_EUSAGE, "neither cls nor patch");
     unlink(at("x.kdc"));
