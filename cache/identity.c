@@ -463,8 +463,8 @@ kd_status kd_recipe_same_teacher(const kd_recipe *a, const char *what_a, const k
             continue;
         value_text(va, sizeof va, x);
         value_text(vb, sizeof vb, y);
-        return kd_fail(err, KD_EMISMATCH, "one student can't learn from both caches: %s is %s in %s, %s in %s; give caches of one teacher and equal --layers, or train on them apart", path, va, what_a, vb,
-                       what_b);
+        return kd_fail(err, KD_EMISMATCH, "one student can't learn from both caches: %s is %s in %s, %s in %s; give caches of one teacher and equal --layers, or train on them apart", path, va,
+                       what_a, vb, what_b);
     }
     return KD_OK;
 }

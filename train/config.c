@@ -12,8 +12,10 @@
 #define T kd_train_config
 
 static const kd_option table[] = {
-    KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", KD_OPT_REQUIRED, "sealed cache, or a folder of its shards; given several times, caches of one recipe are its shards. Caches of other recipes of the same teacher and layers (global and local crops) add to "
-                      "every step a batch of the same images as their views show them; the mean of the recipes' losses is minimised, and the first recipe is the one that is validated"),
+    KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", KD_OPT_REQUIRED, 
+                      "sealed cache, or a folder of its shards; given several times, caches of one recipe are its shards. Caches of other recipes of the same teacher and layers (global and local "
+                      "crops) add to every step a batch of the same images as their views show them; the mean of the recipes' losses is minimised, and the first recipe is the one that is "
+                      "validated"),
     KD_OPTION_STRING(T, images, "images", "DIR|TAR|LIST|-", NULL, KD_OPT_REQUIRED,
                      "the images that the cache was made from, wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
@@ -24,12 +26,14 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
     KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step (several recipes: of each)"),
     KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the (first) cache must measure: a side, or rows x columns; 0 = whatever the cache has"),
-    KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0, "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are reduced by the same factor"),
+    KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0,
+                     "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are "
+                     "reduced by the same factor"),
     KD_OPTION_INT(T, teacher_layer, "teacher-layer", "N", "0", 0, 1024, "layer of the teacher to learn, of those that the cache holds: 1 = its last; 0 = the deepest one stored"),
     KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
     KD_OPTION_STRING(T, patch_target, "patch-target", "auto|full|pool:K|adjoint:K", "auto", 0,
-                     "which form of the patches, of those that the cache holds, is learnt; auto, for each student: adjoint:KxL when its feature map is KxL, else full, else pool. Several recipes: of the first, "
-                     "and of the others where they hold it"),
+                     "which form of the patches, of those that the cache holds, is learnt; auto, for each student: adjoint:KxL when its feature map is KxL, else full, else pool. Several recipes: of the "
+                     "first, and of the others where they hold it"),
     KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
     KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),
     KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw", "adamw", "adamw (beta 0.9, 0.999, eps 1e-8)"),

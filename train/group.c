@@ -131,8 +131,9 @@ kd_status kd_groups_match(kd_groups *g, kd_err *err) {
     }
     g->left_out = sum - g->count * g->images;
     if (g->images == 0 && g->count > 1)
-        return kd_fail(err, KD_EMISMATCH, "no image is in all %zu recipes (%s has %zu, %s has %zu): they were made from different images; make the caches from the same --images, or train on them apart", g->count,
-                       kd_cache_shard_path(g->group[0].cache, 0), kd_replay_images(g->group[0].replay), kd_cache_shard_path(g->group[1].cache, 0), kd_replay_images(g->group[1].replay));
+        return kd_fail(err, KD_EMISMATCH, "no image is in all %zu recipes (%s has %zu, %s has %zu): they were made from different images; make the caches from the same --images, or train on them apart",
+                       g->count, kd_cache_shard_path(g->group[0].cache, 0), kd_replay_images(g->group[0].replay), kd_cache_shard_path(g->group[1].cache, 0),
+                       kd_replay_images(g->group[1].replay));
     return KD_OK;
 }
 

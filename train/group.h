@@ -1,5 +1,5 @@
-/* Group: what a training run draws from the caches of one recipe. Ordinarily there is one group. Several recipes of one teacher make several (multi-crop as two caches: one of global, one of local
- * crops): every step then shows the students the same images once from each group, each as one of that group's views.
+/* Group: what a training run draws from the caches of one recipe. Ordinarily there is one group. Several recipes of one teacher make several (multi-crop as two caches: one of global, one
+ * of local crops): every step then shows the students the same images once from each group, each as one of that group's views.
  *
  *     kd_groups g = {0};
  *     KD_TRY(kd_groups_open(&g, paths, count, err));          // also after a failure: kd_groups_close
@@ -28,8 +28,8 @@ typedef struct kd_groups {
     size_t left_out;               /* images of some group that another lacks */
 } kd_groups;
 
-/* Opens every path (sealed cache, or folder of shards); those of equal recipe are shards of one cache. *g must be zeroed. KD_EMISMATCH: another teacher, other layers (kd_recipe_same_teacher), or shards that
- * don't belong together. KD_EUSAGE: more than KD_MAX_GROUPS recipes. */
+/* Opens every path (sealed cache, or folder of shards); those of equal recipe are shards of one cache. *g must be zeroed. KD_EMISMATCH: another teacher, other layers
+ * (kd_recipe_same_teacher), or shards that don't belong together. KD_EUSAGE: more than KD_MAX_GROUPS recipes. */
 kd_status kd_groups_open(kd_groups *g, const char *const *paths, size_t count, kd_err *err);
 void kd_groups_close(kd_groups *g); /* replays too; accepts a zeroed one */
 

@@ -341,7 +341,8 @@ static void print_plan(const kd_setup *s) {
     char memory[32], limit[32], views[120];
     uint64_t pixels = 0;
     if (s->groups.count > 1)
-        kd_log(KD_LOG_INFO, "every step shows the same images once from each recipe and minimises the mean of the %zu losses; validation is on recipe 1; targets of all are standardised by its statistics", s->groups.count);
+        kd_log(KD_LOG_INFO, "every step shows the same images once from each recipe and minimises the mean of the %zu losses; validation is on recipe 1; targets of all are standardised by its "
+                            "statistics", s->groups.count);
     if (s->groups.left_out > 0)
         kd_log(KD_LOG_WARN, "%zu images are left out because another recipe lacks them", s->groups.left_out);
     kd_log(KD_LOG_INFO, "%zu images to train on, %zu held out", s->split.train_count, s->split.held_count);

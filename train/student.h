@@ -58,7 +58,8 @@ typedef struct kd_student {
     int64_t summed;           /* steps in `sum` */
 } kd_student;
 
-/* KD_EUSAGE: unknown name, size that the model can't take, several sizes for a model that has one, no patch target that serves it. KD_EFAIL: the init file. KD_ENODEVICE: bf16 without the instructions. */
+/* KD_EUSAGE: unknown name, size that the model can't take, several sizes for a model that has one, no patch target that serves it. KD_EFAIL: the init file.
+ * KD_ENODEVICE: bf16 without the instructions. */
 kd_status kd_student_create(kd_student **out, kd_backend *backend, const kd_student_spec *spec, kd_err *err);
 void kd_student_destroy(kd_student *s); /* accepts NULL */
 size_t kd_student_device_bytes(const kd_student *s);

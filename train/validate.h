@@ -3,9 +3,9 @@
  * R2 = 1 - (mean squared error) / (variance of the standardised targets over the validated set): 0 = no better than predicting the mean, 1 = perfect. Cosine: mean over
  * tokens of the cosine between prediction and target in standardised (hence centred) space. Networks run in inference mode (running statistics).
  *
- * An adjoint target (U^T t, |t|^2) gives the same squared error, variance and R2 as the full grid t, up to the rounding of what is stored: |U s - t|^2 = |U s|^2 - 2 <s, U^T t> + |t|^2, and the rows of U^T t sum
- * to the tokens' sum. Its cosine is another number: that of an image's whole map, <s, U^T t> / (|U s| |t|), averaged over the images, because single tokens aren't stored. A pooled target's numbers are those
- * of the pooled tokens. */
+ * An adjoint target (U^T t, |t|^2) gives the same squared error, variance and R2 as the full grid t, up to the rounding of what is stored: |U s - t|^2 = |U s|^2 - 2 <s, U^T t> + |t|^2,
+ * and the rows of U^T t sum to the tokens' sum. Its cosine is another number: that of an image's whole map, <s, U^T t> / (|U s| |t|), averaged over the images, because single tokens
+ * aren't stored. A pooled target's numbers are those of the pooled tokens. */
 #ifndef KD_TRAIN_VALIDATE_H
 #define KD_TRAIN_VALIDATE_H
 

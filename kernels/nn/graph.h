@@ -121,7 +121,7 @@ typedef struct kd_exec_config {
     int batch;
     kd_dtype precision; /* KD_F32 or KD_BF16 */
     int train;          /* backward, batch statistics, losses */
-    struct kd_exec *gradients; /* of a training program: the one of the same parameters whose gradients its backward pass works on, which must outlive it; NULL: it has its own */
+    struct kd_exec *gradients; /* of a training program: the one of the same parameters whose gradients its backward pass works on, and which must outlive it; NULL: its own */
 } kd_exec_config;
 
 typedef struct kd_exec kd_exec;

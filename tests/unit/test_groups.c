@@ -1,4 +1,5 @@
-/* Groups: which caches of a run are shards of one recipe and which are recipes of their own, which images they have in common, and that a run of several recipes goes on with the same bits. */
+/* Groups: which caches of a run are shards of one recipe and which are recipes of their own, which images they have in common, and that a run of several recipes goes on with the same
+ * bits. */
 #include "tests/unit/train_fixture.h"
 
 #include "common/base/log.h"

@@ -343,8 +343,8 @@ static double distance2(const float *a, const float *b, size_t n) {
     return sum;
 }
 
-/* Four steps on the same data, once with the full grid and once with its adjoint on the student's own map, both stored as f16. *losses: the largest relative difference of a step's patch loss;
- * *gradient: distance of the first step's gradients, relative to their length; *weights: distance of the weights at the end, relative to the way that they have gone. */
+/* Four steps on the same data, once with the full grid and once with its adjoint on the student's own map, both stored as f16. *losses: the largest relative difference of a step's patch
+ * loss; *gradient: distance of the first step's gradients, relative to their length; *weights: distance of the weights at the end, relative to the way that they have gone. */
 static void compare_adjoint(const char *device, const curve_case *c, int map_h, int map_w, double *losses, double *gradient, double *weights) {
     kd_backend *b;
     kd_student *s[2];
@@ -398,7 +398,8 @@ static void compare_adjoint(const char *device, const curve_case *c, int map_h, 
     kd_backend_close(b);
 }
 
-/* Measured on ref and cpu: losses 2.2e-5 (resnet18) and 2.8e-6 (ViT), gradient 8e-6, which is the rounding to f16; the weights 0.01 (resnet18: batch norm over few values and Adam amplify) and 0.001 of their way. */
+/* Measured on ref and cpu: losses 2.2e-5 (resnet18) and 2.8e-6 (ViT), gradient 8e-6, which is the rounding to f16; the weights 0.01 (resnet18: batch norm over few values and Adam amplify)
+ * and 0.001 of their way. */
 static void adjoint_trains_as_the_full_grid_does_on(const char *device) {
     static const struct {
         const curve_case c;
