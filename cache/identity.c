@@ -452,6 +452,23 @@ kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_rec
     return kd_fail(err, KD_EMISMATCH, "the caches don't belong together: %s is %s in %s, %s in %s; %s", path, va, what_a, vb, what_b, advice(path));
 }
 
+kd_status kd_recipe_same_teacher(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err)
+{
+    static const char *const field[] = {"teacher", "layers", "layer_norm", "layer_concat", "width"};
+    for (size_t i = 0; i < sizeof field / sizeof field[0]; i++) {
+        const json_t *x = NULL, *y = NULL;
+        char path[256], va[80], vb[80];
+        size_t used = (size_t)snprintf(path, sizeof path, "%s", field[i]);
+        if (!first_difference(json_object_get(a->json, field[i]), json_object_get(b->json, field[i]), path, sizeof path, used, &x, &y))
+            continue;
+        value_text(va, sizeof va, x);
+        value_text(vb, sizeof vb, y);
+        return kd_fail(err, KD_EMISMATCH, "one student can't learn from both caches: %s is %s in %s, %s in %s; give caches of one teacher and equal --layers, or train on them apart", path, va,
+                       what_a, vb, what_b);
+    }
+    return KD_OK;
+}
+
 kd_status kd_recipe_check_decoder(const kd_recipe *r, kd_err *err)
 {
     kd_hash128 mine;

@@ -43,6 +43,10 @@ void kd_recipe_free(kd_recipe *r);
 /* KD_EMISMATCH naming the first differing field with both values ("teacher.sha256 is 12ab.. in X, 98cd.. in Y") and what to do. */
 kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err);
 
+/* Whether one student can learn from both, whatever pictures and views they show: equal teacher, layers, layer_norm, layer_concat and width. KD_EMISMATCH naming the first of them that
+ * differs, with both values. */
+kd_status kd_recipe_same_teacher(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err);
+
 /* Whether this program's decoders make the pixels that the cache was made from. KD_EMISMATCH naming both hashes, the library here and what to do. */
 kd_status kd_recipe_check_decoder(const kd_recipe *r, kd_err *err);
 

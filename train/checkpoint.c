@@ -83,7 +83,7 @@ static kd_status add_student(file *f, const kd_student *s, int with_moments, jso
     KD_TRY(add_params(f, s, &tensors, err));
     if (with_moments)
         KD_TRY(add_moments(f, s, &moments, err));
-    json_t *j = json_pack("{s:s, s:s, s:[i,i], s:I, s:I, s:o, s:I, s:[f,f,f], s:I}", "name", s->name, "model", s->model.name, "image_size", s->image_h, s->image_w, "counter",
+    json_t *j = json_pack("{s:s, s:s, s:[i,i], s:I, s:I, s:o, s:I, s:[f,f,f], s:I}", "name", s->name, "model", s->model.name, "image_size", s->program[0].view.image_h, s->program[0].view.image_w, "counter",
                           (json_int_t)kd_params_counter(s->params), "steps", (json_int_t)s->optim.steps, "best_loss", isfinite(s->best_loss) ? json_real(s->best_loss) : json_null(),
                           "best_epoch", (json_int_t)s->best_epoch, "sum", s->sum[0], s->sum[1], s->sum[2], "summed", (json_int_t)s->summed);
     if (j == NULL || json_array_append_new(list, j) != 0)

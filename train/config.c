@@ -7,11 +7,15 @@
 
 #include "common/base/io.h"
 #include "common/image/augment.h"
+#include "common/tensor/target.h"
 
 #define T kd_train_config
 
 static const kd_option table[] = {
-    KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", KD_OPT_REQUIRED, "sealed cache, or a folder of its shards; may be given several times"),
+    KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", KD_OPT_REQUIRED, 
+                      "sealed cache, or a folder of its shards; given several times, caches of one recipe are its shards. Caches of other recipes of the same teacher and layers (global and local "
+                      "crops) add to every step a batch of the same images as their views show them; the mean of the recipes' losses is minimised, and the first recipe is the one that is "
+                      "validated"),
     KD_OPTION_STRING(T, images, "images", "DIR|TAR|LIST|-", NULL, KD_OPT_REQUIRED,
                      "the images that the cache was made from, wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
@@ -20,11 +24,16 @@ static const kd_option table[] = {
     KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
     KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
-    KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step"),
-    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the cache must measure: a side, or rows x columns; 0 = whatever the cache has"),
-    KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0, "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view"),
+    KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step (several recipes: of each)"),
+    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the (first) cache must measure: a side, or rows x columns; 0 = whatever the cache has"),
+    KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0,
+                     "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are "
+                     "reduced by the same factor"),
     KD_OPTION_INT(T, teacher_layer, "teacher-layer", "N", "0", 0, 1024, "layer of the teacher to learn, of those that the cache holds: 1 = its last; 0 = the deepest one stored"),
     KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
+    KD_OPTION_STRING(T, patch_target, "patch-target", "auto|full|pool:K|adjoint:K", "auto", 0,
+                     "which form of the patches, of those that the cache holds, is learnt; auto, for each student: adjoint:KxL when its feature map is KxL, else full, else pool. Several recipes: of the "
+                     "first, and of the others where they hold it"),
     KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
     KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),
     KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw", "adamw", "adamw (beta 0.9, 0.999, eps 1e-8)"),
@@ -37,7 +46,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of initial weights and of the order of images"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the students run"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of matrix products; weights and optimizer are always f32"),
-    KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute threads, and as many loader threads; 0 = every processor"),
+    KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute threads, and as many loader threads for each recipe; 0 = every processor"),
     KD_OPTION_STRING(T, view_memory, "view-memory", "auto|SIZE", "auto", 0, "memory for views that were decoded and proven once (same bits, less work); auto: a quarter of the memory, 0 = off"),
     KD_OPTION_FLAG(T, allow_missing, "allow-missing", "train on the images that are there when some of the cache's are missing"),
     KD_OPTION_REAL(T, checkpoint_minutes, "checkpoint-minutes", "X", "10", 0, 1e6, "also write a checkpoint within an epoch when the last is this old; 0 = only at the end of epochs"),
@@ -79,6 +88,7 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     double ignored;
     uint64_t bytes;
     int height, width;
+    kd_target target;
     for (size_t i = 0; i < c->students.count; i++)
         for (size_t j = 0; j < i; j++)
             if (strcmp(c->students.item[i], c->students.item[j]) == 0)
@@ -89,6 +99,8 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
         return kd_fail(err, KD_EUSAGE, "--cls-weight and --patch-weight are both 0, so there is nothing to learn");
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
+    if (strcmp(c->patch_target, "auto") != 0)
+        KD_TRY(kd_target_parse(&target, c->patch_target, "--patch-target", err));
     KD_TRY(number_or(&ignored, c->lr, "lr", 1, err));
     KD_TRY(number_or(&ignored, c->weight_decay, "weight-decay", 1, err));
     KD_TRY(kd_train_warmup(&ignored, c, err));

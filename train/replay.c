@@ -11,6 +11,7 @@
 #include "common/base/threads.h"
 #include "common/data/locate.h"
 #include "common/image/mix.h"
+#include "train/adjoint.h"
 
 /* What a loader thread re-uses from view to view. */
 typedef struct worker {
@@ -39,15 +40,14 @@ struct kd_replay {
     size_t *first_view;             /* replay image -> its first place in `kept` */
     uint8_t *_Atomic *kept;         /* proven, reduced views; NULL = not yet */
     size_t images, missing, extra, views;
-    const float *mean[KD_TARGETS];
-    float inverse_std[KD_TARGETS];
     worker *workers;
     pthread_mutex_t hashing;
     int hashed;                     /* the folder's files have ids; guarded by `hashing` */
     atomic_uint_fast64_t kept_bytes, decoded;
     kd_ordered *queue;              /* the open pass */
     const kd_replay_item *items;
-    size_t cls_floats, patch_floats, pixel_bytes;
+    size_t cls_floats, patch_floats[KD_REPLAY_PATCHES], floats, pixel_bytes; /* floats: of all targets of a sample, with a square for each patch target */
+    kd_adjoint adjoint[KD_REPLAY_PATCHES]; /* of those patch targets that are */
     double waited;                  /* of passes that ended */
 };
 
@@ -302,35 +302,59 @@ static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item
     return KD_OK;
 }
 
-static kd_status load_target(kd_replay *r, worker *w, kd_feature f, const kd_view_entry *v, size_t floats, float *out, kd_err *err) {
+/* Values as they are stored. */
+static kd_status read_target(kd_replay *r, worker *w, const kd_replay_target *t, const kd_view_entry *v, float *out, double *square, kd_err *err) {
     kd_record_facts facts;
-    size_t width = (size_t)r->recipe->width;
-    KD_TRY(kd_reader_feature(w->reader, f, &v->image, v->view, r->o.layer, out, &facts, err));
-    if (memcmp(&facts.view_hash, &v->view_hash, sizeof facts.view_hash) != 0) {
-        char id[33], a[33], b[33];
-        kd_hex(id, v->image.b, 16);
-        kd_hex(a, facts.view_hash.b, 16);
-        kd_hex(b, v->view_hash.b, 16);
-        return kd_fail(err, KD_EMISMATCH, "image %s, view %" PRIu32 ": the %s features were computed from view %s and the plan makes view %s; the cache mixes two runs, make it again",
-                       id, v->view, kd_feature_name(f), a, b);
-    }
-    const float *mean = r->mean[f];
-    float inverse = r->inverse_std[f];
+    KD_TRY(kd_reader_feature(w->reader, t->feature, &v->image, v->view, r->o.layer, out, &facts, err));
+    *square = facts.square;
+    if (memcmp(&facts.view_hash, &v->view_hash, sizeof facts.view_hash) == 0)
+        return KD_OK;
+    char id[33], a[33], b[33];
+    kd_hex(id, v->image.b, 16);
+    kd_hex(a, facts.view_hash.b, 16);
+    kd_hex(b, v->view_hash.b, 16);
+    return kd_fail(err, KD_EMISMATCH, "image %s, view %" PRIu32 ": the %s features were computed from view %s and the plan makes view %s; the cache mixes two runs, make it again",
+                   id, v->view, kd_feature_name(t->feature), a, b);
+}
+
+static void standardise(const kd_replay_target *t, size_t floats, size_t width, float *out) {
+    float inverse = 1.0f / t->std;
     for (size_t row = 0; row < floats; row += width)
         for (size_t c = 0; c < width; c++)
-            out[row + c] = (out[row + c] - mean[c]) * inverse;
+            out[row + c] = (out[row + c] - t->mean[c]) * inverse;
+}
+
+static kd_status load_cls(kd_replay *r, worker *w, const kd_view_entry *v, float *out, kd_err *err) {
+    double ignored;
+    KD_TRY(read_target(r, w, &r->o.cls, v, out, &ignored, err));
+    standardise(&r->o.cls, r->cls_floats, (size_t)r->recipe->width, out);
     return KD_OK;
 }
 
-/* A slot is cls | patch | pixels. */
-static float *slot_cls(void *slot) {
-    return slot;
+static kd_status load_patch(kd_replay *r, worker *w, int i, const kd_view_entry *v, float *out, float *square, kd_err *err) {
+    const kd_replay_target *t = &r->o.patch[i];
+    size_t width = (size_t)r->recipe->width;
+    double stored;
+    KD_TRY(read_target(r, w, t, v, out, &stored, err));
+    *square = 0;
+    if (r->adjoint[i].tokens > 0)
+        *square = (float)kd_adjoint_standardise(&r->adjoint[i], out, stored, t->mean, t->std, width);
+    else
+        standardise(t, r->patch_floats[i], width, out);
+    return KD_OK;
 }
-static float *slot_patch(const kd_replay *r, void *slot) {
-    return (float *)slot + r->cls_floats;
-}
-static uint8_t *slot_pixels(const kd_replay *r, void *slot) {
-    return (uint8_t *)((float *)slot + r->cls_floats + r->patch_floats);
+
+/* A slot is cls | patches | squares | pixels. */
+static kd_sample sample_of(const kd_replay *r, void *slot) {
+    float *next = (float *)slot + r->cls_floats;
+    kd_sample s = {.cls = r->cls_floats > 0 ? slot : NULL, .slot = slot};
+    for (int i = 0; i < r->o.patches; i++) {
+        s.patch[i] = next;
+        next += r->patch_floats[i];
+    }
+    s.square = next;
+    s.pixels = (const uint8_t *)((float *)slot + r->floats);
+    return s;
 }
 
 static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, kd_err *err) {
@@ -345,40 +369,48 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
     if (v.plan.out_w != r->recipe->image_w || v.plan.out_h != r->recipe->image_h)
         return kd_fail(err, KD_EDAMAGED, "%s: view %" PRIu32 " measures %dx%d in its plan and the recipe says %dx%d; check the cache with kd-cache check",
                        kd_cache_shard_path(r->o.cache, 0), v.view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
-    KD_TRY(load_pixels(r, w, item, &v, slot_pixels(r, slot), err));
-    if (r->o.cls)
-        KD_TRY(load_target(r, w, KD_FEATURE_CLS, &v, r->cls_floats, slot_cls(slot), err));
-    if (r->o.patch)
-        KD_TRY(load_target(r, w, KD_FEATURE_PATCH, &v, r->patch_floats, slot_patch(r, slot), err));
+    float *next = slot;
+    KD_TRY(load_pixels(r, w, item, &v, (uint8_t *)(next + r->floats), err));
+    if (r->cls_floats > 0)
+        KD_TRY(load_cls(r, w, &v, next, err));
+    next += r->cls_floats;
+    float *square = (float *)slot + r->floats - r->o.patches;
+    for (int i = 0; i < r->o.patches; next += r->patch_floats[i++])
+        KD_TRY(load_patch(r, w, i, &v, next, &square[i], err));
     return KD_OK;
 }
 
 /* ---- life ---- */
 
-static kd_status use_target(kd_replay *r, kd_feature f, kd_err *err) {
-    const char *path = kd_cache_shard_path(r->o.cache, 0), *name = kd_feature_name(f);
-    float std = 0;
-    if (!kd_recipe_has(r->recipe, f))
+kd_status kd_replay_target_of(kd_replay_target *t, kd_cache *c, kd_feature f, uint16_t layer, kd_err *err) {
+    const char *path = kd_cache_shard_path(c, 0), *name = kd_feature_name(f);
+    *t = (kd_replay_target){.feature = f};
+    if (!kd_recipe_has(kd_cache_recipe(c), f))
         return kd_fail(err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch", path, name, name);
-    KD_TRY(kd_cache_mean(r->o.cache, f, r->o.layer, &r->mean[f], &std, err));
-    if (!(std > 0))
-        return kd_fail(err, KD_EDAMAGED, "%s: the %s features of layer %u have standard deviation %g; there is nothing to learn from them", path, name, r->o.layer, (double)std);
-    r->inverse_std[f] = 1.0f / std;
+    KD_TRY(kd_cache_mean(c, f, layer, &t->mean, &t->std, err));
+    if (!(t->std > 0))
+        return kd_fail(err, KD_EDAMAGED, "%s: the %s features of layer %u have standard deviation %g; there is nothing to learn from them", path, name, layer, (double)t->std);
     return KD_OK;
+}
+
+kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w, kd_err *err) {
+    if (student_h >= 1 && student_h <= r->image_h && student_w >= 1 && student_w <= r->image_w)
+        return KD_OK;
+    return kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the cache's views measure %dx%d and can only be reduced", student_h, student_w, r->image_h, r->image_w);
 }
 
 static kd_status prepare(kd_replay *r, kd_err *err) {
     size_t total = kd_cache_images(r->o.cache), width = (size_t)r->recipe->width;
-    if (r->o.student_h < 1 || r->o.student_h > r->recipe->image_h || r->o.student_w < 1 || r->o.student_w > r->recipe->image_w)
-        return kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the cache's views measure %dx%d and can only be reduced", r->o.student_h, r->o.student_w, r->recipe->image_h,
-                       r->recipe->image_w);
+    KD_TRY(kd_replay_check_size(r->recipe, r->o.student_h, r->o.student_w, err));
     KD_TRY(kd_recipe_check_decoder(r->recipe, err));
-    if (r->o.cls)
-        KD_TRY(use_target(r, KD_FEATURE_CLS, err));
-    if (r->o.patch)
-        KD_TRY(use_target(r, KD_FEATURE_PATCH, err));
-    r->cls_floats = r->o.cls ? width : 0;
-    r->patch_floats = r->o.patch ? (size_t)r->recipe->grid_h * (size_t)r->recipe->grid_w * width : 0;
+    r->floats = r->cls_floats = r->o.cls.mean != NULL ? width : 0;
+    for (int i = 0; i < r->o.patches; i++) {
+        r->patch_floats[i] = kd_recipe_rows(r->recipe, r->o.patch[i].feature) * width;
+        r->floats += r->patch_floats[i] + 1;
+        kd_target t = kd_recipe_target(r->recipe, r->o.patch[i].feature);
+        if (t.kind == KD_TARGET_ADJOINT)
+            KD_TRY(kd_adjoint_create(&r->adjoint[i], &t, r->recipe->grid_h, r->recipe->grid_w, err));
+    }
     r->pixel_bytes = (size_t)r->o.student_h * (size_t)r->o.student_w * 3;
     KD_TRY(kd_alloc_array(&r->workers, (size_t)r->o.threads, sizeof *r->workers, err));
     KD_TRY(kd_alloc_array(&r->cache_index, total, sizeof *r->cache_index, err));
@@ -391,7 +423,7 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
 
 kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err) {
     *out = NULL;
-    KD_ASSERT(options->threads >= 1 && options->ahead >= 1 && (options->cls || options->patch));
+    KD_ASSERT(options->threads >= 1 && options->ahead >= 1 && options->patches <= KD_REPLAY_PATCHES && (options->cls.mean != NULL || options->patches > 0));
     kd_replay *r;
     KD_TRY(kd_alloc_array(&r, 1, sizeof *r, err));
     r->o = *options;
@@ -426,6 +458,8 @@ void kd_replay_destroy(kd_replay *r) {
     }
     for (size_t i = 0; r->kept != NULL && i < r->views; i++)
         kd_free(atomic_load(&r->kept[i]));
+    for (int i = 0; i < r->o.patches; i++)
+        kd_adjoint_free(&r->adjoint[i]);
     kd_locator_destroy(r->locator);
     pthread_mutex_destroy(&r->hashing);
     kd_free((void *)(uintptr_t)r->o.index_path);
@@ -459,7 +493,7 @@ kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t coun
     for (size_t i = 0; i < count; i++)
         KD_ASSERT(items[i].image < r->images && items[i].view < entry_of(r, items[i].image)->views);
     r->items = items;
-    size_t bytes = (r->cls_floats + r->patch_floats) * sizeof(float) + r->pixel_bytes;
+    size_t bytes = r->floats * sizeof(float) + r->pixel_bytes;
     return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead, bytes, count, make_sample, NULL, r, err);
 }
 
@@ -469,10 +503,7 @@ kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err) {
     kd_status status = kd_ordered_next(r->queue, &slot, err);
     if (status != KD_OK)
         return status;
-    *sample = (kd_sample){.pixels = slot_pixels(r, slot),
-                          .cls = r->o.cls ? slot_cls(slot) : NULL,
-                          .patch = r->o.patch ? slot_patch(r, slot) : NULL,
-                          .slot = slot};
+    *sample = sample_of(r, slot);
     return KD_OK;
 }
 

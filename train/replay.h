@@ -15,8 +15,18 @@
 #include "cache/store.h"
 #include "common/data/dataset.h"
 
-/* Features that can be a student's target: cls and patch. Arrays of this length are indexed by kd_feature. */
-enum { KD_TARGETS = 2 };
+/* Kinds of targets: cls and patch. Arrays of this length are indexed by KD_FEATURE_CLS and KD_FEATURE_PATCH. */
+enum { KD_TARGETS = 2, KD_REPLAY_PATCHES = 16 };
+
+/* A stored feature and how it is standardised: (x - mean) / std; an adjoint target becomes that of the standardised grid. */
+typedef struct kd_replay_target {
+    kd_feature feature;
+    const float *mean; /* [width]; borrowed */
+    float std;
+} kd_replay_target;
+
+/* Feature f of a layer, standardised by the cache's own statistics. KD_EUSAGE: the cache doesn't hold it. KD_EDAMAGED: it doesn't vary. */
+kd_status kd_replay_target_of(kd_replay_target *t, kd_cache *c, kd_feature f, uint16_t layer, kd_err *err);
 
 typedef struct kd_replay_options {
     kd_cache *cache;         /* borrowed for the life of the replay */
@@ -25,7 +35,9 @@ typedef struct kd_replay_options {
     const char *index_path;  /* where to keep (path, size, mtime -> id) when files had to be hashed; NULL: nowhere */
     int threads;
     int student_h, student_w; /* of the samples; each at most the view's */
-    int cls, patch;          /* which targets are wanted */
+    kd_replay_target cls;    /* mean NULL: not wanted */
+    kd_replay_target patch[KD_REPLAY_PATCHES];
+    int patches;             /* in use; 0: none wanted */
     uint16_t layer;          /* of the teacher, stored in the cache: counted from the end, 1 = last */
     int allow_missing;
     uint64_t view_memory;    /* bytes for kept views */
@@ -35,9 +47,11 @@ typedef struct kd_replay_options {
 typedef struct kd_replay kd_replay;
 
 /* Finds every image of the cache by recorded path and size, and hashes the folder's files only when some are missing. KD_EMISMATCH: this program's decoder
- * makes other pixels, or images are missing (without allow_missing), or none is there at all, with the likely cause. KD_EUSAGE: student_h, student_w, or a target that the cache doesn't hold. */
+ * makes other pixels, or images are missing (without allow_missing), or none is there at all, with the likely cause. KD_EUSAGE: kd_replay_check_size. */
 kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err);
 void kd_replay_destroy(kd_replay *r); /* accepts NULL */
+/* KD_EUSAGE: views of this recipe can't be reduced to student_h x student_w. */
+kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w, kd_err *err);
 
 /* Images of the cache that were found, in the order of their ids. */
 size_t kd_replay_images(const kd_replay *r);
@@ -54,7 +68,8 @@ typedef struct kd_replay_item {
 typedef struct kd_sample {
     const uint8_t *pixels; /* student_h x student_w x 3 */
     const float *cls;      /* [width], standardised; NULL when not wanted */
-    const float *patch;    /* [grid_h * grid_w, width], standardised; NULL when not wanted */
+    const float *patch[KD_REPLAY_PATCHES]; /* [rows, width], standardised, in the order of the options; NULL behind the last */
+    const float *square;   /* of adjoint targets |t|^2 of the standardised grid, in the order of the options; 0 for others */
     void *slot;
 } kd_sample;
 

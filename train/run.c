@@ -28,22 +28,35 @@ typedef struct run {
     double begun, checkpointed;          /* times */
     double logged_at, logged_wait;       /* at the last line of metrics */
     int64_t logged_step;
-    kd_replay_item *items;               /* of the epoch's remaining steps */
+    kd_replay_item *items[KD_MAX_GROUPS]; /* of the epoch's remaining steps */
     uint32_t *order;
 } run;
 
 /* ---- checkpoints ---- */
 
+/* Under which the recipe of group k stands: cache, cache_2, ... */
+static const char *cache_key(size_t k, char key[16]) {
+    if (k == 0)
+        return "cache";
+    snprintf(key, 16, "cache_%zu", k + 1);
+    return key;
+}
+
 static json_t *run_json(const run *r, uint64_t metrics_bytes) {
     const kd_setup *s = &r->setup;
-    char sha[65], images[33];
-    json_t *recipe = kd_cache_recipe(s->cache)->json;
+    char sha[65], images[33], key[16];
+    json_t *recipe = kd_cache_recipe(s->groups.group[0].cache)->json;
     json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
-    kd_hex(sha, kd_cache_recipe(s->cache)->sha.b, 32);
+    kd_hex(sha, kd_cache_recipe(s->groups.group[0].cache)->sha.b, 32);
     kd_hex(images, s->images.b, 16);
-    return json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
-                     (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "metrics_bytes", (json_int_t)metrics_bytes, "threads",
-                     s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
+    json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
+                             (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "metrics_bytes", (json_int_t)metrics_bytes, "threads",
+                             s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
+    for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
+        kd_hex(sha, kd_cache_recipe(s->groups.group[k].cache)->sha.b, 32);
+        json_object_set_new(json, cache_key(k, key), json_string(sha));
+    }
+    return json;
 }
 
 /* best: only the student at that place, without optimizer. */
@@ -82,12 +95,16 @@ static kd_status same(const json_t *stored, const char *key, const json_t *now, 
 }
 
 static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
+    char key[16];
     json_t *now = run_json(r, 0);
     if (now == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
-    kd_status status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
+    kd_status status = KD_OK;
+    for (size_t k = 0; k < KD_MAX_GROUPS && status == KD_OK; k++)
+        if (json_object_get(stored, cache_key(k, key)) != NULL || json_object_get(now, key) != NULL || k == 0)
+            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order (recipes are compared), or another --out", err);
     if (status == KD_OK)
-        status = same(stored, "cache", now, r->latest, "give the cache of the run (its recipe is compared), or another --out", err);
+        status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
     if (status == KD_OK)
         status = same(stored, "images", now, r->latest, "the images or views in use have changed: restore them, or give another --out", err);
     if (status == KD_OK && json_integer_value(json_object_get(stored, "threads")) != r->setup.threads)
@@ -127,13 +144,18 @@ static kd_status resume(run *r, uint64_t *metrics_bytes, kd_err *err) {
 
 static kd_status log_step(run *r, const kd_student *s, const kd_step_result *x, double lr, kd_err *err) {
     const kd_setup *u = &r->setup;
-    double seconds = kd_now() - r->logged_at, wait = kd_replay_wait_seconds(u->replay) - r->logged_wait;
+    double seconds = kd_now() - r->logged_at, wait = kd_groups_wait_seconds(&u->groups) - r->logged_wait;
     double images = (double)((r->step + 1 - r->logged_step) * u->config->batch_size);
     json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)(r->step + 1), "epoch", (json_int_t)(r->step / u->epoch_steps + 1), "student", s->name, "loss", x->loss);
-    if (line != NULL && s->loss.cls_weight > 0)
+    if (line != NULL && u->config->cls_weight > 0)
         json_object_set_new(line, "loss_cls", json_real(x->cls));
-    if (line != NULL && s->loss.patch_weight > 0)
+    if (line != NULL && u->config->patch_weight > 0)
         json_object_set_new(line, "loss_patch", json_real(x->patch));
+    for (int k = 0; k < s->programs && s->programs > 1 && line != NULL; k++) {
+        char key[24];
+        snprintf(key, sizeof key, "loss_recipe_%d", k + 1);
+        json_object_set_new(line, key, json_real(x->group[k]));
+    }
     json_t *rest = json_pack("{s:f, s:f, s:f, s:f}", "lr", lr, "grad_norm", x->grad_norm, "images_per_s", seconds > 0 ? images / seconds : 0.0, "data_wait",
                              seconds > 0 ? wait / seconds : 0.0);
     if (line != NULL)
@@ -161,13 +183,14 @@ static void put_validation(json_t *line, const char *prefix, const kd_val_result
 static kd_status log_epoch(run *r, const kd_student *s, const kd_val_result *held, const kd_val_result *seen, int best, kd_err *err) {
     double n = s->summed > 0 ? (double)s->summed : 1;
     int64_t epoch = r->validated + 1;
+    const kd_loss_spec *loss = &s->program[0].view.loss;
     json_t *line = json_pack("{s:I, s:I, s:s, s:f, s:f, s:f}", "step", (json_int_t)r->step, "epoch", (json_int_t)epoch, "student", s->name, "train_loss", s->sum[0] / n,
                              "train_loss_cls", s->sum[1] / n, "train_loss_patch", s->sum[2] / n);
     if (line == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for a line of metrics");
     if (held != NULL)
-        put_validation(line, "val", held, &s->loss);
-    put_validation(line, "seen", seen, &s->loss);
+        put_validation(line, "val", held, loss);
+    put_validation(line, "seen", seen, loss);
     json_object_set_new(line, "best", json_boolean(best));
     const kd_val_result *v = held != NULL ? held : seen;
     kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f, R2 cls %.3f patch %.3f, cos cls %.3f patch %.3f (seen: R2 cls %.3f patch %.3f)%s", (long long)epoch,
@@ -181,16 +204,16 @@ static kd_status log_epoch(run *r, const kd_student *s, const kd_val_result *hel
 static kd_status validate_epoch(run *r, kd_err *err) {
     kd_setup *u = &r->setup;
     kd_val_result *held, *seen;
-    uint32_t epoch = (uint32_t)r->validated;
+    kd_replay *replay = u->groups.group[0].replay;
     for (size_t i = 0; i < u->seen_count; i++) {
-        const kd_image_entry *e = kd_replay_image(u->replay, u->seen[i].image);
-        u->seen[i].view = kd_epoch_view(&e->image, epoch, e->views);
+        const kd_image_entry *e = kd_replay_image(replay, u->seen[i].image);
+        u->seen[i].view = kd_epoch_view(&e->image, (uint32_t)r->validated, e->views);
     }
     KD_TRY(kd_alloc_array(&held, 2 * u->count, sizeof *held, err));
     seen = held + u->count;
-    kd_status status = u->held_count > 0 ? kd_validate(held, u->students, u->count, u->replay, u->held, u->held_count, err) : KD_OK;
+    kd_status status = u->held_count > 0 ? kd_validate(held, u->students, u->count, replay, u->held, u->held_count, err) : KD_OK;
     if (status == KD_OK)
-        status = kd_validate(seen, u->students, u->count, u->replay, u->seen, u->seen_count, err);
+        status = kd_validate(seen, u->students, u->count, replay, u->seen, u->seen_count, err);
     for (size_t i = 0; i < u->count && status == KD_OK; i++) {
         kd_student *s = u->students[i];
         int best = u->held_count == 0 || held[i].loss < s->best_loss;
@@ -210,33 +233,32 @@ static kd_status validate_epoch(run *r, kd_err *err) {
     kd_free(held);
     r->logged_at = kd_now(); /* speeds are those of training */
     r->logged_step = r->step;
-    r->logged_wait = kd_replay_wait_seconds(u->replay);
+    r->logged_wait = kd_groups_wait_seconds(&u->groups);
     return status == KD_OK ? save_latest(r, err) : status;
 }
 
-/* The remaining items of the epoch of r->step, up to step `end`. */
+/* The remaining items of the epoch of r->step, up to step `end`: the same images for every group. */
 static size_t plan_epoch(run *r, int64_t end) {
     const kd_setup *u = &r->setup;
     uint32_t epoch = (uint32_t)(r->step / u->epoch_steps);
     size_t batch = (size_t)u->config->batch_size, n = 0;
     kd_rng_permutation((uint64_t)u->config->seed, epoch, r->order, (uint32_t)u->split.train_count);
-    for (size_t k = (size_t)(r->step % u->epoch_steps) * batch; n < (size_t)(end - r->step) * batch; k++, n++) {
-        uint32_t image = u->split.train[r->order[k]];
-        const kd_image_entry *e = kd_replay_image(u->replay, image);
-        r->items[n] = (kd_replay_item){.image = image, .view = kd_epoch_view(&e->image, epoch, e->views)};
-    }
+    for (size_t i = (size_t)(r->step % u->epoch_steps) * batch; n < (size_t)(end - r->step) * batch; i++, n++)
+        for (size_t k = 0; k < u->groups.count; k++)
+            r->items[k][n] = kd_group_item(&u->groups.group[k], u->split.train[r->order[i]], epoch);
     return n;
 }
 
 static kd_status fill_batch(run *r, kd_err *err) {
     kd_setup *u = &r->setup;
-    for (int row = 0; row < (int)u->config->batch_size; row++) {
-        kd_sample sample;
-        KD_TRY(kd_replay_next(u->replay, &sample, err));
-        for (size_t i = 0; i < u->count; i++)
-            KD_TRY(kd_student_put(u->students[i], u->students[i]->train, row, &sample, 1, err));
-        kd_replay_release(u->replay, &sample);
-    }
+    for (size_t k = 0; k < u->groups.count; k++)
+        for (int row = 0; row < (int)u->config->batch_size; row++) {
+            kd_sample sample;
+            KD_TRY(kd_replay_next(u->groups.group[k].replay, &sample, err));
+            for (size_t i = 0; i < u->count; i++)
+                KD_TRY(kd_student_put(u->students[i], (int)k, row, &sample, err));
+            kd_replay_release(u->groups.group[k].replay, &sample);
+        }
     return KD_OK;
 }
 
@@ -266,9 +288,9 @@ static kd_status step_students(run *r, kd_err *err) {
     if (line) {
         r->logged_at = kd_now();
         r->logged_step = r->step;
-        r->logged_wait = kd_replay_wait_seconds(u->replay);
+        r->logged_wait = kd_groups_wait_seconds(&u->groups);
     }
-    kd_progress_update(r->progress, (uint64_t)(r->step * u->config->batch_size), kd_replay_wait_seconds(u->replay), extra);
+    kd_progress_update(r->progress, (uint64_t)(r->step * u->config->batch_size), kd_groups_wait_seconds(&u->groups), extra);
     return KD_OK;
 }
 
@@ -307,9 +329,13 @@ static kd_status train_to(run *r, int64_t last, kd_err *err) {
         if (end > last)
             end = last;
         size_t n = plan_epoch(r, end);
-        KD_TRY(kd_replay_begin(u->replay, r->items, n, err));
-        kd_status status = run_steps(r, end, err);
-        kd_replay_end(u->replay);
+        kd_status status = KD_OK;
+        for (size_t k = 0; k < u->groups.count && status == KD_OK; k++)
+            status = kd_replay_begin(u->groups.group[k].replay, r->items[k], n, err);
+        if (status == KD_OK)
+            status = run_steps(r, end, err);
+        for (size_t k = 0; k < u->groups.count; k++)
+            kd_replay_end(u->groups.group[k].replay);
         if (status != KD_OK)
             return status;
     }
@@ -351,7 +377,8 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
     KD_TRY(kd_metrics_open(&r->metrics, metrics, keep, err));
     KD_TRY(kd_alloc_array(&r->order, u->split.train_count, sizeof *r->order, err));
-    KD_TRY(kd_alloc_array(&r->items, (size_t)u->epoch_steps * (size_t)c->batch_size, sizeof *r->items, err));
+    for (size_t k = 0; k < u->groups.count; k++)
+        KD_TRY(kd_alloc_array(&r->items[k], (size_t)u->epoch_steps * (size_t)c->batch_size, sizeof *r->items[k], err));
     r->begun = r->checkpointed = r->logged_at = kd_now();
     r->logged_step = r->step;
     return KD_OK;
@@ -406,7 +433,7 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     double seconds = kd_now() - r->begun;
     if (r->step > first)
         kd_log(KD_LOG_INFO, "%lld steps in %.0f s: %.1f images/s with validation, %.0f%% of the time waiting for data", (long long)(r->step - first), seconds,
-               (double)((r->step - first) * c->batch_size) / seconds, 100 * kd_replay_wait_seconds(u->replay) / seconds);
+               (double)((r->step - first) * c->batch_size) / seconds, 100 * kd_groups_wait_seconds(&u->groups) / seconds);
     if (r->step < u->steps) {
         KD_TRY(save_latest(r, err));
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->step, (long long)u->steps);
@@ -424,7 +451,8 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
         status = train(&r, arena, err);
     kd_metrics_close(r.metrics);
     kd_free(r.latest);
-    kd_free(r.items);
+    for (int k = 0; k < KD_MAX_GROUPS; k++)
+        kd_free(r.items[k]);
     kd_free(r.order);
     kd_setup_close(&r.setup);
     kd_log_open_file(NULL, NULL);

@@ -30,10 +30,11 @@ static kd_status lock_run(kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
-/* Replaces --teacher-layer 0 by the number that it stands for. */
+/* Replaces --teacher-layer 0 by the number that it stands for. All groups have the same layers. */
 static kd_status choose_layer(kd_setup *s, kd_err *err) {
-    const kd_recipe *r = kd_cache_recipe(s->cache);
-    const char *path = kd_cache_shard_path(s->cache, 0);
+    const kd_cache *cache = s->groups.group[0].cache;
+    const kd_recipe *r = kd_cache_recipe(cache);
+    const char *path = kd_cache_shard_path(cache, 0);
     char stored[6 * KD_MAX_LAYERS + 1] = "";
     if (!kd_recipe_has(r, KD_FEATURE_CLS) && !kd_recipe_has(r, KD_FEATURE_PATCH))
         return kd_fail(err, KD_EUSAGE, "%s: the cache holds neither cls nor patch features, which are what students learn; make one with --features cls,patch", path);
@@ -47,44 +48,58 @@ static kd_status choose_layer(kd_setup *s, kd_err *err) {
                    path, r->layers == 1 ? "layer" : "layers", stored, r->concat ? ", several joined under the number of the last" : "", (int)s->config->teacher_layer);
 }
 
-static kd_status open_cache(kd_setup *s, kd_err *err) {
+static kd_status open_caches(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
     int height, width;
     char have[KD_SIZE_TEXT];
-    KD_TRY(kd_cache_open(&s->cache, c->cache.item, c->cache.count, err));
-    const kd_recipe *r = kd_cache_recipe(s->cache);
+    KD_TRY(kd_groups_open(&s->groups, c->cache.item, c->cache.count, err));
+    kd_group *first = &s->groups.group[0];
+    const kd_recipe *r = kd_cache_recipe(first->cache);
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     if (height != 0 && (height != r->image_h || width != r->image_w))
         return kd_fail(err, KD_EMISMATCH, "image_size is %s in %s and --image-size says %s; leave the option out", kd_image_size_text(r->image_h, r->image_w, have),
                        c->cache.item[0], c->image_size);
     KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
-    s->student_h = height > 0 ? height : r->image_h;
-    s->student_w = height > 0 ? width : r->image_w;
+    first->student_h = height > 0 ? height : r->image_h;
+    first->student_w = height > 0 ? width : r->image_w;
+    KD_TRY(kd_replay_check_size(r, first->student_h, first->student_w, err));
+    kd_groups_scale(&s->groups);
     return choose_layer(s, err);
+}
+
+/* What a student sees and learns of each group. */
+static void describe_views(const kd_setup *s, kd_student_view views[KD_MAX_GROUPS]) {
+    for (size_t k = 0; k < s->groups.count; k++) {
+        const kd_group *g = &s->groups.group[k];
+        const kd_recipe *r = kd_cache_recipe(g->cache);
+        views[k] = (kd_student_view){.image_h = g->student_h, .image_w = g->student_w,
+                                     .loss = {.width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w, .cls_weight = s->config->cls_weight, .patch_weight = s->config->patch_weight},
+                                     .offer = {kd_cache_shard_path(g->cache, 0), r->target, r->targets}};
+    }
 }
 
 /* Names and sizes, before anything takes time or memory. With --init, the file has a say too: that is checked when it is opened. */
 static kd_status check_students(const kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
+    kd_student_view views[KD_MAX_GROUPS];
+    describe_views(s, views);
     for (size_t i = 0; i < c->students.count && c->init == NULL; i++) {
         kd_model_info m;
         KD_TRY(kd_model_find(&m, c->students.item[i], NULL, err));
-        KD_TRY(kd_model_check_size(&m, s->student_h, s->student_w, err));
+        KD_TRY(kd_student_check_views(&m, views, (int)s->groups.count, err));
     }
     return KD_OK;
 }
 
 static kd_status open_students(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
-    const kd_recipe *r = kd_cache_recipe(s->cache);
     kd_student_spec spec = {.init = c->init,
-                            .image_h = s->student_h,
-                            .image_w = s->student_w,
+                            .views = (int)s->groups.count,
                             .batch = (int)c->batch_size,
                             .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
                             .seed = (uint64_t)c->seed,
-                            .loss = {.width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w, .cls_weight = c->cls_weight, .patch_weight = c->patch_weight},
                             .config = c};
+    describe_views(s, spec.view);
     KD_TRY(kd_alloc_array(&s->students, c->students.count, sizeof *s->students, err));
     for (size_t i = 0; i < c->students.count; i++) {
         spec.name = c->students.item[i];
@@ -94,46 +109,99 @@ static kd_status open_students(kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
-static kd_status open_replay(kd_setup *s, kd_err *err) {
+/* Bytes of all views of a group as the students see them. */
+static uint64_t pixels_of(const kd_group *g) {
+    return kd_cache_view_total(g->cache) * (uint64_t)g->student_h * (uint64_t)g->student_w * 3;
+}
+
+/* KD_EUSAGE when a group's cache lacks a feature that is to be learnt. */
+static kd_status check_features(const kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
-    KD_TRY(kd_train_view_memory(&s->view_memory, c, err));
-    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
-    kd_replay_options o = {.cache = s->cache,
+    kd_replay_target ignored;
+    for (size_t k = 0; k < s->groups.count; k++)
+        for (int f = 0; f < KD_TARGETS; f++)
+            if ((f == KD_FEATURE_CLS ? c->cls_weight : c->patch_weight) > 0)
+                KD_TRY(kd_replay_target_of(&ignored, s->groups.group[k].cache, (kd_feature)f, (uint16_t)c->teacher_layer, err));
+    return KD_OK;
+}
+
+/* The patch target that a student learns of group k, added to the options when no student before it learns the same. */
+static kd_status add_patch_target(const kd_setup *s, kd_student *t, size_t k, kd_replay_options *o, kd_err *err) {
+    kd_student_program *p = &t->program[k];
+    kd_replay_target *new = &o->patch[o->patches];
+    KD_ASSERT(o->patches < KD_REPLAY_PATCHES);
+    KD_TRY(kd_replay_target_of(new, s->groups.group[0].cache, kd_patch_feature(t->program[0].target), o->layer, err));
+    new->feature = kd_patch_feature(p->target);
+    for (p->sample_patch = 0; o->patch[p->sample_patch].feature != new->feature || o->patch[p->sample_patch].mean != new->mean; p->sample_patch++)
+        continue;
+    o->patches += p->sample_patch == o->patches;
+    return KD_OK;
+}
+
+/* What the students learn of group k. It is standardised by the statistics of what they learn of the first group, so that a head's prediction means the same in every group. */
+static kd_status choose_targets(const kd_setup *s, size_t k, kd_replay_options *o, kd_err *err) {
+    const kd_train_config *c = s->config;
+    if (c->cls_weight > 0)
+        KD_TRY(kd_replay_target_of(&o->cls, s->groups.group[0].cache, KD_FEATURE_CLS, o->layer, err));
+    for (size_t i = 0; i < s->count && c->patch_weight > 0; i++)
+        KD_TRY(add_patch_target(s, s->students[i], k, o, err));
+    return KD_OK;
+}
+
+static kd_status open_replay(kd_setup *s, size_t k, double share, kd_err *err) {
+    kd_group *g = &s->groups.group[k];
+    const kd_train_config *c = s->config;
+    kd_replay_options o = {.cache = g->cache,
                            .images = c->images,
                            .list = c->null ? KD_LIST_NUL : KD_LIST_LINES,
-                           .index_path = index,
                            .threads = s->threads,
-                           .student_h = s->student_h,
-                           .student_w = s->student_w,
-                           .cls = c->cls_weight > 0,
-                           .patch = c->patch_weight > 0,
+                           .student_h = g->student_h,
+                           .student_w = g->student_w,
                            .layer = (uint16_t)c->teacher_layer,
                            .allow_missing = c->allow_missing,
-                           .view_memory = s->view_memory,
+                           .view_memory = (uint64_t)((double)s->view_memory * share),
                            .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
-    kd_status status = kd_replay_create(&s->replay, &o, err);
+    KD_TRY(choose_targets(s, k, &o, err));
+    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
+    o.index_path = index;
+    kd_status status = kd_replay_create(&g->replay, &o, err);
     kd_free(index);
     return status;
 }
 
+/* The memory for views is shared out by need. */
+static kd_status open_replays(kd_setup *s, kd_err *err) {
+    double all = 0;
+    KD_TRY(kd_train_view_memory(&s->view_memory, s->config, err));
+    for (size_t k = 0; k < s->groups.count; k++)
+        all += (double)pixels_of(&s->groups.group[k]);
+    for (size_t k = 0; k < s->groups.count; k++)
+        KD_TRY(open_replay(s, k, (double)pixels_of(&s->groups.group[k]) / all, err));
+    return kd_groups_match(&s->groups, err);
+}
+
 static const kd_hash128 *image_id(const void *ctx, size_t i) {
-    return &kd_replay_image(ctx, i)->image;
+    return &kd_group_image(ctx, i)->image;
 }
 
-/* Ids and view counts, in order: what a resumed run must find again. */
+/* Ids and views, in order: what a resumed run must find again. */
 static void hash_images(kd_setup *s) {
-    for (size_t i = 0; i < kd_replay_images(s->replay); i++) {
-        const kd_image_entry *e = kd_replay_image(s->replay, i);
-        uint8_t next[16 + 16 + 4];
-        memcpy(next, s->images.b, 16);
-        memcpy(next + 16, e->image.b, 16);
-        for (int k = 0; k < 4; k++)
-            next[32 + k] = (uint8_t)(e->views >> (8 * k));
-        s->images = kd_xxh128(next, sizeof next);
-    }
+    for (size_t i = 0; i < s->groups.images; i++)
+        for (size_t k = 0; k < s->groups.count; k++) {
+            const kd_image_entry *e = kd_group_image(&s->groups.group[k], i);
+            for (uint32_t v = 0; v < e->views; v++) {
+                uint8_t next[16 + 16 + 4];
+                uint32_t number = kd_image_view(e, v);
+                memcpy(next, s->images.b, 16);
+                memcpy(next + 16, e->image.b, 16);
+                for (int b = 0; b < 4; b++)
+                    next[32 + b] = (uint8_t)(number >> (8 * b));
+                s->images = kd_xxh128(next, sizeof next);
+            }
+        }
 }
 
-/* Held-out images show view 0; as many training images, evenly spread, show what the validated epoch showed of them. */
+/* Held-out images show view 0 of the first group; as many training images, evenly spread, show what the validated epoch showed of them. */
 static kd_status choose_validation(kd_setup *s, kd_err *err) {
     const kd_split *split = &s->split;
     s->held_count = split->held_count < KD_VAL_MAX ? split->held_count : KD_VAL_MAX;
@@ -143,16 +211,16 @@ static kd_status choose_validation(kd_setup *s, kd_err *err) {
     KD_TRY(kd_alloc_array(&s->held, s->held_count, sizeof *s->held, err));
     KD_TRY(kd_alloc_array(&s->seen, s->seen_count, sizeof *s->seen, err));
     for (size_t i = 0; i < s->held_count; i++)
-        s->held[i].image = split->held[i];
+        s->held[i].image = s->groups.group[0].image[split->held[i]];
     for (size_t i = 0; i < s->seen_count; i++)
-        s->seen[i].image = split->train[i * split->train_count / s->seen_count];
+        s->seen[i].image = s->groups.group[0].image[split->train[i * split->train_count / s->seen_count]];
     return KD_OK;
 }
 
 static kd_status plan_steps(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
     double warmup;
-    KD_TRY(kd_split_make(&s->split, kd_replay_images(s->replay), image_id, s->replay, c->val_fraction, (uint64_t)c->val_seed, err));
+    KD_TRY(kd_split_make(&s->split, s->groups.images, image_id, &s->groups.group[0], c->val_fraction, (uint64_t)c->val_seed, err));
     if (s->split.train_count < (size_t)c->batch_size)
         return kd_fail(err, KD_EUSAGE, "%zu images remain to train on (%zu are held out) and --batch-size is %lld; give a smaller batch or more images",
                        s->split.train_count, s->split.held_count, (long long)c->batch_size);
@@ -165,8 +233,22 @@ static kd_status plan_steps(kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
+/* --patch-target auto becomes what it stands for, when that is one thing. */
+static kd_status resolve_target(kd_setup *s, kd_arena *arena, kd_err *err) {
+    const kd_target *first = &s->students[0]->program[0].view.loss.target;
+    char text[KD_TARGET_TEXT];
+    int same = s->config->patch_weight > 0 && s->groups.count == 1;
+    for (size_t i = 1; i < s->count; i++)
+        same = same && kd_target_equal(first, &s->students[i]->program[0].view.loss.target);
+    if (!same)
+        return KD_OK;
+    s->config->patch_target = kd_arena_strdup(arena, kd_target_text(first, text));
+    return s->config->patch_target != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
+}
+
 static kd_status resolve(kd_setup *s, kd_arena *arena, kd_err *err) {
     kd_hyper *h;
+    KD_TRY(resolve_target(s, arena, err));
     KD_TRY(kd_alloc_array(&h, s->count, sizeof *h, err));
     for (size_t i = 0; i < s->count; i++)
         h[i] = s->students[i]->hyper;
@@ -183,14 +265,15 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     s->lock = -1;
     s->threads = config->threads > 0 ? (int)config->threads : kd_cpu_count();
     KD_TRY(kd_train_config_check(config, err));
-    KD_TRY(open_cache(s, err));
+    KD_TRY(open_caches(s, err));
+    KD_TRY(check_students(s, err));
     if (!config->dry_run)
         KD_TRY(lock_run(s, err));
-    KD_TRY(check_students(s, err));
-    KD_TRY(open_replay(s, err));
-    KD_TRY(plan_steps(s, err));
+    KD_TRY(check_features(s, err));
     KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
-    KD_TRY(open_students(s, err));
+    KD_TRY(open_students(s, err)); /* before the replays: they choose the targets */
+    KD_TRY(open_replays(s, err));
+    KD_TRY(plan_steps(s, err));
     return resolve(s, arena, err);
 }
 
@@ -199,12 +282,11 @@ void kd_setup_close(kd_setup *s) {
     kd_free(s->held);
     kd_free(s->seen);
     kd_split_free(&s->split);
-    kd_replay_destroy(s->replay);
     for (size_t i = 0; i < s->count; i++)
         kd_student_destroy(s->students[i]);
     kd_free(s->students);
     kd_backend_close(s->backend);
-    kd_cache_close(s->cache);
+    kd_groups_close(&s->groups);
     if (s->lock >= 0)
         close(s->lock);
     *s = (kd_setup){.lock = -1};
@@ -212,55 +294,91 @@ void kd_setup_close(kd_setup *s) {
 
 /* ---- the plan in words ---- */
 
-static void print_views(const kd_setup *s) {
-    const kd_train_config *c = s->config;
+/* How often the training sees each view of a group. */
+static void print_views(const kd_setup *s, const kd_group *g, char *text, size_t cap) {
     uint32_t least = UINT32_MAX, most = 0;
     uint64_t views = 0;
     for (size_t i = 0; i < s->split.train_count; i++) {
-        uint32_t v = kd_replay_image(s->replay, s->split.train[i])->views;
+        uint32_t v = kd_group_image(g, s->split.train[i])->views;
         least = v < least ? v : least;
         most = v > most ? v : most;
         views += v;
     }
-    char range[40], memory[32], limit[32];
+    char range[40];
     if (least == most)
         snprintf(range, sizeof range, "%" PRIu32, most);
     else
         snprintf(range, sizeof range, "%" PRIu32 " to %" PRIu32, least, most);
-    kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images = %lld steps, warm-up %lld steps; an epoch shows each image once, with one of its %s views: each view is seen about %.1f times",
-           (long long)c->epochs, (long long)s->epoch_steps, (long long)c->batch_size, (long long)s->steps, (long long)s->warmup_steps, range,
-           (double)(s->steps * c->batch_size) / (double)views);
-    uint64_t pixels = (uint64_t)s->student_h * (uint64_t)s->student_w;
-    kd_log(KD_LOG_INFO, "views proven once are kept in memory: %s for all, at most %s (--view-memory)", kd_io_size_text(views * pixels * 3, memory, sizeof memory),
-           kd_io_size_text(s->view_memory, limit, sizeof limit));
+    snprintf(text, cap, "one of its %s views: each view is seen about %.1f times", range, (double)(s->steps * s->config->batch_size) / (double)views);
 }
 
 /* Another aspect ratio than the views', by more than rounding a side explains. */
-static int squeezed(const kd_setup *s, const kd_recipe *r) {
-    int64_t difference = (int64_t)s->student_h * r->image_w - (int64_t)s->student_w * r->image_h;
+static int squeezed(const kd_group *g, const kd_recipe *r) {
+    int64_t difference = (int64_t)g->student_h * r->image_w - (int64_t)g->student_w * r->image_h;
     int longer = r->image_h > r->image_w ? r->image_h : r->image_w;
     return difference > longer || difference < -longer;
 }
 
-void kd_setup_print(const kd_setup *s) {
-    const kd_recipe *r = kd_cache_recipe(s->cache);
-    char sha[13], memory[32], view[KD_SIZE_TEXT], size[KD_SIZE_TEXT];
+static void print_group(const kd_setup *s, size_t k) {
+    const kd_group *g = &s->groups.group[k];
+    const kd_recipe *r = kd_cache_recipe(g->cache);
+    char sha[13], view[KD_SIZE_TEXT], size[KD_SIZE_TEXT], which[40] = "";
     kd_image_size_text(r->image_h, r->image_w, view);
-    kd_image_size_text(s->student_h, s->student_w, size);
+    kd_image_size_text(g->student_h, g->student_w, size);
     kd_hex(sha, r->sha.b, 6);
-    kd_log(KD_LOG_INFO, "cache %s: recipe %s, %zu images, %" PRIu64 " views of %s px, targets of layer %d, width %d%s%s, patches on %dx%d", kd_cache_shard_path(s->cache, 0),
-           sha, kd_cache_images(s->cache), kd_cache_view_total(s->cache), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "",
+    if (s->groups.count > 1)
+        snprintf(which, sizeof which, "recipe %zu of %zu: ", k + 1, s->groups.count);
+    kd_log(KD_LOG_INFO, "%scache %s: recipe %s, %zu images, %" PRIu64 " views of %s px, targets of layer %d, width %d%s%s, patches on %dx%d", which, kd_cache_shard_path(g->cache, 0),
+           sha, kd_cache_images(g->cache), kd_cache_view_total(g->cache), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "",
            s->config->cls_weight > 0 ? ", CLS" : "", r->grid_h, r->grid_w);
-    kd_log(KD_LOG_INFO, "images %s: %zu found, %zu missing, %zu other files ignored; %zu to train on, %zu held out", s->config->images, kd_replay_images(s->replay),
-           kd_replay_missing(s->replay), kd_replay_extra(s->replay), s->split.train_count, s->split.held_count);
-    print_views(s);
-    for (size_t i = 0; i < s->count; i++) {
-        const kd_student *t = s->students[i];
-        kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass", t->name,
-               size, (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision,
-               kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), kd_exec_flops(t->train) / (double)t->batch * 1e-9);
-    }
-    if (squeezed(s, r))
+    kd_log(KD_LOG_INFO, "%simages %s: %zu found, %zu missing, %zu other files ignored", which, s->config->images, kd_replay_images(g->replay), kd_replay_missing(g->replay), kd_replay_extra(g->replay));
+    if (squeezed(g, r))
         kd_log(KD_LOG_WARN, "the students see views of %s px squeezed to %s px; --student-size with the same aspect ratio keeps shapes as they are", view, size);
+}
+
+static void print_plan(const kd_setup *s) {
+    const kd_train_config *c = s->config;
+    char memory[32], limit[32], views[120];
+    uint64_t pixels = 0;
+    if (s->groups.count > 1)
+        kd_log(KD_LOG_INFO, "every step shows the same images once from each recipe and minimises the mean of the %zu losses; validation is on recipe 1; targets of all are standardised by its "
+                            "statistics", s->groups.count);
+    if (s->groups.left_out > 0)
+        kd_log(KD_LOG_WARN, "%zu images are left out because another recipe lacks them", s->groups.left_out);
+    kd_log(KD_LOG_INFO, "%zu images to train on, %zu held out", s->split.train_count, s->split.held_count);
+    print_views(s, &s->groups.group[0], views, sizeof views);
+    kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images = %lld steps, warm-up %lld steps; an epoch shows each image once, with %s", (long long)c->epochs, (long long)s->epoch_steps,
+           (long long)c->batch_size, (long long)s->steps, (long long)s->warmup_steps, views);
+    for (size_t k = 1; k < s->groups.count; k++) {
+        print_views(s, &s->groups.group[k], views, sizeof views);
+        kd_log(KD_LOG_INFO, "and from recipe %zu with %s", k + 1, views);
+    }
+    for (size_t k = 0; k < s->groups.count; k++)
+        pixels += pixels_of(&s->groups.group[k]);
+    kd_log(KD_LOG_INFO, "views proven once are kept in memory: %s for all, at most %s (--view-memory)", kd_io_size_text(pixels, memory, sizeof memory),
+           kd_io_size_text(s->view_memory, limit, sizeof limit));
+}
+
+static void print_student(const kd_setup *s, const kd_student *t) {
+    char memory[32], sizes[KD_MAX_GROUPS * (KD_SIZE_TEXT + 8)] = "", size[KD_SIZE_TEXT], targets[KD_MAX_GROUPS * (KD_TARGET_TEXT + 8)] = "", target[KD_TARGET_TEXT];
+    double flops = 0;
+    for (int k = 0; k < t->programs; k++) {
+        const kd_student_program *p = &t->program[k];
+        size_t used = strlen(sizes), learnt = strlen(targets);
+        snprintf(sizes + used, sizeof sizes - used, "%s%s", k > 0 ? " and " : "", kd_image_size_text(p->view.image_h, p->view.image_w, size));
+        if (p->view.loss.patch_weight > 0)
+            snprintf(targets + learnt, sizeof targets - learnt, "%s%s", k > 0 ? " and " : ", patch target ", kd_target_text(&p->view.loss.target, target));
+        flops += kd_exec_flops(p->train) / (double)t->batch;
+    }
+    kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
+           (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
+}
+
+void kd_setup_print(const kd_setup *s) {
+    for (size_t k = 0; k < s->groups.count; k++)
+        print_group(s, k);
+    print_plan(s);
+    for (size_t i = 0; i < s->count; i++)
+        print_student(s, s->students[i]);
     kd_log(KD_LOG_INFO, "device: %s", s->backend->v->describe(s->backend));
 }

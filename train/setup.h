@@ -17,18 +17,16 @@ typedef struct kd_setup {
     kd_train_config *config;
     int threads;
     int lock;                 /* of the run directory; -1 = not held */
-    kd_cache *cache;
-    int student_h, student_w; /* what the students see of a view */
+    kd_groups groups;         /* caches and replays, by recipe */
     kd_backend *backend;
     kd_student **students;
     size_t count;
-    kd_replay *replay;
-    kd_split split;
-    kd_replay_item *held, *seen; /* validation; seen[].view is filled in per epoch */
+    kd_split split;           /* of the run's images: kd_group_image */
+    kd_replay_item *held, *seen; /* validation, on the first group; seen[].view is filled in per epoch */
     size_t held_count, seen_count;
     int64_t epoch_steps, steps, warmup_steps;
     uint64_t view_memory;
-    kd_hash128 images;        /* of the ids and view counts of all images in use */
+    kd_hash128 images;        /* of the ids, and view numbers in all groups, of all images in use */
     json_t *options;          /* resolved: what a resumed run must agree with */
 } kd_setup;
 

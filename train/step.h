@@ -1,6 +1,6 @@
-/* Step: forward, backward, clip, AdamW on the batch that was put into a student's training program.
+/* Step: forward and backward on the batch that was put into each of a student's training programs, one after the other; then clip and AdamW on the sum of their gradients.
  *
- *     for (row ...) kd_student_put(s, s->train, row, &sample, 1, err);
+ *     for (g ...) for (row ...) kd_student_put(s, g, row, &sample, err);
  *     KD_TRY(kd_step_run(s, lr, clip, &result, err));
  */
 #ifndef KD_TRAIN_STEP_H
@@ -9,8 +9,9 @@
 #include "train/student.h"
 
 typedef struct kd_step_result {
-    double loss;      /* weighted sum of the terms */
-    double cls, patch; /* unweighted terms; 0 when not trained */
+    double loss;      /* weighted sum of the terms, mean over the groups: what is minimised */
+    double cls, patch; /* unweighted terms, means over the groups; 0 when not trained */
+    double group[KD_MAX_GROUPS]; /* the weighted sum of each group */
     double grad_norm; /* before clipping */
 } kd_step_result;
 

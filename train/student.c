@@ -1,35 +1,85 @@
 #include "train/student.h"
 
 #include <math.h>
+#include <string.h>
 
 #include "common/base/mem.h"
+#include "common/image/augment.h"
+
+/* --patch-target, which binds the first group and those of the others that hold it. */
+static kd_status choose_target(kd_student *s, const kd_train_config *c, const kd_model_taps *taps, int k, kd_err *err) {
+    kd_student_program *p = &s->program[k];
+    const kd_student_view *v = &p->view;
+    kd_patch_learner learner = {.student = s->name, .loss = kd_loss_find(c->loss), .map_h = taps->map_h, .map_w = taps->map_w, .image_h = v->image_h, .image_w = v->image_w};
+    const char *wish = c->patch_target;
+    kd_target t;
+    if (k > 0 && strcmp(wish, "auto") != 0) {
+        KD_TRY(kd_target_parse(&t, wish, "--patch-target", err));
+        wish = kd_patch_target_find(&v->offer, &t) >= 0 ? wish : "auto";
+    }
+    KD_TRY(kd_patch_target_choose(&p->target, &v->offer, wish, &learner, err));
+    p->view.loss.target = v->offer.target[p->target];
+    return KD_OK;
+}
+
+/* The network at the size of group k. The groups' losses are averaged, so each has 1 / views of the weight. */
+static kd_status build_graph(kd_student *s, const kd_student_spec *spec, int k, kd_err *err) {
+    kd_student_program *p = &s->program[k];
+    p->view = spec->view[k];
+    p->graph = kd_graph_create();
+    s->programs = k + 1;
+    if (p->graph == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", spec->name);
+    kd_model_taps taps = kd_model_build(p->graph, &s->model, p->view.image_h, p->view.image_w);
+    if (p->view.offer.count > 0 && p->view.loss.patch_weight > 0)
+        KD_TRY(choose_target(s, spec->config, &taps, k, err));
+    kd_loss_spec share = p->view.loss;
+    share.cls_weight /= spec->views;
+    share.patch_weight /= spec->views;
+    kd_loss_build(p->graph, &taps, &share);
+    return KD_OK;
+}
 
 static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weights *weights, kd_err *err) {
-    s->graph = kd_graph_create();
-    if (s->graph == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", spec->name);
-    kd_model_taps taps = kd_model_build(s->graph, &s->model, spec->image_h, spec->image_w);
-    kd_loss_build(s->graph, &taps, &spec->loss);
-    KD_TRY(kd_params_create(&s->params, s->graph, s->backend, err));
+    const kd_student_view *first = &spec->view[0];
+    for (int k = 0; k < spec->views; k++)
+        KD_TRY(build_graph(s, spec, k, err));
+    KD_TRY(kd_params_create(&s->params, s->program[0].graph, s->backend, err));
     KD_TRY(kd_params_init(s->params, spec->seed, err));
     if (weights != NULL)
-        KD_TRY(kd_model_load(s->params, &s->model, weights, spec->image_h, spec->image_w, err));
-    KD_TRY(kd_exec_create(&s->train, s->graph, s->params, &(kd_exec_config){.batch = spec->batch, .precision = spec->precision, .train = 1}, err));
-    KD_TRY(kd_exec_create(&s->infer, s->graph, s->params, &(kd_exec_config){.batch = spec->batch, .precision = spec->precision, .train = 0}, err));
+        KD_TRY(kd_model_load(s->params, &s->model, weights, first->image_h, first->image_w, err));
+    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision};
+    KD_TRY(kd_exec_create(&s->infer, s->program[0].graph, s->params, &config, err));
+    config.train = 1;
+    for (int k = 0; k < spec->views; k++) {
+        KD_TRY(kd_exec_create(&s->program[k].train, s->program[k].graph, s->params, &config, err));
+        config.gradients = s->program[0].train;
+    }
     return kd_optim_create(&s->optim, s->backend, s->params, s->hyper.weight_decay, err);
 }
 
+kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *views, int count, kd_err *err) {
+    char a[KD_SIZE_TEXT], b[KD_SIZE_TEXT];
+    for (int k = 0; k < count; k++) {
+        const kd_student_view *v = &views[k];
+        KD_TRY(kd_model_check_size(m, v->image_h, v->image_w, err));
+        if (m->kind == KD_MODEL_VIT && (v->image_h != views[0].image_h || v->image_w != views[0].image_w))
+            return kd_fail(err, KD_EUSAGE, "--student %s: the caches' recipes show it views of %s and of %s px, and a ViT learns one position for every patch of one size; give it caches of one "
+                           "view size, or train a convolutional student (resnet18), which takes every size", m->name, kd_image_size_text(views[0].image_h, views[0].image_w, a),
+                           kd_image_size_text(v->image_h, v->image_w, b));
+    }
+    return KD_OK;
+}
+
 static kd_status describe(kd_student *s, const kd_student_spec *spec, const kd_weights *weights, kd_err *err) {
+    KD_ASSERT(spec->views >= 1 && spec->views <= KD_MAX_GROUPS);
     KD_TRY(kd_model_find(&s->model, spec->name, weights, err));
     KD_TRY(kd_model_check_student(&s->model, err));
-    KD_TRY(kd_model_check_size(&s->model, spec->image_h, spec->image_w, err));
+    KD_TRY(kd_student_check_views(&s->model, spec->view, spec->views, err));
     if (spec->precision == KD_BF16)
         KD_TRY(s->backend->v->check_bf16(s->backend, err));
     s->name = s->model.name;
-    s->image_h = spec->image_h;
-    s->image_w = spec->image_w;
     s->batch = spec->batch;
-    s->loss = spec->loss;
     s->best_loss = INFINITY;
     return kd_train_hyper(&s->hyper, spec->config, &s->model, err);
 }
@@ -58,24 +108,35 @@ void kd_student_destroy(kd_student *s) {
     if (s == NULL)
         return;
     kd_optim_destroy(&s->optim);
-    kd_exec_destroy(s->train);
     kd_exec_destroy(s->infer);
+    for (int k = s->programs - 1; k >= 0; k--) { /* the first, whose gradients the others use, at last */
+        kd_exec_destroy(s->program[k].train);
+        kd_graph_destroy(s->program[k].graph);
+    }
     kd_params_destroy(s->params);
-    kd_graph_destroy(s->graph);
     kd_free(s);
 }
 
 size_t kd_student_device_bytes(const kd_student *s) {
-    size_t states;
+    size_t states, programs = 0;
     kd_params_states(s->params, &states);
-    return kd_exec_device_bytes(s->train) + kd_exec_device_bytes(s->infer) + (3 * s->optim.total + states) * sizeof(float);
+    for (int k = 0; k < s->programs; k++)
+        programs += kd_exec_device_bytes(s->program[k].train);
+    return programs + kd_exec_device_bytes(s->infer) + (3 * s->optim.total + states) * sizeof(float);
 }
 
-kd_status kd_student_put(kd_student *s, kd_exec *program, int row, const kd_sample *sample, int with_targets, kd_err *err) {
-    KD_TRY(kd_exec_upload_rows(program, "images", row, 1, sample->pixels, err));
-    if (with_targets && s->loss.cls_weight > 0)
-        KD_TRY(kd_exec_upload_rows(program, "target.cls", row, 1, sample->cls, err));
-    if (with_targets && s->loss.patch_weight > 0)
-        KD_TRY(kd_exec_upload_rows(program, "target.patch", row, 1, sample->patch, err));
+kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err) {
+    const kd_student_program *p = &s->program[group];
+    KD_TRY(kd_exec_upload_rows(p->train, "images", row, 1, sample->pixels, err));
+    if (p->view.loss.cls_weight > 0)
+        KD_TRY(kd_exec_upload_rows(p->train, "target.cls", row, 1, sample->cls, err));
+    if (p->view.loss.patch_weight > 0)
+        KD_TRY(kd_exec_upload_rows(p->train, "target.patch", row, 1, sample->patch[p->sample_patch], err));
+    if (p->view.loss.patch_weight > 0 && p->view.loss.target.kind == KD_TARGET_ADJOINT)
+        KD_TRY(kd_exec_upload_rows(p->train, "target.square", row, 1, &sample->square[p->sample_patch], err));
     return KD_OK;
+}
+
+kd_status kd_student_show(kd_student *s, int row, const kd_sample *sample, kd_err *err) {
+    return kd_exec_upload_rows(s->infer, "images", row, 1, sample->pixels, err);
 }

@@ -2,37 +2,54 @@
  * Fifth station of the way of the data. A run may hold several; they share samples and nothing else, and no draw depends on a student's place among them.
  *
  *     KD_TRY(kd_student_create(&s, backend, &spec, err));
- *     kd_student_put(s, row, &sample, 1, err) for every row;  kd_step_run(s, lr, clip, &result, err);       // step.h
+ *     for every group g and row: kd_student_put(s, g, row, &sample, err);  kd_step_run(s, lr, clip, &result, err);       // step.h
  *     kd_student_destroy(s);
  */
 #ifndef KD_TRAIN_STUDENT_H
 #define KD_TRAIN_STUDENT_H
 
 #include "train/config.h"
-#include "train/loss.h"
+#include "train/group.h"
 #include "train/optim.h"
-#include "train/replay.h"
+#include "train/patch_target.h"
+
+/* What a student sees and learns of one group. */
+typedef struct kd_student_view {
+    int image_h, image_w;
+    kd_loss_spec loss;     /* its target is chosen from the offer, if there is one */
+    kd_patch_offer offer;  /* count 0: loss.target is what it learns. Borrowed while the student is created */
+} kd_student_view;
 
 typedef struct kd_student_spec {
     const char *name;  /* of the model: also the student's name in metrics, checkpoints and exports */
     const char *init;  /* weight file or NULL */
-    int image_h, image_w, batch;
+    kd_student_view view[KD_MAX_GROUPS];
+    int views;         /* 1 .. KD_MAX_GROUPS */
+    int batch;         /* images of each group */
     kd_dtype precision;
     uint64_t seed;
-    kd_loss_spec loss;
     const kd_train_config *config; /* learning rate and weight decay, "auto" resolved by the kind of model */
 } kd_student_spec;
+
+/* The network at one group's size, with the parameters that all sizes share. */
+typedef struct kd_student_program {
+    kd_student_view view;
+    int target;            /* place of view.loss.target in the offer */
+    int sample_patch;      /* which of a sample's patch targets that is; set by who makes the samples, 0 before */
+    kd_graph *graph;
+    kd_exec *train;
+} kd_student_program;
 
 typedef struct kd_student {
     const char *name;         /* model.name */
     kd_backend *backend;
     kd_model_info model;
-    int image_h, image_w, batch;
-    kd_loss_spec loss;
+    int batch;
     kd_hyper hyper;
-    kd_graph *graph;
     kd_params *params;
-    kd_exec *train, *infer;   /* the same parameters */
+    kd_student_program program[KD_MAX_GROUPS]; /* one for each group; they work on the gradients of the first */
+    int programs;
+    kd_exec *infer;           /* at the first group's size: what is validated and exported */
     kd_optim optim;
     /* history: part of the checkpoint */
     double best_loss;         /* lowest validation loss; infinity before the first */
@@ -41,12 +58,17 @@ typedef struct kd_student {
     int64_t summed;           /* steps in `sum` */
 } kd_student;
 
-/* KD_EUSAGE: unknown name, size that the model can't take. KD_EFAIL: the init file. KD_ENODEVICE: bf16 without the instructions. */
+/* KD_EUSAGE: unknown name, size that the model can't take, several sizes for a model that has one, no patch target that serves it. KD_EFAIL: the init file.
+ * KD_ENODEVICE: bf16 without the instructions. */
 kd_status kd_student_create(kd_student **out, kd_backend *backend, const kd_student_spec *spec, kd_err *err);
 void kd_student_destroy(kd_student *s); /* accepts NULL */
 size_t kd_student_device_bytes(const kd_student *s);
+/* KD_EUSAGE: m can't be trained on these views: a size that it can't take, or several sizes where its learned positions are those of one. */
+kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *views, int count, kd_err *err);
 
-/* Uploads a sample as row `row` of the next pass of the training or the validation program. */
-kd_status kd_student_put(kd_student *s, kd_exec *program, int row, const kd_sample *sample, int with_targets, kd_err *err);
+/* Uploads pixels and targets as row `row` of the next training pass on group `group`. */
+kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err);
+/* Uploads pixels as row `row` of the next validation pass. */
+kd_status kd_student_show(kd_student *s, int row, const kd_sample *sample, kd_err *err);
 
 #endif

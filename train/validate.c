@@ -4,19 +4,29 @@
 
 #include "common/base/mem.h"
 #include "common/base/threads.h"
+#include "train/adjoint.h"
 
-/* Sums over a set, of one feature. Everything in double and in the order of the items. */
+/* A target of the samples: CLS, or one of their patch targets. Sums over the set, in double and in the order of the items. */
+typedef struct target {
+    size_t rows;          /* in a sample; 0 = no student learns it */
+    size_t tokens;        /* that they stand for: more than `rows` where only sums over the grid are stored */
+    kd_adjoint *adjoint;  /* then, else NULL */
+    double *sum, square;  /* of the values of all tokens: per channel; of their squares */
+} target;
+
+/* Of one student and one feature. */
 typedef struct sums {
-    double error2, cosine; /* of one student */
+    double error2, cosine;
 } sums;
+
+enum { CLS = 0, PATCHES = 1, ALL = PATCHES + KD_REPLAY_PATCHES }; /* places in pass.target */
 
 typedef struct pass {
     kd_student *const *students;
     size_t n;
     kd_replay *replay;
-    size_t rows[KD_TARGETS], width; /* tokens per view; 0 = the feature isn't trained */
-    double *target_sum[KD_TARGETS]; /* per channel */
-    double target2[KD_TARGETS];
+    size_t width;
+    target target[ALL];
     sums *sum;                       /* n x KD_TARGETS */
     float *pred;                     /* predictions of one batch */
     kd_sample *held;                 /* samples of one batch */
@@ -24,22 +34,34 @@ typedef struct pass {
 
 static const char *const prediction[KD_TARGETS] = {"pred.cls", "pred.patch"};
 
-static const float *target_of(const kd_sample *s, int f) {
-    return f == KD_FEATURE_CLS ? s->cls : s->patch;
+/* What a student learns of feature f; ALL: nothing. */
+static int learns(const kd_student *s, int f) {
+    const kd_student_program *p = &s->program[0];
+    if (f == KD_FEATURE_CLS)
+        return p->view.loss.cls_weight > 0 ? CLS : ALL;
+    return p->view.loss.patch_weight > 0 ? PATCHES + p->sample_patch : ALL;
 }
 
-static void add_target(pass *p, int f, const float *t) {
-    for (size_t row = 0; row < p->rows[f]; row++, t += p->width)
-        for (size_t c = 0; c < p->width; c++) {
-            p->target_sum[f][c] += (double)t[c];
-            p->target2[f] += (double)t[c] * (double)t[c];
+static const float *values_of(const kd_sample *s, int at) {
+    return at == CLS ? s->cls : s->patch[at - PATCHES];
+}
+
+/* Of one sample. The sum of U^T t over its rows is that of t over its tokens. */
+static void add_target(target *t, const kd_sample *s, int at, size_t width) {
+    const float *v = values_of(s, at);
+    for (size_t row = 0; row < t->rows; row++, v += width)
+        for (size_t c = 0; c < width; c++) {
+            t->sum[c] += (double)v[c];
+            t->square += t->adjoint == NULL ? (double)v[c] * (double)v[c] : 0;
         }
+    if (t->adjoint != NULL)
+        t->square += (double)s->square[at - PATCHES];
 }
 
-static void add_prediction(const pass *p, sums *s, int f, const float *y, const float *t) {
-    for (size_t row = 0; row < p->rows[f]; row++, y += p->width, t += p->width) {
+static void add_prediction(sums *s, size_t rows, size_t width, const float *y, const float *t) {
+    for (size_t row = 0; row < rows; row++, y += width, t += width) {
         double yy = 0, tt = 0, yt = 0, e2 = 0;
-        for (size_t c = 0; c < p->width; c++) {
+        for (size_t c = 0; c < width; c++) {
             double a = (double)y[c], b = (double)t[c];
             yy += a * a;
             tt += b * b;
@@ -51,22 +73,44 @@ static void add_prediction(const pass *p, sums *s, int f, const float *y, const 
     }
 }
 
+/* y on the student's map, given U^T t and |t|^2: |U y - t|^2, and the cosine between U y and t as wholes. */
+static void add_upsampled(sums *s, const target *t, size_t width, const float *y, const float *a, double square) {
+    double yy = kd_adjoint_upsampled_square(t->adjoint, y, width), ya = 0;
+    for (size_t i = 0; i < t->rows * width; i++)
+        ya += (double)y[i] * (double)a[i];
+    s->error2 += yy - 2 * ya + square;
+    s->cosine += yy > 0 && square > 0 ? ya / sqrt(yy * square) : 0;
+}
+
+/* Predictions of one student for feature f on the batch that its program has just seen. */
+static kd_status add_student(pass *p, size_t k, int f, int count, kd_err *err) {
+    int at = learns(p->students[k], f);
+    if (at == ALL)
+        return KD_OK;
+    const target *t = &p->target[at];
+    sums *s = &p->sum[k * KD_TARGETS + (size_t)f];
+    KD_TRY(kd_exec_download(p->students[k]->infer, prediction[f], count, p->pred, err));
+    for (int i = 0; i < count; i++) {
+        const float *y = p->pred + (size_t)i * t->rows * p->width, *v = values_of(&p->held[i], at);
+        if (t->adjoint != NULL)
+            add_upsampled(s, t, p->width, y, v, (double)p->held[i].square[at - PATCHES]);
+        else
+            add_prediction(s, t->rows, p->width, y, v);
+    }
+    return KD_OK;
+}
+
 static kd_status run_batch(pass *p, int count, kd_err *err) {
-    for (int f = 0; f < KD_TARGETS; f++)
-        for (int i = 0; i < count && p->rows[f] > 0; i++)
-            add_target(p, f, target_of(&p->held[i], f));
+    for (int at = 0; at < ALL; at++)
+        for (int i = 0; i < count && p->target[at].rows > 0; i++)
+            add_target(&p->target[at], &p->held[i], at, p->width);
     for (size_t k = 0; k < p->n; k++) {
         kd_student *s = p->students[k];
         for (int i = 0; i < count; i++)
-            KD_TRY(kd_student_put(s, s->infer, i, &p->held[i], 0, err));
+            KD_TRY(kd_student_show(s, i, &p->held[i], err));
         KD_TRY(kd_exec_forward(s->infer, err));
-        for (int f = 0; f < KD_TARGETS; f++) {
-            if (p->rows[f] == 0)
-                continue;
-            KD_TRY(kd_exec_download(s->infer, prediction[f], count, p->pred, err));
-            for (int i = 0; i < count; i++)
-                add_prediction(p, &p->sum[k * KD_TARGETS + (size_t)f], f, p->pred + (size_t)i * p->rows[f] * p->width, target_of(&p->held[i], f));
-        }
+        for (int f = 0; f < KD_TARGETS; f++)
+            KD_TRY(add_student(p, k, f, count, err));
     }
     return KD_OK;
 }
@@ -92,49 +136,79 @@ static kd_status run_all(pass *p, const kd_replay_item *items, size_t count, kd_
 static void summarise(const pass *p, kd_val_result *results, size_t count) {
     for (size_t k = 0; k < p->n; k++) {
         kd_val_result *r = &results[k];
-        const kd_loss_spec *loss = &p->students[k]->loss;
+        const kd_loss_spec *loss = &p->students[k]->program[0].view.loss;
         *r = (kd_val_result){0};
         for (int f = 0; f < KD_TARGETS; f++) {
-            if (p->rows[f] == 0)
+            int at = learns(p->students[k], f);
+            if (at == ALL)
                 continue;
-            double tokens = (double)count * (double)p->rows[f], values = tokens * (double)p->width, mean2 = 0;
+            const target *t = &p->target[at];
+            double tokens = (double)count * (double)t->tokens, values = tokens * (double)p->width, mean2 = 0;
             for (size_t c = 0; c < p->width; c++)
-                mean2 += p->target_sum[f][c] / tokens * (p->target_sum[f][c] / tokens);
-            double variance = p->target2[f] / values - mean2 / (double)p->width;
+                mean2 += t->sum[c] / tokens * (t->sum[c] / tokens);
+            double variance = t->square / values - mean2 / (double)p->width;
             const sums *s = &p->sum[k * KD_TARGETS + (size_t)f];
             r->mse[f] = s->error2 / values;
-            r->cosine[f] = s->cosine / tokens;
+            r->cosine[f] = s->cosine / (t->adjoint != NULL ? (double)count : tokens);
             r->r2[f] = variance > 0 ? 1 - r->mse[f] / variance : 0; /* a single CLS has no variance */
         }
         r->loss = loss->cls_weight * r->mse[KD_FEATURE_CLS] + loss->patch_weight * r->mse[KD_FEATURE_PATCH];
     }
 }
 
+/* The targets that the students learn. */
+static kd_status find_targets(pass *p, kd_err *err) {
+    for (size_t k = 0; k < p->n; k++)
+        for (int f = 0; f < KD_TARGETS; f++) {
+            int at = learns(p->students[k], f);
+            const kd_loss_spec *loss = &p->students[k]->program[0].view.loss;
+            if (at == ALL || p->target[at].rows > 0)
+                continue;
+            target *t = &p->target[at];
+            t->rows = at == CLS ? 1 : kd_target_rows(&loss->target, loss->grid_h, loss->grid_w);
+            t->tokens = t->rows;
+            KD_TRY(kd_alloc_array(&t->sum, p->width, sizeof(double), err));
+            if (at == CLS || loss->target.kind != KD_TARGET_ADJOINT)
+                continue;
+            t->tokens = (size_t)loss->grid_h * (size_t)loss->grid_w;
+            KD_TRY(kd_alloc_array(&t->adjoint, 1, sizeof *t->adjoint, err));
+            KD_TRY(kd_adjoint_create(t->adjoint, &loss->target, loss->grid_h, loss->grid_w, err));
+        }
+    return KD_OK;
+}
+
 static kd_status allocate(pass *p, kd_err *err) {
-    size_t batch = (size_t)p->students[0]->batch, rows = p->rows[KD_FEATURE_PATCH] > 0 ? p->rows[KD_FEATURE_PATCH] : 1;
-    for (int f = 0; f < KD_TARGETS; f++)
-        KD_TRY(kd_alloc_array(&p->target_sum[f], p->width, sizeof(double), err));
+    size_t batch = (size_t)p->students[0]->batch, rows = 1;
+    KD_TRY(find_targets(p, err));
+    for (int at = 0; at < ALL; at++)
+        rows = p->target[at].rows > rows ? p->target[at].rows : rows;
     KD_TRY(kd_alloc_array(&p->sum, p->n * KD_TARGETS, sizeof(sums), err));
     KD_TRY(kd_alloc_array(&p->held, batch, sizeof(kd_sample), err));
     return kd_alloc_array(&p->pred, batch * rows, p->width * sizeof(float), err);
 }
 
+static void release(pass *p) {
+    for (int at = 0; at < ALL; at++) {
+        target *t = &p->target[at];
+        if (t->adjoint != NULL)
+            kd_adjoint_free(t->adjoint);
+        kd_free(t->adjoint);
+        kd_free(t->sum);
+    }
+    kd_free(p->sum);
+    kd_free(p->held);
+    kd_free(p->pred);
+}
+
 kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, kd_err *err) {
-    const kd_loss_spec *loss = &students[0]->loss;
-    pass p = {.students = students, .n = n, .replay = replay, .width = (size_t)loss->width};
+    pass p = {.students = students, .n = n, .replay = replay, .width = (size_t)students[0]->program[0].view.loss.width};
     KD_ASSERT(n > 0 && count > 0);
-    p.rows[KD_FEATURE_CLS] = loss->cls_weight > 0;
-    p.rows[KD_FEATURE_PATCH] = loss->patch_weight > 0 ? (size_t)loss->grid_h * (size_t)loss->grid_w : 0;
     kd_status status = allocate(&p, err);
     if (status == KD_OK)
         status = run_all(&p, items, count, err);
     kd_replay_end(replay);
     if (status == KD_OK)
         summarise(&p, results, count);
-    for (int f = 0; f < KD_TARGETS; f++)
-        kd_free(p.target_sum[f]);
-    kd_free(p.sum);
-    kd_free(p.held);
-    kd_free(p.pred);
+    release(&p);
     return status;
 }

@@ -1,7 +1,11 @@
 /* Validate: how much of the teacher's features the students explain, on views that they don't train on and on views that they have seen.
  *
  * R2 = 1 - (mean squared error) / (variance of the standardised targets over the validated set): 0 = no better than predicting the mean, 1 = perfect. Cosine: mean over
- * tokens of the cosine between prediction and target in standardised (hence centred) space. Networks run in inference mode (running statistics). */
+ * tokens of the cosine between prediction and target in standardised (hence centred) space. Networks run in inference mode (running statistics).
+ *
+ * An adjoint target (U^T t, |t|^2) gives the same squared error, variance and R2 as the full grid t, up to the rounding of what is stored: |U s - t|^2 = |U s|^2 - 2 <s, U^T t> + |t|^2,
+ * and the rows of U^T t sum to the tokens' sum. Its cosine is another number: that of an image's whole map, <s, U^T t> / (|U s| |t|), averaged over the images, because single tokens
+ * aren't stored. A pooled target's numbers are those of the pooled tokens. */
 #ifndef KD_TRAIN_VALIDATE_H
 #define KD_TRAIN_VALIDATE_H
 
@@ -9,7 +13,7 @@
 
 typedef struct kd_val_result {
     double loss;             /* weighted as in training */
-    double mse[KD_TARGETS]; /* indexed by kd_feature; 0 when the term isn't trained */
+    double mse[KD_TARGETS]; /* indexed by KD_FEATURE_CLS and KD_FEATURE_PATCH; 0 when the term isn't trained */
     double r2[KD_TARGETS], cosine[KD_TARGETS];
 } kd_val_result;
 

@@ -28,8 +28,10 @@ kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const k
     *out = NULL;
     KD_ASSERT(config->precision == KD_F32 || config->precision == KD_BF16);
     KD_ASSERT(!kd_is_frozen(p) || !config->train);
+    KD_ASSERT(config->gradients == NULL || (config->train && config->gradients->config.train && config->gradients->p == p));
     if (g->failed)
         return kd_fail(err, KD_EFAIL, "out of memory while building the model");
+    KD_ASSERT(kd_params_fit(p, g));
     if (config->batch < 1)
         return kd_fail(err, KD_EUSAGE, "batch size %d is below 1", config->batch);
     kd_exec *e = kd_calloc(1, sizeof *e);
@@ -119,7 +121,7 @@ static int has_work(const kd_pnode *n) {
 kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err) {
     KD_ASSERT(e->config.train);
     if (!accumulate)
-        KD_TRY(e->b->v->zero(e->b, e->arena[KD_ARENA_PARAM_GRADIENTS], e->bytes[KD_ARENA_PARAM_GRADIENTS], err));
+        KD_TRY(e->b->v->zero(e->b, kd_exec_gradients(e), e->p->trained_total * sizeof(float), err));
     for (int i = e->node_count - 1; i >= 0; i--)
         if (has_work(&e->nodes[i]))
             KD_TRY(run_node(e, &e->nodes[i], 1, err));
@@ -127,7 +129,8 @@ kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err) {
 }
 
 float *kd_exec_gradients(kd_exec *e) {
-    return (float *)(void *)e->arena[KD_ARENA_PARAM_GRADIENTS];
+    const kd_exec *owner = e->config.gradients != NULL ? e->config.gradients : e;
+    return (float *)(void *)owner->arena[KD_ARENA_PARAM_GRADIENTS];
 }
 
 /* ---- data in and out ---- */

@@ -101,6 +101,8 @@ typedef struct kd_param_source {
  * The source is used until kd_exec_create has returned for the last program. Such programs are inference programs; kd_params_init, _set, _get and _changed don't apply. */
 kd_status kd_params_create_frozen(kd_params **out, const kd_graph *g, kd_backend *b, const kd_param_source *source, kd_err *err);
 void kd_params_destroy(kd_params *p);
+/* Whether g has the parameters that p was created for: the same names and shapes in the same order. */
+int kd_params_fit(const kd_params *p, const kd_graph *g);
 kd_status kd_params_init(kd_params *p, uint64_t seed, kd_err *err);
 int kd_params_count(const kd_params *p);
 kd_param_info kd_params_info(const kd_params *p, int i);        /* order = order of building */
@@ -119,9 +121,11 @@ typedef struct kd_exec_config {
     int batch;
     kd_dtype precision; /* KD_F32 or KD_BF16 */
     int train;          /* backward, batch statistics, losses */
+    struct kd_exec *gradients; /* of a training program: the one of the same parameters whose gradients its backward pass works on, and which must outlive it; NULL: its own */
 } kd_exec_config;
 
 typedef struct kd_exec kd_exec;
+/* g is the graph that p was created for, or one with the same list of parameters (kd_params_fit): the same network for another image size. */
 kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const kd_exec_config *config, kd_err *err);
 void kd_exec_destroy(kd_exec *e);
 /* Bytes per arena (of frozen parameters too), and the table of nodes at debug level: "activations 812 MiB, gradients 45 MiB, scratch 12 MiB, packed weights 22 MiB". */

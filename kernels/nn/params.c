@@ -101,6 +101,17 @@ void kd_params_destroy(kd_params *p) {
     kd_free(p);
 }
 
+int kd_params_fit(const kd_params *p, const kd_graph *g) {
+    if (p->count != g->param_count)
+        return 0;
+    for (int i = 0; i < p->count; i++) {
+        const kd_param_info *a = &p->params[i].info, *b = &g->params[i].info;
+        if (strcmp(a->name, b->name) != 0 || a->rank != b->rank || memcmp(a->shape, b->shape, (size_t)a->rank * sizeof *a->shape) != 0)
+            return 0;
+    }
+    return 1;
+}
+
 /* ---- initial values ---- */
 
 /* Segments of a parameter draw from their own streams, because a Philox stream is bounded (rng.h). */

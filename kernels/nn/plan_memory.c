@@ -163,7 +163,7 @@ static void bind_params(kd_exec *e, kd_pnode *n) {
         kd_frozen_bind(e, n);
         return;
     }
-    float *gradients = (float *)(void *)e->arena[KD_ARENA_PARAM_GRADIENTS];
+    float *gradients = kd_exec_gradients(e);
     for (int k = 0; k < KD_OP_MAX_PARAM; k++) {
         if (n->param[k] < 0)
             continue;
@@ -223,7 +223,7 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
     }
     if (kd_is_frozen(e->p))
         KD_TRY(kd_frozen_plan(e, err));
-    if (e->config.train)
+    if (e->config.train && e->config.gradients == NULL)
         e->bytes[KD_ARENA_PARAM_GRADIENTS] = e->p->trained_total * sizeof(float);
     size_t loss_weights_at = e->bytes[KD_ARENA_ACTIVATIONS];
     e->bytes[KD_ARENA_ACTIVATIONS] += losses * KD_ALIGN_BYTES;

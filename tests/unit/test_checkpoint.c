@@ -17,8 +17,8 @@ static kd_err err;
 static kd_student *make_student(kd_backend *b, const char *name, uint64_t seed) {
     static const kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = BATCH};
     int side = strncmp(name, "dinov2", 6) == 0 ? 28 : SIZE;
-    kd_student_spec spec = {.name = name, .image_h = side, .image_w = side, .batch = BATCH, .seed = seed, .config = &config,
-                            .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}};
+    kd_student_spec spec = {.name = name, .batch = BATCH, .seed = seed, .config = &config, .views = 1,
+                            .view = {{.image_h = side, .image_w = side, .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}}}};
     kd_student *s;
     assert_ok(kd_student_create(&s, b, &spec, &err));
     return s;
@@ -37,8 +37,8 @@ static double take_step(kd_student *s, int step) {
     formula_targets(cls, name, BATCH * WIDTH);
     formula_targets(patch, name, BATCH * GRID * GRID * WIDTH);
     for (int row = 0; row < BATCH; row++) {
-        kd_sample sample = {.pixels = pixels + row * s->image_h * s->image_w * 3, .cls = cls + row * WIDTH, .patch = patch + row * GRID * GRID * WIDTH};
-        assert_ok(kd_student_put(s, s->train, row, &sample, 1, &err));
+        kd_sample sample = {.pixels = pixels + row * s->program[0].view.image_h * s->program[0].view.image_w * 3, .cls = cls + row * WIDTH, .patch = {patch + row * GRID * GRID * WIDTH}};
+        assert_ok(kd_student_put(s, 0, row, &sample, &err));
     }
     assert_ok(kd_step_run(s, 1e-3, 1, &x, &err));
     return x.loss;
@@ -222,7 +222,7 @@ static void an_export_of_a_view_that_is_not_square_is_read_back_as_it_is(void **
     kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1};
     char *folder = unit_folder(), *out = path_in(folder, "vit.safetensors"), *kdt = path_in(folder, "a.kdt");
     kd_student *first, *second;
-    kd_student_spec spec = {.name = "dinov2_w64_d1", .image_h = 28, .image_w = 56, .batch = 1, .seed = 3, .config = &config, .loss = {.width = WIDTH, .cls_weight = 1}};
+    kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .views = 1, .view = {{.image_h = 28, .image_w = 56, .loss = {.width = WIDTH, .cls_weight = 1}}}};
     float want[VALUES], got[VALUES];
     assert_ok(kd_backend_open(&b, "ref", 1, &err));
     assert_ok(kd_student_create(&first, b, &spec, &err));
@@ -243,8 +243,8 @@ static void an_export_of_a_view_that_is_not_square_is_read_back_as_it_is(void **
     assert_ok(kd_params_get(second->params, kd_params_find(second->params, "pos_embed"), got, &err));
     assert_memory_equal(got, want, sizeof got);
     kd_student_destroy(second);
-    spec.image_h = 56; /* 4 x 2: resized */
-    spec.image_w = 28;
+    spec.view[0].image_h = 56; /* 4 x 2: resized */
+    spec.view[0].image_w = 28;
     assert_ok(kd_student_create(&second, b, &spec, &err));
     assert_ok(kd_params_get(second->params, kd_params_find(second->params, "pos_embed"), got, &err));
     assert_memory_equal(got, want, 64 * sizeof *got); /* the class token's */

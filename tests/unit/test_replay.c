@@ -30,7 +30,12 @@ static int drop(void **state) {
 }
 
 static kd_replay_options options(kd_cache *c) {
-    return (kd_replay_options){.cache = c, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .cls = 1, .patch = 1, .layer = 1, .view_memory = 1 << 20, .ahead = 4};
+    kd_replay_options o = {.cache = c, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .layer = 1, .view_memory = 1 << 20, .ahead = 4};
+    assert_ok(kd_replay_target_of(&o.cls, c, KD_FEATURE_CLS, 1, &err));
+    o.patches = kd_recipe_has(kd_cache_recipe(c), KD_FEATURE_PATCH);
+    if (o.patches > 0)
+        assert_ok(kd_replay_target_of(&o.patch[0], c, KD_FEATURE_PATCH, 1, &err));
+    return o;
 }
 
 /* All views in order. */
@@ -56,7 +61,7 @@ static kd_status pass(kd_replay *r, uint8_t *pixels, float *targets, size_t byte
         if (targets != NULL) {
             float *t = targets + i * (1 + TF_ROWS) * TF_WIDTH;
             memcpy(t, s.cls, TF_WIDTH * sizeof *t);
-            memcpy(t + TF_WIDTH, s.patch, TF_ROWS * TF_WIDTH * sizeof *t);
+            memcpy(t + TF_WIDTH, s.patch[0], TF_ROWS * TF_WIDTH * sizeof *t);
         }
         kd_replay_release(r, &s);
     }
@@ -382,9 +387,8 @@ static void a_cache_of_cls_alone_serves_cls_alone(void **state) {
     kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 0, NULL);
     kd_replay_options o = options(c);
     kd_replay *r;
-    assert_int_equal(kd_replay_create(&r, &o, &err), KD_EUSAGE);
+    assert_int_equal(kd_replay_target_of(&o.patch[0], c, KD_FEATURE_PATCH, 1, &err), KD_EUSAGE);
     assert_contains(err.msg, "--patch-weight 0");
-    o.patch = 0;
     assert_ok(kd_replay_create(&r, &o, &err));
     assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);
     kd_replay_destroy(r);

@@ -72,25 +72,27 @@ static kd_train_config config(const char *extra, const char *value) {
 
 /* The targets of the layer that the setup has chosen, against the formula and that layer's statistics. */
 static void expect_targets(const kd_setup *s, uint16_t layer) {
+    kd_replay *replay = s->groups.group[0].replay;
+    kd_cache *cache = s->groups.group[0].cache;
     kd_replay_item items[IMAGES];
     kd_sample sample;
     for (uint32_t i = 0; i < IMAGES; i++)
         items[i] = (kd_replay_item){.image = i, .view = i % VIEWS};
-    assert_ok(kd_replay_begin(s->replay, items, IMAGES, &err));
+    assert_ok(kd_replay_begin(replay, items, IMAGES, &err));
     for (uint32_t i = 0; i < IMAGES; i++) {
-        assert_ok(kd_replay_next(s->replay, &sample, &err));
+        assert_ok(kd_replay_next(replay, &sample, &err));
         for (int f = 0; f < KD_TARGETS; f++) {
-            const float *mean, *got = f == KD_FEATURE_CLS ? sample.cls : sample.patch;
+            const float *mean, *got = f == KD_FEATURE_CLS ? sample.cls : sample.patch[0];
             float x[TF_LARGEST], std;
-            size_t width = (size_t)kd_cache_recipe(s->cache)->width, n = kd_recipe_rows(kd_cache_recipe(s->cache), (kd_feature)f) * width;
-            assert_ok(kd_cache_mean(s->cache, (kd_feature)f, layer, &mean, &std, &err));
-            tf_features(x, &kd_replay_image(s->replay, i)->image, items[i].view, (kd_feature)f, layer, n);
+            size_t width = (size_t)kd_cache_recipe(cache)->width, n = kd_recipe_rows(kd_cache_recipe(cache), (kd_feature)f) * width;
+            assert_ok(kd_cache_mean(cache, (kd_feature)f, layer, &mean, &std, &err));
+            tf_features(x, &kd_replay_image(replay, i)->image, items[i].view, (kd_feature)f, layer, n);
             for (size_t k = 0; k < n; k++)
                 assert_true(fabsf(got[k] - (x[k] - mean[k % width]) / std) < 1e-5f);
         }
-        kd_replay_release(s->replay, &sample);
+        kd_replay_release(replay, &sample);
     }
-    kd_replay_end(s->replay);
+    kd_replay_end(replay);
 }
 
 static void expect_layer(const char *option, const char *value, uint16_t layer) {
@@ -145,6 +147,7 @@ static void caches_without_a_target_are_refused_by_name(void **state) {
     (void)state;
     json_t *j = both_layers();
     json_object_set_new(j, "features", json_pack("[s,s]", "registers", "mean"));
+    json_object_set_new(j, "patch_targets", json_array());
     make(j);
     refused(config(NULL, NULL), KD_EUSAGE, "neither cls nor patch");
     unlink(at("x.kdc"));

@@ -57,6 +57,17 @@ static inline json_t *tf_recipe_json(const char *decoder) {
     return j;
 }
 
+/* Weight of point k of `from` in point p of `to`: bilinear, align_corners = false. */
+static inline double tf_upsampling(int from, int to, int k, int p) {
+    double at = fmin(fmax(0, (p + 0.5) * from / to - 0.5), from - 1);
+    return fmax(0, 1 - fabs(at - k));
+}
+/* Weight of point p of `to` in the mean of cell k of `cells`. */
+static inline double tf_cell(int cells, int to, int k, int p) {
+    int begin = k * to / cells, end = ((k + 1) * to + cells - 1) / cells;
+    return p >= begin && p < end ? 1.0 / (end - begin) : 0;
+}
+
 /* What the teacher "saw": depends on the image's bytes, the view and the layer, and has a mean and a spread that standardising must remove. */
 static inline void tf_features(float *out, const kd_hash128 *id, uint32_t view, kd_feature f, uint16_t layer, size_t n) {
     char name[64], hex[33];
@@ -66,6 +77,30 @@ static inline void tf_features(float *out, const kd_hash128 *id, uint32_t view, 
         out[i] = kd_f16_to_f32(kd_f32_to_f16((float)(3.0 * layer * formula_unit(name, (uint32_t)i) + 1.0 + 0.5 * (double)(i % TF_WIDTH))));
 }
 
+/* A patch target of the grid that the formula gives, before it is stored. Returns |t|^2 of adjoint targets, else 0. */
+static inline double tf_patches(float *out, const kd_recipe *recipe, kd_feature f, const kd_hash128 *id, uint32_t view, uint16_t layer) {
+    kd_target t = kd_recipe_target(recipe, f);
+    float grid[TF_LARGEST];
+    double sum[TF_LARGEST] = {0}, square = 0;
+    size_t width = (size_t)recipe->width, tokens = TF_ROWS, rows = kd_recipe_rows(recipe, f);
+    tf_features(grid, id, view, KD_FEATURE_PATCH, layer, tokens * width);
+    for (size_t p = 0; p < tokens; p++)
+        for (size_t k = 0; k < rows; k++) {
+            double weight = p == k;
+            if (t.kind == KD_TARGET_ADJOINT)
+                weight = tf_upsampling(t.h, TF_GRID_H, (int)k / t.w, (int)p / TF_GRID_W) * tf_upsampling(t.w, TF_GRID_W, (int)k % t.w, (int)p % TF_GRID_W);
+            else if (t.kind == KD_TARGET_POOL)
+                weight = tf_cell(t.h, TF_GRID_H, (int)k / t.w, (int)p / TF_GRID_W) * tf_cell(t.w, TF_GRID_W, (int)k % t.w, (int)p % TF_GRID_W);
+            for (size_t c = 0; c < width; c++)
+                sum[k * width + c] += weight * (double)grid[p * width + c];
+        }
+    for (size_t i = 0; i < tokens * width; i++)
+        square += (double)grid[i] * (double)grid[i];
+    for (size_t i = 0; i < rows * width; i++)
+        out[i] = (float)sum[i];
+    return t.kind == KD_TARGET_ADJOINT ? square : 0;
+}
+
 static inline void tf_record(kd_record_buf *out, const kd_recipe *recipe, const kd_view_entry *v, kd_feature f, uint16_t layer, kd_record_scratch *codec) {
     kd_err err = {0};
     kd_record_head head = kd_recipe_head(recipe, f, &v->image, v->view, layer);
@@ -73,7 +108,10 @@ static inline void tf_record(kd_record_buf *out, const kd_recipe *recipe, const 
     float x[TF_LARGEST];
     uint8_t planes[2 * TF_LARGEST];
     assert_true(values <= TF_LARGEST);
-    tf_features(x, &v->image, v->view, f, layer, values);
+    if (kd_feature_target(f) >= 0)
+        head.square = tf_patches(x, recipe, f, &v->image, v->view, layer);
+    else
+        tf_features(x, &v->image, v->view, f, layer, values);
     for (size_t i = 0; i < values; i++) {
         uint16_t h = kd_f32_to_f16(x[i]);
         planes[i] = (uint8_t)(h >> 8);
@@ -148,8 +186,10 @@ static inline kd_cache *tf_cache_of(json_t *recipe_json, const char *file, const
 /* cls, and with `patches` patch, of the last layer. */
 static inline kd_cache *tf_cache(const char *file, const char *folder, int count, uint32_t views, int patches, const char *decoder) {
     json_t *j = tf_recipe_json(decoder);
-    if (!patches)
+    if (!patches) {
         json_object_set_new(j, "features", json_pack("[s]", "cls"));
+        json_object_set_new(j, "patch_targets", json_array());
+    }
     return tf_cache_of(j, file, folder, count, views);
 }
 
