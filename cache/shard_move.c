@@ -29,7 +29,7 @@ static kd_status write_all(int fd, const uint8_t *bytes, size_t size, const char
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
-            return kd_fail_errno(err, KD_EFAIL, "%s: writing failed", path);
+            return kd_io_write_failed(path, "writing failed", err);
         bytes += n;
         size -= (size_t)n;
     }
@@ -80,20 +80,20 @@ static kd_status copy(const move *m, kd_err *err)
         return kd_fail_errno(err, KD_EFAIL, "%s: can't be opened", m->from);
     unlink(m->moving); /* of an interrupted move, and maybe read-only already */
     out = open(m->moving, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644);
-    status = out >= 0 ? copy_bytes(m, in, out, &sha, err) : kd_fail_errno(err, KD_EFAIL, "%s: can't be created", m->moving);
+    status = out >= 0 ? copy_bytes(m, in, out, &sha, err) : kd_io_write_failed(m->moving, "can't be created", err);
     if (status == KD_OK && memcmp(sha.b, m->manifest.file_sha.b, sizeof sha.b) != 0)
         status = kd_fail(err, KD_EDAMAGED, "%s: its SHA-256 isn't the one in its manifest: it was damaged after it was sealed; remove it with its manifest and run the same command again", m->from);
     if (status == KD_OK && (fsync(out) != 0 || fchmod(out, 0444) != 0))
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be completed", m->moving);
+        status = kd_io_write_failed(m->moving, "can't be completed", err);
     if (out >= 0 && close(out) != 0 && status == KD_OK) /* where NFS reports what it couldn't write */
-        status = kd_fail_errno(err, KD_EFAIL, "%s: can't be completed", m->moving);
+        status = kd_io_write_failed(m->moving, "can't be completed", err);
     close(in);
     if (status != KD_OK && out >= 0)
         unlink(m->moving);
     return status;
 }
 
-/* Killed between the rename and the manifest: `to` holds all the bytes. */
+/* `to` holds all the bytes, but its manifest is gone. */
 static int arrived(const move *m)
 {
     kd_sha256 sha;
@@ -141,13 +141,13 @@ static kd_status run(move *m, kd_err *err)
     if (kd_io_exists(m->to) && kd_io_exists(m->to_manifest)) {
         KD_TRY(compare(m, err));
     } else {
-        if (!arrived(m)) {
+        int there = arrived(m);
+        if (!there)
             KD_TRY(copy(m, err));
-            if (rename(m->moving, m->to) != 0)
-                return kd_fail_errno(err, KD_EFAIL, "%s: can't be renamed to %s", m->moving, m->to);
-        }
+        KD_TRY(copy_manifest(m, err)); /* first: whoever reads the folder meanwhile would take a shard without one for a damaged one */
+        if (!there && rename(m->moving, m->to) != 0)
+            return kd_io_write_failed(m->to, "the moved shard can't be put in its place", err);
         KD_TRY(kd_io_fsync_dir_of(m->to, err));
-        KD_TRY(copy_manifest(m, err));
     }
     if (unlink(m->from_manifest) != 0 || unlink(m->from) != 0) /* in this order no manifest is left alone */
         return kd_fail_errno(err, KD_EFAIL, "%s: moved, but it can't be removed", m->from);

@@ -7,6 +7,9 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
+
+#include "cache/shard_move.h"
 
 enum { READERS = 16, SHARD_IMAGES = 20 };
 
@@ -75,6 +78,7 @@ static kd_status read_for_a_while(int whole_folder, unsigned images, kd_err *err
 
 static void reader(unsigned n)
 {
+    prctl(PR_SET_PDEATHSIG, SIGKILL); /* where the test fails */
     ft_seed += n;
     kd_log_set_level(KD_LOG_ERROR); /* unfinished shards are left out with a warning */
     while (!shared->over) {
@@ -87,12 +91,14 @@ static void reader(unsigned n)
     _exit(0);
 }
 
+/* Every second one is written elsewhere and moved, as with --stage. */
 static void write_shard(unsigned shard)
 {
     kd_recipe r = fx_recipe_full();
-    char path[700];
+    char path[700], final[700];
     kd_writer *w;
-    shard_path(path, shard);
+    shard_path(final, shard);
+    snprintf(path, sizeof path, "%s", shard % 2 ? fx_path("stage/shard.kdc") : final);
     must(kd_writer_open(&w, path, &r, NULL, 0, &fx_err));
     for (unsigned n = 0; n < SHARD_IMAGES * FX_VIEWS; n++) {
         must(fx_add(w, &r, shard * SHARD_IMAGES + n / FX_VIEWS, n % FX_VIEWS, &fx_err));
@@ -102,6 +108,8 @@ static void write_shard(unsigned shard)
     must(kd_writer_seal(w, &fx_err));
     kd_writer_close(w);
     kd_recipe_free(&r);
+    if (shard % 2)
+        must(kd_shard_move(path, final, &fx_err));
     shared->shards++;
 }
 
@@ -113,6 +121,7 @@ static void readers_see_only_finished_shards_and_right_values(void **state)
     (void)state;
     shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     assert_true(shared != MAP_FAILED);
+    assert_int_equal(mkdir(fx_path("stage"), 0700), 0);
     write_shard(0);
     for (unsigned i = 0; i < READERS; i++) {
         child[i] = fork();
@@ -121,7 +130,7 @@ static void readers_see_only_finished_shards_and_right_values(void **state)
             reader(i);
     }
     start = ft_now();
-    for (unsigned s = 1; ft_now() - start < seconds; s++) {
+    for (unsigned s = 1; s < 6 || ft_now() - start < seconds; s++) {
         write_shard(s);
         sleep_for(seconds / 200); /* so that a folder doesn't hold thousands of shards in the end */
     }
@@ -130,7 +139,8 @@ static void readers_see_only_finished_shards_and_right_values(void **state)
         assert_int_equal(waitpid(child[i], &status, 0), child[i]);
         assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
     }
-    print_message("%d readers for %.0f s beside a writer of %u shards: %llu records read, %llu wrong; %llu times opened, %llu failures%s%s\n", (int)READERS, seconds, shared->shards,
+    assert_int_equal(rmdir(fx_path("stage")), 0);
+    print_message("%d readers for %.1f s beside a writer of %u shards, half of them moved there: %llu records read, %llu wrong; %llu times opened, %llu failures%s%s\n", (int)READERS, ft_now() - start, shared->shards,
                   shared->records, shared->wrong, shared->openings, shared->failures, shared->failures ? ": " : "", shared->said);
     assert_int_equal(shared->wrong + shared->failures, 0);
     assert_true(shared->records > 1000 && shared->openings > READERS && shared->shards > 3);
