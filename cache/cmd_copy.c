@@ -14,6 +14,7 @@
 static const kd_option merge_table[] = {
     {"FILE.kdc|DIR", KD_OPT_STRINGS, offsetof(kd_cache_config, files), "FILE.kdc|DIR", NULL, 0, 0, KD_OPT_REQUIRED | KD_OPT_POSITIONAL, "sealed caches, or folders of shards, of equal identity"},
     KD_OPTION_STRING(kd_cache_config, out, "out", "X.kdc", NULL, KD_OPT_REQUIRED, "file to write"),
+    KD_CACHE_FORCE,
     KD_OPTION_END,
 };
 const kd_program kd_cache_merge_program = {
@@ -29,6 +30,7 @@ static const kd_option split_table[] = {
     KD_OPTION_STRING(kd_cache_config, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "folder to write; it is made"),
     KD_OPTION_INT(kd_cache_config, shards, "shards", "N", "0", 0, KD_COPY_MAX_SHARDS, "so many shards of about equally many views"),
     KD_CACHE_SHARD_SIZE(NULL),
+    KD_CACHE_FORCE,
     KD_OPTION_END,
 };
 const kd_program kd_cache_split_program = {
@@ -44,6 +46,7 @@ static const kd_option compact_table[] = {
     KD_OPTION_STRING(kd_cache_config, out, "out", "X.kdc|DIR", NULL, KD_OPT_REQUIRED, "file or folder of shards to write"),
     KD_CACHE_SHARD_SIZE("32GB"),
     KD_CACHE_ZSTD_LEVEL("compress every record anew at this zstd level; 0: take the frames over"),
+    KD_CACHE_FORCE,
     KD_OPTION_END,
 };
 const kd_program kd_cache_compact_program = {
@@ -67,6 +70,7 @@ static const kd_option extract_table[] = {
     KD_OPTION_CHOICE(kd_cache_config, store, "store", "f16|bf16|i8", NULL, "element type; another one than the cache's rounds the numbers again; default: as they are"),
     KD_CACHE_SHARD_SIZE("32GB"),
     KD_CACHE_ZSTD_LEVEL("compress every record anew at this zstd level; 0: take frames over, and compress what is encoded anew at level 1"),
+    KD_CACHE_FORCE,
     KD_OPTION_END,
 };
 const kd_program kd_cache_extract_program = {
@@ -114,7 +118,8 @@ static kd_status copy_chosen(const kd_cache_config *config, const kd_derive_opti
 /* What only extract has is empty in the others. */
 static kd_status run(const kd_cache_config *config, kd_err *err)
 {
-    kd_copy_job job = {.out = config->out, .zstd_level = (int)config->zstd_level, .shard_size = config->shard_size, .shards = (uint32_t)config->shards, .command = config->command};
+    kd_copy_job job = {.out = config->out, .zstd_level = (int)config->zstd_level, .shard_size = config->shard_size, .shards = (uint32_t)config->shards, .force = config->force,
+                       .command = config->command};
     kd_derive_options derive = {.features = config->features, .targets = config->patch_target, .layers = config->layers, .dtype = config->store};
     uint8_t *chosen = NULL;
     kd_status status;

@@ -10,6 +10,7 @@ static const kd_option table[] = {
      "damaged cache, or folder of shards, all of which go into one; give a damaged shard alone to leave the others as they are"},
     KD_OPTION_FLAG(kd_cache_config, drop_bad, "drop-bad", "write --out; without it, only say what would be dropped"),
     KD_OPTION_STRING(kd_cache_config, out, "out", "REPAIRED.kdc", NULL, 0, "file to write; the views that are lost are listed in REPAIRED.kdc.missing.txt"),
+    KD_CACHE_FORCE,
     KD_OPTION_END,
 };
 const kd_program kd_cache_repair_program = {
@@ -63,7 +64,8 @@ static void summary(const kd_cache_config *config, const kd_repair_result *r)
 
 kd_status kd_cache_repair_run(const kd_cache_config *config, kd_err *err)
 {
-    kd_repair_job job = {.paths = config->files.item, .count = config->files.count, .out = config->drop_bad ? config->out : NULL, .command = config->command, .report = report,
+    kd_repair_job job = {.paths = config->files.item, .count = config->files.count, .out = config->drop_bad ? config->out : NULL, .force = config->force, .command = config->command,
+                         .report = report,
                          .ctx = (void *)(uintptr_t)config};
     kd_repair_result r;
     if (!config->drop_bad != !config->out)

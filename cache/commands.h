@@ -11,7 +11,7 @@ typedef struct kd_cache_config {
     const char *images, *id, *out, *grid, *exif, *read_data, *features, *views, *layers, *patch_target, *store;
     int64_t view, threads, short_side, quality, max_pixels, shards, zstd_level;
     uint64_t shard_size;
-    int null, json, all, drop_bad;
+    int null, json, all, drop_bad, force;
     const char *command; /* the command line, without the folders of its files: for provenance */
 } kd_cache_config;
 
@@ -39,6 +39,7 @@ kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_er
 #define KD_CACHE_NULL KD_OPTION_FLAG(kd_cache_config, null, "null", "the list's paths end in NUL instead of newline (find -print0)")
 #define KD_CACHE_VIEW KD_OPTION_INT(kd_cache_config, view, "view", "V", "0", 0, 4294967294.0, "view of the image, counted from 0")
 #define KD_CACHE_SHARD_SIZE(dflt) KD_OPTION_SIZE(kd_cache_config, shard_size, "shard-size", dflt, "bytes of records in a shard of a folder; a shard ends behind the image that reaches them")
+#define KD_CACHE_FORCE KD_OPTION_FLAG(kd_cache_config, force, "force", "write on a network file system")
 #define KD_CACHE_ZSTD_LEVEL(h) KD_OPTION_INT(kd_cache_config, zstd_level, "zstd-level", "L", "0", 0, 19, h)
 
 kd_list_format kd_cache_list_format(const kd_cache_config *config); /* of --images */

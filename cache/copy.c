@@ -6,12 +6,14 @@
 #include <sys/stat.h>
 
 #include "cache/parent.h"
+#include "cache/place.h"
 #include "common/base/io.h"
-#include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
 #include "common/base/threads.h"
 #include "common/tensor/encode.h"
+
+enum { AHEAD = 8 }; /* images */
 
 typedef struct copy {
     const kd_copy_job *job;
@@ -228,12 +230,27 @@ static kd_status check_partial(const copy *c, size_t at, kd_err *err)
     return ours == kd_writer_view_count(c->writer) ? KD_OK : foreign(c, "is unfinished (its .partial is there) and holds", err);
 }
 
+/* The records of an image further on, so that the disk reads while this one is written: maps are read without the kernel's own read-ahead. */
+static kd_status ask_ahead(copy *c, size_t at, kd_err *err)
+{
+    const kd_image_entry *e = at < c->images ? kd_cache_image(c->job->cache, c->image[at]) : NULL;
+    for (uint32_t v = 0; e && v < e->views; v++) {
+        for (int i = 0; i < KD_FEATURES * c->to->layers && kd_view_ranges_have(&c->job->views, kd_image_view(e, v)); i++) {
+            kd_feature f = (kd_feature)(i / c->to->layers);
+            if (kd_recipe_has(c->to, f))
+                KD_TRY(kd_reader_will_need(c->reader, c->job->derived->origin[f].from, &e->image, kd_image_view(e, v), c->to->layer[i % c->to->layers], err));
+        }
+    }
+    return KD_OK;
+}
+
 static kd_status fill_shard(copy *c, size_t *at, size_t shard, kd_err *err)
 {
     KD_TRY(check_partial(c, *at, err));
-    do
+    do {
+        KD_TRY(ask_ahead(c, *at + AHEAD, err));
         KD_TRY(copy_image(c, kd_cache_image(c->job->cache, c->image[(*at)++]), err));
-    while (*at < c->images && !shard_is_full(c, *at, shard));
+    } while (*at < c->images && !shard_is_full(c, *at, shard));
     return kd_writer_seal(c->writer, err);
 }
 
@@ -315,8 +332,7 @@ static kd_status check_folder(const copy *c, kd_err *err)
 
 static kd_status check_out(const copy *c, kd_err *err)
 {
-    if (c->job->out[0] == 0)
-        return kd_fail(err, KD_EUSAGE, "--out is empty; name a file X.kdc or a folder");
+    KD_TRY(kd_place_check(c->job->out, c->job->force, err));
     for (size_t i = 0; i < kd_cache_shards(c->job->cache); i++) {
         const char *source = kd_cache_shard_path(c->job->cache, i), *slash = strrchr(source, '/');
         char *folder = slash ? kd_asprintf("%.*s", (int)(slash - source + 1), source) : kd_strdup(".");
@@ -373,18 +389,13 @@ static uint64_t already_there(const copy *c)
 /* The shard that is being sealed is there twice for a while. */
 static kd_status check_space(const copy *c, kd_err *err)
 {
-    uint64_t largest = c->expected, need, room, there = already_there(c);
-    char need_text[32], room_text[32];
+    uint64_t largest = c->expected, need, there = already_there(c);
     if (c->folder && c->job->shards > 0)
         largest = c->expected / c->job->shards;
     else if (c->folder && c->job->shard_size > 0 && c->job->shard_size < largest)
         largest = c->job->shard_size;
     need = c->expected + largest > there ? c->expected + largest - there : 0;
-    KD_TRY(kd_io_free_bytes(c->job->out, &room, err));
-    if (need <= room / 5 * 4)
-        return KD_OK;
-    return kd_fail(err, KD_ENOSPACE, "%s: writing and sealing needs about %s and %s are free (at most 80%% is used); put --out on a larger disk%s", c->job->out,
-                   kd_io_size_text(need, need_text, sizeof need_text), kd_io_size_text(room, room_text, sizeof room_text), c->folder ? ", or give a smaller --shard-size" : "");
+    return kd_place_check_room(c->job->out, need, c->folder ? ", or give a smaller --shard-size" : "", err);
 }
 
 static kd_status describe_parent(copy *c, kd_err *err)

@@ -19,6 +19,7 @@ typedef struct kd_copy_job {
     const char *out;            /* X.kdc, or a folder, in which shard-00000.kdc .. are written */
     uint64_t shard_size;        /* folder: bytes of records in a shard, more by one image at most; 0: no limit */
     uint32_t shards;            /* folder: so many shards of about equally many views; 0: as shard_size says */
+    int force;                  /* write on a network file system all the same */
     const char *command;        /* for the provenance */
 } kd_copy_job;
 
@@ -33,7 +34,7 @@ typedef struct kd_copy_result {
 /* 1: out is a folder: it exists as one, ends in a slash or lacks the suffix .kdc. */
 int kd_copy_to_folder(const char *out);
 
-/* Nothing is started (KD_ENOSPACE) where the file system lacks room for the result and its sealing. KD_EUSAGE: nothing to copy; out is one of the sources or holds other shards. KD_EMISMATCH:
+/* Nothing is started (KD_ENOSPACE) where the file system lacks room for the result and its sealing. KD_EUSAGE: nothing to copy; out is one of the sources, holds other shards or is on a network. KD_EMISMATCH:
  * out, finished or not, belongs to another recipe, which is named, or to another choice of views. KD_EDAMAGED: a record fails a check; nothing is sealed. KD_ENONFINITE: a value that the new
  * element type can't hold. KD_ESIGINT, KD_ESIGTERM: what was copied is kept. Otherwise as kd_writer_open. */
 kd_status kd_cache_copy(const kd_copy_job *job, kd_copy_result *result, kd_err *err);

@@ -9,11 +9,11 @@
 #include "cache/entry.h"
 #include "cache/manifest.h"
 #include "cache/parent.h"
+#include "cache/place.h"
 #include "cache/salvage.h"
 #include "cache/store_internal.h"
 #include "cache/validate.h"
 #include "common/base/io.h"
-#include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
 #include "common/base/threads.h"
@@ -332,15 +332,10 @@ static kd_status already_there(const repair *r, kd_err *err)
 
 static kd_status check_space(const repair *r, kd_err *err)
 {
-    uint64_t need = 0, room;
-    char need_text[32], room_text[32];
+    uint64_t need = 0;
     for (size_t i = 0; i < r->sources; i++)
         need += 2 * r->source[i].file.map.size; /* the partial file and the sealed copy */
-    KD_TRY(kd_io_free_bytes(r->job->out, &room, err));
-    if (need <= room / 5 * 4)
-        return KD_OK;
-    return kd_fail(err, KD_ENOSPACE, "%s: writing and sealing needs about %s and %s are free (at most 80%% is used); put --out on a larger disk", r->job->out,
-                   kd_io_size_text(need, need_text, sizeof need_text), kd_io_size_text(room, room_text, sizeof room_text));
+    return kd_place_check_room(r->job->out, need, "", err);
 }
 
 /* Begun with the first view that it is to hold: where nothing can be saved, nothing is left behind. */
@@ -670,6 +665,8 @@ static kd_status make_buffers(repair *r, kd_err *err)
 
 static kd_status run(repair *r, kd_err *err)
 {
+    if (r->job->out)
+        KD_TRY(kd_place_check(r->job->out, r->job->force, err));
     KD_TRY(list_sources(r, err));
     KD_TRY(read_sources(r, err));
     KD_TRY(make_buffers(r, err));

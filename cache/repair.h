@@ -11,6 +11,7 @@ typedef struct kd_repair_job {
     const char *const *paths; /* sealed files, or folders of them, damaged or not */
     size_t count;
     const char *out;          /* REPAIRED.kdc; NULL: only count */
+    int force;                /* write on a network file system all the same */
     const char *command;      /* for the provenance */
     void (*report)(void *ctx, const char *sentence); /* the first 100 problems */
     void *ctx;
@@ -27,7 +28,7 @@ typedef struct kd_repair_result {
 
 /* Reads every byte. With out: writes and seals it (KD_ENOSPACE before the start where there is no room), and the list for kd-precompute --fill, whose lines are "ID VIEW[-VIEW] PATH"; a path that
  * isn't known is "?", one that a line can't hold is given as its hash. KD_EDAMAGED: no recipe is left, or no sound view to write. KD_EMISMATCH: files of different recipes.
- * KD_EUSAGE: out is there already. KD_ESIGINT, KD_ESIGTERM. KD_OK also when much is lost: see the result. */
+ * KD_EUSAGE: out is there already, or on a network. KD_ESIGINT, KD_ESIGTERM. KD_OK also when much is lost: see the result. */
 kd_status kd_cache_repair(const kd_repair_job *job, kd_repair_result *result, kd_err *err);
 
 #endif
