@@ -398,13 +398,26 @@ static kd_status check_space(const copy *c, kd_err *err)
     return kd_place_check_room(c->job->out, need, c->folder ? ", or give a smaller --shard-size" : "", err);
 }
 
+/* One file has its digest in its manifest; that of several together is read from their headers. */
+static kd_status parent_digest(const copy *c, kd_sha256 *digest, kd_err *err)
+{
+    const json_t *content = json_object_get(kd_cache_shard_manifest(c->job->cache, 0), "content");
+    const char *hex;
+    if (kd_cache_shards(c->job->cache) > 1)
+        return kd_cache_digest(c->job->cache, digest, err);
+    KD_TRY(kd_json_get_string(content, "digest", kd_cache_shard_path(c->job->cache, 0), &hex, err));
+    if (kd_unhex(digest->b, hex, sizeof digest->b) != 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: its manifest's digest is \"%s\"; copy both files again from where they came", kd_cache_shard_path(c->job->cache, 0), hex);
+    return KD_OK;
+}
+
 static kd_status describe_parent(copy *c, kd_err *err)
 {
     size_t n = kd_cache_shards(c->job->cache);
     const json_t **manifests;
     kd_sha256 digest;
     kd_status status;
-    KD_TRY(kd_cache_digest(c->job->cache, &digest, err));
+    KD_TRY(parent_digest(c, &digest, err));
     KD_TRY(kd_alloc_array(&manifests, n, sizeof *manifests, err));
     for (size_t i = 0; i < n; i++)
         manifests[i] = kd_cache_shard_manifest(c->job->cache, i);
