@@ -12,14 +12,17 @@ static const struct command {
     {"info", &kd_cache_info_program, kd_cache_info_run},    {"list", &kd_cache_list_program, kd_cache_list_run},
     {"check", &kd_cache_check_program, kd_cache_check_run}, {"dump", &kd_cache_dump_program, kd_cache_dump_run},
     {"view", &kd_cache_view_program, kd_cache_view_run},    {"prepare", &kd_cache_prepare_program, kd_cache_prepare_run},
+    {"merge", &kd_cache_merge_program, kd_cache_merge_run}, {"split", &kd_cache_split_program, kd_cache_split_run},
+    {"compact", &kd_cache_compact_program, kd_cache_compact_run}, {"extract", &kd_cache_extract_program, kd_cache_extract_run},
+    {"repair", &kd_cache_repair_program, kd_cache_repair_run},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
-static const char exit_codes[] = "Exit codes: 0 ok; 1 failure; 2 usage; 3 done, but images are missing or were skipped; 10 cache not found; 12 cache damaged; 13 a replayed view differs.\n";
+static const char exit_codes[] = "Exit codes: 0 ok; 1 failure; 2 usage; 3 done, but images are missing or were skipped; 10 cache not found; 12 cache damaged; 13 a replayed view differs, or caches don't belong together; 14 no space.\n";
 
 static void print_commands(FILE *out)
 {
-    fprintf(out, "usage: kd-cache COMMAND [FILE.kdc|DIR] [options]\n\nLooks into feature caches: what made them, what they hold, whether they can be trusted; and prepares images for making them.\n\ncommands:\n");
+    fprintf(out, "usage: kd-cache COMMAND [FILE.kdc|DIR] [options]\n\nLooks into feature caches: what made them, what they hold, whether they can be trusted; makes caches from caches; and prepares images for making them.\n\ncommands:\n");
     for (int i = 0; i < COMMANDS; i++)
         fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].program->summary);
     fprintf(out, "\nkd-cache COMMAND --help explains each.\n\n%s", exit_codes);
@@ -65,6 +68,22 @@ static kd_status before_command(const char *word)
     return KD_DONE;
 }
 
+/* Files are named without their folders: a cache is handed on, and where its parents lay is nobody's business. */
+static kd_status command_text(const char **text, int argc, char **argv, kd_arena *arena, kd_err *err)
+{
+    char *all = kd_arena_strdup(arena, "kd-cache");
+    for (int i = 1; i < argc && all; i++) {
+        const char *equals = strncmp(argv[i], "--", 2) == 0 ? strchr(argv[i], '=') : NULL, *value = equals ? equals + 1 : argv[i], *end = value + strlen(value), *name;
+        while (end > value && end[-1] == '/')
+            end--;
+        for (name = end; name > value && name[-1] != '/';)
+            name--;
+        all = kd_arena_printf(arena, "%s %.*s%.*s", all, (int)(value - argv[i]), argv[i], (int)(end - name), name);
+    }
+    *text = all;
+    return all ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory");
+}
+
 kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err)
 {
     const char *names[COMMANDS], *near;
@@ -78,6 +97,7 @@ kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_er
             continue;
         KD_TRY(kd_options_parse(commands[i].program, &c, argc - 1, argv + 1, json, arena, err));
         c.json = *json;
+        KD_TRY(command_text(&c.command, argc, argv, arena, err));
         kd_signals_catch();
         return commands[i].run(&c, err);
     }

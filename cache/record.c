@@ -163,6 +163,31 @@ kd_status kd_record_encode(kd_record_buf *out, const kd_record_head *head, const
     return KD_OK;
 }
 
+int kd_record_locate(kd_record_place *p, const uint8_t *bytes)
+{
+    uint64_t packed = kd_get_le(bytes + PACKED_AT, 8);
+    if (memcmp(bytes, magic, sizeof magic) != 0 || bytes[FEATURE_AT] >= KD_FEATURES || packed > UINT64_MAX - KD_RECORD_HEADER_BYTES)
+        return 0;
+    p->feature = (kd_feature)bytes[FEATURE_AT];
+    kd_key_decode(&p->key, bytes + KEY_AT);
+    p->size = KD_RECORD_HEADER_BYTES + packed;
+    return 1;
+}
+
+kd_status kd_record_readdress(kd_record_buf *out, const uint8_t *bytes, size_t size, kd_feature feature, const uint8_t identity[8], kd_err *err)
+{
+    kd_hash128 h;
+    KD_ASSERT(size >= KD_RECORD_HEADER_BYTES);
+    KD_TRY(reserve(&out->bytes, &out->cap, size, err));
+    memcpy(out->bytes, bytes, size);
+    out->bytes[FEATURE_AT] = (uint8_t)feature;
+    memcpy(out->bytes + IDENTITY_AT, identity, 8);
+    h = record_hash(out->bytes, size - KD_RECORD_HEADER_BYTES);
+    memcpy(out->bytes + HASH_AT, h.b, sizeof h.b);
+    out->size = size;
+    return KD_OK;
+}
+
 /* What the bytes claim to be, before they are believed: only sizes that keep the following checks inside the buffer. */
 static kd_status check_frame(const uint8_t *b, size_t size, kd_err *err)
 {

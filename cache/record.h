@@ -83,6 +83,18 @@ kd_status kd_record_unpack(const uint8_t **payload, const uint8_t *bytes, size_t
 /* The same, as rows*width f32. */
 kd_status kd_record_decode(float *out, const uint8_t *bytes, size_t size, kd_record_head *expect, kd_record_scratch *scratch, kd_err *err);
 
+/* What KD_RECORD_HEADER_BYTES bytes say about the record that they begin, to be proven by kd_record_check: for finding records whose index is lost. 0: they begin none. */
+typedef struct kd_record_place {
+    kd_feature feature;
+    kd_key key;
+    uint64_t size; /* header and frame */
+} kd_record_place;
+int kd_record_locate(kd_record_place *p, const uint8_t *bytes);
+
+/* A copy of a record for another recipe, or as another feature (the parent's patch2 may be patch in a cache that was made from it): the frame and all else in the header stay, the checksum is
+ * made anew. bytes: a record that passed kd_record_check. out is grown as needed. */
+kd_status kd_record_readdress(kd_record_buf *out, const uint8_t *bytes, size_t size, kd_feature feature, const uint8_t identity[8], kd_err *err);
+
 /* What of a record's header counts as content (digest.h): everything but the format version, the size of the frame, the fidelity and the checksum that covers them. bytes: a record's header. */
 enum { KD_RECORD_CONTENT_BYTES = 112 };
 void kd_record_content(uint8_t out[KD_RECORD_CONTENT_BYTES], const uint8_t *bytes);

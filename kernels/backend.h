@@ -20,7 +20,7 @@
 #define KD_KERNELS_BACKEND_H
 
 #include "common/base/err.h"
-#include "kernels/encode.h"
+#include "common/tensor/encode.h"
 #include "kernels/ops.h"
 
 enum { KD_BACKEND_ABI = 3 };
@@ -70,7 +70,7 @@ typedef struct kd_backend_table {
     /* One AdamW step with gradient *scale * g. When *scale is NaN nothing is changed. */
     kd_status (*adamw)(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
 
-    /* Target encoding for storage (kernels/encode.h): x = `records` grids of f32 tokens -> kd_encode_bytes(spec) bytes and one kd_encode_stats each, all on the device. scratch:
+    /* Target encoding for storage (common/tensor/encode.h): x = `records` grids of f32 tokens -> kd_encode_bytes(spec) bytes and one kd_encode_stats each, all on the device. scratch:
      * kd_encode_scratch_bytes(spec, records), 64-byte aligned; nothing is allocated. */
     kd_status (*encode)(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err);
 } kd_backend_table;

@@ -81,9 +81,9 @@ static inline int fx_drop_dir(void **state)
 }
 static inline const char *fx_path(const char *name)
 {
-    static char path[4][512];
+    static char path[64][512];
     static int next;
-    next = (next + 1) % 4;
+    next = (next + 1) % 64;
     snprintf(path[next], sizeof path[next], "%s/%s", fx_dir, name);
     return path[next];
 }

@@ -1,4 +1,4 @@
-/* Target encoding (kernels/encode.h), record by record on the threads, token by token within: a token stays in the first cache through reduction, rotation, rounding and statistics. */
+/* Target encoding (common/tensor/encode.h), record by record on the threads, token by token within: a token stays in the first cache through reduction, rotation, rounding and statistics. */
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"

@@ -23,7 +23,7 @@ check "help goes to stdout with status 0" says 0 "usage: kd-cache COMMAND" "$kd"
 check "each command has help" eval 'for x in info list check dump view; do says 0 "usage: kd-cache $x" "$kd" $x --help || exit 1; done'
 check "no command is a usage error" says 2 "no command given" "$kd"
 check "an unknown command suggests the nearest" says 2 "did you mean check" "$kd" chekc
-check "commands of later versions are not pretended" says 2 "unknown command merge" "$kd" merge
+check "commands of later versions are not pretended" says 2 "unknown command serve" "$kd" serve
 check "an unknown option suggests the nearest" says 2 "--threads" "$kd" check "$c" --thread 2
 check "the page and the completion are printed" eval 'says 0 ".SH NAME" "$kd" --man && says 0 "complete -o filenames" "$kd" --completion && bash -n "$work/out"'
 

@@ -1,4 +1,4 @@
-"""Writes encode.safetensors: what PyTorch makes of the reductions and element types in which teacher tokens are stored (common/tensor/target.h, kernels/encode.h).
+"""Writes encode.safetensors: what PyTorch makes of the reductions and element types in which teacher tokens are stored (common/tensor/target.h, common/tensor/encode.h).
 
     python3 tests/golden/ops/make_encode.py        (from the repository's root; about 2 s)
 

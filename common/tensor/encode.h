@@ -1,11 +1,11 @@
-/* Encode: what is stored of a teacher's tokens. The contract of the backend table's `encode`, and what the backends share of its arithmetic.
+/* Encode: what is stored of a teacher's tokens: the contract that the kernels' encode op fulfils, the arithmetic that its backends share, and the plain implementation of it.
  *
- * Between the teacher's output and the cache's record: `records` grids of grid_h x grid_w tokens of `width` f32 values are reduced as common/tensor/target.h says (full, pool,
- * adjoint), then stored as f16, bf16 or i8. Decoding is the cache's reader, which needs no backend.
+ * Between the teacher's output and the cache's record: grids of grid_h x grid_w tokens of `width` f32 values are reduced as target.h says (full, pool, adjoint), then stored as f16, bf16
+ * or i8. Decoding is the cache's reader. Used by the backends (kernels/ref calls the plain implementation; the others give the same bytes) and by kd-cache, which makes caches from caches.
  *
  *     kd_encode_spec s = {.target = {KD_TARGET_ADJOINT, 7, 7}, .grid_h = 16, .grid_w = 16, .width = 384, .dtype = KD_I8};
- *     scratch = ...kd_encode_scratch_bytes(&s, records) bytes on the device...
- *     b->v->encode(b, payload, stats, tokens, records, &s, scratch, err);      // kd_encode_bytes(&s) per record
+ *     kd_encode_plan plan = kd_encode_plan_make(&s, scratch);                  // kd_encode_scratch_bytes(&s, 1) bytes
+ *     kd_encode_record(payload, &stats, tokens, &s, &plan);                    // kd_encode_bytes(&s) bytes
  *
  * Arithmetic, the same in every backend, so that equal inputs give equal payloads:
  *   reduction  y[k,l] = sum over the grid's rows i (wy[k,i] * (sum over its columns j (wx[l,j] * t[i,j]))), for pool divided by the number of tokens: in f64, i and j ascending from the
@@ -15,8 +15,8 @@
  *              kd_hadamard_norm. scale = max |v| / 127; q = v / scale rounded to the nearest integer (ties to even) within +-127; scale 0: q = 0. Payload: scales, then q.
  *              A token with bad values (below) is stored as zeros.
  * This header compiles as C11 and under nvcc. Thread rule: pure functions. */
-#ifndef KD_KERNELS_ENCODE_H
-#define KD_KERNELS_ENCODE_H
+#ifndef KD_COMMON_TENSOR_ENCODE_H
+#define KD_COMMON_TENSOR_ENCODE_H
 
 #include "common/tensor/target.h"
 
@@ -42,7 +42,7 @@ void kd_encode_check(const kd_encode_spec *s);
 /* Tokens of a record after the reduction, and bytes of its payload. */
 size_t kd_encode_rows(const kd_encode_spec *s);
 size_t kd_encode_bytes(const kd_encode_spec *s);
-/* Device memory for one call, 64-byte aligned. */
+/* Memory for one call (of a backend: on its device), 64-byte aligned. */
 size_t kd_encode_scratch_bytes(const kd_encode_spec *s, size_t records);
 /* 65504 in f16, the largest bf16, and 1e30 in i8, where sums of a block must stay finite. */
 float kd_encode_limit(kd_dtype dtype);
@@ -70,5 +70,10 @@ typedef struct kd_encode_plan {
     size_t stride;
 } kd_encode_plan;
 kd_encode_plan kd_encode_plan_make(const kd_encode_spec *s, void *scratch);
+
+/* ---- the plain implementation ---- */
+
+/* One record: tokens [grid_h * grid_w, width] -> payload, kd_encode_bytes(s). Token by token in the plan's first two tokens of floats. A record with bad values (stats->bad) isn't to be stored. */
+void kd_encode_record(uint8_t *payload, kd_encode_stats *stats, const float *tokens, const kd_encode_spec *s, const kd_encode_plan *plan);
 
 #endif

@@ -1,0 +1,129 @@
+#include "cache/image_list.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/io.h"
+#include "common/base/mem.h"
+
+enum { MAX_LIST_BYTES = 1 << 30, HEX = 2 * KD_IMAGE_KEY_BYTES };
+
+/* An image's path and where it is in the cache. */
+typedef struct place {
+    const char *rel;
+    size_t index;
+} place;
+
+typedef struct search {
+    const kd_cache *cache;
+    const char *file;
+    place *by_path; /* sorted; made when the first path is looked for */
+    uint8_t *chosen;
+    size_t named;
+} search;
+
+static int compare_places(const void *a, const void *b)
+{
+    return strcmp(((const place *)a)->rel, ((const place *)b)->rel);
+}
+
+static kd_status sort_paths(search *s, kd_err *err)
+{
+    size_t n = kd_cache_images(s->cache);
+    if (s->by_path)
+        return KD_OK;
+    KD_TRY(kd_alloc_array(&s->by_path, n, sizeof *s->by_path, err));
+    for (size_t i = 0; i < n; i++)
+        s->by_path[i] = (place){kd_cache_image(s->cache, i)->rel, i};
+    qsort(s->by_path, n, sizeof *s->by_path, compare_places);
+    return KD_OK;
+}
+
+/* All images of this path: in two shards it may be that of two pictures. */
+static size_t choose_path(search *s, const char *rel)
+{
+    size_t n = kd_cache_images(s->cache), lo = 0, hi = n, found = 0;
+    while (lo < hi) {
+        size_t mid = lo + (hi - lo) / 2;
+        if (strcmp(s->by_path[mid].rel, rel) < 0)
+            lo = mid + 1;
+        else
+            hi = mid;
+    }
+    for (; lo < n && strcmp(s->by_path[lo].rel, rel) == 0; lo++, found++)
+        s->chosen[s->by_path[lo].index] = 1;
+    return found;
+}
+
+static size_t choose_id(search *s, const char *text)
+{
+    const kd_image_entry *e;
+    kd_hash128 id;
+    if (strlen(text) != HEX || kd_unhex(id.b, text, sizeof id.b) != 0)
+        return 0;
+    e = kd_cache_find_image(s->cache, &id);
+    if (e)
+        s->chosen[e - kd_cache_image(s->cache, 0)] = 1;
+    return e != NULL;
+}
+
+static kd_status choose_line(search *s, const char *text, size_t line, kd_err *err)
+{
+    char hidden[8 + HEX + 1];
+    kd_hash128 h = kd_xxh128(text, strlen(text));
+    size_t found = choose_id(s, text);
+    if (!found)
+        KD_TRY(sort_paths(s, err));
+    if (!found)
+        found = choose_path(s, text);
+    if (!found) {
+        memcpy(hidden, "xxh128:", 7);
+        kd_hex(hidden + 7, h.b, sizeof h.b);
+        found = choose_path(s, hidden);
+    }
+    if (!found)
+        return kd_fail(err, KD_ENOTFOUND, "%s: entry %zu, \"%.200s\", is neither the id nor the path of an image of %s; `kd-cache list %s` prints those that it has", s->file, line, text,
+                       kd_cache_shard_path(s->cache, 0), kd_cache_shard_path(s->cache, 0));
+    s->named++;
+    return KD_OK;
+}
+
+/* text: size bytes and a NUL behind them. */
+static kd_status choose_lines(search *s, char *text, size_t size, int nul, kd_err *err)
+{
+    size_t line = 0;
+    if (!nul && memchr(text, 0, size))
+        return kd_fail(err, KD_EUSAGE, "%s: holds a NUL byte; a list whose entries end in NUL is read with --null", s->file);
+    for (char *p = text, *end; p < text + size; p = end + 1) {
+        end = memchr(p, nul ? 0 : '\n', (size_t)(text + size - p));
+        end = end ? end : text + size;
+        *end = 0;
+        line++;
+        if (!nul && end > p && end[-1] == '\r')
+            end[-1] = 0;
+        if (*p)
+            KD_TRY(choose_line(s, p, line, err));
+    }
+    return s->named ? KD_OK : kd_fail(err, KD_EUSAGE, "%s: names no image", s->file);
+}
+
+kd_status kd_image_list_read(uint8_t **chosen, const kd_cache *c, const char *path, int nul, kd_err *err)
+{
+    search s = {.cache = c, .file = path};
+    uint8_t *text = NULL;
+    size_t size;
+    kd_status status;
+    *chosen = NULL;
+    KD_TRY(kd_io_read_all(path, MAX_LIST_BYTES, &text, &size, err));
+    status = kd_alloc_array(&s.chosen, kd_cache_images(c), 1, err);
+    if (status == KD_OK)
+        status = choose_lines(&s, (char *)text, size, nul, err);
+    kd_free(text);
+    kd_free(s.by_path);
+    if (status != KD_OK) {
+        kd_free(s.chosen);
+        return status;
+    }
+    *chosen = s.chosen;
+    return KD_OK;
+}
