@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/base/io.h"
+#include "common/image/augment.h"
 
 /* Whom a step is for. */
 typedef enum serves { EVERYBODY, NAMED_STUDENTS, NOBODY_NAMED } serves;
@@ -199,10 +200,18 @@ const char *kd_budget_reason(const kd_budget_choice *c, const kd_budget_ask *ask
     return buf;
 }
 
-kd_status kd_for_parse(kd_map_size map[KD_FOR_MAX], int *count, const char *text, int height, int width, kd_err *err)
+kd_status kd_for_parse(kd_map_size map[KD_FOR_MAX], int *count, const char *text, const char *student_size, int height, int width, kd_err *err)
 {
     char name[64];
+    int h, w;
     *count = 0;
+    KD_TRY(kd_image_size_parse(student_size, "--student-size", &h, &w, err));
+    if (h > height || w > width)
+        return kd_fail(err, KD_EUSAGE, "--student-size %s: the views are %d x %d pixels, and students see them as large or smaller", student_size, height, width);
+    if (h > 0) {
+        height = h;
+        width = w;
+    }
     for (const char *at = text;; at += strcspn(at, ",") + 1) {
         size_t n = strcspn(at, ",");
         kd_map_size m;

@@ -52,8 +52,9 @@ kd_status kd_budget_choose(kd_budget_choice *c, const kd_budget_ask *ask, kd_err
 /* Why the chosen step: "i8 full x 8 views, 120.1 GiB: f16 full would need 231.0 GiB". Returns buf. */
 const char *kd_budget_reason(const kd_budget_choice *c, const kd_budget_ask *ask, char *buf, size_t cap);
 
-/* Names of students, separated by commas, as --for takes them -> their maps (each once, in order) for views of height x width pixels. KD_EUSAGE: kd_student_map's, more than KD_FOR_MAX. */
+/* Names of students, separated by commas, as --for takes them -> their maps (each once, in order) when they see views of height x width pixels at the size that --student-size says ("0": as they are).
+ * KD_EUSAGE: kd_student_map's, a size that is none or above the view's, more than KD_FOR_MAX maps. */
 enum { KD_FOR_MAX = 32 };
-kd_status kd_for_parse(kd_map_size map[KD_FOR_MAX], int *count, const char *text, int height, int width, kd_err *err);
+kd_status kd_for_parse(kd_map_size map[KD_FOR_MAX], int *count, const char *text, const char *student_size, int height, int width, kd_err *err);
 
 #endif
