@@ -7,17 +7,12 @@
 #include "common/base/io.h"
 #include "common/image/augment.h"
 
-/* Whom a step is for. */
-typedef enum serves { EVERYBODY, NAMED_STUDENTS, NOBODY_NAMED } serves;
-
 /* The order of preference. What kd-precompute does when nothing is asked for follows from its first row. */
 static const struct rung {
     kd_dtype dtype;
-    kd_target_kind kind;
-    serves serves;
+    kd_target_kind kind; /* adjoint: of the maps of the students that are named */
 } ladder[] = {
-    {KD_F16, KD_TARGET_FULL, EVERYBODY},          {KD_I8, KD_TARGET_FULL, EVERYBODY},       {KD_F16, KD_TARGET_ADJOINT, NAMED_STUDENTS},
-    {KD_I8, KD_TARGET_ADJOINT, NAMED_STUDENTS},   {KD_I8, KD_TARGET_POOL, NOBODY_NAMED},
+    {KD_F16, KD_TARGET_FULL}, {KD_I8, KD_TARGET_FULL}, {KD_F16, KD_TARGET_ADJOINT}, {KD_I8, KD_TARGET_ADJOINT}, {KD_I8, KD_TARGET_POOL},
 };
 /* Then, without patches, in this order of element types. */
 static const kd_dtype without_patches[] = {KD_F16, KD_I8};
@@ -35,7 +30,7 @@ static int has_target(const kd_storage *f, const kd_target *t)
     return 0;
 }
 
-/* The adjoint targets of all named students. 0: one of them needs every token, they are too many, or together they are as large as every token. */
+/* The adjoint targets of all named students. 0: one of them needs every token, they are too many, or together they save less than a fifth of every token, which is worth less than serving every student. */
 static int student_targets(kd_storage *f, const kd_budget_ask *ask)
 {
     uint64_t rows = 0;
@@ -49,21 +44,20 @@ static int student_targets(kd_storage *f, const kd_budget_ask *ask)
         f->target[f->targets++] = t;
         rows += kd_target_rows(&t, ask->shape.grid_h, ask->shape.grid_w);
     }
-    return f->targets > 0 && rows < (uint64_t)ask->shape.grid_h * (uint64_t)ask->shape.grid_w;
+    return f->targets > 0 && 5 * rows <= 4 * (uint64_t)ask->shape.grid_h * (uint64_t)ask->shape.grid_w;
 }
 
 /* The rung's storage, with what the user has fixed in its place. 0: the rung isn't for this ask. */
 static int rung_storage(kd_storage *f, const struct rung *rung, const kd_budget_ask *ask)
 {
     kd_storage adjoint;
-    int named = student_targets(&adjoint, ask);
     *f = (kd_storage){.targets = 1, .target = {{.kind = KD_TARGET_FULL}}};
     if (ask->targets > 0) {
         f->targets = ask->targets;
         memcpy(f->target, ask->target, (size_t)ask->targets * sizeof *f->target);
-    } else if ((rung->serves == NAMED_STUDENTS && !named) || (rung->serves == NOBODY_NAMED && named)) {
-        return 0;
     } else if (rung->kind == KD_TARGET_ADJOINT) {
+        if (!student_targets(&adjoint, ask))
+            return 0;
         *f = adjoint;
     } else if (rung->kind == KD_TARGET_POOL) {
         f->target[0] = (kd_target){.kind = KD_TARGET_POOL, .h = (ask->shape.grid_h + 1) / 2, .w = (ask->shape.grid_w + 1) / 2};
@@ -106,13 +100,14 @@ static kd_size_shape step_shape(const kd_budget_step *s, const kd_budget_ask *as
     return shape;
 }
 
-static void add_step(kd_budget_choice *c, const kd_storage *f, unsigned features, const kd_budget_ask *ask)
+/* 0: the ladder has this step already. */
+static int add_step(kd_budget_choice *c, const kd_storage *f, unsigned features, const kd_budget_ask *ask)
 {
     kd_budget_step *s = &c->step[c->steps];
     kd_size_shape shape;
     for (int i = 0; i < c->steps; i++) {
         if (same_storage(&c->step[i], f, features))
-            return;
+            return 0;
     }
     KD_ASSERT(c->steps < KD_BUDGET_STEPS);
     *s = (kd_budget_step){.storage = *f, .features = features};
@@ -121,6 +116,7 @@ static void add_step(kd_budget_choice *c, const kd_storage *f, unsigned features
     s->cache_bytes = kd_size_cache(&shape, f, ask->images, ask->views);
     s->fits = views_that_fit(&shape, f, ask);
     c->steps++;
+    return 1;
 }
 
 static void make_steps(kd_budget_choice *c, const kd_budget_ask *ask)
@@ -130,9 +126,13 @@ static void make_steps(kd_budget_choice *c, const kd_budget_ask *ask)
     for (size_t i = 0; i < sizeof ladder / sizeof ladder[0] && ask->shape.features & PATCH; i++) {
         if (!rung_storage(&f, &ladder[i], ask))
             continue;
-        if (ladder[i].serves == NAMED_STUDENTS && ask->targets == 0 && c->step[c->first].storage.target[0].kind == KD_TARGET_FULL)
+        if (ladder[i].kind == KD_TARGET_ADJOINT && ask->targets == 0 && c->first == 0)
             c->first = c->steps;
-        add_step(c, &f, ask->shape.features, ask);
+        if (!add_step(c, &f, ask->shape.features, ask) || ladder[i].kind != KD_TARGET_POOL || ask->targets > 0)
+            continue;
+        /* Coarser tokens that take no less are no step down: the pooled grid beside the map of a small student. */
+        if (c->step[c->steps - 1].view_bytes >= c->step[c->steps - 2].view_bytes)
+            c->steps--;
     }
     for (size_t i = 0; i < sizeof without_patches / sizeof without_patches[0] && rest; i++) {
         f = (kd_storage){.dtype = ask->dtype ? *ask->dtype : without_patches[i]};

@@ -5,8 +5,9 @@
  *
  * The ladder (the table in budget.c), from what is preferred down; a step that costs no quality comes before one that does:
  *   1. every token, f16, then i8: every student and every loss can use them
- *   2. where students are named: the adjoint targets of their maps, f16, then i8. For them (and the losses that allow it) they are every token at a fraction of the bytes, so that the choice starts here
- *   3. otherwise: patches pooled to half the grid, i8: coarser, but for every student
+ *   2. where students are named: the adjoint targets of their maps, f16, then i8. For them (and the losses that allow it) they are every token at a fraction of the bytes, so that the choice starts here;
+ *      unless together they save less than a fifth
+ *   3. patches pooled to half the grid, i8: coarser, for every student; unless step 2 takes less
  *   4. the last of those with fewer views of each image
  *   5. what is left without patches, f16, then i8, and at last fewer views of that
  * bf16 isn't on the ladder: it takes 1.6 times the bytes of i8 and is no truer; it is for values that f16 can't hold. What the user has fixed (--store, --patch-target) replaces the ladder's.

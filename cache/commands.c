@@ -12,6 +12,8 @@ static const struct command {
     {"info", &kd_cache_info_program, kd_cache_info_run},    {"list", &kd_cache_list_program, kd_cache_list_run},
     {"check", &kd_cache_check_program, kd_cache_check_run}, {"dump", &kd_cache_dump_program, kd_cache_dump_run},
     {"view", &kd_cache_view_program, kd_cache_view_run},    {"prepare", &kd_cache_prepare_program, kd_cache_prepare_run},
+    {"estimate", &kd_cache_estimate_program, kd_cache_estimate_run}, {"digest", &kd_cache_digest_program, kd_cache_digest_run},
+    {"export", &kd_cache_export_program, kd_cache_export_run},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -8,18 +8,24 @@
 
 typedef struct kd_cache_config {
     kd_strings files;
-    const char *images, *id, *out, *grid, *exif, *read_data;
-    int64_t view, threads, short_side, quality, max_pixels;
-    int null, json, all;
+    const char *images, *id, *out, *grid, *exif, *read_data, *features, *views, *layers;
+    const char *teacher, *image_size, *students, *student_size, *webdataset, *safetensors;
+    int64_t image_count, view_count, view, threads, short_side, quality, max_pixels;
+    uint64_t budget, shard_size;
+    int null, json, all, each_shard;
 } kd_cache_config;
 
-extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program, kd_cache_prepare_program;
+extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program, kd_cache_prepare_program,
+    kd_cache_estimate_program, kd_cache_digest_program, kd_cache_export_program;
 kd_status kd_cache_info_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_list_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_check_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_dump_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_view_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_prepare_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_estimate_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_digest_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_export_run(const kd_cache_config *c, kd_err *err);
 
 /* Parses and runs. *json: --json was seen. KD_DONE after help, version, man page or completion. */
 kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
