@@ -1,17 +1,20 @@
 /* kd-cache info and list. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "cache/commands.h"
+#include "cache/uses.h"
 #include "common/base/io.h"
 #include "common/base/mem.h"
 #include "common/base/threads.h"
 
-static const kd_option info_table[] = {KD_CACHE_FILES, KD_OPTION_END};
+static const kd_option info_table[] = {KD_CACHE_FILES, KD_OPTION_FLAG(kd_cache_config, all, "all", "also the whole recipe with its augmentation, the statistics, and each shard with its manifest"),
+                                       KD_OPTION_END};
 const kd_program kd_cache_info_program = {
     .name = "kd-cache info",
-    .summary = "Prints what made a cache and what it holds.",
-    .examples = "  $ kd-cache info photos.kdc\n  $ kd-cache info shards/ --json\n",
+    .summary = "Prints what made a cache, what it holds, how true it is and what it can train.",
+    .examples = "  $ kd-cache info photos.kdc\n  $ kd-cache info photos.kdc --all\n  $ kd-cache info shards/ --json\n",
     .epilog = "Exit codes: 0 ok; 10 not found; 12 damaged; 13 the shards don't belong together.\n",
     .options = info_table,
 };
@@ -88,6 +91,10 @@ static kd_status statistics_json(kd_cache *c, json_t **out, kd_err *err)
 
 /* ---- for people ---- */
 
+typedef struct shown_fidelity {
+    double cosine, relative_l2, worst_token;
+} shown_fidelity;
+
 static const char *text_of(const json_t *v, const char *key)
 {
     const char *s = json_string_value(json_object_get(v, key));
@@ -106,36 +113,156 @@ static const char *colours(char out[64], const json_t *list)
     return out;
 }
 
-static void print_teacher(const json_t *t)
+/* A field of the first shard's provenance that has it; NULL: none has. */
+static const json_t *provenance_of(const kd_cache *c, const char *key)
 {
-    char mean[64], std[64], family[200], prefix[600];
-    printf("teacher  %s: width %lld, depth %lld, heads %lld, patch %lld, registers %lld\n", kd_text_escape(family, sizeof family, text_of(t, "family")), int_of(t, "width"),
-           int_of(t, "depth"), int_of(t, "heads"), int_of(t, "patch"), int_of(t, "registers"));
+    for (size_t i = 0; i < kd_cache_shards(c); i++) {
+        const json_t *v = json_object_get(json_object_get(kd_cache_shard_manifest(c, i), "provenance"), key);
+        if (v)
+            return v;
+    }
+    return NULL;
+}
+
+static void print_teacher(const kd_cache *c)
+{
+    const json_t *t = json_object_get(kd_cache_recipe(c)->json, "teacher"), *known = provenance_of(c, "teacher_name");
+    char mean[64], std[64], family[200], prefix[600], name[200];
+    printf("teacher  %s: width %lld, depth %lld, heads %lld, patch %lld, registers %lld%s%s\n", kd_text_escape(family, sizeof family, text_of(t, "family")), int_of(t, "width"),
+           int_of(t, "depth"), int_of(t, "heads"), int_of(t, "patch"), int_of(t, "registers"), known ? ", known as " : "",
+           known ? kd_text_escape(name, sizeof name, json_string_value(known)) : "");
     printf("  %-14s %s\n", "weights sha256", text_of(t, "sha256"));
     if (text_of(t, "tensors")[0])
         printf("  %-14s under \"%s\"\n", "tensors", kd_text_escape(prefix, sizeof prefix, text_of(t, "tensors")));
-    printf("  %-14s %s\n", "positions", text_of(t, "positions"));
-    printf("  %-14s mean %s, std %s\n", "normalisation", colours(mean, json_object_get(t, "mean")), colours(std, json_object_get(t, "std")));
-    printf("  %-14s %g\n", "layer norm eps", json_real_value(json_object_get(t, "layer_norm_eps")));
+    printf("  %-14s mean %s, std %s; positions %s; layer norm eps %g\n", "input", colours(mean, json_object_get(t, "mean")), colours(std, json_object_get(t, "std")), text_of(t, "positions"),
+           json_real_value(json_object_get(t, "layer_norm_eps")));
 }
 
-/* What every view has: features with their shapes, and of which layers. */
-static void print_stored(const kd_recipe *r)
+/* Layers, views and who ran it. */
+static void print_making(const kd_cache *c)
 {
-    const json_t *chosen = json_object_get(r->json, "layers");
-    printf("stored  ");
-    for (int f = 0; f < KD_FEATURES; f++) {
-        if (kd_recipe_has(r, (kd_feature)f))
-            printf(" %s [%u x %d]", kd_feature_name((kd_feature)f), kd_recipe_rows(r, (kd_feature)f), r->width);
-    }
-    printf("\n  %-14s", json_array_size(chosen) == 1 ? "layer" : "layers");
+    const kd_recipe *r = kd_cache_recipe(c);
+    const json_t *chosen = json_object_get(r->json, "layers"), *backend = provenance_of(c, "backend"), *program = provenance_of(c, "program"), *precision = provenance_of(c, "precision");
+    char size[KD_SIZE_TEXT], text[300], augment[200];
+    printf("  %-14s", json_array_size(chosen) == 1 ? "layer" : "layers");
     for (size_t i = 0; i < json_array_size(chosen); i++)
         printf("%s %lld", i ? "," : "", (long long)json_integer_value(json_array_get(chosen, i)));
     printf(" (1 = last), %s the final norm", json_is_true(json_object_get(r->json, "layer_norm")) ? "each through" : "without");
     if (r->concat)
         printf(", joined as layer %u, earlier block first", r->layer[0]);
-    printf("\n");
+    printf("\n  %-14s %s, %s px, seed %llu, exif %s%s\n", "views", kd_text_escape(augment, sizeof augment, text_of(json_object_get(r->json, "augment"), "name")),
+           kd_image_size_text(r->image_h, r->image_w, size), (unsigned long long)r->seed, r->exif_apply ? "applied" : "ignored", r->mixed ? ", mixed with those of other images" : "");
+    printf("  %-14s %s", "made", text_of(kd_cache_shard_manifest(c, 0), "created"));
+    if (program)
+        printf(" by kd-precompute %s", kd_text_escape(text, sizeof text, json_string_value(program)));
+    if (precision)
+        printf(" in %s", kd_text_escape(text, sizeof text, json_string_value(precision)));
+    printf("%s%s\n", backend ? " on " : "", backend ? kd_text_escape(text, sizeof text, json_string_value(backend)) : "");
 }
+
+static void print_dataset(const kd_cache *c)
+{
+    static const char *const key[] = {"license", "contact", "note"};
+    const json_t *d = provenance_of(c, "dataset"), *name = json_object_get(d, "name");
+    char text[1000], size[32];
+    printf("images   %s", name ? kd_text_escape(text, sizeof text, json_string_value(name)) : "(the set has no name)");
+    if (json_object_get(d, "files"))
+        printf(": %lld files, %s", int_of(d, "files"), kd_io_size_text((uint64_t)int_of(d, "bytes"), size, sizeof size));
+    printf("\n");
+    for (int i = 0; i < 3; i++) {
+        const json_t *v = provenance_of(c, key[i]);
+        printf("  %-14s %s\n", key[i], v ? kd_text_escape(text, sizeof text, json_string_value(v)) : "(not said)");
+    }
+}
+
+/* Of all layers and shards together the least cosine and the largest errors of a feature. */
+static shown_fidelity worst_fidelity(const kd_cache *c, kd_feature f)
+{
+    shown_fidelity w = {.cosine = 1};
+    const char *layer;
+    json_t *v;
+    for (size_t i = 0; i < kd_cache_shards(c); i++) {
+        json_t *layers = json_object_get(json_object_get(kd_cache_shard_manifest(c, i), "fidelity"), kd_feature_name(f));
+        json_object_foreach(layers, layer, v)
+        {
+            w.cosine = fmin(w.cosine, json_number_value(json_object_get(v, "cosine")));
+            w.relative_l2 = fmax(w.relative_l2, json_number_value(json_object_get(v, "relative_l2")));
+            w.worst_token = fmax(w.worst_token, json_number_value(json_object_get(v, "worst_token")));
+        }
+    }
+    return w;
+}
+
+static void print_stored(const kd_cache *c)
+{
+    const kd_recipe *r = kd_cache_recipe(c);
+    printf("stored   %s; true to the teacher's f32 by cosine, relative L2 error, that of the worst token\n", kd_dtype_name(r->dtype));
+    for (kd_feature f = 0; f < KD_FEATURES; f++) {
+        char shape[64], target[KD_TARGET_TEXT] = "";
+        shown_fidelity w;
+        if (!kd_recipe_has(r, f))
+            continue;
+        if (kd_feature_target(f) >= 0)
+            kd_target_text(&r->target[kd_feature_target(f)], target);
+        snprintf(shape, sizeof shape, "%s [%u x %d] %s", kd_feature_name(f), kd_recipe_rows(r, f), r->width, target);
+        w = worst_fidelity(c, f);
+        printf("  %-32s %.7f  %.1e  %.1e\n", shape, w.cosine, w.relative_l2, w.worst_token);
+    }
+}
+
+static void print_uses(const kd_recipe *r)
+{
+    kd_use use[1 + KD_MAX_TARGETS];
+    int n = kd_recipe_uses(use, r);
+    char size[KD_SIZE_TEXT];
+    printf("trains   with images of the same set, by --loss:\n");
+    for (int i = 0; i < n; i++) {
+        printf("  %-18s %s: ", use[i].stored, use[i].losses);
+        for (int k = 0; k < use[i].students; k++)
+            printf("%s%s", k ? ", " : "", use[i].student[k]);
+        if (use[i].every)
+            printf("every student");
+        else if (use[i].students == 0)
+            printf("no student of this version has such a map in views of %s px", kd_image_size_text(r->image_h, r->image_w, size));
+        printf("\n");
+    }
+    if (n == 0)
+        printf("  nothing: kd-train learns cls and patches\n");
+}
+
+static void print_commands(const kd_cache *c, const kd_cache_config *config)
+{
+    const kd_recipe *r = kd_cache_recipe(c);
+    char path[1000], arguments[200];
+    kd_text_escape(path, sizeof path, config->files.item[0]);
+    printf("use      $ kd-cache check %s --images IMAGES\n", path);
+    if (*kd_recipe_train_arguments(r, arguments, sizeof arguments))
+        printf("         $ kd-train --cache %s --images IMAGES %s --out RUN\n", path, arguments);
+    if (r->features != 1u << KD_FEATURE_CLS && kd_recipe_has(r, KD_FEATURE_CLS))
+        printf("         $ kd-cache extract %s --features cls --out cls.kdc\n", path);
+    printf("         $ kd-cache info %s --all\n", path);
+}
+
+static void print_overview(const kd_cache *c, const kd_cache_config *config)
+{
+    const kd_recipe *r = kd_cache_recipe(c);
+    uint64_t bytes = content_bytes(c), views = kd_cache_view_total(c);
+    char size[32], each[32], hex[65];
+    kd_hex(hex, r->sha.b, 32);
+    printf("identity %s\n", hex);
+    printf("content  %zu images, %llu views, %s, %s per view, %zu %s\n", kd_cache_images(c), (unsigned long long)views, kd_io_size_text(bytes, size, sizeof size),
+           kd_io_size_text(views ? bytes / views : 0, each, sizeof each), kd_cache_shards(c), kd_cache_shards(c) == 1 ? "shard" : "shards");
+    if (kd_cache_shards(c) == 1)
+        printf("  %-14s %s\n", "digest", text_of(json_object_get(kd_cache_shard_manifest(c, 0), "content"), "digest"));
+    print_dataset(c);
+    print_teacher(c);
+    print_making(c);
+    print_stored(c);
+    print_uses(r);
+    print_commands(c, config);
+}
+
+/* ---- --all ---- */
 
 /* What of the recipe the lines above don't tell. */
 static void print_rest(const kd_recipe *r)
@@ -148,18 +275,9 @@ static void print_rest(const kd_recipe *r)
     json_decref(rest);
 }
 
-static void print_text(const kd_cache *c, const json_t *statistics)
+static void print_details(const kd_cache *c, const json_t *statistics)
 {
-    const kd_recipe *r = kd_cache_recipe(c);
-    uint64_t bytes = content_bytes(c), views = kd_cache_view_total(c);
-    char size[32], each[32], hex[65];
-    kd_hex(hex, r->sha.b, 32);
-    printf("identity %s\n", hex);
-    printf("content  %zu images, %llu views, %s, %s per view, %zu %s\n", kd_cache_images(c), (unsigned long long)views, kd_io_size_text(bytes, size, sizeof size),
-           kd_io_size_text(views ? bytes / views : 0, each, sizeof each), kd_cache_shards(c), kd_cache_shards(c) == 1 ? "shard" : "shards");
-    print_teacher(json_object_get(r->json, "teacher"));
-    print_stored(r);
-    print_rest(r);
+    print_rest(kd_cache_recipe(c));
     print_object("statistics, by layer", statistics);
     for (size_t i = 0; i < kd_cache_shards(c); i++) {
         const json_t *m = kd_cache_shard_manifest(c, i);
@@ -171,6 +289,20 @@ static void print_text(const kd_cache *c, const json_t *statistics)
         print_field("fidelity", json_object_get(m, "fidelity"));
         print_field("provenance", json_object_get(m, "provenance"));
     }
+}
+
+static json_t *uses_json(const kd_recipe *r)
+{
+    kd_use use[1 + KD_MAX_TARGETS];
+    json_t *list = json_array();
+    int n = kd_recipe_uses(use, r);
+    for (int i = 0; i < n; i++) {
+        json_t *students = json_array();
+        for (int k = 0; k < use[i].students; k++)
+            json_array_append_new(students, json_string(use[i].student[k]));
+        json_array_append_new(list, json_pack("{s:s,s:s,s:b,s:o}", "stored", use[i].stored, "losses", use[i].losses, "every_student", use[i].every, "students", students));
+    }
+    return list;
 }
 
 static void print_json(const kd_cache *c, const json_t *statistics)
@@ -185,24 +317,33 @@ static void print_json(const kd_cache *c, const json_t *statistics)
     kd_hex(hex, kd_cache_recipe(c)->sha.b, 32);
     line = json_pack("{s:s,s:s,s:O,s:I,s:I,s:I,s:f,s:O,s:o}", "type", "result", "identity", hex, "recipe", kd_cache_recipe(c)->json, "images", (json_int_t)kd_cache_images(c), "views",
                      (json_int_t)views, "bytes", (json_int_t)bytes, "bytes_per_view", views ? (double)bytes / (double)views : 0.0, "statistics", statistics, "shards", shards);
+    json_object_set_new(line, "uses", uses_json(kd_cache_recipe(c)));
     kd_json_line(line);
     json_decref(line);
+}
+
+/* Statistics of several shards are computed: only where they are printed. */
+static kd_status print_with_statistics(kd_cache *c, const kd_cache_config *config, kd_err *err)
+{
+    json_t *statistics;
+    KD_TRY(statistics_json(c, &statistics, err));
+    if (config->json)
+        print_json(c, statistics);
+    else
+        print_details(c, statistics);
+    json_decref(statistics);
+    return KD_OK;
 }
 
 kd_status kd_cache_info_run(const kd_cache_config *config, kd_err *err)
 {
     kd_cache *c;
-    json_t *statistics;
-    kd_status status;
+    kd_status status = KD_OK;
     KD_TRY(kd_cache_open_files(&c, config, err));
-    status = statistics_json(c, &statistics, err);
-    if (status == KD_OK) {
-        if (config->json)
-            print_json(c, statistics);
-        else
-            print_text(c, statistics);
-        json_decref(statistics);
-    }
+    if (!config->json)
+        print_overview(c, config);
+    if (config->json || config->all)
+        status = print_with_statistics(c, config, err);
     kd_cache_close(c);
     return status;
 }

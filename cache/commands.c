@@ -15,6 +15,8 @@ static const struct command {
     {"merge", &kd_cache_merge_program, kd_cache_merge_run}, {"split", &kd_cache_split_program, kd_cache_split_run},
     {"compact", &kd_cache_compact_program, kd_cache_compact_run}, {"extract", &kd_cache_extract_program, kd_cache_extract_run},
     {"repair", &kd_cache_repair_program, kd_cache_repair_run},
+    {"estimate", &kd_cache_estimate_program, kd_cache_estimate_run}, {"digest", &kd_cache_digest_program, kd_cache_digest_run},
+    {"export", &kd_cache_export_program, kd_cache_export_run},
 };
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 

@@ -9,14 +9,16 @@
 typedef struct kd_cache_config {
     kd_strings files;
     const char *images, *id, *out, *grid, *exif, *read_data, *features, *views, *layers, *patch_target, *store;
-    int64_t view, threads, short_side, quality, max_pixels, shards, zstd_level;
-    uint64_t shard_size;
-    int null, json, all, drop_bad, force;
+    const char *teacher, *image_size, *students, *student_size, *webdataset, *safetensors;
+    int64_t image_count, view_count, view, threads, short_side, quality, max_pixels, shards, zstd_level;
+    uint64_t budget, shard_size;
+    int null, json, all, each_shard, drop_bad, force;
     const char *command; /* the command line, without the folders of its files: for provenance */
 } kd_cache_config;
 
 extern const kd_program kd_cache_info_program, kd_cache_list_program, kd_cache_check_program, kd_cache_dump_program, kd_cache_view_program, kd_cache_prepare_program,
-    kd_cache_merge_program, kd_cache_split_program, kd_cache_compact_program, kd_cache_extract_program, kd_cache_repair_program;
+    kd_cache_merge_program, kd_cache_split_program, kd_cache_compact_program, kd_cache_extract_program, kd_cache_repair_program, kd_cache_estimate_program, kd_cache_digest_program,
+    kd_cache_export_program;
 kd_status kd_cache_info_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_list_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_check_run(const kd_cache_config *c, kd_err *err);
@@ -28,6 +30,9 @@ kd_status kd_cache_split_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_compact_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_extract_run(const kd_cache_config *c, kd_err *err);
 kd_status kd_cache_repair_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_estimate_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_digest_run(const kd_cache_config *c, kd_err *err);
+kd_status kd_cache_export_run(const kd_cache_config *c, kd_err *err);
 
 /* Parses and runs. *json: --json was seen. KD_DONE after help, version, man page or completion. */
 kd_status kd_cache_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);

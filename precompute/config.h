@@ -9,8 +9,9 @@ typedef struct kd_precompute_config {
     const char *images, *weights, *cache, *teacher;
     const char *weights_key, *positions, *normalize; /* weights_key: NULL when absent */
     int64_t views, seed, zstd_level, batch_size, threads;
-    const char *image_size, *augment, *features, *layers, *layer_norm, *layer_concat, *patch_target, *store, *device, *precision, *exif;
+    const char *image_size, *augment, *features, *layers, *layer_norm, *layer_concat, *patch_target, *store, *student_size, *device, *precision, *exif;
     int64_t max_pixels;
+    const char *students; /* --for; NULL when absent */
     uint64_t budget;
     const char *max_skipped;
     const char *note, *license, *contact, *dataset_name;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cache/size_model.h"
 #include "common/base/io.h"
 #include "common/base/log.h"
 
@@ -23,12 +24,16 @@ static void describe_teacher(const kd_run_facts *f) {
 
 static void describe_storage(const kd_run_facts *f) {
     const kd_run_plan *p = f->plan;
-    char view[32], cache[32], peak[32], space[32], features[64], layers[400];
-    kd_log(KD_LOG_INFO, "storage   %s of layer%s %s%s, %s, %s a view, about %s sealed, %s while sealing; %s free",
-           kd_features_text(p->choice.features, features, sizeof features), p->choice.layers > 1 ? "s" : "",
-           kd_layers_text(p->choice.layer, p->choice.layers, layers, sizeof layers), p->choice.concat ? " joined" : "",
-           p->choice.norm ? "through the final norm" : "before the final norm", kd_io_size_text(p->bytes_per_view, view, sizeof view),
+    char view[32], cache[32], peak[32], space[32], features[64], layers[400], stored[KD_STORAGE_TEXT];
+    kd_storage storage = {.dtype = p->dtype, .targets = p->targets};
+    memcpy(storage.target, p->target, sizeof storage.target);
+    kd_log(KD_LOG_INFO, "storage   %s of layer%s %s%s, %s; %s", kd_features_text(p->choice.features, features, sizeof features), p->choice.layers > 1 ? "s" : "",
+           kd_layers_text(p->choice.layer, p->choice.layers, layers, sizeof layers), p->choice.concat ? " joined" : "", p->choice.norm ? "through the final norm" : "before the final norm",
+           kd_storage_text(&storage, p->choice.features, stored));
+    kd_log(KD_LOG_INFO, "          %s a view, about %s sealed, %s while sealing; %s free", kd_io_size_text(p->bytes_per_view, view, sizeof view),
            kd_io_size_text(p->cache_bytes, cache, sizeof cache), kd_io_size_text(p->peak_bytes, peak, sizeof peak), kd_io_size_text(p->free_bytes, space, sizeof space));
+    if (f->config->budget > 0 || f->config->students != NULL)
+        kd_log(KD_LOG_INFO, "chosen    %s", p->reason);
 }
 
 /* Plain ViTs are trained with either normalisation and look alike on disk. A file beside the weights, a name or --normalize settles it. */
@@ -65,7 +70,11 @@ static json_t *plan_json(const kd_run_facts *f) {
             json_array_append_new(features, json_string(kd_feature_name(i)));
     for (int i = 0; i < p->choice.layers; i++)
         json_array_append_new(layers, json_integer(p->choice.layer[i]));
-    return json_pack("{s:s, s:s, s:I, s:i, s:o, s:o, s:b, s:b, s:I, s:I, s:I}", "type", "plan", "teacher", f->model->name, "images", (json_int_t)p->images, "views",
+    json_t *targets = json_array();
+    char text[KD_TARGET_TEXT];
+    for (int i = 0; i < p->targets; i++)
+        json_array_append_new(targets, json_string(kd_target_text(&p->target[i], text)));
+    return json_pack("{s:s, s:s, s:o, s:s, s:s, s:I, s:i, s:o, s:o, s:b, s:b, s:I, s:I, s:I}", "type", "plan", "store", kd_dtype_name(p->dtype), "patch_targets", targets, "reason", p->reason, "teacher", f->model->name, "images", (json_int_t)p->images, "views",
                      (int)p->views, "features", features, "layers", layers, "layer_norm", p->choice.norm, "layer_concat", p->choice.concat, "bytes_per_view",
                      (json_int_t)p->bytes_per_view, "cache_bytes", (json_int_t)p->cache_bytes, "peak_bytes", (json_int_t)p->peak_bytes);
 }
@@ -82,6 +91,39 @@ void kd_describe_memory(const kd_run_facts *f, const kd_teacher *t, uint64_t pla
     json_object_set_new(line, "model_bytes", json_integer((json_int_t)model));
     json_object_set_new(line, "device_model_bytes", json_integer((json_int_t)kd_teacher_model_bytes(t)));
     json_object_set_new(line, "planned_bytes", json_integer((json_int_t)planned_bytes));
+    kd_json_line(line);
+    json_decref(line);
+}
+
+/* "2.1 h", "12 min", "40 s". */
+static const char *duration_text(double seconds, char buf[32]) {
+    if (seconds >= 3600)
+        snprintf(buf, 32, "%.1f h", seconds / 3600);
+    else if (seconds >= 120)
+        snprintf(buf, 32, "%.0f min", seconds / 60);
+    else
+        snprintf(buf, 32, "%.0f s", seconds);
+    return buf;
+}
+
+void kd_describe_speed(const kd_run_facts *f, const kd_probe_rates *r, const kd_kinds *kinds, uint64_t views, double flops, int threads) {
+    const kd_run_plan *p = f->plan;
+    double seconds = r->together > 0 ? (double)views / r->together : 0;
+    char text[32];
+    kd_log(KD_LOG_INFO, "speed     about %s: %.1f views/s together; alone the teacher %.1f (%.2f GFLOP a view), decoding %.1f on %d thread%s, storing %.1f; %s binds", duration_text(seconds, text),
+           r->together, r->teacher, flops / 1e9, r->decoding, threads, threads == 1 ? "" : "s", r->storing, r->binds);
+    if (r->images == 0)
+        kd_log(KD_LOG_WARN, "none of the images that were tried could be decoded, so the time has no decoding in it");
+    if (f->policy->mix_p > 0)
+        kd_log(KD_LOG_INFO, "          a mixed view also decodes its partner's picture, which isn't in these rates");
+    if (!f->config->json)
+        return;
+    json_t *line = json_pack("{s:s, s:o, s:I, s:I, s:I, s:i, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "result", "kinds", kd_kinds_json(kinds), "looked_at", (json_int_t)kinds->looked_at,
+                             "unread", (json_int_t)kinds->unread, "images", (json_int_t)p->images, "views", (int)p->views, "bytes_per_view", (json_int_t)p->bytes_per_view, "cache_bytes",
+                             (json_int_t)p->cache_bytes, "peak_bytes", (json_int_t)p->peak_bytes, "flops_per_view", flops, "views_per_s", r->together, "seconds", seconds);
+    json_t *rates = json_pack("{s:f, s:f, s:f, s:s}", "teacher_views_per_s", r->teacher, "decoding_views_per_s", r->decoding, "storing_views_per_s", r->storing, "binds", r->binds);
+    json_object_update(line, rates);
+    json_decref(rates);
     kd_json_line(line);
     json_decref(line);
 }

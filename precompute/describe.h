@@ -3,7 +3,9 @@
 #define KD_PRECOMPUTE_DESCRIBE_H
 
 #include "common/data/dataset.h"
+#include "precompute/kinds.h"
 #include "precompute/plan.h"
+#include "precompute/probe.h"
 #include "precompute/teacher.h"
 
 typedef struct kd_run_facts {
@@ -21,6 +23,9 @@ void kd_describe_plan(const kd_run_facts *f);
 
 /* Memory once the teacher is open: planned_bytes is everything beside the model that the run has reserved. With --json also the line {"type":"plan"}. */
 void kd_describe_memory(const kd_run_facts *f, const kd_teacher *t, uint64_t planned_bytes);
+
+/* How fast a dry run found the machine, how long `views` take at that rate and which stage sets it; with --json also the line {"type":"result"}. */
+void kd_describe_speed(const kd_run_facts *f, const kd_probe_rates *rates, const kd_kinds *kinds, uint64_t views, double flops_per_view, int threads);
 
 /* New reference: what the manifest's provenance says about the weights: container, files, names, layout, normalisation. */
 json_t *kd_describe_weights(const kd_run_facts *f);

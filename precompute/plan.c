@@ -4,20 +4,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "cache/record.h"
+#include "cache/budget.h"
 #include "cache/shard_writer.h"
 #include "common/base/io.h"
 #include "common/image/mix.h"
-
-enum {
-    PAGE = 4096,          /* LMDB page; values above half a page take whole overflow pages with a 16-byte header */
-    SMALL_VIEW_BYTES = 700, /* plan record, keys and B-tree share of one view */
-    IMAGE_BYTES = 256       /* image record with its path, amortised */
-};
-
-static uint64_t stored_bytes(uint64_t value) {
-    return value < PAGE / 2 ? value + 64 : (value + 16 + PAGE - 1) / PAGE * PAGE;
-}
 
 unsigned kd_plan_features(const kd_run_plan *p) {
     unsigned features = p->choice.features;
@@ -33,59 +23,71 @@ uint32_t kd_plan_rows(const kd_run_plan *p, kd_feature f) {
     return f == KD_FEATURE_REGISTERS ? p->registers : 1;
 }
 
-uint64_t kd_plan_view_bytes(const kd_run_plan *p) {
-    uint64_t records = 0;
-    for (kd_feature f = 0; f < KD_FEATURES; f++)
-        if (kd_plan_features(p) & 1u << f)
-            records += stored_bytes(KD_RECORD_HEADER_BYTES + 32 + kd_stored_bytes(p->dtype, kd_plan_rows(p, f), p->width));
-    return SMALL_VIEW_BYTES + IMAGE_BYTES + records * (uint64_t)kd_selection_layers(&p->choice);
+static kd_size_shape plan_shape(const kd_run_plan *p) {
+    return (kd_size_shape){.features = p->choice.features, .width = (int)p->width, .grid_h = (int)p->grid_h, .grid_w = (int)p->grid_w, .registers = (int)p->registers,
+                           .layers = kd_selection_layers(&p->choice), .mixed = p->mixed};
 }
 
-static void size_plan(kd_run_plan *p) {
-    p->bytes_per_view = kd_plan_view_bytes(p);
-    p->cache_bytes = p->bytes_per_view * p->views * p->images + 64 * PAGE;
+static void set_bytes(kd_run_plan *p, uint64_t bytes_per_view, uint64_t cache_bytes) {
+    p->bytes_per_view = bytes_per_view;
+    p->cache_bytes = cache_bytes;
     p->peak_bytes = p->cache_bytes + (p->cache_bytes < p->beside_bytes ? p->cache_bytes : p->beside_bytes);
 }
 
-static int can_drop_patches(const kd_run_plan *p) {
-    unsigned patch = 1u << KD_FEATURE_PATCH;
-    return (p->choice.features & patch) != 0 && p->choice.features != patch;
+/* Takes what the ladder (cache/budget.h) chose. */
+static void take_choice(kd_run_plan *p, const kd_budget_choice *c) {
+    const kd_budget_step *s = &c->step[c->chosen];
+    p->views = c->views;
+    p->choice.features = s->features;
+    p->dtype = s->storage.dtype;
+    p->targets = p->choice.features & 1u << KD_FEATURE_PATCH ? s->storage.targets : 0;
+    memcpy(p->target, s->storage.target, sizeof p->target);
+    set_bytes(p, c->view_bytes, c->cache_bytes);
 }
 
-/* Fewer views first, since a smaller cache of all features is worth more than many views without patches. */
-static kd_status fit_budget(kd_run_plan *p, uint64_t budget, kd_err *err) {
-    uint32_t wanted = p->views;
-    size_plan(p);
-    while (p->cache_bytes > budget) {
-        if (p->views > 1) {
-            p->views--;
-        } else if (can_drop_patches(p)) {
-            p->choice.features &= ~(1u << KD_FEATURE_PATCH);
-            p->views = wanted;
-        } else {
-            char need[32], have[32];
-            return kd_fail(err, KD_ENOSPACE, "--budget %s: even one view per image needs %s for %" PRIu64 " images; raise it to that or pass fewer images",
-                           kd_io_size_text(budget, have, sizeof have), kd_io_size_text(p->cache_bytes, need, sizeof need), p->images);
-        }
-        size_plan(p);
-    }
+static kd_dtype dtype_named(const char *store) {
+    return strcmp(store, "i8") == 0 ? KD_I8 : strcmp(store, "bf16") == 0 ? KD_BF16 : KD_F16;
+}
+
+/* Element type, targets and views, by what the command line fixes, names or leaves open. */
+static kd_status choose_storage(kd_run_plan *p, const kd_precompute_config *c, const kd_policy *policy, kd_err *err) {
+    kd_budget_ask ask = {.shape = plan_shape(p), .images = p->images, .views = p->views, .budget = c->budget};
+    kd_map_size map[KD_FOR_MAX];
+    kd_target target[KD_MAX_TARGETS];
+    kd_dtype dtype = dtype_named(c->store);
+    kd_budget_choice choice;
+    if (strcmp(c->store, "auto") != 0)
+        ask.dtype = &dtype;
+    if (strcmp(c->patch_target, "auto") != 0 && p->choice.features & 1u << KD_FEATURE_PATCH)
+        KD_TRY(kd_targets_parse(target, &ask.targets, c->patch_target, (int)p->grid_h, (int)p->grid_w, err));
+    if (c->students != NULL)
+        KD_TRY(kd_for_parse(map, &ask.students, c->students, c->student_size, policy->image_h, policy->image_w, err));
+    ask.target = target;
+    ask.student = map;
+    KD_TRY(kd_budget_choose(&choice, &ask, err));
+    take_choice(p, &choice);
+    kd_budget_reason(&choice, &ask, p->reason, sizeof p->reason);
     return KD_OK;
 }
 
 kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err) {
-    *plan = (kd_run_plan){.images = images, .views = (uint32_t)config->views, .registers = (uint32_t)model->vit.registers};
+    *plan = (kd_run_plan){.images = images, .views = (uint32_t)config->views, .registers = (uint32_t)model->vit.registers, .mixed = policy->mix_p > 0};
     KD_TRY(kd_selection_parse(&plan->choice, config, model, err));
-    plan->dtype = strcmp(config->store, "i8") == 0 ? KD_I8 : strcmp(config->store, "bf16") == 0 ? KD_BF16 : KD_F16;
     plan->grid_h = (uint32_t)(policy->image_h / model->multiple);
     plan->grid_w = (uint32_t)(policy->image_w / model->multiple);
     plan->width = kd_selection_width(&plan->choice, model);
-    if (plan->choice.features & 1u << KD_FEATURE_PATCH)
-        KD_TRY(kd_targets_parse(plan->target, &plan->targets, config->patch_target, (int)plan->grid_h, (int)plan->grid_w, err));
     plan->beside_bytes = config->stage != NULL ? 0 : kd_shard_is_folder(config->cache) && config->shard_size > 0 ? 2 * config->shard_size : UINT64_MAX;
-    size_plan(plan);
-    if (config->budget > 0)
-        KD_TRY(fit_budget(plan, config->budget, err));
+    KD_TRY(choose_storage(plan, config, policy, err));
     return kd_io_free_bytes(config->cache, &plan->free_bytes, err);
+}
+
+/* The plan with as many views as fit, stored in the same way, else without patches. */
+static kd_status fit_space(kd_run_plan *p, uint64_t bytes, kd_err *err) {
+    kd_budget_ask ask = {.shape = plan_shape(p), .images = p->images, .views = p->views, .budget = bytes > 0 ? bytes : 1, .dtype = &p->dtype, .target = p->target, .targets = p->targets};
+    kd_budget_choice choice;
+    KD_TRY(kd_budget_choose(&choice, &ask, err));
+    take_choice(p, &choice);
+    return KD_OK;
 }
 
 kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config *config, uint64_t already, kd_err *err) {
@@ -100,7 +102,7 @@ kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config 
     kd_io_size_text(need, need_text, sizeof need_text);
     kd_io_size_text(plan->free_bytes, free_text, sizeof free_text);
     kd_run_plan smaller = *plan;
-    if (fit_budget(&smaller, fits, NULL) != KD_OK)
+    if (fit_space(&smaller, fits, NULL) != KD_OK)
         return kd_fail(err, KD_ENOSPACE, "%s: writing and sealing needs about %s and %s are free (at most 80%% is used); put --cache on a larger disk",
                        config->cache, need_text, free_text);
     snprintf(fit_text, sizeof fit_text, "%" PRIu64 "MB", fits / 1000000);
@@ -162,7 +164,7 @@ kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, c
                              "layer_concat", plan->choice.concat, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
                              "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", config->exif, "features", feature_list(plan),
                              "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", (int)plan->registers, "width", (int)plan->width,
-                             "patch_targets", target_list(plan), "store", "dtype", config->store);
+                             "patch_targets", target_list(plan), "store", "dtype", kd_dtype_name(plan->dtype));
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the recipe");
     if (policy->mix_p > 0)

@@ -15,6 +15,7 @@
 #include "precompute/inspect.h"
 #include "precompute/kinds.h"
 #include "precompute/output.h"
+#include "precompute/probe.h"
 #include "precompute/sealed.h"
 #include "precompute/views.h"
 
@@ -227,32 +228,6 @@ static json_t *provenance(const run *r) {
     return p;
 }
 
-/* Looks at the kinds of a sample of the files, and times two teacher batches of blank views; the first warms up. */
-static kd_status dry_run(run *r, kd_err *err) {
-    double begin = 0;
-    kd_kinds kinds;
-    KD_TRY(kd_kinds_sample(&kinds, r->data, err));
-    kd_kinds_log(&kinds, r->data);
-    for (int i = 0; i < 2; i++) {
-        begin = kd_now();
-        KD_TRY(kd_teacher_run(r->teacher, r->pixels, (int)r->config->batch_size, err));
-        KD_TRY(r->backend->v->sync(r->backend, err));
-    }
-    double rate = (double)r->config->batch_size / (kd_now() - begin);
-    double views = (double)r->plan.views * (double)r->plan.images;
-    double flops = kd_teacher_flops(r->teacher);
-    kd_log(KD_LOG_INFO, "speed     %.2f GFLOP a view, %.1f views/s here (decoding not counted): about %.1f h", flops / 1e9, rate, views / rate / 3600);
-    if (r->config->json) {
-        json_t *line = json_pack("{s:s, s:o, s:I, s:I, s:I, s:i, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "result", "kinds", kd_kinds_json(&kinds), "looked_at",
-                                 (json_int_t)kinds.looked_at, "unread", (json_int_t)kinds.unread, "images", (json_int_t)r->plan.images, "views", (int)r->plan.views,
-                                 "bytes_per_view", (json_int_t)r->plan.bytes_per_view, "cache_bytes", (json_int_t)r->plan.cache_bytes, "peak_bytes",
-                                 (json_int_t)r->plan.peak_bytes, "flops_per_view", flops, "views_per_s", rate, "seconds", views / rate);
-        kd_json_line(line);
-        json_decref(line);
-    }
-    return KD_OK;
-}
-
 /* ---- one batch: teacher, encode, compress, store ---- */
 
 static void encode_row(void *ctx, int worker, size_t i) {
@@ -283,22 +258,30 @@ static kd_status store_row(run *r, batch_row *row, kd_err *err) {
     return kd_shard_writer_add_view(r->out.writer, &row->image, &row->view, ref, (size_t)r->slots, err);
 }
 
-static kd_status flush(run *r, kd_err *err) {
-    if (r->rows == 0)
-        return KD_OK;
+/* The batch's features, encoded and compressed. Adds the seconds that the teacher with its encoding took, and those of compressing. */
+static kd_status compute(run *r, double *teacher, double *storing, kd_err *err) {
+    double begin = kd_now(), computed;
     KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
     for (int k = 0; k < r->slots; k++) {
         int target;
         kd_feature output = output_of(r->slot[k].feature, &target);
         KD_TRY(kd_teacher_encode(r->teacher, output, r->slot[k].layer, target, r->rows, r->slot[k].payload, r->slot[k].stats, err));
     }
+    computed = kd_now();
     r->encode_status = KD_OK;
     kd_parallel_for(r->threads, (size_t)r->rows, encode_row, r);
-    if (r->encode_status != KD_OK) {
-        if (err != NULL)
-            *err = r->encode_err;
-        return r->encode_status;
-    }
+    *teacher += computed - begin;
+    *storing += kd_now() - computed;
+    if (r->encode_status != KD_OK && err != NULL)
+        *err = r->encode_err;
+    return r->encode_status;
+}
+
+static kd_status flush(run *r, kd_err *err) {
+    double teacher = 0, storing = 0;
+    if (r->rows == 0)
+        return KD_OK;
+    KD_TRY(compute(r, &teacher, &storing, err));
     kd_status status = KD_OK;
     pthread_mutex_lock(&r->writer_lock);
     for (int i = 0; i < r->rows && status == KD_OK; i++)
@@ -307,6 +290,38 @@ static kd_status flush(run *r, kd_err *err) {
     r->views_new += (uint64_t)r->rows;
     r->rows = 0;
     return status;
+}
+
+/* ---- dry run ---- */
+
+static kd_status probe_batch(void *ctx, double *teacher, double *storing, kd_err *err) {
+    run *r = ctx;
+    r->rows = (int)r->config->batch_size;
+    kd_status status = compute(r, teacher, storing, err);
+    r->rows = 0;
+    return status;
+}
+
+/* The sample's records are made as the run's, but of unmixed views: mixing needs the ids of all files. */
+static kd_status measure_speed(run *r, kd_probe_rates *rates, kd_err *err) {
+    kd_policy plain = r->policy;
+    plain.mix_p = 0;
+    KD_TRY(kd_run_recipe(&r->recipe, r->config, &r->plan, &plain, &r->model, &r->weights_sha, NULL, 0, err));
+    kd_probe probe = {.data = r->data, .policy = &plain, .decode = {.exif_apply = r->recipe.exif_apply, .max_pixels = r->config->max_pixels}, .seed = (uint64_t)r->config->seed,
+                      .views = r->plan.views, .threads = r->threads, .batch = (int)r->config->batch_size, .pixels = r->pixels, .compute = probe_batch, .ctx = r};
+    return kd_probe_run(rates, &probe, err);
+}
+
+/* Looks at the kinds of a sample of the files and tries how fast they would be done. */
+static kd_status dry_run(run *r, kd_err *err) {
+    kd_kinds kinds;
+    kd_probe_rates rates;
+    KD_TRY(kd_kinds_sample(&kinds, r->data, err));
+    kd_kinds_log(&kinds, r->data);
+    KD_TRY(measure_speed(r, &rates, err));
+    kd_run_facts known = facts(r);
+    kd_describe_speed(&known, &rates, &kinds, r->views_wanted, kd_teacher_flops(r->teacher), r->threads);
+    return KD_OK;
 }
 
 /* ---- items ---- */

@@ -282,7 +282,15 @@ static kd_status check_strings(const char *path, const json_t *metadata, kd_err 
     return KD_OK;
 }
 
-static kd_status write_all(kd_replace *r, const char *text, const kd_tensor *const *order, size_t count, kd_err *err)
+typedef kd_status put_tensor(void *ctx, const kd_tensor *t, kd_replace *file, kd_err *err);
+
+static kd_status put_data(void *ctx, const kd_tensor *t, kd_replace *file, kd_err *err)
+{
+    (void)ctx;
+    return kd_io_replace_write(file, t->data, kd_tensor_numel(t) * kd_dtype_size(t->dtype), err);
+}
+
+static kd_status write_all(kd_replace *r, const char *text, const kd_tensor *const *order, size_t count, put_tensor *put, void *ctx, kd_err *err)
 {
     size_t length = strlen(text), padded = (length + 7) / 8 * 8;
     uint8_t size_bytes[8];
@@ -292,11 +300,11 @@ static kd_status write_all(kd_replace *r, const char *text, const kd_tensor *con
     KD_TRY(kd_io_replace_write(r, text, length, err));
     KD_TRY(kd_io_replace_write(r, "       ", padded - length, err)); /* the data starts on a multiple of 8 */
     for (size_t i = 0; i < count; i++)
-        KD_TRY(kd_io_replace_write(r, order[i]->data, kd_tensor_numel(order[i]) * kd_dtype_size(order[i]->dtype), err));
+        KD_TRY(put(ctx, order[i], r, err));
     return KD_OK;
 }
 
-kd_status kd_safetensors_write(const char *path, const kd_tensor *tensors, size_t count, const json_t *metadata, kd_err *err)
+kd_status kd_safetensors_stream(const char *path, const kd_tensor *tensors, size_t count, const json_t *metadata, put_tensor *put, void *ctx, kd_err *err)
 {
     const kd_tensor **order = NULL;
     char *text = NULL;
@@ -310,7 +318,7 @@ kd_status kd_safetensors_write(const char *path, const kd_tensor *tensors, size_
     qsort(order, count, sizeof *order, by_type_and_name);
     KD_TRY_TO(done, status, header_text(path, order, count, metadata, &text, err));
     KD_TRY_TO(done, status, kd_io_replace_begin(&r, path, err));
-    status = write_all(r, text, order, count, err);
+    status = write_all(r, text, order, count, put, ctx, err);
     if (status == KD_OK)
         status = kd_io_replace_commit(r, err);
     else
@@ -319,4 +327,9 @@ done:
     free(text);
     kd_free(order);
     return status;
+}
+
+kd_status kd_safetensors_write(const char *path, const kd_tensor *tensors, size_t count, const json_t *metadata, kd_err *err)
+{
+    return kd_safetensors_stream(path, tensors, count, metadata, put_data, NULL, err);
 }

@@ -20,18 +20,20 @@ holds() { grep -aqF "\"$1\":{\"dtype\":\"$2\",\"shape\":[$3]" "$work/x.safetenso
 count() { [ "$(grep -cF -- "$2" "$work/out")" = "$1" ] || { echo "not $1 times in the output: $2" >>"$work/err"; return 1; }; }
 
 check "help goes to stdout with status 0" says 0 "usage: kd-cache COMMAND" "$kd" --help
-check "each command has help" eval 'for x in info list check dump view; do says 0 "usage: kd-cache $x" "$kd" $x --help || exit 1; done'
+check "each command has help" eval 'for x in info list check dump view estimate digest export; do says 0 "usage: kd-cache $x" "$kd" $x --help || exit 1; done'
 check "no command is a usage error" says 2 "no command given" "$kd"
 check "an unknown command suggests the nearest" says 2 "did you mean check" "$kd" chekc
 check "commands of later versions are not pretended" says 2 "unknown command serve" "$kd" serve
 check "an unknown option suggests the nearest" says 2 "--threads" "$kd" check "$c" --thread 2
 check "the page and the completion are printed" eval 'says 0 ".SH NAME" "$kd" --man && says 0 "complete -o filenames" "$kd" --completion && bash -n "$work/out"'
 
-check "info names the recipe and the counts" eval 'says 0 "5 images, 10 views" "$kd" info "$c" && count 1 "lightly" && count 1 "note"'
-check "info tells the teacher" eval 'says 0 "teacher  dinov2: width 48, depth 6, heads 3, patch 14, registers 4" "$kd" info "$c" && count 1 "positions      official" && count 1 "mean 0.485 0.456 0.406, std 0.229 0.224 0.225" && count 1 "layer norm eps 1e-06" && count 1 "weights sha256 0011223344"'
-check "info lists features and layers" eval 'says 0 "stored   cls [1 x 48] patch [25 x 48] registers [4 x 48] mean [1 x 48]" "$kd" info "$c" && count 1 "layers         1, 4 (1 = last), each through the final norm"'
-check "info has statistics of each feature and layer" eval 'says 0 "statistics, by layer" "$kd" info "$c" && [ "$(grep -c "\"1\":{\"mean_square_norm\":.*\"4\":{" "$work/out")" = 4 ]'
-check "info --json is one line of JSON" eval 'says 0 "\"images\":5" "$kd" info "$c" --json && [ "$(wc -l <"$work/out")" = 1 ] && count 1 "\"type\":\"result\""'
+check "info names the set and the counts" eval 'says 0 "5 images, 10 views" "$kd" info "$c" && count 1 "views          lightly, 70 px, seed 7" && count 1 "note           drawn" && count 1 "license        (not said)"'
+check "info tells the teacher" eval 'says 0 "teacher  dinov2: width 48, depth 6, heads 3, patch 14, registers 4" "$kd" info "$c" && count 1 "mean 0.485 0.456 0.406, std 0.229 0.224 0.225; positions official; layer norm eps 1e-06" && count 1 "weights sha256 0011223344"'
+check "info lists features and layers" eval 'says 0 "stored   f16" "$kd" info "$c" && count 1 "layers         1, 4 (1 = last), each through the final norm" && count 1 "  patch [25 x 48] full " && count 1 "  mean [1 x 48] " && count 1 "  registers [4 x 48] "'
+check "info says what it can train, and how" eval 'says 0 "  patch full         std-mse: every student" "$kd" info "$c" && count 1 "\$ kd-train --cache $c --images IMAGES --student resnet18 --out RUN" && count 1 "\$ kd-cache check $c"'
+check "info fits on a screen" eval 'says 0 "" "$kd" info "$c" && [ "$(wc -l <"$work/out")" -le 40 ] && [ "$(grep -v "\\$ kd-" "$work/out" | wc -L)" -le 120 ]'
+check "info --all has statistics of each feature and layer, the recipe and each shard" eval 'says 0 "statistics, by layer" "$kd" info "$c" --all && [ "$(grep -c "\"1\":{\"mean_square_norm\":.*\"4\":{" "$work/out")" = 4 ] && count 1 "  decoder  " && count 1 "shard    $c"'
+check "info --json is one line of JSON" eval 'says 0 "\"images\":5" "$kd" info "$c" --json && [ "$(wc -l <"$work/out")" = 1 ] && count 1 "\"type\":\"result\"" && count 1 "\"uses\":[{"'
 check "list has a line for each view" eval 'says 0 "$id    0 " "$kd" list "$c" && [ "$(wc -l <"$work/out")" = 10 ]'
 check "list --json has id, path, view, hash and plan" eval 'says 0 "\"path\":\"a/with space.jpg\"" "$kd" list "$c" --json && [ "$(wc -l <"$work/out")" = 10 ] && count 10 "\"plan\":{" && count 10 "\"hash\":\"" && count 2 "\"id\":\"$id\""'
 check "names that are not UTF-8 are escaped" eval 'says 0 "latin\\xe9.jpg" "$kd" list "$c" && says 0 "new\\nline.jpg" "$kd" list "$c"'
@@ -50,6 +52,28 @@ tar -C "$work/images" -cf "$work/all.tar" .
 check "a tar of the images serves as well" says 0 "of the 5 images 5 moved or renamed" "$kd" check "$c" --images "$work/all.tar"
 (cd "$work/images" && find . -type f -print0) >"$work/images/list0"
 check "so does a list whose paths end in NUL" eval 'says 0 "10 views replayed: 0 differ" "$kd" check "$c" --images "$work/images/list0" --null'
+
+digest=$("$kd" digest "$c")
+check "digest is that of the manifest" eval '[ ${#digest} = 64 ] && grep -qF "\"$digest\"" "$c.json" && says 0 "$digest  $c" "$kd" digest "$c" --shards && says 0 "\"digest\":\"$digest\",\"images\":5,\"views\":10" "$kd" digest "$c" --json'
+check "digest --json has each shard" eval 'says 0 "\"shards\":[{" "$kd" digest "$c" --json --shards && count 1 "\"path\":\"$c\""'
+
+check "export writes one safetensors file" eval 'says 0 "10 views in 1 file" "$kd" export "$c" --safetensors "$work/x.safetensors" && holds cls F16 "10,2,48" && holds patch F16 "10,2,25,48" && holds registers F16 "10,2,4,48" && holds view I32 10 && holds id U8 "10,16"'
+check "export chooses features, views and layers" eval 'says 0 "5 views in 1 file" "$kd" export "$c" --safetensors "$work/x.safetensors" --features cls --views 1 --layers 4 && holds cls F16 "5,1,48" && ! grep -aq "\"patch\"" "$work/x.safetensors"'
+mkdir "$work/tars"
+check "export writes tars whose members belong together up to the first dot" eval 'says 0 "10 views in 1 file" "$kd" export "$c" --webdataset "$work/tars" && [ "$(tar -tf "$work/tars/views-000000.tar" | grep -c "^$id-0000[01]\.\(cls.npy\|json\|mean.npy\|patch.npy\|registers.npy\)$")" = 10 ] && tar -tf "$work/tars/views-000000.tar" | LC_ALL=C sort -c'
+check "export rotates tars" eval 'says 0 "10 views in 10 files" "$kd" export "$c" --webdataset "$work/tars/r-%03d.tar" --shard-size 1 && [ "$(ls "$work"/tars/r-00[0-9].tar | wc -l)" = 10 ]'
+check "the JSON of a view has its path and plan" eval 'tar -xOf "$work/tars/views-000000.tar" "$id-00001.json" >"$work/out" && count 1 "\"path\":\"a/plain.jpg\"" && count 1 "\"plan\":{"'
+check "export wants one kind of file" eval 'says 2 "one of them" "$kd" export "$c" && says 2 "one of them" "$kd" export "$c" --webdataset "$work/a%d.tar" --safetensors "$work/y"'
+check "and a place for the number of the tar" eval 'says 2 "number of the tar" "$kd" export "$c" --webdataset "$work/tars/x.tar" && says 2 "number of the tar" "$kd" export "$c" --webdataset "$work/tars/%s.tar" && [ ! -e "$work/tars/x.tar" ]'
+check "a layer or view that is not stored is exit 10" eval 'says 10 "no layer 2" "$kd" export "$c" --safetensors "$work/y" --layers 2 && says 10 "no image has such a view" "$kd" export "$c" --safetensors "$work/y" --views 7 && [ ! -e "$work/y" ]'
+
+estimate() { "$kd" estimate --images 1281167 --teacher dinov2_vitb14 "$@"; }
+check "estimate has a line for each way and marks one" eval 'says 0 "-> f16 full " estimate && count 1 "   i8 full " && count 1 "   i8 pool:8 " && count 1 "-> f16 full x 8 views" && count 1 "kd-precompute --dry-run"'
+check "a budget moves the mark" eval 'says 0 "-> i8 full " estimate --budget 2TB && count 1 "f16 full x 8 would need"'
+check "so do the students" eval 'says 0 "--store f16 --patch-target adjoint:7" estimate --for resnet18 && count 1 "-> f16 adjoint:7 "'
+check "estimate --json is one line with every choice" eval 'says 0 "\"recommended\":true" estimate --budget 200GB --json && [ "$(wc -l <"$work/out")" = 1 ] && count 1 "\"type\":\"result\"" && count 1 "\"views_that_fit\""'
+check "too small a budget is exit 14 and shows the choices" eval 'says 14 "even one view per image" estimate --budget 1GB && count 1 "i8, no patches" && ! grep -q -- "->" "$work/out"'
+check "estimate refuses what is not there" eval 'says 2 "the nearest name is dinov2_vitb14" "$kd" estimate --images 10 --teacher dinov2_vitb1 && says 2 "the nearest is resnet18" estimate --for resnet81 && says 2 "multiples of its patch, 14" estimate --image-size 225 && says 2 "no register tokens" estimate --features registers && says 2 "--images is missing" "$kd" estimate --teacher dinov2_vitb14'
 
 check "dump writes a safetensors file" eval 'says 0 "" "$kd" dump "$c" --id $id --view 1 --out "$work/x.safetensors" && holds cls F32 "2,48" && holds patch F32 "2,25,48" && holds registers F32 "2,4,48" && holds mean F32 "2,48" && holds layers I32 2'
 check "dump of an unknown image is exit 10" says 10 "has no image" "$kd" dump "$c" --id 00000000000000000000000000000000 --view 0 --out "$work/y"
@@ -83,7 +107,7 @@ check "a missing manifest is exit 12 and says what to do" says 12 "run the same 
 
 "$KD_TEST_DIR/cli/draw_cache" "$work/joined" joined >/dev/null 2>&1
 j=$work/joined/photos.kdc
-check "joined layers are one of twice the width" eval 'says 0 "stored   cls [1 x 96] patch [25 x 96]" "$kd" info "$j" && count 1 "layers         1, 4 (1 = last), each through the final norm, joined as layer 1, earlier block first"'
+check "joined layers are one of twice the width" eval 'says 0 "  patch [25 x 96] full" "$kd" info "$j" && count 1 "layers         1, 4 (1 = last), each through the final norm, joined as layer 1, earlier block first"'
 check "and dumped as one" eval 'says 0 "" "$kd" dump "$j" --id $id --out "$work/x.safetensors" && holds cls F32 "1,96" && holds registers F32 "1,4,96" && holds layers I32 1'
 check "and checked as one" says 0 "40 records" "$kd" check "$j" --read-data
 

@@ -111,12 +111,20 @@ whole=$(field cache_bytes)
 plan --features $all --views 8
 twice() { [ $((one * 10)) -gt $(($(field bytes_per_view) * 17)) ]; }
 check 'two layers are planned as about twice the bytes of one' twice
+stored() { sed -n 's/.*"store":"\([a-z0-9]*\)".*/\1/p' "$work/out" | head -n 1; }
 plan --features $all --layers 1,2 --views 8 --budget $((whole * 3 / 4))
-check '--budget takes views first' test "$(field views)" -lt 8 -a "$(field features)" = '["cls","patch","registers","mean"]'
-# Less than one view of both images with patches, beside the 256 KiB that any cache has.
-plan --features $all --layers 1,2 --views 2 --budget $((262144 + one * 3 / 2))
+check '--budget takes the element type first' test "$(stored) $(field views) $(field patch_targets)" = 'i8 8 ["full"]'
+plan --features $all --layers 1,2 --views 8 --budget $((whole * 3 / 4)) --store f16 --patch-target full
+check 'then views, where the form is fixed' test "$(stored)" = f16 -a "$(field views)" -lt 8 -a "$(field features)" = '["cls","patch","registers","mean"]'
+# Less than one view of both images with patches, beside the 48 KiB that any cache has.
+plan --features $all --layers 1,2 --views 2 --budget $((49152 + one * 3 / 2)) --store f16 --patch-target full
 check 'then patches, and the views come back' test "$(field views)$(field features)" = '2["cls","registers","mean"]'
 check 'and says so' grep -q 'reduced the run to' "$work/err"
+plan --for resnet18 --layers 1,2
+check '--for stores what the student needs' test "$(field patch_targets)" = '["adjoint:3"]'
+check 'the dry run says what binds' grep -Eq 'speed     about .* views/s together; alone the teacher .*, decoding .* on 1 thread, storing .* binds' "$work/err"
+check 'and its JSON has each stage' grep -Eq '"type":"result".*"teacher_views_per_s":[0-9.]+,"decoding_views_per_s":[0-9.]+,"storing_views_per_s":[0-9.]+,"binds":"(decoding|the teacher|storing)"' "$work/out"
+check 'a student that is none' refused 2 'the nearest is resnet18' plan --for resnet81
 check 'more than that is refused' refused 14 'even one view' plan --features patch --layers 1,2 --budget 4KB
 
 # ---- where it came from ----

@@ -1,0 +1,87 @@
+#include "cache/student_map.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/base/options.h"
+#include "common/weights/vit_spec.h"
+
+enum {
+    RESNET_STRIDE = 32, /* five layers of stride 2, each rounding up */
+    FREE_VIT_PATCH = 14, /* dinov2_wW_dD */
+    HEAD_WIDTH = 64, MAX_WIDTH = 8192, MAX_DEPTH = 1024, MAX_SIDE = 8192 /* kernels/nn's limits */
+};
+
+static const char *const examples[] = {"resnet18",      "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "dinov2_vits14",
+                                       "dinov2_vitb14", "dinov2_wW_dD",         NULL};
+
+const char *kd_student_example(size_t i)
+{
+    return i < sizeof examples / sizeof examples[0] ? examples[i] : NULL;
+}
+
+/* "dinov2_w192_d6"; also with the letters W and D themselves, which stand for any. */
+static int is_free_vit(const char *name)
+{
+    char *end;
+    long width, depth;
+    if (strcmp(name, "dinov2_wW_dD") == 0)
+        return 1;
+    if (strncmp(name, "dinov2_w", 8) != 0 || name[8] < '0' || name[8] > '9')
+        return 0;
+    width = strtol(name + 8, &end, 10);
+    if (strncmp(end, "_d", 2) != 0 || end[2] < '0' || end[2] > '9')
+        return 0;
+    depth = strtol(end + 2, &end, 10);
+    return *end == 0 && width >= HEAD_WIDTH && width % HEAD_WIDTH == 0 && width <= MAX_WIDTH && depth >= 1 && depth <= MAX_DEPTH;
+}
+
+static kd_status unknown(const char *name, kd_err *err)
+{
+    enum { MOST = 64 };
+    const char *const *vits, *names[MOST], *near;
+    size_t n = kd_vit_names(&vits), count = 0;
+    names[count++] = "resnet18";
+    names[count++] = "dinov2_wW_dD";
+    for (size_t i = 0; i < n && count < MOST; i++) {
+        if (strncmp(vits[i], "dinov3", 6) != 0)
+            names[count++] = vits[i];
+    }
+    near = kd_nearest_name(name, names, count);
+    return kd_fail(err, KD_EUSAGE, "no student is called \"%s\"%s%s; students are resnet18, DINOv2's and timm's ViTs (vit_small_patch16_224, dinov2_vits14, ...) and dinov2_wW_dD", name,
+                   near ? "; the nearest is " : "", near ? near : "");
+}
+
+/* side: 0, or the only one that it can have. */
+static kd_status vit_map(kd_map_size *map, const char *name, int patch, int side, int height, int width, kd_err *err)
+{
+    if (side && (height != side || width != side))
+        return kd_fail(err, KD_EUSAGE, "%s is made for views of %d x %d pixels, not %d x %d; a dinov2_wW_dD student takes any multiple of 14", name, side, side, height, width);
+    if (height % patch || width % patch || height < patch || width < patch || height > MAX_SIDE || width > MAX_SIDE)
+        return kd_fail(err, KD_EUSAGE, "%s takes views whose sides are multiples of %d, up to %d, not %d x %d", name, patch, MAX_SIDE, height, width);
+    *map = (kd_map_size){height / patch, width / patch};
+    return KD_OK;
+}
+
+kd_status kd_student_map(kd_map_size *map, const char *name, int height, int width, kd_err *err)
+{
+    kd_vit_spec s;
+    if (strcmp(name, "resnet18") == 0) {
+        if (height < RESNET_STRIDE || width < RESNET_STRIDE || height > MAX_SIDE || width > MAX_SIDE)
+            return kd_fail(err, KD_EUSAGE, "%s takes views of %d to %d pixels a side, not %d x %d", name, RESNET_STRIDE, MAX_SIDE, height, width);
+        *map = (kd_map_size){(height + RESNET_STRIDE - 1) / RESNET_STRIDE, (width + RESNET_STRIDE - 1) / RESNET_STRIDE};
+        return KD_OK;
+    }
+    if (is_free_vit(name))
+        return vit_map(map, name, FREE_VIT_PATCH, 0, height, width, err);
+    if (!kd_vit_named(name, &s) || s.family == KD_VIT_DINOV3)
+        return unknown(name, err);
+    return vit_map(map, name, s.patch, s.family == KD_VIT_TIMM ? s.pos_grid * s.patch : 0, height, width, err);
+}
+
+kd_target kd_student_target(const kd_map_size *map, int grid_h, int grid_w)
+{
+    if ((int64_t)map->h * map->w >= (int64_t)grid_h * grid_w)
+        return (kd_target){.kind = KD_TARGET_FULL};
+    return (kd_target){.kind = KD_TARGET_ADJOINT, .h = map->h, .w = map->w};
+}
