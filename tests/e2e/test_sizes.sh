@@ -24,7 +24,7 @@ png_size() { od -An -tu1 -j16 -N8 "$1" | awk '{ print $5 * 16777216 + $6 * 65536
 
 # ---- the cache ----
 check "views of 112 x 168 are cached" says 0 '112x168 px' pre --cache "$cache" --image-size 112x168
-"$KD_BIN/kd-cache" info "$cache" >"$work/info" 2>"$work/err"
+"$KD_BIN/kd-cache" info "$cache" --all >"$work/info" 2>"$work/err"
 check "the recipe says so" grep -qE 'image_size +\[112,168\]' "$work/info"
 check "on a grid of 8 x 12" grep -qE 'grid +\[8,12\]' "$work/info"
 "$KD_BIN/kd-cache" list "$cache" --json >"$work/list" 2>"$work/err"
