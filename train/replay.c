@@ -46,6 +46,7 @@ struct kd_replay {
     atomic_uint_fast64_t kept_bytes, decoded;
     kd_ordered *queue;              /* the open pass */
     const kd_replay_item *items;
+    size_t count;                   /* of items */
     size_t cls_floats, patch_floats[KD_REPLAY_PATCHES], floats, pixel_bytes; /* floats: of all targets of a sample, with a square for each patch target */
     kd_adjoint adjoint[KD_REPLAY_PATCHES]; /* of those patch targets that are */
     double waited;                  /* of passes that ended */
@@ -357,6 +358,22 @@ static kd_sample sample_of(const kd_replay *r, void *slot) {
     return s;
 }
 
+/* Lets the kernel fetch the records of the sample READ_AHEAD further on, at the start of a pass those of all up to there, so that a cold cache is read at the disk's rate. What goes wrong is said
+ * when the record is read. */
+enum { READ_AHEAD = 64 };
+
+static void ask_ahead(kd_replay *r, worker *w, uint64_t index) {
+    uint64_t last = index + READ_AHEAD < r->count ? index + READ_AHEAD : r->count - 1;
+    for (uint64_t i = index == 0 ? 0 : index + READ_AHEAD; i <= last; i++) {
+        const kd_image_entry *e = entry_of(r, r->items[i].image);
+        uint32_t view = kd_image_view(e, r->items[i].view);
+        if (r->cls_floats > 0)
+            (void)kd_reader_will_need(w->reader, r->o.cls.feature, &e->image, view, r->o.layer, NULL);
+        for (int k = 0; k < r->o.patches; k++)
+            (void)kd_reader_will_need(w->reader, r->o.patch[k].feature, &e->image, view, r->o.layer, NULL);
+    }
+}
+
 static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, kd_err *err) {
     kd_replay *r = ctx;
     worker *w = &r->workers[thread];
@@ -364,6 +381,7 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
     kd_view_entry v;
     if (w->reader == NULL)
         KD_TRY(kd_reader_create(&w->reader, r->o.cache, err));
+    ask_ahead(r, w, index);
     const kd_image_entry *e = entry_of(r, item->image);
     KD_TRY(kd_reader_view(w->reader, &e->image, kd_image_view(e, item->view), &v, err));
     if (v.plan.out_w != r->recipe->image_w || v.plan.out_h != r->recipe->image_h)
@@ -493,6 +511,7 @@ kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t coun
     for (size_t i = 0; i < count; i++)
         KD_ASSERT(items[i].image < r->images && items[i].view < entry_of(r, items[i].image)->views);
     r->items = items;
+    r->count = count;
     size_t bytes = r->floats * sizeof(float) + r->pixel_bytes;
     return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead, bytes, count, make_sample, NULL, r, err);
 }
