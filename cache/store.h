@@ -91,8 +91,8 @@ kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, 
 kd_status kd_cache_open_anew(kd_cache **out, const char *const *paths, size_t count, kd_err *err);
 void kd_cache_close(kd_cache *c);
 
-/* The structure of shard i beyond its pages: every view that its image table lists has its entry, which checks, and one record of each feature and layer, and there are no others. Values of
- * records aren't read. KD_EDAMAGED at the first difference; KD_ESIGINT, KD_ESIGTERM. */
+/* The structure of shard i beyond its pages: every view that its image table lists has its entry, which checks, and one record of each feature and layer, and there are no others; statistics
+ * and fidelity check. Values of records aren't read. KD_EDAMAGED at the first difference; KD_ESIGINT, KD_ESIGTERM. */
 kd_status kd_cache_shard_structure(kd_cache *c, size_t i, kd_err *err);
 
 const kd_recipe *kd_cache_recipe(const kd_cache *c);

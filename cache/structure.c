@@ -8,6 +8,7 @@ typedef struct structure {
     const kd_shard *s;
     kd_lmdb_cursor *cursor[2]; /* views, and images or a feature's records */
     kd_feature feature;
+    kd_lmdb_txn *txn;          /* for meta */
 } structure;
 
 static kd_status missing(const kd_shard *s, kd_db db, const uint8_t *key, size_t size, const char *what, kd_err *err)
@@ -80,6 +81,37 @@ static kd_status match_records(void *arg, kd_err *err)
     return status == KD_DONE ? KD_OK : status; /* further records can't be: they were counted */
 }
 
+/* What meta repeats for readers: statistics of every feature and layer, and the fidelity. Each entry proves itself. */
+static kd_status check_meta(void *arg, kd_err *err)
+{
+    structure *t = arg;
+    const kd_recipe *r = &t->s->recipe;
+    json_t *fidelity;
+    kd_status status = kd_meta_get_json(t->txn, KD_META_FIDELITY, &fidelity, t->s->path, err);
+    json_decref(fidelity);
+    for (int i = 0; i < KD_FEATURES * r->layers && status == KD_OK; i++) {
+        kd_feature f = (kd_feature)(i / r->layers);
+        char key[32];
+        kd_bytes b;
+        if (!kd_recipe_has(r, f))
+            continue;
+        kd_stats_key(key, f, r->layer[i % r->layers]);
+        status = kd_meta_get(t->txn, key, &b, t->s->path, err);
+        if (status == KD_OK && b.size != 16 + 4 * (size_t)r->width)
+            status = kd_fail(err, KD_EDAMAGED, "%s: its entry %s has %zu bytes", t->s->path, key, b.size);
+    }
+    return status == KD_DONE ? kd_fail(err, KD_EDAMAGED, "%s: its statistics or its fidelity are missing", t->s->path) : status;
+}
+
+static kd_status meta(structure *t, kd_err *err)
+{
+    kd_status status;
+    KD_TRY(kd_lmdb_read(&t->txn, t->s->db, err));
+    status = kd_lmdb_guard(t->s->db, check_meta, t, err);
+    kd_lmdb_read_end(t->txn);
+    return status;
+}
+
 static kd_status with_cursors(structure *t, kd_db second, kd_status (*fn)(void *arg, kd_err *err), kd_err *err)
 {
     kd_lmdb_txn *txn;
@@ -100,6 +132,7 @@ static kd_status with_cursors(structure *t, kd_db second, kd_status (*fn)(void *
 kd_status kd_cache_shard_structure(kd_cache *c, size_t i, kd_err *err)
 {
     structure t = {.s = &c->shards[i]};
+    KD_TRY(meta(&t, err));
     KD_TRY(with_cursors(&t, KD_DB_IMAGES, match_images, err));
     for (int f = 0; f < KD_FEATURES; f++) {
         t.feature = (kd_feature)f;

@@ -72,6 +72,22 @@ static void a_record_under_another_key_is_missed(void **state)
     }
 }
 
+static void damaged_statistics_are_found(void **state)
+{
+    uint8_t *bytes;
+    size_t n, at = 0;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 4);
+    fx_read_file(fx_path("a.kdc"), &bytes, &n);
+    for (size_t i = 0; i + 11 < n; i++)
+        at = memcmp(bytes + i, "stats/cls/1", 11) == 0 ? i : at;
+    assert_true(at > 0);
+    bytes[at + 11 + 16 + 20] ^= 1; /* behind the key: hash, views, width, deviation, mean */
+    fx_write_file(fx_path("a.kdc"), bytes, n);
+    kd_free(bytes);
+    structure_must_say("the meta entry");
+}
+
 /* And never "not cached": whoever asks for it learns that the file is damaged. */
 static void a_missing_record_is_damage(void **state)
 {
@@ -96,6 +112,6 @@ static void a_missing_record_is_damage(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, fx_make_dir, fx_drop_dir)
-    const struct CMUnitTest tests[] = {T(a_sound_shard_has_structure), T(a_view_under_another_key_is_missed), T(a_record_under_another_key_is_missed), T(a_missing_record_is_damage)};
+    const struct CMUnitTest tests[] = {T(a_sound_shard_has_structure), T(a_view_under_another_key_is_missed), T(a_record_under_another_key_is_missed), T(damaged_statistics_are_found), T(a_missing_record_is_damage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
