@@ -28,6 +28,8 @@ LIBRARIES := lmdb:lmdb:liblmdb-dev zstd:libzstd:libzstd-dev jpeg:libjpeg:libjpeg
              xxhash:libxxhash:libxxhash-dev jansson:jansson:libjansson-dev yaml:yaml-0.1:libyaml-dev zip:libzip:libzip-dev \
              crypto:libcrypto:libssl-dev archive:libarchive:libarchive-dev
 TEST_LIBRARIES := cmocka:cmocka:libcmocka-dev
+# Programs that tests run: name:package
+TEST_PROGRAMS := ssh-keygen:openssh-client
 
 ifneq ($(CONDA_PREFIX),)
 export PKG_CONFIG_PATH := $(CONDA_PREFIX)/lib/pkgconfig:$(CONDA_PREFIX)/share/pkgconfig:$(PKG_CONFIG_PATH)
@@ -62,7 +64,8 @@ HAVE_CUDA := $(and $(NVCC),$(CUDNN_HEADER))
 
 MISSING_PACKAGES := $(if $(HAVE_CC),,gcc libc6-dev) $(if $(HAVE_PKG_CONFIG),,pkg-config) \
     $(foreach m,$(filter missing:%,$(PROBED)),$(word 3,$(subst :, ,$(m)))) $(if $(HAVE_DNNL),,libdnnl-dev)
-MISSING_TEST_PACKAGES := $(foreach m,$(filter missing:%,$(PROBED_TEST)),$(word 3,$(subst :, ,$(m))))
+MISSING_TEST_PACKAGES := $(foreach m,$(filter missing:%,$(PROBED_TEST)),$(word 3,$(subst :, ,$(m)))) \
+    $(foreach p,$(TEST_PROGRAMS),$(if $(shell command -v $(firstword $(subst :, ,$(p))) 2>/dev/null),,$(lastword $(subst :, ,$(p)))))
 
 # ---- flags ------------------------------------------------------------------------------------------------------------
 # _GNU_SOURCE: the affinity mask, free space of a file system and process-wide advice are not in POSIX.

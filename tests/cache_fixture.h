@@ -21,7 +21,7 @@
 #include "common/base/mem.h"
 #include "common/base/rng.h"
 
-enum { FX_WIDTH = 48, FX_GRID = 5, FX_ROWS = FX_GRID * FX_GRID, FX_VIEWS = 2, FX_LARGEST = 2 * FX_ROWS * FX_WIDTH, FX_RECORDS = 8 };
+enum { FX_WIDTH = 48, FX_GRID = 5, FX_ROWS = FX_GRID * FX_GRID, FX_VIEWS = 2, FX_LARGEST = 2 * FX_ROWS * FX_WIDTH, FX_RECORDS = 8, FX_MOST_RECORDS = 2 * KD_FEATURES };
 
 #define must(expr) fx_must((expr), #expr, &fx_err, __LINE__)
 static kd_err fx_err;
@@ -220,10 +220,10 @@ static inline void fx_record(kd_record_buf *out, const kd_recipe *r, unsigned im
 /* Adds a view with every record that the recipe asks for. */
 static inline kd_status fx_add_view(kd_writer *w, const kd_recipe *r, unsigned image, const kd_image_entry *e, const kd_view_entry *v, kd_err *err)
 {
-    static kd_record_buf record[FX_RECORDS];
-    kd_record_ref refs[FX_RECORDS];
+    static kd_record_buf record[FX_MOST_RECORDS];
+    kd_record_ref refs[FX_MOST_RECORDS];
     size_t n = 0;
-    assert_true(kd_recipe_records(r) <= FX_RECORDS);
+    assert_true(kd_recipe_records(r) <= FX_MOST_RECORDS);
     for (int f = 0; f < KD_FEATURES; f++) {
         for (int l = 0; l < r->layers && kd_recipe_has(r, (kd_feature)f); l++, n++) {
             fx_record(&record[n], r, image, v, (kd_feature)f, r->layer[l]);

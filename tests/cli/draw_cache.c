@@ -1,8 +1,8 @@
-/* draw_cache DIR [wrong|joined|decoder]: draws JPEG files under DIR/images and a sealed cache DIR/photos.kdc of two real views of each, with made-up features (all four, of layers 1 and 4); for tests
- * of kd-cache, which needs no teacher.
+/* draw_cache DIR [wrong|joined|decoder|DTYPE TARGETS [COUNT]]: draws JPEG files under DIR/images and a sealed cache DIR/photos.kdc of two real views of each, with made-up features (all four, of layers
+ * 1 and 4); for tests of kd-cache, which needs no teacher.
  * One image's path has a space, one a newline, one a byte that is not UTF-8. Prints "ID PATH" lines.
  * wrong: view 0 of the first image carries the hash of other pixels, as if another version had made it. joined: both layers are one of twice the width. decoder: the recipe names another
- * decoder. */
+ * decoder. DTYPE TARGETS ("i8 full,adjoint:2"): stored as that instead of f16 and full; COUNT: only so many images. */
 #include "tests/cache_fixture.h"
 
 enum { PICTURES = 5 };
@@ -36,8 +36,8 @@ static void add_view(kd_writer *w, const kd_recipe *r, const kd_image_entry *e, 
     must(fx_add_view(w, r, which, e, &v, &fx_err));
 }
 
-/* The fixture's recipe, with this program's decoder and what the second argument asks for. */
-static void adapt(kd_recipe *r, const char *mode)
+/* The fixture's recipe, with this program's decoder and what the other arguments ask for. */
+static void adapt(kd_recipe *r, const char *mode, const char *targets)
 {
     json_t *j = json_deep_copy(r->json);
     kd_hash128 decoder;
@@ -51,6 +51,12 @@ static void adapt(kd_recipe *r, const char *mode)
         json_object_set_new(j, "layer_concat", json_true());
         json_object_set_new(j, "width", json_integer(2 * FX_WIDTH));
     }
+    if (targets) {
+        kd_recipe stored = fx_recipe_stored(mode, targets);
+        json_object_set(j, "patch_targets", json_object_get(stored.json, "patch_targets"));
+        json_object_set(j, "store", json_object_get(stored.json, "store"));
+        kd_recipe_free(&stored);
+    }
     must(kd_recipe_from_json(r, j, "the drawn recipe", &fx_err));
 }
 
@@ -62,17 +68,18 @@ int main(int argc, char **argv)
     kd_image img = {0};
     char path[1000], id[33];
     json_t *provenance = json_pack("{s:s}", "note", "drawn");
+    unsigned count = argc == 5 ? (unsigned)strtoul(argv[4], NULL, 10) : PICTURES;
     int wrong = argc == 3 && strcmp(argv[2], "wrong") == 0;
-    if (argc < 2)
+    if (argc < 2 || argc > 5 || count > PICTURES)
         return 2;
-    adapt(&r, argc == 3 ? argv[2] : "");
+    adapt(&r, argc >= 3 ? argv[2] : "", argc >= 4 ? argv[3] : NULL);
     snprintf(path, sizeof path, "%s/images/a", argv[1]);
     must(kd_io_mkdirs(path, &fx_err));
     snprintf(path, sizeof path, "%s/images/b", argv[1]);
     must(kd_io_mkdirs(path, &fx_err));
     snprintf(path, sizeof path, "%s/photos.kdc", argv[1]);
     must(kd_writer_open(&w, path, &r, provenance, 0, &fx_err));
-    for (unsigned i = 0; i < PICTURES; i++) {
+    for (unsigned i = 0; i < count; i++) {
         uint8_t *bytes;
         size_t size;
         kd_image_entry e = {.rel = rel[i]};

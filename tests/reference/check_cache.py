@@ -66,47 +66,49 @@ def main():
     net = r.Network("dinov2", state)
     net.module.double()
     taps = Layers(net.module, a.layer_norm == "on")
-    count = {k: 0 for k in ("plans", "hashes", "pixels", "dumps")}
+    count = {k: 0 for k in ("plans", "hashes", "replays", "pixels", "dumps")}
     each = [(name, layer) for name in names for layer in sorted(sources)]
     worst, total, tokens, values = dict.fromkeys(each, 0.0), dict.fromkeys(each, 0.0), dict.fromkeys(each, 0), {k: [] for k in each}
-    with kdcache.Cache(file) as cache:
-        b.check("layers of the reader that aren't the stored ones", len(set(cache.layers) ^ set(sources)), 0)
-        paths = {i.id.hex(): i.path.decode() for i in cache.images()}
-        for x in records:
-            image_id = bytes.fromhex(x["id"])
-            stored = cache.view(image_id, x["view"])
-            count["plans"] += stored.plan != x["plan"]
-            pixels = apply_plan(Image.open(os.path.join(photos, paths[x["id"]])).convert("RGB"), stored.plan)
-            mix = stored.plan["mix"]
-            if mix["lambda"] != 1:
-                pixels = mix_plan(pixels, apply_plan(Image.open(os.path.join(photos, paths[mix["partner"]])).convert("RGB"), mix["plan"]), mix)
-            count["hashes"] += view_hash(pixels) != stored.hash.hex() or stored.hash.hex() != x["hash"]
-            b.run("kd-cache", "view", file, "--images", photos, "--id", x["id"], "--view", x["view"], "--out", b.path("view.png"), computes=False)
-            count["pixels"] += not np.array_equal(np.asarray(Image.open(b.path("view.png"))), np.asarray(pixels))
-            b.run("kd-cache", "dump", file, "--id", x["id"], "--view", x["view"], "--out", b.path("view.safetensors"), computes=False)
-            dumped = load_file(b.path("view.safetensors"))
-            net(np.asarray(pixels)[None], torch.float64)
-            for i, layer in enumerate(sorted(sources)):
-                theirs = taps.features(sources[layer])
-                for name in names:
-                    ours = cache.feature(name, image_id, x["view"], layer)
-                    count["dumps"] += dumped["layers"][i] != layer or not np.array_equal(dumped[name][i].reshape(ours.shape), ours)
-                    ours = ours.reshape(theirs[name].shape)
-                    away = 1 - r.cosines(ours, theirs[name])
-                    k = (name, layer)
-                    worst[k], total[k], tokens[k] = max(worst[k], away.max()), total[k] + away.sum(), tokens[k] + away.size
-                    values[k].append(ours.astype(np.float64))
-        b.check("views", len(records), a.photos * a.views, most=False)
-        for k, what in (("plans", "plans that the reader and kd-cache list tell differently"), ("hashes", "views that Pillow rebuilds with another hash"),
-                        ("pixels", "views whose pixels differ from kd-cache view's"), ("dumps", "views whose features differ between the reader and kd-cache dump")):
-            b.check(what, count[k], 0)
-        for k in each:
-            of = "%s of layer %d" % k
-            b.check("%s, %s: largest 1 - cosine to PyTorch, %d tokens (mean %.3g)" % (a.precision, of, tokens[k], total[k] / tokens[k]), worst[k], WORST[a.precision])
-            all_values = np.concatenate(values[k])
-            mean, std = cache.statistics(*k)
-            b.check("%s: largest difference of the mean vector" % of, np.abs(mean - all_values.mean(0)).max(), 1e-4)
-            b.check("%s: relative difference of the scalar deviation" % of, abs(std / np.sqrt(all_values.var(0).mean()) - 1), 1e-4)
+    cache = kdcache.Cache(file)
+    b.check("layers of the reader that aren't the stored ones", len(set(cache.layers) ^ set(sources)), 0)
+    items = {(x["id"], x["view"]): x for x in cache}
+    paths = {x["id"]: x["path"] for x in items.values()}
+    for x in records:
+        at, stored = cache.find(bytes.fromhex(x["id"]), x["view"]), items[x["id"], x["view"]]
+        plan, picture = kdcache.decode_plan(stored["plan"]), Image.open(os.path.join(photos, paths[x["id"]]))
+        count["plans"] += plan != x["plan"]
+        pixels, mix, partner = apply_plan(picture.convert("RGB"), plan), plan["mix"], None
+        if mix["lambda"] != 1:
+            partner = Image.open(os.path.join(photos, paths[mix["partner"]]))
+            pixels = mix_plan(pixels, apply_plan(partner.convert("RGB"), mix["plan"]), mix)
+        count["hashes"] += view_hash(pixels) != stored["hash"] or stored["hash"] != x["hash"]
+        count["replays"] += not np.array_equal(kdcache.replay(picture, plan, partner), np.asarray(pixels))
+        b.run("kd-cache", "view", file, "--images", photos, "--id", x["id"], "--view", x["view"], "--out", b.path("view.png"), computes=False)
+        count["pixels"] += not np.array_equal(np.asarray(Image.open(b.path("view.png"))), np.asarray(pixels))
+        b.run("kd-cache", "dump", file, "--id", x["id"], "--view", x["view"], "--out", b.path("view.safetensors"), computes=False)
+        dumped = load_file(b.path("view.safetensors"))
+        net(np.asarray(pixels)[None], torch.float64)
+        for i, layer in enumerate(sorted(sources)):
+            theirs = taps.features(sources[layer])
+            for name in names:
+                ours = cache.record(name, at, layer)[0]
+                count["dumps"] += dumped["layers"][i] != layer or not np.array_equal(dumped[name][i].reshape(ours.shape), ours)
+                ours = ours.reshape(theirs[name].shape)
+                away = 1 - r.cosines(ours, theirs[name])
+                k = (name, layer)
+                worst[k], total[k], tokens[k] = max(worst[k], away.max()), total[k] + away.sum(), tokens[k] + away.size
+                values[k].append(ours.astype(np.float64))
+    b.check("views", len(records), a.photos * a.views, most=False)
+    for k, what in (("plans", "plans that the reader and kd-cache list tell differently"), ("hashes", "views that Pillow rebuilds with another hash"), ("replays", "views that the reader replays otherwise"),
+                    ("pixels", "views whose pixels differ from kd-cache view's"), ("dumps", "views whose features differ between the reader and kd-cache dump")):
+        b.check(what, count[k], 0)
+    for k in each:
+        of = "%s of layer %d" % k
+        b.check("%s, %s: largest 1 - cosine to PyTorch, %d tokens (mean %.3g)" % (a.precision, of, tokens[k], total[k] / tokens[k]), worst[k], WORST[a.precision])
+        all_values = np.concatenate(values[k])
+        mean, std = cache.statistics(*k)
+        b.check("%s: largest difference of the mean vector" % of, np.abs(mean - all_values.mean(0)).max(), 1e-4)
+        b.check("%s: relative difference of the scalar deviation" % of, abs(std / np.sqrt(all_values.var(0).mean()) - 1), 1e-4)
     b.finish()
 
 
