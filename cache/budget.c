@@ -7,15 +7,16 @@
 #include "common/base/io.h"
 #include "common/image/augment.h"
 
-/* The order of preference. What kd-precompute does when nothing is asked for follows from its first row. */
+/* The order of preference. The first row is there to be compared with: the choice starts at START, which is what kd-precompute does when nothing is asked for. */
 static const struct rung {
     kd_dtype dtype;
     kd_target_kind kind; /* adjoint: of the maps of the students that are named */
 } ladder[] = {
-    {KD_F16, KD_TARGET_FULL}, {KD_I8, KD_TARGET_FULL}, {KD_F16, KD_TARGET_ADJOINT}, {KD_I8, KD_TARGET_ADJOINT}, {KD_I8, KD_TARGET_POOL},
+    {KD_F16, KD_TARGET_FULL}, {KD_I8, KD_TARGET_FULL}, {KD_I8, KD_TARGET_ADJOINT}, {KD_I8, KD_TARGET_POOL},
 };
-/* Then, without patches, in this order of element types. */
-static const kd_dtype without_patches[] = {KD_F16, KD_I8};
+enum { START = 1 };
+/* Then, without patches. */
+static const kd_dtype WITHOUT_PATCHES = KD_I8;
 
 enum { PATCH = 1u << KD_FEATURE_PATCH };
 
@@ -126,7 +127,7 @@ static void make_steps(kd_budget_choice *c, const kd_budget_ask *ask)
     for (size_t i = 0; i < sizeof ladder / sizeof ladder[0] && ask->shape.features & PATCH; i++) {
         if (!rung_storage(&f, &ladder[i], ask))
             continue;
-        if (ladder[i].kind == KD_TARGET_ADJOINT && ask->targets == 0 && c->first == 0)
+        if ((i == START && !ask->dtype) || (ladder[i].kind == KD_TARGET_ADJOINT && ask->targets == 0))
             c->first = c->steps;
         if (!add_step(c, &f, ask->shape.features, ask) || ladder[i].kind != KD_TARGET_POOL || ask->targets > 0)
             continue;
@@ -134,8 +135,8 @@ static void make_steps(kd_budget_choice *c, const kd_budget_ask *ask)
         if (c->step[c->steps - 1].view_bytes >= c->step[c->steps - 2].view_bytes)
             c->steps--;
     }
-    for (size_t i = 0; i < sizeof without_patches / sizeof without_patches[0] && rest; i++) {
-        f = (kd_storage){.dtype = ask->dtype ? *ask->dtype : without_patches[i]};
+    if (rest) {
+        f = (kd_storage){.dtype = ask->dtype ? *ask->dtype : WITHOUT_PATCHES};
         add_step(c, &f, rest, ask);
     }
 }

@@ -3,14 +3,14 @@
  *     kd_budget_ask a = {.shape = shape, .images = 1281167, .views = 8, .budget = 200000000000};
  *     KD_TRY(kd_budget_choose(&c, &a, err));                              // c.step[c.chosen], c.views
  *
- * The ladder (the table in budget.c), from what is preferred down; a step that costs no quality comes before one that does:
- *   1. every token, f16, then i8: every student and every loss can use them
- *   2. where students are named: the adjoint targets of their maps, f16, then i8. For them (and the losses that allow it) they are every token at a fraction of the bytes, so that the choice starts here;
+ * The ladder (the table in budget.c), from what is preferred down:
+ *   1. every token in i8: every student and every loss can use it; on real photos as good as f16 (equal k-NN) at half the bytes: docs/storage.md
+ *   2. where students are named: the adjoint targets of their maps, i8. For them (and the losses that allow it) they are every token at a fraction of the bytes, so that the choice starts here;
  *      unless together they save less than a fifth
  *   3. patches pooled to half the grid, i8: coarser, for every student; unless step 2 takes less
  *   4. the last of those with fewer views of each image
- *   5. what is left without patches, f16, then i8, and at last fewer views of that
- * bf16 isn't on the ladder: it takes 1.6 times the bytes of i8 and is no truer; it is for values that f16 can't hold. What the user has fixed (--store, --patch-target) replaces the ladder's.
+ *   5. what is left without patches, i8, and at last fewer views of that
+ * f16 and bf16 aren't on it: they are for who asks. f16 full is listed first all the same, to compare with. What the user has fixed (--store, --patch-target) replaces the ladder's.
  * Without a budget the first step is taken. Pure functions. */
 #ifndef KD_CACHE_BUDGET_H
 #define KD_CACHE_BUDGET_H

@@ -36,7 +36,7 @@ static const kd_option table[] = {
     KD_OPTION_CHOICE(T, layer_concat, "layer-concat", "on|off", "off", "join the layers' features into one of their widths' sum, the earlier layer first"),
     KD_OPTION_STRING(T, patch_target, "patch-target", "auto|full|pool:K|adjoint:K,...", "auto", 0,
                      "how patches are stored, one form or up to four: the full grid, K x K means, or exactly what a K x K student's error and gradient need (docs/storage.md); auto: full, or what --for and --budget ask for"),
-    KD_OPTION_CHOICE(T, store, "store", "auto|f16|bf16|i8", "auto", "type of stored values; i8 is rotated, with a scale for each token: half of f16 (docs/storage.md); auto: f16, or what --budget asks for"),
+    KD_OPTION_CHOICE(T, store, "store", "auto|f16|bf16|i8", "auto", "type of stored values; i8 is rotated, with a scale for each token: half of f16 (docs/storage.md); auto: i8, which on real photos is as good as f16"),
     KD_OPTION_STRING(T, students, "for", "STUDENT,...", NULL, 0, "students that will be trained, such as resnet18,vit_small_patch16_224: patches are stored in the form that serves these at a fraction of the bytes"),
     KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0, "size at which the students of --for will see the views; 0 = the full view"),
     KD_OPTION_INT(T, zstd_level, "zstd-level", "L", "1", 1, 19, "zstd level; levels above 1 save little on features"),

@@ -46,7 +46,7 @@ check "no cache is exit 10" says 10 "no such cache" "$kd" merge "$work/none.kdc"
 check "a missing folder of --out is an error" says 1 "" "$kd" merge "$c" --out "$work/no/such/n.kdc"
 
 # ---- extract ----
-check "extract leaves out features, views, layers and images" eval 'printf "a/plain.jpg\n%s\n" "$(awk "/ c.jpg/ { print \$1 }" "$work/ids")" >"$work/list" && says 0 "2 images, 2 views" "$kd" extract "$c" --features cls,mean --views 1 --layers 4 --images "$work/list" --out "$work/e.kdc" && says 0 "stored   cls [1 x 48] mean [1 x 48]" "$kd" info "$work/e.kdc" && says 0 "$id    1 " "$kd" list "$work/e.kdc" && says 0 "4 records" "$kd" check "$work/e.kdc" --read-data'
+check "extract leaves out features, views, layers and images" eval 'printf "a/plain.jpg\n%s\n" "$(awk "/ c.jpg/ { print \$1 }" "$work/ids")" >"$work/list" && says 0 "2 images, 2 views" "$kd" extract "$c" --features cls,mean --views 1 --layers 4 --images "$work/list" --out "$work/e.kdc" && says 0 "cls [1 x 48]" "$kd" info "$work/e.kdc" && count 1 "mean [1 x 48]" && count 0 "patch [" && says 0 "$id    1 " "$kd" list "$work/e.kdc" && says 0 "4 records" "$kd" check "$work/e.kdc" --read-data'
 check "and says nothing of a source" eval '! grep -q "\"source\"" "$work/e.kdc.json"'
 check "the views still replay" says 0 "2 views replayed: 0 differ" "$kd" check "$work/e.kdc" --images "$work/images"
 check "paths that end in NUL serve as a list" eval 'printf "b/new\nline.jpg\0c.jpg\0" >"$work/list0" && says 0 "2 images" "$kd" extract "$c" --images "$work/list0" --null --out "$work/e0.kdc"'
