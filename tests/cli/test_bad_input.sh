@@ -145,7 +145,7 @@ copy() { # NAME: a writable copy of the cache with its manifest
 }
 copy payload
 frame=$(grep -obUaP '\x28\xb5\x2f\xfd' "$cache" | sed -n '6s/:.*//p')
-printf XXXXXXXX | dd of="$work/payload.kdc" bs=1 seek=$((frame + 100)) conv=notrunc 2>/dev/null
+printf XXXXXXXX | dd of="$work/payload.kdc" bs=1 seek=$((frame + 20)) conv=notrunc 2>/dev/null
 damaged 'bytes of a record' "$work/payload.kdc" 'problems' 'checksum'
 copy meta
 printf XXXXXXXX | dd of="$work/meta.kdc" bs=1 seek=16 conv=notrunc 2>/dev/null

@@ -70,7 +70,7 @@ check "a layer or view that is not stored is exit 10" eval 'says 10 "no layer 2"
 estimate() { "$kd" estimate --images 1281167 --teacher dinov2_vitb14 "$@"; }
 check "estimate has a line for each way and marks one" eval 'says 0 "-> i8 full " estimate && count 1 "   f16 full " && count 1 "   i8 pool:8 " && count 1 "-> i8 full x 8 views" && count 1 "kd-precompute --dry-run"'
 check "a budget moves the mark" eval 'says 0 "-> i8 pool:8 " estimate --budget 1TB && count 1 "i8 full x 8 would need"'
-check "so do the students" eval 'says 0 "--store i8 --patch-target adjoint:7" estimate --for resnet18 && count 1 "-> i8 adjoint:7 "'
+check "so do the students" eval 'says 0 "--store i8 --patch-target adjoint:7" estimate --for resnet18 && count 2 "-> i8 adjoint:7 "'
 check "estimate --json is one line with every choice" eval 'says 0 "\"recommended\":true" estimate --budget 200GB --json && [ "$(wc -l <"$work/out")" = 1 ] && count 1 "\"type\":\"result\"" && count 1 "\"views_that_fit\""'
 check "too small a budget is exit 14 and shows the choices" eval 'says 14 "even one view per image" estimate --budget 1GB && count 1 "i8, no patches" && ! grep -q -- "->" "$work/out"'
 check "estimate refuses what is not there" eval 'says 2 "the nearest name is dinov2_vitb14" "$kd" estimate --images 10 --teacher dinov2_vitb1 && says 2 "the nearest is resnet18" estimate --for resnet81 && says 2 "multiples of its patch, 14" estimate --image-size 225 && says 2 "no register tokens" estimate --features registers && says 2 "--images is missing" "$kd" estimate --teacher dinov2_vitb14'
