@@ -8,7 +8,7 @@ export LC_ALL=C
 find "$work/pictures/train" -name '*.jpg' | sort | head -n 2 >"$work/list"
 pre() { timeout 120 "$KD_BIN/kd-precompute" --images "$work/list" --views 1 --device cpu --threads 1 "$@" 2>"$work/err"; }
 # Three blocks of width 64, 4 registers, patch 16: 2 x 3 patches.
-deep() { pre --weights "$work/w/dinov3.safetensors" --image-size 32x48 "$@"; }
+deep() { pre --weights "$work/w/dinov3.safetensors" --image-size 32x48 --store f16 "$@"; } # f16: numbers that can be compared across caches
 all=cls,patch,registers,mean
 
 # dump CACHE: view 0 of its first image into CACHE.st.
@@ -99,21 +99,23 @@ check 'nothing was begun' test ! -e "$work/n.kdc" -a ! -e "$work/n.kdc.partial"
 
 # ---- same bits ----
 timeout 120 "$KD_BIN/kd-precompute" --images "$work/list" --views 1 --device cpu --threads 2 --weights "$work/w/dinov3.safetensors" --image-size 32x48 --cache "$work/threads.kdc" \
-    --features $all --layers 1,3 2>"$work/err"
+    --features $all --layers 1,3 --store f16 2>"$work/err"
 check '1 and 2 threads give byte-equal caches of layers' cmp "$work/two.kdc" "$work/threads.kdc"
 
 # ---- what fits ----
 plan() { pre --weights "$work/w/dinov2_reg.safetensors" --image-size 70 --cache "$work/n.kdc" --dry-run --json "$@" >"$work/out"; }
 field() { sed -n "s/.*\"$1\":\(\[[^]]*\]\|[0-9]*\).*/\1/p" "$work/out" | head -n 1; }
-plan --features $all --layers 1,2 --views 8
+plan --features $all --layers 1,2 --views 8 --store f16
 one=$(field bytes_per_view)
-whole=$(field cache_bytes)
-plan --features $all --views 8
+plan --features $all --views 8 --store f16
 twice() { [ $((one * 10)) -gt $(($(field bytes_per_view) * 17)) ]; }
 check 'two layers are planned as about twice the bytes of one' twice
 stored() { sed -n 's/.*"store":"\([a-z0-9]*\)".*/\1/p' "$work/out" | head -n 1; }
+plan --features $all --layers 1,2 --views 8
+check 'every token in i8 is the default' test "$(stored) $(field views) $(field patch_targets)" = 'i8 8 ["full"]'
+whole=$(field cache_bytes)
 plan --features $all --layers 1,2 --views 8 --budget $((whole * 3 / 4))
-check '--budget takes the element type first' test "$(stored) $(field views) $(field patch_targets)" = 'i8 8 ["full"]'
+check '--budget pools the patches first' test "$(stored) $(field views) $(field patch_targets)" = 'i8 8 ["pool:3"]'
 plan --features $all --layers 1,2 --views 8 --budget $((whole * 3 / 4)) --store f16 --patch-target full
 check 'then views, where the form is fixed' test "$(stored)" = f16 -a "$(field views)" -lt 8 -a "$(field features)" = '["cls","patch","registers","mean"]'
 # Less than one view of both images with patches, beside the 48 KiB that any cache has.

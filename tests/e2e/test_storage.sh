@@ -35,5 +35,5 @@ refused 'a target that is none' 'did you mean adjoint' --patch-target ajoint:7
 refused 'a target larger than the grid' 'and pool:17 is larger' --patch-target pool:17
 refused 'one target twice' 'adjoint:7 is given twice' --patch-target adjoint:7,full,adjoint:7
 refused 'a fifth target' 'at most 4 targets' --patch-target full,pool:1,pool:2,pool:3,pool:4
-refused 'an unknown element type' 'is not one of f16|bf16|i8' --store f8
+refused 'an unknown element type' 'is not one of auto|f16|bf16|i8' --store f8
 finish
