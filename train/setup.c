@@ -260,6 +260,14 @@ static kd_status resolve(kd_setup *s, kd_arena *arena, kd_err *err) {
     return s->options != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
 }
 
+/* Before memory for such a batch is asked for; how many of them remain to train on is known later. */
+static kd_status check_batch(const kd_setup *s, kd_err *err) {
+    size_t images = kd_cache_images(s->groups.group[0].cache);
+    if (images < (size_t)s->config->batch_size)
+        return kd_fail(err, KD_EUSAGE, "the cache has %zu images and --batch-size is %lld; give a smaller batch or more images", images, (long long)s->config->batch_size);
+    return KD_OK;
+}
+
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
     s->config = config;
     s->lock = -1;
@@ -270,6 +278,7 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     if (!config->dry_run)
         KD_TRY(lock_run(s, err));
     KD_TRY(check_features(s, err));
+    KD_TRY(check_batch(s, err));
     KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
     KD_TRY(open_students(s, err)); /* before the replays: they choose the targets */
     KD_TRY(open_replays(s, err));
