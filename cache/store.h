@@ -31,6 +31,9 @@ typedef struct kd_view_entry {
     kd_plan partner; /* of a mixed view: the plan that makes the other picture from the partner's file; else not read, and 0 where it comes from the cache */
 } kd_view_entry;
 
+/* The largest number of a view. */
+#define KD_MAX_VIEW (UINT32_MAX - 1)
+
 /* Views first .. first + count - 1 of an image, in one shard. */
 typedef struct kd_view_run {
     uint32_t first, count;
@@ -61,6 +64,7 @@ typedef struct kd_writer kd_writer;
  * KD_EMISMATCH: sealed or partial file of another recipe. KD_EFAIL/KD_ENOSPACE. path ends in .kdc. expected_bytes sizes the map's first step (it grows by itself). */
 kd_status kd_writer_open(kd_writer **out, const char *path, const kd_recipe *recipe, const json_t *provenance, uint64_t expected_bytes, kd_err *err);
 int kd_writer_has_view(const kd_writer *w, const kd_hash128 *image, uint32_t view); /* all its records are in */
+int kd_writer_has_image(const kd_writer *w, const kd_hash128 *image); /* at least one view of it */
 uint64_t kd_writer_view_count(const kd_writer *w);
 /* Adds a view with all its encoded feature records (bytes copied before return) to the open transaction; commits by itself about every 64 MiB.
  * The image's entry is written with its first view. Duplicate views are an error (KD_EFAIL). Disk full: KD_ENOSPACE; what was committed stays. */
@@ -101,7 +105,8 @@ size_t kd_cache_shards(const kd_cache *c);
 const char *kd_cache_shard_path(const kd_cache *c, size_t i);
 const json_t *kd_cache_shard_manifest(const kd_cache *c, size_t i);
 
-/* The content digest (digest.h) of shard i, computed anew from every key and header (the payloads behind them are kd_reader_feature's to check). */
+/* The content digest (digest.h) of shard i, computed anew from every key and header (the payloads behind them are kd_reader_feature's to check).
+ * KD_ESIGINT, KD_ESIGTERM when interrupted. */
 kd_status kd_cache_shard_digest(kd_cache *c, size_t i, kd_sha256 *out, kd_err *err);
 /* Of all that the cache has, every view once: equal for equal content in whatever shards it lies. KD_ESIGINT, KD_ESIGTERM when interrupted. */
 kd_status kd_cache_digest(kd_cache *c, kd_sha256 *out, kd_err *err);

@@ -310,6 +310,11 @@ int kd_writer_has_view(const kd_writer *w, const kd_hash128 *image, uint32_t vie
     return kd_view_set_has(&w->present, image, view);
 }
 
+int kd_writer_has_image(const kd_writer *w, const kd_hash128 *image)
+{
+    return kd_view_set_has(&w->present, image, KD_VIEW_ANY);
+}
+
 uint64_t kd_writer_view_count(const kd_writer *w)
 {
     return w->views;
@@ -397,6 +402,8 @@ kd_status kd_writer_add_view(kd_writer *w, const kd_image_entry *image, const kd
     kd_status status;
     if (w->broken)
         return kd_fail(err, KD_EFAIL, "%s: can't go on after a failed commit; run the same command again", w->partial);
+    if (view->view > KD_MAX_VIEW)
+        return kd_fail(err, KD_EFAIL, "%s: view %u of %s is above the largest number of a view, %u", w->partial, view->view, image->rel, KD_MAX_VIEW);
     if (kd_writer_has_view(w, &view->image, view->view))
         return kd_fail(err, KD_EFAIL, "%s: view %u of %s is there already", w->partial, view->view, image->rel);
     if (strlen(image->rel) > KD_MAX_REL)
