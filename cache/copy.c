@@ -7,6 +7,7 @@
 
 #include "cache/parent.h"
 #include "cache/place.h"
+#include "cache/shard_writer.h"
 #include "common/base/io.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
@@ -34,12 +35,6 @@ typedef struct copy {
     kd_record_scratch zstd;
     kd_progress *progress;
 } copy;
-
-int kd_copy_to_folder(const char *out)
-{
-    size_t n = strlen(out);
-    return kd_io_is_dir(out) || (n > 0 && out[n - 1] == '/') || n < 5 || strcmp(out + n - 4, ".kdc") != 0;
-}
 
 /* ---- what is copied ---- */
 
@@ -469,7 +464,7 @@ static kd_status run(copy *c, kd_err *err)
 
 kd_status kd_cache_copy(const kd_copy_job *job, kd_copy_result *result, kd_err *err)
 {
-    copy c = {.job = job, .result = result, .from = kd_cache_recipe(job->cache), .to = &job->derived->recipe, .folder = kd_copy_to_folder(job->out)};
+    copy c = {.job = job, .result = result, .from = kd_cache_recipe(job->cache), .to = &job->derived->recipe, .folder = kd_shard_is_folder(job->out)};
     kd_status status;
     memset(result, 0, sizeof *result);
     status = run(&c, err);

@@ -39,6 +39,7 @@ kd_db kd_feature_db(kd_feature f);
 void kd_stats_key(char out[32], kd_feature f, uint16_t layer);
 
 kd_status kd_meta_put(kd_lmdb *db, const char *key, const void *payload, size_t size, kd_err *err); /* inside a write transaction */
+kd_status kd_meta_put_json(kd_lmdb *db, const char *key, const json_t *json, kd_err *err);          /* its canonical text; NULL: out of memory */
 /* KD_DONE: absent. The payload lives as long as the transaction. */
 kd_status kd_meta_get(kd_lmdb_txn *t, const char *key, kd_bytes *payload, const char *file, kd_err *err);
 kd_status kd_meta_get_json(kd_lmdb_txn *t, const char *key, json_t **out, const char *file, kd_err *err);
