@@ -23,7 +23,7 @@ const kd_program kd_cache_check_program = {
     .examples = "  $ kd-cache check photos.kdc\n  $ kd-cache check photos.kdc --read-data\n  $ kd-cache check shards/ --read-data=3/30\n  $ kd-cache check photos.kdc --images photos --threads 8\n",
     .epilog = "Structure: every page of the B-trees, the manifest, every view's entry, and that no record is missing. What it finds sound is remembered in the user's cache directory, so that the next\n"
               "program opens the cache at once. Without --read-data a changed byte inside a record isn't noticed; whoever reads the record will.\n"
-              "Exit codes: 0 sound; 3 sound, but images are missing from --images or were changed; 10 not found; 12 damaged; 13 a replayed view differs from the teacher's, or the decoder does.\n",
+              "Exit codes: 0 sound; 3 sound, but images are missing from --images or were changed; 2 usage; 10 not found; 12 damaged; 13 a replayed view differs from the teacher's, or the decoder does.\n",
     .options = table,
 };
 
@@ -93,7 +93,10 @@ static void advise_repair(const kd_cache_config *config)
 {
     const char *name = config->files.item[0];
     size_t n = strlen(name);
-    int stem = (int)(n > 4 && strcmp(name + n - 4, ".kdc") == 0 ? n - 4 : n);
+    int stem;
+    while (n > 1 && name[n - 1] == '/')
+        n--;
+    stem = (int)(n > 4 && strncmp(name + n - 4, ".kdc", 4) == 0 ? n - 4 : n);
     kd_log(KD_LOG_INFO, "copy it again from where it came, or keep what is sound and compute the rest again:");
     kd_log(KD_LOG_INFO, "  kd-cache repair %s --drop-bad --out %.*s-repaired.kdc", name, stem, name);
     kd_log(KD_LOG_INFO, "  kd-precompute --fill %.*s-repaired.kdc.missing.txt --cache DIR (a folder with the repaired file, and the options that made it: kd-cache info)", stem, name);

@@ -5,6 +5,7 @@
 #include "cache/commands.h"
 #include "cache/copy.h"
 #include "cache/image_list.h"
+#include "cache/shard_writer.h"
 #include "common/base/io.h"
 #include "common/base/mem.h"
 
@@ -136,7 +137,7 @@ static kd_status run(const kd_cache_config *config, kd_err *err)
 
 kd_status kd_cache_merge_run(const kd_cache_config *config, kd_err *err)
 {
-    if (kd_copy_to_folder(config->out))
+    if (kd_shard_is_folder(config->out))
         return kd_fail(err, KD_EUSAGE, "--out %s: merge writes one file, whose name ends in .kdc; kd-cache compact writes folders", config->out);
     return run(config, err);
 }
@@ -145,7 +146,7 @@ kd_status kd_cache_split_run(const kd_cache_config *config, kd_err *err)
 {
     if ((config->shards > 0) == (config->shard_size > 0))
         return kd_fail(err, KD_EUSAGE, "give --shards N or --shard-size SIZE, one of them");
-    if (!kd_copy_to_folder(config->out))
+    if (!kd_shard_is_folder(config->out))
         return kd_fail(err, KD_EUSAGE, "--out %s: split writes a folder, whose name doesn't end in .kdc", config->out);
     return run(config, err);
 }

@@ -33,10 +33,10 @@ const kd_program kd_cache_list_program = {
 /* "name  {compact JSON}" or the bare text of a string. */
 static void print_field(const char *name, const json_t *v)
 {
-    char line[2000];
+    char line[2000], key[200];
     char *text = v && !json_is_string(v) ? json_dumps(v, JSON_COMPACT | JSON_SORT_KEYS | JSON_ENCODE_ANY | JSON_REAL_PRECISION(6)) : NULL;
     kd_text_escape(line, sizeof line, json_is_string(v) ? json_string_value(v) : text ? text : "-");
-    printf("  %-14s %s\n", name, line);
+    printf("  %-14s %s\n", kd_text_escape(key, sizeof key, name), line);
     free(text); /* jansson's own allocation */
 }
 
@@ -124,13 +124,21 @@ static const json_t *provenance_of(const kd_cache *c, const char *key)
     return NULL;
 }
 
+/* The same of a text, as a terminal may show it; NULL: there is none. What stands in a provenance is for nobody but people, so it may be anything. */
+static const char *said(const kd_cache *c, const char *key, char *buf, size_t cap)
+{
+    const char *text = json_string_value(provenance_of(c, key));
+    return text ? kd_text_escape(buf, cap, text) : NULL;
+}
+
 static void print_teacher(const kd_cache *c)
 {
-    const json_t *t = json_object_get(kd_cache_recipe(c)->json, "teacher"), *known = provenance_of(c, "teacher_name");
+    const json_t *t = json_object_get(kd_cache_recipe(c)->json, "teacher");
     char mean[64], std[64], family[200], prefix[600], name[200];
+    const char *known = said(c, "teacher_name", name, sizeof name);
     printf("teacher  %s: width %lld, depth %lld, heads %lld, patch %lld, registers %lld%s%s\n", kd_text_escape(family, sizeof family, text_of(t, "family")), int_of(t, "width"),
            int_of(t, "depth"), int_of(t, "heads"), int_of(t, "patch"), int_of(t, "registers"), known ? ", known as " : "",
-           known ? kd_text_escape(name, sizeof name, json_string_value(known)) : "");
+           known ? known : "");
     printf("  %-14s %s\n", "weights sha256", text_of(t, "sha256"));
     if (text_of(t, "tensors")[0])
         printf("  %-14s under \"%s\"\n", "tensors", kd_text_escape(prefix, sizeof prefix, text_of(t, "tensors")));
@@ -142,7 +150,7 @@ static void print_teacher(const kd_cache *c)
 static void print_making(const kd_cache *c)
 {
     const kd_recipe *r = kd_cache_recipe(c);
-    const json_t *chosen = json_object_get(r->json, "layers"), *backend = provenance_of(c, "backend"), *program = provenance_of(c, "program"), *precision = provenance_of(c, "precision");
+    const json_t *chosen = json_object_get(r->json, "layers");
     char size[KD_SIZE_TEXT], text[300], augment[200];
     printf("  %-14s", json_array_size(chosen) == 1 ? "layer" : "layers");
     for (size_t i = 0; i < json_array_size(chosen); i++)
@@ -152,26 +160,29 @@ static void print_making(const kd_cache *c)
         printf(", joined as layer %u, earlier block first", r->layer[0]);
     printf("\n  %-14s %s, %s px, seed %llu, exif %s%s\n", "views", kd_text_escape(augment, sizeof augment, text_of(json_object_get(r->json, "augment"), "name")),
            kd_image_size_text(r->image_h, r->image_w, size), (unsigned long long)r->seed, r->exif_apply ? "applied" : "ignored", r->mixed ? ", mixed with those of other images" : "");
-    printf("  %-14s %s", "made", text_of(kd_cache_shard_manifest(c, 0), "created"));
-    if (program)
-        printf(" by kd-precompute %s", kd_text_escape(text, sizeof text, json_string_value(program)));
-    if (precision)
-        printf(" in %s", kd_text_escape(text, sizeof text, json_string_value(precision)));
-    printf("%s%s\n", backend ? " on " : "", backend ? kd_text_escape(text, sizeof text, json_string_value(backend)) : "");
+    printf("  %-14s %s", "made", kd_text_escape(text, sizeof text, text_of(kd_cache_shard_manifest(c, 0), "created")));
+    if (said(c, "program", text, sizeof text))
+        printf(" by kd-precompute %s", text);
+    if (said(c, "precision", text, sizeof text))
+        printf(" in %s", text);
+    if (said(c, "backend", text, sizeof text))
+        printf(" on %s", text);
+    printf("\n");
 }
 
 static void print_dataset(const kd_cache *c)
 {
     static const char *const key[] = {"license", "contact", "note"};
-    const json_t *d = provenance_of(c, "dataset"), *name = json_object_get(d, "name");
+    const json_t *d = provenance_of(c, "dataset");
+    const char *name = json_string_value(json_object_get(d, "name"));
     char text[1000], size[32];
-    printf("images   %s", name ? kd_text_escape(text, sizeof text, json_string_value(name)) : "(the set has no name)");
+    printf("images   %s", name ? kd_text_escape(text, sizeof text, name) : "(the set has no name)");
     if (json_object_get(d, "files"))
         printf(": %lld files, %s", int_of(d, "files"), kd_io_size_text((uint64_t)int_of(d, "bytes"), size, sizeof size));
     printf("\n");
     for (int i = 0; i < 3; i++) {
-        const json_t *v = provenance_of(c, key[i]);
-        printf("  %-14s %s\n", key[i], v ? kd_text_escape(text, sizeof text, json_string_value(v)) : "(not said)");
+        const char *v = said(c, key[i], text, sizeof text);
+        printf("  %-14s %s\n", key[i], v ? v : "(not said)");
     }
 }
 

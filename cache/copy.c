@@ -7,6 +7,7 @@
 
 #include "cache/parent.h"
 #include "cache/place.h"
+#include "cache/shard_writer.h"
 #include "common/base/io.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
@@ -34,12 +35,6 @@ typedef struct copy {
     kd_record_scratch zstd;
     kd_progress *progress;
 } copy;
-
-int kd_copy_to_folder(const char *out)
-{
-    size_t n = strlen(out);
-    return kd_io_is_dir(out) || (n > 0 && out[n - 1] == '/') || n < 5 || strcmp(out + n - 4, ".kdc") != 0;
-}
 
 /* ---- what is copied ---- */
 
@@ -184,18 +179,25 @@ static int shard_is_full(const copy *c, size_t at, size_t shard)
         return 0;
     if (c->job->shards > 0)
         return (long double)c->done * c->job->shards >= (long double)(shard + 1) * (long double)c->views;
-    if (c->job->shard_size == 0 || kd_writer_value_bytes(c->writer) < c->job->shard_size)
-        return 0;
-    for (uint32_t i = 0; i < e->views; i++) {
-        if (kd_writer_has_view(c->writer, &e->image, kd_image_view(e, i)))
-            return 0;
-    }
-    return 1;
+    return c->job->shard_size > 0 && kd_writer_value_bytes(c->writer) >= c->job->shard_size && !kd_writer_has_image(c->writer, &e->image);
 }
 
 static kd_status foreign(const copy *c, const char *what, kd_err *err)
 {
     return kd_fail(err, KD_EMISMATCH, "%s: %s other views than this command would write there; remove it, or give another name with --out", c->path, what);
+}
+
+/* Whether a sealed image has the chosen views of `want` and no other. */
+static int has_chosen_views(const copy *c, const kd_image_entry *have, const kd_image_entry *want)
+{
+    if (memcmp(have->image.b, want->image.b, sizeof have->image.b) != 0 || have->views != chosen_views(c, want))
+        return 0;
+    for (uint32_t i = 0; i < have->views; i++) {
+        uint32_t number = kd_image_view(have, i);
+        if (!kd_view_ranges_have(&c->job->views, number) || !kd_image_find_view(want, number))
+            return 0;
+    }
+    return 1;
 }
 
 /* The shard at hand is sealed: by an earlier run of this command, if it holds the next images with these views. */
@@ -207,7 +209,7 @@ static kd_status pass_sealed(copy *c, size_t *at, kd_err *err)
     KD_TRY(kd_cache_open(&sealed, &path, 1, err));
     for (size_t i = 0; i < kd_cache_images(sealed) && status == KD_OK; i++, ++*at) {
         const kd_image_entry *have = kd_cache_image(sealed, i), *want = *at < c->images ? kd_cache_image(c->job->cache, c->image[*at]) : NULL;
-        if (!want || memcmp(have->image.b, want->image.b, sizeof have->image.b) != 0 || have->views != chosen_views(c, want))
+        if (!want || !has_chosen_views(c, have, want))
             status = foreign(c, "is there already and holds", err);
         else
             c->done += have->views;
@@ -321,7 +323,7 @@ static kd_status check_folder(const copy *c, kd_err *err)
     while (status == KD_OK && (e = readdir(d)) != NULL) {
         size_t n = strlen(e->d_name), at;
         int length = 0;
-        if (n < 5 || strcmp(e->d_name + n - 4, ".kdc") != 0)
+        if (n < 5 || e->d_name[0] == '.' || strcmp(e->d_name + n - 4, ".kdc") != 0)
             continue;
         if (sscanf(e->d_name, "shard-%5zu.kdc%n", &at, &length) != 1 || length != 15 || e->d_name[15] != 0)
             status = kd_fail(err, KD_EUSAGE, "%s: holds %s, which would be read together with the new shards; give a folder of its own with --out", c->job->out, e->d_name);
@@ -462,7 +464,7 @@ static kd_status run(copy *c, kd_err *err)
 
 kd_status kd_cache_copy(const kd_copy_job *job, kd_copy_result *result, kd_err *err)
 {
-    copy c = {.job = job, .result = result, .from = kd_cache_recipe(job->cache), .to = &job->derived->recipe, .folder = kd_copy_to_folder(job->out)};
+    copy c = {.job = job, .result = result, .from = kd_cache_recipe(job->cache), .to = &job->derived->recipe, .folder = kd_shard_is_folder(job->out)};
     kd_status status;
     memset(result, 0, sizeof *result);
     status = run(&c, err);

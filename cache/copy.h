@@ -16,7 +16,7 @@ typedef struct kd_copy_job {
     const uint8_t *chosen;      /* a byte for each image of the cache: 1 to copy; NULL: all */
     kd_view_ranges views;
     int zstd_level;             /* 0: frames are taken over; what is encoded anew gets KD_COPY_ZSTD_LEVEL */
-    const char *out;            /* X.kdc, or a folder, in which shard-00000.kdc .. are written */
+    const char *out;            /* X.kdc, or a folder (kd_shard_is_folder), in which shard-00000.kdc .. are written */
     uint64_t shard_size;        /* folder: bytes of records in a shard, more by one image at most; 0: no limit */
     uint32_t shards;            /* folder: so many shards of about equally many views; 0: as shard_size says */
     int force;                  /* write on a network file system all the same */
@@ -30,9 +30,6 @@ typedef struct kd_copy_result {
     size_t shards;
     uint64_t dropped_images;       /* chosen ones that have none of the chosen views */
 } kd_copy_result;
-
-/* 1: out is a folder: it exists as one, ends in a slash or lacks the suffix .kdc. */
-int kd_copy_to_folder(const char *out);
 
 /* Nothing is started (KD_ENOSPACE) where the file system lacks room for the result and its sealing. KD_EUSAGE: nothing to copy; out is one of the sources, holds other shards or is on a network. KD_EMISMATCH:
  * out, finished or not, belongs to another recipe, which is named, or to another choice of views. KD_EDAMAGED: a record fails a check; nothing is sealed. KD_ENONFINITE: a value that the new

@@ -106,6 +106,8 @@ kd_status kd_view_value_decode(kd_view_entry *v, kd_bytes key, kd_bytes value, c
     KD_TRY(identity_check(value.data + VIEW_IDENTITY_AT, identity, "view", file, err));
     memcpy(full, key.data, key.size);
     kd_key_decode(&k, full);
+    if (k.view > KD_MAX_VIEW)
+        return kd_fail(err, KD_EDAMAGED, "%s: has a view %u, above the largest number of a view, %u", file, k.view, KD_MAX_VIEW);
     v->image = k.image;
     v->view = k.view;
     memcpy(v->view_hash.b, value.data + VIEW_HASH_AT, 16);
@@ -154,7 +156,7 @@ static int runs_are_sound(const kd_image_entry *e, const kd_image_tail *tail)
     uint64_t views = 0, least = 0;
     for (uint32_t i = 0; i < e->runs; i++) {
         kd_view_run r = kd_image_run(tail, i);
-        if (r.count == 0 || r.first < least || (uint64_t)r.first + r.count > UINT32_MAX)
+        if (r.count == 0 || r.first < least || (uint64_t)r.first + r.count > (uint64_t)KD_MAX_VIEW + 1)
             return 0;
         least = (uint64_t)r.first + r.count + 1;
         views += r.count;

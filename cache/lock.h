@@ -1,5 +1,5 @@
-/* Lock: one writer per cache, refused at once with the holder's name. A lock file beside the partial cache carries "pid N on HOST" and an flock, which the kernel
- * releases however the process ends. Inside cache/ only. */
+/* Lock: one writer per cache, or for the shards of a folder whose names begin alike (shard_writer.h), refused at once with the holder's name. A lock file where the cache is kept carries
+ * "pid N on HOST" and an flock, which the kernel releases however the process ends. Inside cache/ only. */
 #ifndef KD_CACHE_LOCK_H
 #define KD_CACHE_LOCK_H
 

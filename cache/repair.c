@@ -123,7 +123,7 @@ static kd_status add_source(repair *r, const char *folder, const char *name, kd_
 static int is_shard(const struct dirent *e)
 {
     size_t n = strlen(e->d_name);
-    return n > 4 && strcmp(e->d_name + n - 4, ".kdc") == 0;
+    return n > 4 && e->d_name[0] != '.' && strcmp(e->d_name + n - 4, ".kdc") == 0;
 }
 
 static int by_bytes(const struct dirent **a, const struct dirent **b)
@@ -262,7 +262,20 @@ static int compare_items(const void *a, const void *b)
         return x->db < y->db ? -1 : 1;
     if (x->file != y->file)
         return x->file < y->file ? -1 : 1;
-    return x->at < y->at ? -1 : x->at > y->at;
+    if (x->at != y->at)
+        return x->at < y->at ? -1 : 1;
+    return x->size < y->size ? -1 : x->size > y->size;
+}
+
+/* Equal ones follow each other: leaf pages that LMDB left behind lead to the same large value. */
+static void drop_repetitions(repair *r)
+{
+    size_t n = 0;
+    for (size_t i = 0; i < r->items; i++) {
+        if (n == 0 || compare_items(&r->item[n - 1], &r->item[i]) != 0)
+            r->item[n++] = r->item[i];
+    }
+    r->items = n;
 }
 
 /* What isn't an entry but must hold too: pages, and in the end every byte. */
@@ -300,6 +313,7 @@ static kd_status read_sources(repair *r, kd_err *err)
                        "came, or make the cache again with kd-precompute", r->source[0].path);
     if (r->items > 0)
         qsort(r->item, r->items, sizeof *r->item, compare_items);
+    drop_repetitions(r);
     return KD_OK;
 }
 

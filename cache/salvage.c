@@ -9,6 +9,8 @@
 
 /* Pages and nodes: see validate.c. */
 enum { PAGE = 4096, PAGE_HEAD = 16, NODE_HEAD = 8, MAX_KEY = 511, P_LEAF = 2, F_BIGDATA = 1 };
+/* Nodes of a sound leaf lie apart, in less than a page. A few of damaged size may lie over others; one that is listed a thousand times isn't a thousand entries. */
+enum { LEAF_BYTES = 4 * PAGE };
 
 kd_status kd_salvage_open(kd_salvage *s, const char *path, kd_err *err)
 {
@@ -59,14 +61,16 @@ static kd_db record_db(const uint8_t *head)
     return kd_record_locate(&p, head) ? (kd_db)(KD_DB_FEATURES + (int)p.feature) : KD_DBS;
 }
 
-static kd_status visit_node(const kd_salvage *s, const uint8_t *page, uint64_t page_at, size_t node, kd_salvage_visit visit, void *ctx, kd_err *err)
+static kd_status visit_node(const kd_salvage *s, const uint8_t *page, uint64_t page_at, size_t node, size_t *left, kd_salvage_visit visit, void *ctx, kd_err *err)
 {
     const uint8_t *p = page + node;
     unsigned flags = (unsigned)kd_get_le(p + 4, 2);
     size_t key_size = (size_t)kd_get_le(p + 6, 2), head = node + NODE_HEAD + key_size;
     kd_salvaged item = {.db = KD_DB_META, .key = {p + NODE_HEAD, key_size}, .at = page_at + head, .size = (size_t)kd_get_le(p, 4)};
-    if (key_size == 0 || key_size > MAX_KEY || head > PAGE || (flags & F_BIGDATA ? head + 8 : head + item.size) > PAGE)
+    size_t inside = flags & F_BIGDATA ? 8 : item.size; /* of the page, behind the key */
+    if (key_size == 0 || key_size > MAX_KEY || head > PAGE || inside > PAGE - head || head + inside - node > *left)
         return KD_OK;
+    *left -= head + inside - node;
     if (key_size == KD_KEY_BYTES) { /* a record; a large one is found by itself */
         item.db = flags & F_BIGDATA || item.size < KD_RECORD_HEADER_BYTES ? KD_DBS : record_db(page + head);
     } else if (key_size == KD_VIEW_KEY_BYTES) {
@@ -85,13 +89,13 @@ static kd_status visit_node(const kd_salvage *s, const uint8_t *page, uint64_t p
 
 static kd_status visit_leaf(const kd_salvage *s, const uint8_t *page, uint64_t number, kd_salvage_visit visit, void *ctx, kd_err *err)
 {
-    size_t lower = (size_t)kd_get_le(page + 12, 2), upper = (size_t)kd_get_le(page + 14, 2);
+    size_t left = LEAF_BYTES, lower = (size_t)kd_get_le(page + 12, 2), upper = (size_t)kd_get_le(page + 14, 2);
     if (kd_get_le(page, 8) != number || kd_get_le(page + 10, 2) != P_LEAF || lower < PAGE_HEAD || lower > upper || upper > PAGE)
         return KD_OK;
     for (size_t i = PAGE_HEAD; i + 2 <= lower; i += 2) {
         size_t node = (size_t)kd_get_le(page + i, 2);
         if (node >= upper && node + NODE_HEAD <= PAGE)
-            KD_TRY(visit_node(s, page, number * PAGE, node, visit, ctx, err));
+            KD_TRY(visit_node(s, page, number * PAGE, node, &left, visit, ctx, err));
     }
     return KD_OK;
 }

@@ -539,22 +539,12 @@ static kd_status finish_current(kd_shard_writer *w, int on, kd_err *err)
     return status;
 }
 
-/* Whether an earlier view of this image is in the current shard. Also after a kill in the middle of an image. */
-static int continues_image(const kd_shard_writer *w, const kd_view_entry *view)
-{
-    for (uint32_t v = 0; v < view->view; v++) {
-        if (kd_writer_has_view(w->current, &view->image, v))
-            return 1;
-    }
-    return 0;
-}
-
 kd_status kd_shard_writer_add_view(kd_shard_writer *w, const kd_image_entry *image, const kd_view_entry *view, const kd_record_ref *records, size_t n, kd_err *err)
 {
     kd_status status = KD_OK;
     if (w->failed)
         return kd_fail(err, KD_EFAIL, "%s: can't go on after a failure; run the same command again", w->dest);
-    if (w->folder && w->shard_size > 0 && w->current && kd_writer_value_bytes(w->current) >= w->shard_size && !continues_image(w, view))
+    if (w->folder && w->shard_size > 0 && w->current && kd_writer_value_bytes(w->current) >= w->shard_size && !kd_writer_has_image(w->current, &view->image))
         status = finish_current(w, 1, err);
     if (status == KD_OK && !w->current)
         status = open_next(w, err);

@@ -6,7 +6,7 @@
  *
  *     kd_writer *w;
  *     st = kd_writer_open(&w, "photos.kdc", recipe, provenance, err);       // KD_DONE: already sealed with this recipe
- *     if (!kd_writer_has_view(w, &id, view)) kd_writer_add_view(w, &entry, records, n, err);
+ *     if (!kd_writer_has_view(w, &id, view)) kd_writer_add_view(w, &image, &view, records, n, err);
  *     kd_writer_commit(w, err); ... kd_writer_seal(w, err); kd_writer_close(w);
  *
  *     kd_cache *c;
@@ -22,7 +22,7 @@
 #include "cache/record.h"
 #include "common/image/augment.h"
 
-/* One view: what was seen, how it was made, where the file was. */
+/* One view: what was seen and how it was made. */
 typedef struct kd_view_entry {
     kd_hash128 image;
     uint32_t view;
@@ -30,6 +30,9 @@ typedef struct kd_view_entry {
     kd_plan plan;
     kd_plan partner; /* of a mixed view: the plan that makes the other picture from the partner's file; else not read, and 0 where it comes from the cache */
 } kd_view_entry;
+
+/* The largest number of a view. */
+#define KD_MAX_VIEW (UINT32_MAX - 1)
 
 /* Views first .. first + count - 1 of an image, in one shard. */
 typedef struct kd_view_run {
@@ -58,9 +61,10 @@ const kd_view_run *kd_image_find_view(const kd_image_entry *e, uint32_t view);
 typedef struct kd_writer kd_writer;
 
 /* Creates or resumes path.partial. KD_DONE: `path` is already sealed with the same recipe (nothing opened). KD_ELOCKED at once when another process writes it (pid and host named).
- * KD_EMISMATCH: sealed or partial file of another recipe. KD_EFAIL/KD_ENOSPACE. path ends in .kdc. expected_bytes sizes the map's first step (it grows by itself). */
+ * KD_EMISMATCH: sealed or partial file of another recipe. KD_EDAMAGED: what is there fails a check. KD_EUSAGE: path doesn't end in .kdc. KD_EFAIL/KD_ENOSPACE. expected_bytes sizes the map's first step (it grows by itself). */
 kd_status kd_writer_open(kd_writer **out, const char *path, const kd_recipe *recipe, const json_t *provenance, uint64_t expected_bytes, kd_err *err);
 int kd_writer_has_view(const kd_writer *w, const kd_hash128 *image, uint32_t view); /* all its records are in */
+int kd_writer_has_image(const kd_writer *w, const kd_hash128 *image); /* at least one view of it */
 uint64_t kd_writer_view_count(const kd_writer *w);
 /* Adds a view with all its encoded feature records (bytes copied before return) to the open transaction; commits by itself about every 64 MiB.
  * The image's entry is written with its first view. Duplicate views are an error (KD_EFAIL). Disk full: KD_ENOSPACE; what was committed stays. */
@@ -101,7 +105,8 @@ size_t kd_cache_shards(const kd_cache *c);
 const char *kd_cache_shard_path(const kd_cache *c, size_t i);
 const json_t *kd_cache_shard_manifest(const kd_cache *c, size_t i);
 
-/* The content digest (digest.h) of shard i, computed anew from every key and header (the payloads behind them are kd_reader_feature's to check). */
+/* The content digest (digest.h) of shard i, computed anew from every key and header (the payloads behind them are kd_reader_feature's to check).
+ * KD_ESIGINT, KD_ESIGTERM when interrupted. */
 kd_status kd_cache_shard_digest(kd_cache *c, size_t i, kd_sha256 *out, kd_err *err);
 /* Of all that the cache has, every view once: equal for equal content in whatever shards it lies. KD_ESIGINT, KD_ESIGTERM when interrupted. */
 kd_status kd_cache_digest(kd_cache *c, kd_sha256 *out, kd_err *err);
@@ -112,7 +117,7 @@ const kd_image_entry *kd_cache_image(const kd_cache *c, size_t i);
 const kd_image_entry *kd_cache_find_image(const kd_cache *c, const kd_hash128 *id); /* NULL when absent */
 uint64_t kd_cache_view_total(const kd_cache *c);
 /* Target statistics of a feature of a layer: *mean [width], which lives as long as the cache, and the scalar standard deviation sqrt(mean over channels of the variance).
- * One shard has them stored; several together compute them at the first call, from up to 8,192 views. Not while other threads use the cache. KD_ENOTFOUND: not stored. */
+ * One shard has them stored; several together compute them at the first call, from up to 8,192 views. Not while other threads use the cache. KD_ENOTFOUND: not stored. KD_EDAMAGED. */
 kd_status kd_cache_mean(kd_cache *c, kd_feature f, uint16_t layer, const float **mean, float *scalar_std, kd_err *err);
 
 typedef struct kd_reader kd_reader; /* per thread */

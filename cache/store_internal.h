@@ -39,9 +39,13 @@ kd_db kd_feature_db(kd_feature f);
 void kd_stats_key(char out[32], kd_feature f, uint16_t layer);
 
 kd_status kd_meta_put(kd_lmdb *db, const char *key, const void *payload, size_t size, kd_err *err); /* inside a write transaction */
+kd_status kd_meta_put_json(kd_lmdb *db, const char *key, const json_t *json, kd_err *err);          /* its canonical text; NULL: out of memory */
 /* KD_DONE: absent. The payload lives as long as the transaction. */
 kd_status kd_meta_get(kd_lmdb_txn *t, const char *key, kd_bytes *payload, const char *file, kd_err *err);
 kd_status kd_meta_get_json(kd_lmdb_txn *t, const char *key, json_t **out, const char *file, kd_err *err);
+/* The statistics of a sealed file: width numbers from the payload's byte KD_STATS_MEAN_AT. KD_EDAMAGED: absent, of another width, or not numbers that a deviation and a mean can be. */
+enum { KD_STATS_STD_AT = 12, KD_STATS_MEAN_AT = 16 };
+kd_status kd_stats_get(kd_lmdb_txn *t, const kd_recipe *r, kd_feature f, uint16_t layer, kd_bytes *payload, const char *file, kd_err *err);
 kd_status kd_read_recipe(kd_recipe *r, kd_lmdb_txn *t, const char *file, kd_err *err); /* KD_DONE: absent */
 
 /* Writes the manifest of a file that is sealed already, from what the writer knows, and removes the partial file. */

@@ -1,5 +1,6 @@
 #include <dirent.h>
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,6 +71,8 @@ static kd_status list_folder(path_list *l, const char *folder, kd_err *err)
     if (!d)
         return kd_fail_errno(err, KD_ENOTFOUND, "%s: can't be listed", folder);
     while (status == KD_OK && (errno = 0, e = readdir(d)) != NULL) {
+        if (e->d_name[0] == '.') /* also what other systems put beside a copied file: ._a.kdc */
+            continue;
         unfinished += (size_t)ends_in(e->d_name, ".kdc.partial");
         if (ends_in(e->d_name, ".kdc") && !being_finished(folder, e->d_name))
             status = list_add(l, folder, e->d_name, err);
@@ -188,6 +191,7 @@ typedef struct image_load {
     uint32_t shard;
     kd_lmdb_cursor *cursor;
     uint64_t views;
+    size_t end; /* of the table, when this shard's images are in */
 } image_load;
 
 /* Path and runs, where they outlive the map's pages. */
@@ -217,6 +221,8 @@ static kd_status load_images(void *arg, kd_err *err)
     while ((status = kd_lmdb_cursor_next(l->cursor, &key, &value, err)) == KD_OK) {
         kd_image_entry *e = &c->images[c->image_count];
         kd_image_tail tail;
+        if (c->image_count == l->end) /* the pages aren't those that were counted */
+            return kd_fail(err, KD_EDAMAGED, "%s: has more images than the %llu of its manifest; kd-cache check says where it is damaged", s->path, (unsigned long long)s->manifest.images);
         KD_TRY(kd_image_value_decode(e, &tail, key, value, s->recipe.sha.b, s->path, err));
         if (e->views == 0)
             return kd_fail(err, KD_EDAMAGED, "%s: lists an image without views; copy it again from where it came", s->path);
@@ -230,7 +236,7 @@ static kd_status load_images(void *arg, kd_err *err)
 static kd_status load_shard_images(kd_cache *c, uint32_t shard_index, kd_err *err)
 {
     kd_shard *s = &c->shards[shard_index];
-    image_load l = {.cache = c, .shard = shard_index};
+    image_load l = {.cache = c, .shard = shard_index, .end = c->image_count + s->manifest.images};
     kd_lmdb_txn *t;
     kd_status status;
     KD_TRY(kd_lmdb_read(&t, s->db, err));
@@ -357,6 +363,31 @@ kd_status kd_check_stored(const kd_cache *c, kd_feature f, uint16_t layer, kd_er
     return kd_fail(err, KD_ENOTFOUND, "%s: holds no %s of layer %u", c->shards[0].path, kd_feature_name(f), layer);
 }
 
+/* A deviation from 0 up, then width numbers; all finite. */
+static int stats_are_sound(kd_bytes b, size_t width)
+{
+    if (b.size != KD_STATS_MEAN_AT + 4 * width || kd_get_le(b.data + 8, 4) != (uint64_t)width)
+        return 0;
+    for (size_t at = KD_STATS_STD_AT; at < b.size; at += 4) {
+        float x;
+        memcpy(&x, b.data + at, 4);
+        if (!isfinite(x) || (at == KD_STATS_STD_AT && x < 0))
+            return 0;
+    }
+    return 1;
+}
+
+kd_status kd_stats_get(kd_lmdb_txn *t, const kd_recipe *r, kd_feature f, uint16_t layer, kd_bytes *payload, const char *file, kd_err *err)
+{
+    char key[32];
+    kd_status status;
+    kd_stats_key(key, f, layer);
+    status = kd_meta_get(t, key, payload, file, err);
+    if (status == KD_DONE || (status == KD_OK && !stats_are_sound(*payload, (size_t)r->width)))
+        return kd_fail(err, KD_EDAMAGED, "%s: its statistics of %s of layer %u are missing, of another width or no numbers; copy it again from where it came", file, kd_feature_name(f), layer);
+    return status;
+}
+
 typedef struct stats_load {
     kd_cache *cache;
     kd_lmdb_txn *txn;
@@ -370,18 +401,11 @@ static kd_status load_stats(void *arg, kd_err *err)
     stats_load *l = arg;
     kd_shard *s = &l->cache->shards[0];
     size_t width = (size_t)s->recipe.width;
-    char key[32];
     kd_bytes b;
-    kd_status status;
-    kd_stats_key(key, l->feature, l->layer);
-    status = kd_meta_get(l->txn, key, &b, s->path, err);
-    if (status == KD_DONE || (status == KD_OK && (b.size != 16 + 4 * width || kd_get_le(b.data + 8, 4) != (uint64_t)width)))
-        return kd_fail(err, KD_EDAMAGED, "%s: its statistics of %s of layer %u are missing or of another width; copy it again from where it came", s->path, kd_feature_name(l->feature),
-                       l->layer);
-    KD_TRY(status);
+    KD_TRY(kd_stats_get(l->txn, &s->recipe, l->feature, l->layer, &b, s->path, err));
     KD_TRY(kd_alloc_array(&l->out->mean, width, sizeof *l->out->mean, err));
-    memcpy(&l->out->scalar_std, b.data + 12, 4);
-    memcpy(l->out->mean, b.data + 16, 4 * width);
+    memcpy(&l->out->scalar_std, b.data + KD_STATS_STD_AT, 4);
+    memcpy(l->out->mean, b.data + KD_STATS_MEAN_AT, 4 * width);
     return KD_OK;
 }
 

@@ -200,8 +200,11 @@ static kd_status digest_values(void *arg, kd_err *err)
     digest_load *l = arg;
     kd_bytes key, value;
     kd_status status;
-    while ((status = kd_lmdb_cursor_next(l->cursor, &key, &value, err)) == KD_OK)
+    while ((status = kd_lmdb_cursor_next(l->cursor, &key, &value, err)) == KD_OK) {
         KD_TRY(kd_digest_add(&l->digest, l->db, key, value, l->s->path, err));
+        if (kd_stop_requested() != KD_OK)
+            return kd_fail(err, kd_stop_requested(), "%s: interrupted while its digest was computed", l->s->path);
+    }
     return status == KD_DONE ? KD_OK : status;
 }
 

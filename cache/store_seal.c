@@ -275,14 +275,6 @@ static json_t *content_json(const seal *s, const kd_sha256 *sha)
     return content;
 }
 
-static kd_status put_text(seal *s, const char *key, json_t *json, kd_err *err)
-{
-    char *text = json ? kd_json_canonical(json) : NULL;
-    kd_status status = text ? kd_meta_put(s->to, key, text, strlen(text), err) : kd_fail(err, KD_EFAIL, "out of memory: no room for the cache's %s", key);
-    kd_free(text);
-    return status;
-}
-
 /* {"cls":{"1":{"cosine":..,"relative_l2":..,"worst_token":..}}}, by feature and layer. */
 static json_t *fidelity_json(const seal *s)
 {
@@ -306,13 +298,13 @@ static json_t *fidelity_json(const seal *s)
 static kd_status put_meta(seal *s, kd_err *err)
 {
     json_t *content = content_json(s, &s->digest.sum), *fidelity = fidelity_json(s);
-    kd_status status = put_text(s, KD_META_CONTENT, content, err);
+    kd_status status = kd_meta_put_json(s->to, KD_META_CONTENT, content, err);
     if (status == KD_OK)
-        status = put_text(s, KD_META_FIDELITY, fidelity, err);
+        status = kd_meta_put_json(s->to, KD_META_FIDELITY, fidelity, err);
     json_decref(content);
     json_decref(fidelity);
     if (status == KD_OK)
-        status = put_text(s, KD_META_RECIPE, s->w->recipe.json, err);
+        status = kd_meta_put_json(s->to, KD_META_RECIPE, s->w->recipe.json, err);
     for (int f = 0; f < KD_FEATURES; f++) {
         for (int l = 0; l < s->w->recipe.layers && kd_recipe_has(&s->w->recipe, (kd_feature)f) && status == KD_OK; l++)
             status = put_stats(s, (kd_feature)f, s->w->recipe.layer[l], err);

@@ -60,9 +60,9 @@ kd_status kd_read_recipe(kd_recipe *r, kd_lmdb_txn *t, const char *file, kd_err 
 
 /* ---- opening ---- */
 
-static kd_status put_json(kd_lmdb *db, const char *key, const json_t *json, kd_err *err)
+kd_status kd_meta_put_json(kd_lmdb *db, const char *key, const json_t *json, kd_err *err)
 {
-    char *text = kd_json_canonical(json);
+    char *text = json ? kd_json_canonical(json) : NULL;
     kd_status status = text ? kd_meta_put(db, key, text, strlen(text), err) : kd_fail(err, KD_EFAIL, "out of memory: no room for the cache's %s", key);
     kd_free(text);
     return status;
@@ -190,9 +190,9 @@ static kd_status open_partial(kd_writer *w, const json_t *provenance, kd_err *er
     KD_TRY(kd_lmdb_open_write(&w->db, w->partial, 1, 0, err));
     KD_TRY(load_partial(w, provenance, &fresh, err));
     KD_TRY(kd_lmdb_begin(w->db, w->expected > SLACK ? w->expected : SLACK, err));
-    status = fresh ? put_json(w->db, KD_META_RECIPE, w->recipe.json, err) : KD_OK;
+    status = fresh ? kd_meta_put_json(w->db, KD_META_RECIPE, w->recipe.json, err) : KD_OK;
     if (status == KD_OK)
-        status = put_json(w->db, KD_META_PROVENANCE, w->provenance, err);
+        status = kd_meta_put_json(w->db, KD_META_PROVENANCE, w->provenance, err);
     if (status == KD_OK)
         status = kd_lmdb_commit(w->db, err);
     else
@@ -310,6 +310,11 @@ int kd_writer_has_view(const kd_writer *w, const kd_hash128 *image, uint32_t vie
     return kd_view_set_has(&w->present, image, view);
 }
 
+int kd_writer_has_image(const kd_writer *w, const kd_hash128 *image)
+{
+    return kd_view_set_has(&w->present, image, KD_VIEW_ANY);
+}
+
 uint64_t kd_writer_view_count(const kd_writer *w)
 {
     return w->views;
@@ -397,6 +402,8 @@ kd_status kd_writer_add_view(kd_writer *w, const kd_image_entry *image, const kd
     kd_status status;
     if (w->broken)
         return kd_fail(err, KD_EFAIL, "%s: can't go on after a failed commit; run the same command again", w->partial);
+    if (view->view > KD_MAX_VIEW)
+        return kd_fail(err, KD_EFAIL, "%s: view %u of %s is above the largest number of a view, %u", w->partial, view->view, image->rel, KD_MAX_VIEW);
     if (kd_writer_has_view(w, &view->image, view->view))
         return kd_fail(err, KD_EFAIL, "%s: view %u of %s is there already", w->partial, view->view, image->rel);
     if (strlen(image->rel) > KD_MAX_REL)

@@ -89,18 +89,15 @@ static kd_status check_meta(void *arg, kd_err *err)
     json_t *fidelity;
     kd_status status = kd_meta_get_json(t->txn, KD_META_FIDELITY, &fidelity, t->s->path, err);
     json_decref(fidelity);
+    if (status == KD_DONE)
+        return kd_fail(err, KD_EDAMAGED, "%s: its fidelity is missing", t->s->path);
     for (int i = 0; i < KD_FEATURES * r->layers && status == KD_OK; i++) {
         kd_feature f = (kd_feature)(i / r->layers);
-        char key[32];
         kd_bytes b;
-        if (!kd_recipe_has(r, f))
-            continue;
-        kd_stats_key(key, f, r->layer[i % r->layers]);
-        status = kd_meta_get(t->txn, key, &b, t->s->path, err);
-        if (status == KD_OK && b.size != 16 + 4 * (size_t)r->width)
-            status = kd_fail(err, KD_EDAMAGED, "%s: its entry %s has %zu bytes", t->s->path, key, b.size);
+        if (kd_recipe_has(r, f))
+            status = kd_stats_get(t->txn, r, f, r->layer[i % r->layers], &b, t->s->path, err);
     }
-    return status == KD_DONE ? kd_fail(err, KD_EDAMAGED, "%s: its statistics or its fidelity are missing", t->s->path) : status;
+    return status;
 }
 
 static kd_status meta(structure *t, kd_err *err)

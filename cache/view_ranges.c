@@ -3,7 +3,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-#define MAX_VIEW (UINT32_MAX - 1) /* an image's runs of views end below UINT32_MAX */
+#include "cache/store.h"
 
 /* A number at *text, which moves behind it. 0: there is none, or it is too large. */
 static int number(const char **text, uint32_t *out)
@@ -16,7 +16,7 @@ static int number(const char **text, uint32_t *out)
     v = strtoull(*text, &end, 10);
     *text = end;
     *out = (uint32_t)v;
-    return errno == 0 && v <= MAX_VIEW;
+    return errno == 0 && v <= KD_MAX_VIEW;
 }
 
 kd_status kd_view_ranges_parse(kd_view_ranges *v, const char *text, const char *what, kd_err *err)

@@ -104,7 +104,7 @@ class Cache:
     def __init__(self, *paths, features=None, layer=None):
         self.paths, self.identity, kept, last = [], None, [], (b"", 0)
         for p in map(os.fspath, paths):
-            self.paths += sorted(os.path.join(p, f) for f in os.listdir(p) if f.endswith(".kdc")) if os.path.isdir(p) else [p]
+            self.paths += sorted(os.path.join(p, f) for f in os.listdir(p) if f.endswith(".kdc") and not f.startswith(".")) if os.path.isdir(p) else [p]
         for image, first, shard, end in sorted(run for shard in range(len(self.paths)) for run in self._add_shard(shard)):
             first = max(first, last[1]) if image == last[0] else first  # a view that is in several shards is read from one
             if first < end:

@@ -446,6 +446,22 @@ static void a_finished_result_is_recognised(void **state)
     must_be(KD_EMISMATCH, copy(fx_path("more.kdc"), NULL, (kd_copy_job){.out = fx_path("b.kdc")}, &fx_err));
 }
 
+/* As many views of every image, but others: the recipe says nothing about views. */
+static void a_finished_result_with_other_views_is_refused(void **state)
+{
+    kd_copy_job job = {.out = fx_path("b.kdc"), .views = {.range = {{0, 0}}, .count = 1}};
+    kd_sha256 before, after;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 5);
+    must(copy(fx_path("a.kdc"), NULL, job, &fx_err));
+    read_digest(fx_path("b.kdc"), &before);
+    job.views.range[0].first = job.views.range[0].last = 1;
+    must_be(KD_EMISMATCH, copy(fx_path("a.kdc"), NULL, job, &fx_err));
+    must_say("is there already and holds other views than this command would write");
+    read_digest(fx_path("b.kdc"), &after);
+    assert_memory_equal(before.b, after.b, sizeof before.b);
+}
+
 /* The first views in key order: as a killed copy leaves them. */
 static void leave_partial(const char *from, const char *path, unsigned views)
 {
@@ -553,6 +569,29 @@ static void an_interrupted_copy_can_be_completed(void **state)
     fx_assert_equal_files(fx_path("a.kdc"), fx_path("b.kdc"));
 }
 
+/* In a process of its own, as above. */
+static void the_digest_of_one_file_can_be_interrupted(void **state)
+{
+    int status;
+    pid_t child;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, IMAGES);
+    fflush(stdout);
+    child = fork();
+    if (child == 0) {
+        kd_cache *c;
+        kd_sha256 sha;
+        kd_err err;
+        if (fx_open(&c, fx_path("a.kdc"), &err) != KD_OK)
+            _exit(2);
+        kd_signals_catch();
+        raise(SIGINT);
+        _exit(kd_cache_digest(c, &sha, &err) == KD_ESIGINT && strstr(err.msg, "interrupted") ? 0 : 1);
+    }
+    assert_int_equal(waitpid(child, &status, 0), child);
+    assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+}
+
 static void a_damaged_record_stops_the_copy(void **state)
 {
     uint8_t *bytes;
@@ -642,8 +681,8 @@ int main(void)
         T(overlapping_caches_become_one_as_if_made_at_once), T(a_split_cache_has_the_same_content_and_joins_again), T(shards_end_where_the_size_is_reached), T(compressing_anew_changes_no_value),
         T(what_is_left_out_gives_the_file_of_a_direct_run), T(chosen_images_only), T(a_second_target_becomes_the_first), T(a_reduced_grid_is_the_adjoint_of_the_stored_one),
         T(a_reduced_target_keeps_its_square_in_another_type), T(values_that_the_type_cannot_hold_are_refused), T(the_parents_are_recorded),
-        T(caches_of_other_recipes_are_refused_naming_the_field), T(nothing_is_written_over_or_beside_what_it_is_made_from), T(a_finished_result_is_recognised),
-        T(a_copy_goes_on_where_it_was_killed), T(what_another_command_left_unfinished_is_refused), T(an_interrupted_copy_can_be_completed), T(a_damaged_record_stops_the_copy),
+        T(caches_of_other_recipes_are_refused_naming_the_field), T(nothing_is_written_over_or_beside_what_it_is_made_from), T(a_finished_result_is_recognised), T(a_finished_result_with_other_views_is_refused),
+        T(a_copy_goes_on_where_it_was_killed), T(what_another_command_left_unfinished_is_refused), T(an_interrupted_copy_can_be_completed), T(the_digest_of_one_file_can_be_interrupted), T(a_damaged_record_stops_the_copy),
         T(images_are_named_by_id_or_path), T(hidden_paths_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
 #include "tests/cache_fixture.h"
 
 #include "cache/check.h"
+#include "cache/entry.h"
 #include "cache/repair.h"
 #include "cache/salvage.h"
 
@@ -371,6 +372,36 @@ static void an_image_that_is_lost_is_counted_and_its_views_are_listed(void **sta
     kd_free(b);
 }
 
+static kd_status count_found(void *ctx, const kd_salvaged *found, kd_err *err)
+{
+    (void)found;
+    (void)err;
+    ++*(size_t *)ctx;
+    return KD_OK;
+}
+
+/* A page of 4 KiB that lists one node again and again: memory for thousands of entries would be a multiple of the file. */
+static void a_page_has_no_more_entries_than_a_few_pages_hold(void **state)
+{
+    enum { LISTED = 1900, NODE = PAGE - 100, NODE_BYTES = 8 + KD_IMAGE_KEY_BYTES + 60 };
+    uint8_t page[PAGE] = {0};
+    size_t found = 0;
+    kd_salvage s;
+    (void)state;
+    page[10] = 2; /* a leaf */
+    kd_put_le(page + 12, 16 + 2 * LISTED, 2);
+    kd_put_le(page + 14, 16 + 2 * LISTED, 2);
+    for (size_t i = 0; i < LISTED; i++)
+        kd_put_le(page + 16 + 2 * i, NODE, 2);
+    kd_put_le(page + NODE, 60, 4);
+    kd_put_le(page + NODE + 6, KD_IMAGE_KEY_BYTES, 2);
+    fx_write_file(file, page, sizeof page);
+    must(kd_salvage_open(&s, file, &fx_err));
+    must(kd_salvage_scan(&s, count_found, &found, &fx_err));
+    kd_salvage_close(&s);
+    assert_true(found >= 1 && found <= 4 * PAGE / NODE_BYTES);
+}
+
 /* What is damaged in one shard may be sound in another. */
 static void a_folder_is_repaired_into_one(void **state)
 {
@@ -513,7 +544,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(a_sound_cache_is_left_alone), T(damage_of_every_kind_costs_only_what_it_hits), T(both_meta_pages_and_all_branches_may_be_gone),
         T(a_manifest_may_be_missing_damaged_or_of_another_cache), T(a_cut_file_uses_the_recipe_of_its_manifest), T(an_image_that_is_lost_is_counted_and_its_views_are_listed),
-        T(a_folder_is_repaired_into_one), T(paths_that_a_line_cannot_hold_are_hidden), T(what_is_no_cache_gives_nothing), T(entries_of_broken_pages_stay_inside_the_file),
+        T(a_folder_is_repaired_into_one), T(a_page_has_no_more_entries_than_a_few_pages_hold), T(paths_that_a_line_cannot_hold_are_hidden), T(what_is_no_cache_gives_nothing), T(entries_of_broken_pages_stay_inside_the_file),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

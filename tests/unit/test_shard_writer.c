@@ -193,6 +193,29 @@ static void a_full_shard_ends_between_two_images(void **state)
     assert_int_equal(images, IMAGES);
 }
 
+/* As kd-precompute --fill may ask for them. */
+static void views_of_an_image_stay_together_in_any_order(void **state)
+{
+    kd_shard_place place = {.path = dest, .shard_size = 1};
+    kd_shard_writer *w;
+    kd_cache *c;
+    (void)state;
+    must(open_at(&w, &place));
+    for (unsigned i = 0; i < 3; i++) {
+        add(w, i, 1);
+        add(w, i, 0);
+    }
+    must(kd_shard_writer_seal(w, &fx_err));
+    kd_shard_writer_close(w);
+    must(fx_open(&c, dest, &fx_err));
+    assert_int_equal(kd_cache_shards(c), 3);
+    for (size_t i = 0; i < 3; i++) {
+        assert_int_equal(kd_cache_image(c, i)->views, 2);
+        assert_int_equal(kd_cache_image(c, i)->runs, 1);
+    }
+    kd_cache_close(c);
+}
+
 static void without_a_limit_there_is_one_shard(void **state)
 {
     kd_shard_place place = {.path = dest};
@@ -639,6 +662,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         T(paths_tell_files_from_folders),
         T(a_full_shard_ends_between_two_images),
+        T(views_of_an_image_stay_together_in_any_order),
         T(without_a_limit_there_is_one_shard),
         T(an_interrupted_run_makes_the_same_shards),
         T(what_is_sealed_counts_as_stored),

@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "cache/entry.h"
 #include "cache/manifest.h"
 
 enum { IMAGES = 40 };
@@ -516,6 +517,44 @@ static void absent_and_unfinished_caches_are_not_found(void **state)
     kd_recipe_free(&r);
 }
 
+/* What other systems put beside a file that they copy: ._a.kdc */
+static void hidden_files_of_a_folder_are_no_shards(void **state)
+{
+    const char *dir = fx_dir;
+    kd_cache *c;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 2);
+    fx_write_file(fx_path("._a.kdc"), "Mac OS X", 8);
+    must(kd_cache_open(&c, &dir, 1, &fx_err));
+    assert_int_equal(kd_cache_shards(c), 1);
+    kd_cache_close(c);
+}
+
+/* An image's runs of views end below 2^32 - 1: a view of that number could be stored, but not listed. */
+static void the_number_that_no_view_can_have_is_refused(void **state)
+{
+    uint8_t value[KD_MIXED_VALUE_BYTES], key[KD_VIEW_KEY_BYTES];
+    kd_view_entry v = fx_view(0, 0), back;
+    kd_recipe r = fx_recipe();
+    kd_writer *w;
+    size_t size;
+    (void)state;
+    for (uint32_t last = 0; last < 2; last++) {
+        v.view = UINT32_MAX - 1 + last;
+        size = kd_view_value_encode(value, r.sha.b, &v);
+        kd_view_key(key, &v.image, v.view);
+        must_be(last ? KD_EDAMAGED : KD_OK, kd_view_value_decode(&back, (kd_bytes){key, sizeof key}, (kd_bytes){value, size}, r.sha.b, "x.kdc", &fx_err));
+    }
+    must_say("view 4294967295");
+    must(kd_writer_open(&w, fx_path("a.kdc"), &r, NULL, 0, &fx_err));
+    must_be(KD_EFAIL, fx_add(w, &r, 0, UINT32_MAX, &fx_err));
+    must_say("view 4294967295");
+    must(fx_add(w, &r, 0, UINT32_MAX - 1, &fx_err));
+    must(kd_writer_seal(w, &fx_err));
+    kd_writer_close(w);
+    kd_recipe_free(&r);
+}
+
 static void a_missing_manifest_is_said_and_completed(void **state)
 {
     kd_recipe r = fx_recipe();
@@ -684,7 +723,8 @@ int main(void)
         T(a_closed_writer_keeps_committed_views_only), T(a_second_writer_is_refused_by_name), T(a_finished_cache_is_done_and_read_only),
         T(another_recipe_is_refused_naming_the_field), T(a_cache_without_views_is_not_sealed), T(any_views_of_an_image_can_be_stored), T(shards_may_hold_different_views_of_an_image),
         T(every_element_type_and_target_is_read), T(statistics_of_adjoint_targets_are_those_of_the_tokens), T(the_writer_counts_value_bytes_over_interruptions), T(shards_read_as_one_cache),
-        T(absent_and_unfinished_caches_are_not_found), T(a_missing_manifest_is_said_and_completed), T(manifests_prove_themselves_and_their_file),
+        T(absent_and_unfinished_caches_are_not_found), T(hidden_files_of_a_folder_are_no_shards), T(the_number_that_no_view_can_have_is_refused),
+        T(a_missing_manifest_is_said_and_completed), T(manifests_prove_themselves_and_their_file),
         T(records_are_counted_for_each_feature), T(fidelity_and_provenance_stand_in_the_manifest), T(unknown_keys_are_not_found), T(two_keys_in_a_cache_of_one_feature),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -2,6 +2,7 @@
 #include "tests/cache_fixture.h"
 
 #include "cache/check.h"
+#include "cache/entry.h"
 
 /* In the leaf pages of a.kdc, turns view 1 of image 0 into view 2 where its key has `size` bytes, the first time from the `skip`-th on. Keys stay ascending. */
 static void rename_key(size_t size, int skip)
@@ -88,6 +89,42 @@ static void damaged_statistics_are_found(void **state)
     structure_must_say("the meta entry");
 }
 
+/* Numbers that prove themselves and are none: training would subtract or divide by them. */
+static void statistics_that_are_no_numbers_are_refused(void **state)
+{
+    enum { PAYLOAD = 16 + 4 * FX_WIDTH };
+    static const struct { size_t at; float value; } bad[] = {{12, NAN}, {12, INFINITY}, {12, -1.0f}, {16, NAN}, {PAYLOAD - 4, -INFINITY}};
+    uint8_t *bytes, *value;
+    size_t n, at = 0, size;
+    (void)state;
+    fx_make_cache(fx_path("a.kdc"), 0, 4);
+    fx_read_file(fx_path("a.kdc"), &bytes, &n);
+    for (size_t i = 0; i + 11 < n; i++)
+        at = memcmp(bytes + i, "stats/cls/1", 11) == 0 ? i : at;
+    assert_true(at > 0);
+    for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
+        uint8_t payload[PAYLOAD];
+        const float *mean;
+        float deviation;
+        kd_cache *c;
+        memcpy(payload, bytes + at + 11 + KD_VALUE_HASH_BYTES, PAYLOAD);
+        memcpy(payload + bad[i].at, &bad[i].value, 4);
+        must(kd_meta_encode(&value, &size, "stats/cls/1", payload, PAYLOAD, &fx_err));
+        uint8_t sound[KD_VALUE_HASH_BYTES + PAYLOAD];
+        memcpy(sound, bytes + at + 11, sizeof sound);
+        memcpy(bytes + at + 11, value, size);
+        fx_write_file(fx_path("a.kdc"), bytes, n);
+        memcpy(bytes + at + 11, sound, sizeof sound);
+        kd_free(value);
+        structure_must_say("statistics of cls of layer 1");
+        must(fx_open(&c, fx_path("a.kdc"), &fx_err));
+        must_be(KD_EDAMAGED, kd_cache_mean(c, KD_FEATURE_CLS, 1, &mean, &deviation, &fx_err));
+        assert_null(mean);
+        kd_cache_close(c);
+    }
+    kd_free(bytes);
+}
+
 /* And never "not cached": whoever asks for it learns that the file is damaged. */
 static void a_missing_record_is_damage(void **state)
 {
@@ -112,6 +149,7 @@ static void a_missing_record_is_damage(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, fx_make_dir, fx_drop_dir)
-    const struct CMUnitTest tests[] = {T(a_sound_shard_has_structure), T(a_view_under_another_key_is_missed), T(a_record_under_another_key_is_missed), T(damaged_statistics_are_found), T(a_missing_record_is_damage)};
+    const struct CMUnitTest tests[] = {T(a_sound_shard_has_structure), T(a_view_under_another_key_is_missed), T(a_record_under_another_key_is_missed), T(damaged_statistics_are_found),
+                                       T(statistics_that_are_no_numbers_are_refused), T(a_missing_record_is_damage)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,8 +1,10 @@
 #include "tests/cache_fixture.h"
 
 #include <fcntl.h>
+#include <inttypes.h>
 #include <time.h>
 
+#include "cache/manifest.h"
 #include "cache/verdict.h"
 
 /* A sealed shard whose last change lies an hour back, and an empty place for verdicts. */
@@ -128,6 +130,50 @@ static void damaged_verdicts_are_none(void **state)
     kd_free(bytes);
 }
 
+/* A page that goes bad after the walk: the image table has more in it than was counted. Here the count is what is changed, in the verdict and in the manifest. */
+static void a_table_larger_than_the_verdict_says_is_refused(void **state)
+{
+    char name[400], path[1000], text[1000];
+    const char *cache = fx_path("a.kdc");
+    struct dirent *e;
+    uint8_t *bytes;
+    size_t size, line;
+    kd_manifest m;
+    kd_cache *c;
+    DIR *d;
+    int n;
+    (void)state;
+    wait_until_settled();
+    must(fx_open(&c, cache, &fx_err));
+    kd_cache_close(c);
+    snprintf(name, sizeof name, "%s", fx_path("cache-home/kdcache/verdicts"));
+    d = opendir(name);
+    assert_non_null(d);
+    while ((e = readdir(d)) != NULL && e->d_name[0] == '.')
+        ;
+    assert_non_null(e);
+    snprintf(path, sizeof path, "%s/%s", name, e->d_name);
+    closedir(d);
+    fx_read_file(path, &bytes, &size);
+    line = strcspn((char *)bytes, "\n") + 1;
+    line += strcspn((char *)bytes + line, "\n") + 1;
+    snprintf(text, sizeof text, "%.*s", (int)line, (char *)bytes);
+    kd_free(bytes);
+    bytes = (uint8_t *)strchr(text, '\n');
+    for (int space = 0; space < 3; space += *bytes == ' ') /* pages, first value, entries of meta, entries of images */
+        bytes++;
+    assert_int_equal(bytes[1], '3');
+    bytes[1] = '2';
+    n = snprintf(text + line, sizeof text - line, "%016" PRIx64 "\n", kd_xxh64(text, line));
+    fx_write_file(path, text, line + (size_t)n);
+    must(kd_manifest_read(&m, cache, &fx_err));
+    json_object_set_new(json_object_get(m.json, "content"), "images", json_integer(2));
+    must(kd_manifest_write(cache, m.json, &fx_err));
+    kd_manifest_free(&m);
+    must_be(KD_EDAMAGED, fx_open(&c, cache, &fx_err));
+    must_say("more images than");
+}
+
 static void without_a_place_files_are_walked_every_time(void **state)
 {
     kd_lmdb_facts f;
@@ -144,6 +190,7 @@ static void without_a_place_files_are_walked_every_time(void **state)
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, make_settled, drop)
-    const struct CMUnitTest tests[] = {T(a_settled_file_is_walked_once), T(a_changed_file_is_walked_again), T(damaged_verdicts_are_none), T(without_a_place_files_are_walked_every_time)};
+    const struct CMUnitTest tests[] = {T(a_settled_file_is_walked_once), T(a_changed_file_is_walked_again), T(damaged_verdicts_are_none), T(a_table_larger_than_the_verdict_says_is_refused),
+                                        T(without_a_place_files_are_walked_every_time)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
