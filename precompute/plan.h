@@ -32,6 +32,9 @@ uint32_t kd_plan_rows(const kd_run_plan *plan, kd_feature f);
  * that is none. */
 kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err);
 
+/* The plan for a list of views to fill: `count` views with numbers below `views`, stored as planned. */
+void kd_run_plan_list(kd_run_plan *plan, uint32_t views, uint64_t count);
+
 /* KD_ENOSPACE when what is still to be written (peak minus `already` bytes of a partial file) is above 80% of the free space; the sentence gives commands that would fit. */
 kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config *config, uint64_t already, kd_err *err);
 

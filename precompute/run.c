@@ -102,9 +102,8 @@ static kd_status open_plan(run *r, kd_err *err) {
     r->views_wanted = r->plan.images * r->plan.views;
     if (r->fill.count == 0)
         return KD_OK;
-    r->plan.views = r->fill.views;
     r->views_wanted = kd_fill_view_count(&r->fill);
-    r->plan.cache_bytes = r->plan.peak_bytes = r->plan.bytes_per_view * r->views_wanted;
+    kd_run_plan_list(&r->plan, r->fill.views, r->views_wanted);
     return KD_OK;
 }
 
@@ -316,6 +315,10 @@ static kd_status measure_speed(run *r, kd_probe_rates *rates, kd_err *err) {
 static kd_status dry_run(run *r, kd_err *err) {
     kd_kinds kinds;
     kd_probe_rates rates;
+    if (r->data->count == 0) {
+        kd_log(KD_LOG_INFO, "none of the listed images is there: no speed to measure");
+        return KD_OK;
+    }
     KD_TRY(kd_kinds_sample(&kinds, r->data, err));
     kd_kinds_log(&kinds, r->data);
     KD_TRY(measure_speed(r, &rates, err));
