@@ -77,9 +77,9 @@ const kd_program kd_precompute_program = {
     .epilog = "Files: FILE.kdc, its manifest FILE.kdc.json, FILE.kdc.partial while it is being made; FILE.kdc.skipped.tsv lists the inputs that could not be used, each with the reason.\n"
               "In a folder DIR/shard-00000.kdc and so on, DIR/part-00003-of-00008-00000.kdc of part 3/8, and DIR/shard.skipped.tsv, DIR/part-00003-of-00008.skipped.tsv; lists of skipped\n"
               "inputs have real file names, also with --paths hash: keep them.\n"
-              "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
-              "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe (of mixed views: other images); 14 not enough space; 15 device not available;\n"
-              "16 non-finite features.\n",
+              "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, damaged weights; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
+              "than --max-skipped; 11 another writer holds the cache; 12 the cache on disk is damaged; 13 it has another recipe (of mixed views: other images); 14 not enough space;\n"
+              "15 device not available; 16 non-finite features; 130, 143 interrupted (what was computed is stored).\n",
     .options = table,
 };
 
