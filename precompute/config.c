@@ -44,7 +44,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute and loader threads; 0 = every processor"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the teacher runs"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the teacher's matrix products"),
-    KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable: a smaller patch target (of --for's students, then pooled), then fewer views, then no patches are chosen to fit (docs/storage.md; kd-cache estimate shows the choices)"),
+    KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable, of all parts together: a smaller patch target (of --for's students, then pooled), then fewer views, then no patches are chosen to fit (docs/storage.md; kd-cache estimate shows the choices)"),
     KD_OPTION_STRING(T, max_skipped, "max-skipped", "N|P%", "0", 0, "bad inputs that are acceptable; beyond that the finished run ends with exit code 3"),
     KD_OPTION_SIZE(T, shard_size, "shard-size", "32GB", "folder: a shard ends where its records reach this size, so that sealing needs little extra space"),
     KD_OPTION_STRING(T, shard, "shard", "I/N", NULL, 0,

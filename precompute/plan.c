@@ -81,7 +81,8 @@ kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config
     return kd_io_free_bytes(config->cache, &plan->free_bytes, err);
 }
 
-void kd_run_plan_list(kd_run_plan *plan, uint32_t views, uint64_t count) {
+void kd_run_plan_narrow(kd_run_plan *plan, uint64_t images, uint32_t views, uint64_t count) {
+    plan->images = images;
     plan->views = views;
     set_bytes(plan, plan->bytes_per_view, plan->bytes_per_view * count);
 }

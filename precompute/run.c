@@ -96,14 +96,13 @@ static kd_status open_images(run *r, kd_err *err) {
     return kd_fill_select(&r->fill, &r->some, &r->whole, r->threads, err);
 }
 
-/* Of a list to fill, the plan counts the listed views. */
+/* What is stored follows from the whole set; counted are the views of this run. */
 static kd_status open_plan(run *r, kd_err *err) {
-    KD_TRY(kd_run_plan_make(&r->plan, r->config, &r->policy, &r->model, r->data->count, err));
-    r->views_wanted = r->plan.images * r->plan.views;
-    if (r->fill.count == 0)
-        return KD_OK;
-    r->views_wanted = kd_fill_view_count(&r->fill);
-    kd_run_plan_list(&r->plan, r->fill.views, r->views_wanted);
+    int lists = r->fill.count > 0;
+    KD_TRY(kd_run_plan_make(&r->plan, r->config, &r->policy, &r->model, r->whole.count, err));
+    r->views_wanted = lists ? kd_fill_view_count(&r->fill) : (uint64_t)r->data->count * r->plan.views;
+    if (r->data != &r->whole)
+        kd_run_plan_narrow(&r->plan, r->data->count, lists ? r->fill.views : r->plan.views, r->views_wanted);
     return KD_OK;
 }
 

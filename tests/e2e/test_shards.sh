@@ -83,6 +83,7 @@ done
 check "three parts are written side by side" eval '[ "$(cd "$work/parts" && ls *.kdc | tr "\n" " ")" = "part-00001-of-00003-00000.kdc part-00002-of-00003-00000.kdc part-00003-of-00003-00000.kdc " ]'
 check "together they are what one run makes" eval 'same_views "$work/one.kdc" "$work/parts" && content "$work/parts" | grep -q "\"images\":36" && content "$work/parts" | grep -q "\"views\":$count"'
 check "a run of everything finds nothing missing" eval 'pre --views 4 --cache "$work/parts" && grep -q " 0 new at" "$work/err" && [ "$(shards "$work/parts")" = 3 ]'
+check "--budget is that of all parts together" eval 'pre --cache "$work/none/" --shard 1/3 --budget 300KB --dry-run && grep -q "budget reduced the run to" "$work/err"'
 check "parts need a folder, exit 2" eval 'gives 2 pre --cache "$work/x.kdc" --shard 1/3 && grep -q -- "--cache $work/x.shards/" "$work/err"'
 check "a part that isn't one is a usage error, exit 2" gives 2 pre --cache "$work/x/" --shard 4/3
 mkdir "$work/single"

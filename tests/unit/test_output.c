@@ -91,14 +91,15 @@ static void empty_names_are_refused(void **state) {
     must_say("--cache is empty");
 }
 
-static void a_list_is_planned_by_its_views(void **state) {
+static void a_part_is_planned_by_its_views(void **state) {
     (void)state;
     kd_run_plan p = {.images = 3, .views = 8, .bytes_per_view = 1000, .beside_bytes = 2500};
-    kd_run_plan_list(&p, 4, 2);
+    kd_run_plan_narrow(&p, 2, 4, 2);
+    assert_int_equal(p.images, 2);
     assert_int_equal(p.views, 4);
     assert_int_equal(p.cache_bytes, 2000);
     assert_int_equal(p.peak_bytes, 4000); /* sealing needs as much again ... */
-    kd_run_plan_list(&p, 4, 5);
+    kd_run_plan_narrow(&p, 2, 4, 5);
     assert_int_equal(p.peak_bytes, 7500); /* ... up to what is beside it at most */
 }
 
@@ -107,7 +108,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(free_space_counts_only_for_a_run_that_will_write, fx_make_dir, drop_all),
         cmocka_unit_test_setup_teardown(a_list_to_fill_needs_space_of_its_own, fx_make_dir, drop_all),
         cmocka_unit_test_setup_teardown(empty_names_are_refused, fx_make_dir, drop_all),
-        cmocka_unit_test(a_list_is_planned_by_its_views),
+        cmocka_unit_test(a_part_is_planned_by_its_views),
     };
     return cmocka_run_group_tests_name("output", tests, NULL, NULL);
 }
