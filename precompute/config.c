@@ -44,7 +44,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute and loader threads; 0 = every processor"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the teacher runs"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the teacher's matrix products"),
-    KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable: the type of values, the patch target, then fewer views, then no patches are chosen to fit (docs/storage.md; kd-cache estimate shows the choices)"),
+    KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable, of all parts together: a smaller patch target (of --for's students, then pooled), then fewer views, then no patches are chosen to fit (docs/storage.md; kd-cache estimate shows the choices)"),
     KD_OPTION_STRING(T, max_skipped, "max-skipped", "N|P%", "0", 0, "bad inputs that are acceptable; beyond that the finished run ends with exit code 3"),
     KD_OPTION_SIZE(T, shard_size, "shard-size", "32GB", "folder: a shard ends where its records reach this size, so that sealing needs little extra space"),
     KD_OPTION_STRING(T, shard, "shard", "I/N", NULL, 0,
@@ -77,9 +77,9 @@ const kd_program kd_precompute_program = {
     .epilog = "Files: FILE.kdc, its manifest FILE.kdc.json, FILE.kdc.partial while it is being made; FILE.kdc.skipped.tsv lists the inputs that could not be used, each with the reason.\n"
               "In a folder DIR/shard-00000.kdc and so on, DIR/part-00003-of-00008-00000.kdc of part 3/8, and DIR/shard.skipped.tsv, DIR/part-00003-of-00008.skipped.tsv; lists of skipped\n"
               "inputs have real file names, also with --paths hash: keep them.\n"
-              "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, a damaged file; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
-              "than --max-skipped; 11 another writer holds the cache; 13 the cache on disk has another recipe (of mixed views: other images); 14 not enough space; 15 device not available;\n"
-              "16 non-finite features.\n",
+              "Exit codes: 0 done (--inspect: usable as a teacher); 1 failure, damaged weights; 2 usage, weights that are no teacher; 3 done, but more inputs were skipped\n"
+              "than --max-skipped; 11 another writer holds the cache; 12 the cache on disk is damaged; 13 it has another recipe (of mixed views: other images); 14 not enough space;\n"
+              "15 device not available; 16 non-finite features; 130, 143 interrupted (what was computed is stored).\n",
     .options = table,
 };
 

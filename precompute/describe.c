@@ -58,7 +58,7 @@ void kd_describe_plan(const kd_run_facts *f) {
     describe_storage(f);
     warn_about_guess(f);
     kd_features_parse(f->config->features, &wanted, NULL);
-    if (p->views != (uint32_t)f->config->views || p->choice.features != wanted)
+    if (f->config->fill == NULL && (p->views != (uint32_t)f->config->views || p->choice.features != wanted)) /* a list says itself which views */
         kd_log(KD_LOG_WARN, "--budget reduced the run to %" PRIu32 " views of %s", p->views, kd_features_text(p->choice.features, features, sizeof features));
 }
 

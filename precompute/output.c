@@ -55,6 +55,10 @@ static kd_status choose_part(kd_output *o, kd_err *err) {
 }
 
 kd_status kd_output_choose(kd_output *o, const kd_precompute_config *config, kd_err *err) {
+    if (config->cache[0] == '\0')
+        return kd_fail(err, KD_EUSAGE, "--cache is empty; name a file X.kdc or a folder");
+    if (config->stage != NULL && config->stage[0] == '\0')
+        return kd_fail(err, KD_EUSAGE, "--stage is empty; name a folder on a local disk, or leave the option out");
     *o = (kd_output){.config = config, .folder = kd_shard_is_folder(config->cache), .part = {.part = 1, .parts = 1}};
     KD_TRY(choose_part(o, err));
     return name_product(o, err);
@@ -112,7 +116,10 @@ kd_status kd_output_open(kd_output *o, const kd_run_plan *plan, const kd_recipe 
     kd_shard_place place = {.path = c->cache, .stage = c->stage, .part = o->part.part, .parts = o->part.parts, .shard_size = c->shard_size, .expected_bytes = plan->cache_bytes, .force = c->force};
     KD_TRY(kd_shard_writer_open(&o->writer, &place, recipe, provenance, err));
     kd_shard_totals t = kd_shard_writer_totals(o->writer);
-    if (o->folder && t.views < plan->images * plan->views)
-        KD_TRY(kd_run_plan_guard(plan, c, t.bytes + (c->stage == NULL ? t.unfinished_bytes : 0), err));
+    int lists = c->fill != NULL; /* views that sealed shards don't have, so that these don't count */
+    if (o->folder && !lists && t.views >= plan->images * plan->views)
+        return KD_OK;
+    if (o->folder)
+        KD_TRY(kd_run_plan_guard(plan, c, (lists ? 0 : t.bytes) + (c->stage == NULL ? t.unfinished_bytes : 0), err));
     return c->stage != NULL ? guard_stage(o, plan, t.unfinished_bytes, err) : KD_OK;
 }

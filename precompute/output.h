@@ -14,7 +14,7 @@ typedef struct kd_output {
     kd_shard_writer *writer; /* after kd_output_open */
 } kd_output;
 
-/* Reads the options; touches nothing. Borrows config. KD_EUSAGE: --shard or --fill with a file, or both. */
+/* Reads the options; touches nothing. Borrows config. KD_EUSAGE: --shard or --fill with a file, or both; an empty name. */
 kd_status kd_output_choose(kd_output *o, const kd_precompute_config *config, kd_err *err);
 void kd_output_close(kd_output *o);
 

@@ -81,6 +81,12 @@ kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config
     return kd_io_free_bytes(config->cache, &plan->free_bytes, err);
 }
 
+void kd_run_plan_narrow(kd_run_plan *plan, uint64_t images, uint32_t views, uint64_t count) {
+    plan->images = images;
+    plan->views = views;
+    set_bytes(plan, plan->bytes_per_view, plan->bytes_per_view * count);
+}
+
 /* The plan with as many views as fit, stored in the same way, else without patches. */
 static kd_status fit_space(kd_run_plan *p, uint64_t bytes, kd_err *err) {
     kd_budget_ask ask = {.shape = plan_shape(p), .images = p->images, .views = p->views, .budget = bytes > 0 ? bytes : 1, .dtype = &p->dtype, .target = p->target, .targets = p->targets};

@@ -96,15 +96,13 @@ static kd_status open_images(run *r, kd_err *err) {
     return kd_fill_select(&r->fill, &r->some, &r->whole, r->threads, err);
 }
 
-/* Of a list to fill, the plan counts the listed views. */
+/* What is stored follows from the whole set; counted are the views of this run. */
 static kd_status open_plan(run *r, kd_err *err) {
-    KD_TRY(kd_run_plan_make(&r->plan, r->config, &r->policy, &r->model, r->data->count, err));
-    r->views_wanted = r->plan.images * r->plan.views;
-    if (r->fill.count == 0)
-        return KD_OK;
-    r->plan.views = r->fill.views;
-    r->views_wanted = kd_fill_view_count(&r->fill);
-    r->plan.cache_bytes = r->plan.peak_bytes = r->plan.bytes_per_view * r->views_wanted;
+    int lists = r->fill.count > 0;
+    KD_TRY(kd_run_plan_make(&r->plan, r->config, &r->policy, &r->model, r->whole.count, err));
+    r->views_wanted = lists ? kd_fill_view_count(&r->fill) : (uint64_t)r->data->count * r->plan.views;
+    if (r->data != &r->whole)
+        kd_run_plan_narrow(&r->plan, r->data->count, lists ? r->fill.views : r->plan.views, r->views_wanted);
     return KD_OK;
 }
 
@@ -316,6 +314,10 @@ static kd_status measure_speed(run *r, kd_probe_rates *rates, kd_err *err) {
 static kd_status dry_run(run *r, kd_err *err) {
     kd_kinds kinds;
     kd_probe_rates rates;
+    if (r->data->count == 0) {
+        kd_log(KD_LOG_INFO, "none of the listed images is there: no speed to measure");
+        return KD_OK;
+    }
     KD_TRY(kd_kinds_sample(&kinds, r->data, err));
     kd_kinds_log(&kinds, r->data);
     KD_TRY(measure_speed(r, &rates, err));

@@ -48,7 +48,7 @@ static kd_status refuse_map(const char *what, const kd_patch_offer *offer, const
     const kd_target own = {KD_TARGET_ADJOINT, l->map_h, l->map_w};
     kd_target_text(&own, map);
     return kd_fail(err, KD_EUSAGE, "--student %s: its feature map at %s px is %dx%d, which isn't served by %s (%s holds %s); give a --student-size at which the map fits, or make a "
-                   "fitting cache: kd-cache extract FULL.kdc --patch-target %s from one with full patches, or kd-precompute --patch-target %s", l->student,
+                   "fitting cache: kd-cache extract FULL.kdc --patch-target %s --out NEW.kdc from one with full patches, or kd-precompute --patch-target %s", l->student,
                    kd_image_size_text(l->image_h, l->image_w, size), l->map_h, l->map_w, what, offer->cache, list_text(offer, list), map, map);
 }
 
@@ -74,7 +74,7 @@ kd_status kd_patch_target_choose(int *chosen, const kd_patch_offer *offer, const
     kd_target_text(&t, text);
     *chosen = kd_patch_target_find(offer, &t);
     if (*chosen < 0)
-        return kd_fail(err, KD_EUSAGE, "--patch-target %s: %s holds %s; give one of them, or make it: kd-cache extract FULL.kdc --patch-target %s from a cache with full patches, or kd-precompute "
+        return kd_fail(err, KD_EUSAGE, "--patch-target %s: %s holds %s; give one of them, or make it: kd-cache extract FULL.kdc --patch-target %s --out NEW.kdc from a cache with full patches, or kd-precompute "
                        "--patch-target %s", text, offer->cache, list_text(offer, list), text, text);
     return serves(&offer->target[*chosen], l) ? KD_OK : refuse(text, offer, l, err);
 }

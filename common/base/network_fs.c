@@ -37,7 +37,7 @@ static const struct {
 /* statfs of path, or of the nearest parent that exists. */
 static int examine(const char *path, struct statfs *fs)
 {
-    char *p = kd_strdup(path);
+    char *p = kd_strdup(path[0] ? path : ".");
     int found = 0;
     while (p && !(found = statfs(p, fs) == 0) && (errno == ENOENT || errno == ENOTDIR)) {
         char *slash = strrchr(p, '/');

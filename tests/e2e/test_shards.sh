@@ -83,6 +83,7 @@ done
 check "three parts are written side by side" eval '[ "$(cd "$work/parts" && ls *.kdc | tr "\n" " ")" = "part-00001-of-00003-00000.kdc part-00002-of-00003-00000.kdc part-00003-of-00003-00000.kdc " ]'
 check "together they are what one run makes" eval 'same_views "$work/one.kdc" "$work/parts" && content "$work/parts" | grep -q "\"images\":36" && content "$work/parts" | grep -q "\"views\":$count"'
 check "a run of everything finds nothing missing" eval 'pre --views 4 --cache "$work/parts" && grep -q " 0 new at" "$work/err" && [ "$(shards "$work/parts")" = 3 ]'
+check "--budget is that of all parts together" eval 'pre --cache "$work/none/" --shard 1/3 --budget 300KB --dry-run && grep -q "budget reduced the run to" "$work/err"'
 check "parts need a folder, exit 2" eval 'gives 2 pre --cache "$work/x.kdc" --shard 1/3 && grep -q -- "--cache $work/x.shards/" "$work/err"'
 check "a part that isn't one is a usage error, exit 2" gives 2 pre --cache "$work/x/" --shard 4/3
 mkdir "$work/single"
@@ -150,11 +151,14 @@ chmod u+w "$lost"
 rm "$lost" "$lost.json"
 check "a list has views" test "$(grep -Ec '^[0-9a-f]{32} [0-9]+ .*\.jpg$' "$work/missing.txt")" -gt 4
 check "--fill computes them into a new shard" eval 'pre --cache "$fill" --fill "$work/missing.txt" && grep -q "; $(wc -l <"$work/missing.txt") new at" "$work/err" && same_views "$work/small" "$fill"'
+check "and doesn't say that a budget chose them" eval '! grep -q -e "--budget" "$work/err"'
 rm -f "$fill"/shard-00001.kdc*
 sed -E 's/[^ ]*\.jpg$/elsewhere.jpg/' "$work/missing.txt" | head -n 3 >"$work/some.txt"
 check "files that moved are found by content" eval 'pre --cache "$fill" --fill "$work/some.txt" && grep -q "; 3 new at" "$work/err"'
 echo '00000000000000000000000000000000 0 gone.jpg' >>"$work/some.txt"
 check "images that no file has are listed, exit 3" eval 'gives 3 pre --cache "$fill" --fill "$work/some.txt" && grep -q gone.jpg "$fill/shard.skipped.tsv"'
+echo '00000000000000000000000000000000 0 gone.jpg' >"$work/gone.txt"
+check "a dry run without any of the images names no speed" eval 'pre --cache "$fill" --fill "$work/gone.txt" --dry-run && grep -q "no speed to measure" "$work/err"'
 echo 'nonsense' >"$work/bad.txt"
 check "a bad line is a usage error with its number, exit 2" eval 'gives 2 pre --cache "$fill" --fill "$work/bad.txt" && grep -q "bad.txt: line 1" "$work/err"'
 check "--fill needs a folder, exit 2" gives 2 pre --cache "$work/one.kdc" --fill "$work/missing.txt"

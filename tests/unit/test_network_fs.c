@@ -59,7 +59,7 @@ static void the_nearest_existing_parent_decides(void **state)
 {
     static const struct {
         const char *path, *exists;
-    } row[] = {{"/mnt/a/b.kdc", "/mnt"}, {"/new/", "/"}, {"new", "."}, {"a/b/c", "a"}, {"a//b", "a/"}, {".", "."}};
+    } row[] = {{"/mnt/a/b.kdc", "/mnt"}, {"/new/", "/"}, {"new", "."}, {"a/b/c", "a"}, {"a//b", "a/"}, {".", "."}, {"", "."}};
     (void)state;
     type = 0x6969;
     for (size_t i = 0; i < sizeof row / sizeof *row; i++) {

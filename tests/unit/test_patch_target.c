@@ -51,7 +51,7 @@ static void a_map_that_nothing_fits_is_refused_with_what_to_do(void **state) {
     const kd_target t[] = {ADJOINT7, ADJOINT14};
     assert_int_equal(choose(&got, t, 2, "auto", resnet(4, 5)), KD_EUSAGE);
     assert_string_equal(err.msg, "--student resnet18: its feature map at 128x160 px is 4x5, which isn't served by adjoint:7, adjoint:14 (photos.kdc holds adjoint:7, adjoint:14); give a --student-size at which "
-                                 "the map fits, or make a fitting cache: kd-cache extract FULL.kdc --patch-target adjoint:4x5 from one with full patches, or kd-precompute --patch-target adjoint:4x5");
+                                 "the map fits, or make a fitting cache: kd-cache extract FULL.kdc --patch-target adjoint:4x5 --out NEW.kdc from one with full patches, or kd-precompute --patch-target adjoint:4x5");
     const kd_target with_full[] = {FULL, ADJOINT7};
     assert_int_equal(choose(&got, with_full, 2, "adjoint:7", resnet(4, 4)), KD_EUSAGE);
     assert_contains(err.msg, "4x4, which isn't served by adjoint:7 (photos.kdc holds full, adjoint:7)");
@@ -62,7 +62,7 @@ static void a_target_that_is_not_there_is_refused_with_what_is(void **state) {
     int got;
     const kd_target t[] = {FULL, ADJOINT7};
     assert_int_equal(choose(&got, t, 2, "adjoint:4", resnet(4, 4)), KD_EUSAGE);
-    assert_contains(err.msg, "--patch-target adjoint:4: photos.kdc holds full, adjoint:7; give one of them, or make it: kd-cache extract");
+    assert_contains(err.msg, "--patch-target adjoint:4: photos.kdc holds full, adjoint:7; give one of them, or make it: kd-cache extract FULL.kdc --patch-target adjoint:4 --out NEW.kdc from a cache");
     assert_int_equal(choose(&got, t, 2, "adjoin:4", resnet(4, 4)), KD_EUSAGE);
     assert_contains(err.msg, "--patch-target adjoin:4");
 }
