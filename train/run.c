@@ -35,16 +35,16 @@ typedef struct run {
 /* ---- checkpoints ---- */
 
 /* Under which the recipe of group k stands: cache, cache_2, ... */
-static const char *cache_key(size_t k, char key[16]) {
+static const char *cache_key(size_t k, char key[32]) {
     if (k == 0)
         return "cache";
-    snprintf(key, 16, "cache_%zu", k + 1);
+    snprintf(key, 32, "cache_%zu", k + 1);
     return key;
 }
 
 static json_t *run_json(const run *r, uint64_t metrics_bytes) {
     const kd_setup *s = &r->setup;
-    char sha[65], images[33], key[16];
+    char sha[65], images[33], key[32];
     json_t *recipe = kd_cache_recipe(s->groups.group[0].cache)->json;
     json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
     kd_hex(sha, kd_cache_recipe(s->groups.group[0].cache)->sha.b, 32);
@@ -95,7 +95,7 @@ static kd_status same(const json_t *stored, const char *key, const json_t *now, 
 }
 
 static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
-    char key[16];
+    char key[32];
     json_t *now = run_json(r, 0);
     if (now == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");

@@ -331,7 +331,7 @@ static int squeezed(const kd_group *g, const kd_recipe *r) {
 static void print_group(const kd_setup *s, size_t k) {
     const kd_group *g = &s->groups.group[k];
     const kd_recipe *r = kd_cache_recipe(g->cache);
-    char sha[13], view[KD_SIZE_TEXT], size[KD_SIZE_TEXT], which[40] = "";
+    char sha[13], view[KD_SIZE_TEXT], size[KD_SIZE_TEXT], which[64] = "";
     kd_image_size_text(r->image_h, r->image_w, view);
     kd_image_size_text(g->student_h, g->student_w, size);
     kd_hex(sha, r->sha.b, 6);
