@@ -1,6 +1,7 @@
 /* Records: header, checks and the zstd frame. The only file of the project that includes zstd.h. */
 #include "cache/record.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -95,7 +96,7 @@ static kd_status reserve(uint8_t **p, size_t *cap, size_t need, kd_err *err)
 
 static void put_f32(uint8_t *p, double x)
 {
-    float f = (float)x;
+    float f = x < (double)FLT_MAX ? (float)x : FLT_MAX; /* a sum of squares of bf16 values may be larger */
     memcpy(p, &f, 4); /* little endian, as every supported host */
 }
 
@@ -210,6 +211,11 @@ static kd_status check_frame(const uint8_t *b, size_t size, kd_err *err)
     return KD_OK;
 }
 
+static int is_size(double x)
+{
+    return isfinite(x) && x >= 0;
+}
+
 kd_status kd_record_check(const uint8_t *b, size_t size, kd_record_head *expect, kd_err *err)
 {
     uint8_t key[KD_KEY_BYTES];
@@ -242,7 +248,9 @@ kd_status kd_record_check(const uint8_t *b, size_t size, kd_record_head *expect,
     memcpy(expect->view_hash.b, b + VIEW_HASH_AT, 16);
     memcpy(&expect->square, b + SQUARE_AT, 8);
     expect->fidelity = (kd_fidelity){get_f32(b + FIDELITY_AT), get_f32(b + FIDELITY_AT + 4), get_f32(b + FIDELITY_AT + 8), get_f32(b + FIDELITY_AT + 12)};
-    if (!isfinite(expect->square) || expect->square < 0)
+    if (!is_size(expect->fidelity.xx) || !is_size(expect->fidelity.qq) || !is_size(expect->fidelity.err2) || !is_size(expect->fidelity.worst))
+        return kd_fail(err, KD_EDAMAGED, "record says that its values' squares sum to %g, their errors' to %g", expect->fidelity.xx, expect->fidelity.err2);
+    if (!is_size(expect->square))
         return kd_fail(err, KD_EDAMAGED, "record says that the squares of its grid sum to %g", expect->square);
     return KD_OK;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "cache/manifest.h"
+#include "cache/store.h"
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
@@ -111,22 +112,47 @@ static kd_status copy_manifest(const move *m, kd_err *err)
     return status;
 }
 
+/* Whether `there` has every view of `ours`. */
+static int has_all_views(const kd_cache *there, const kd_cache *ours)
+{
+    for (size_t i = 0; i < kd_cache_images(ours); i++) {
+        const kd_image_entry *e = kd_cache_image(ours, i), *same = kd_cache_find_image(there, &e->image);
+        for (uint32_t k = 0; k < e->views; k++) {
+            if (!same || !kd_image_find_view(same, kd_image_view(e, k)))
+                return 0;
+        }
+    }
+    return 1;
+}
+
+/* *covered: the shard at `to` is of the same recipe and has all that is about to be removed here. */
+static kd_status compare_views(const move *m, int *covered, kd_err *err)
+{
+    kd_cache *there, *ours = NULL;
+    kd_status status;
+    KD_TRY(kd_cache_open(&there, &m->to, 1, err));
+    status = kd_cache_open(&ours, &m->from, 1, err);
+    *covered = status == KD_OK && memcmp(kd_cache_recipe(there)->sha.b, kd_cache_recipe(ours)->sha.b, sizeof kd_cache_recipe(there)->sha.b) == 0 && has_all_views(there, ours);
+    kd_cache_close(there);
+    kd_cache_close(ours);
+    return status;
+}
+
 /* `to` has a manifest. Its shard is this one, or one that a job on another machine has made from the same images meanwhile. */
 static kd_status compare(const move *m, kd_err *err)
 {
     kd_manifest there;
-    kd_status status;
+    int same, covered = 0;
     KD_TRY(kd_manifest_read(&there, m->to, err));
-    status = KD_OK;
-    if (memcmp(there.file_sha.b, m->manifest.file_sha.b, sizeof there.file_sha.b) != 0) {
-        if (memcmp(there.identity.b, m->manifest.identity.b, sizeof there.identity.b) != 0 || there.views < m->manifest.views)
-            status = kd_fail(err, KD_EMISMATCH, "%s and %s are different shards of one name (%llu and %llu views); move one of them out of the way", m->from, m->to,
-                             (unsigned long long)m->manifest.views, (unsigned long long)there.views);
-        else
-            kd_log(KD_LOG_WARN, "%s is there already, made elsewhere; %s is removed", m->to, m->from);
-    }
+    same = memcmp(there.file_sha.b, m->manifest.file_sha.b, sizeof there.file_sha.b) == 0;
     kd_manifest_free(&there);
-    return status;
+    if (same)
+        return KD_OK;
+    KD_TRY(compare_views(m, &covered, err));
+    if (!covered)
+        return kd_fail(err, KD_EMISMATCH, "%s and %s are different shards of one name, and the second lacks views of the first; move one of them out of the way", m->from, m->to);
+    kd_log(KD_LOG_WARN, "%s is there already, made elsewhere; %s is removed", m->to, m->from);
+    return KD_OK;
 }
 
 static kd_status run(move *m, kd_err *err)

@@ -430,7 +430,11 @@ static kd_status open_file(kd_shard_writer *w, kd_err *err)
         status = no_memory(w, err);
     if (status == KD_OK && w->staged && kd_io_exists(path)) {
         status = kd_writer_open(&w->current, path, &w->recipe, w->provenance, 0, err);
-        KD_ASSERT(status != KD_OK);
+        if (status == KD_OK) { /* it was there and sealed a moment ago */
+            kd_writer_close(w->current);
+            w->current = NULL;
+            status = kd_fail(err, KD_EFAIL, "%s: was removed while it was being opened; run the same command again", path);
+        }
     }
     kd_free(path);
     return status == KD_OK ? open_current(w, err) : status;

@@ -414,16 +414,24 @@ static void sealed_meta_free(sealed_meta *m)
     kd_recipe_free(&m->recipe);
 }
 
-static kd_status read_sealed_meta(sealed_meta *m, kd_lmdb_txn *t, uint64_t bytes, const char *path, kd_err *err)
+typedef struct meta_load {
+    sealed_meta *m;
+    kd_lmdb_txn *txn;
+    uint64_t bytes;
+    const char *path;
+} meta_load;
+
+static kd_status read_sealed_meta(void *arg, kd_err *err)
 {
-    kd_status status = kd_meta_get_json(t, KD_META_CONTENT, &m->content, path, err);
+    meta_load *l = arg;
+    kd_status status = kd_meta_get_json(l->txn, KD_META_CONTENT, &l->m->content, l->path, err);
     if (status == KD_OK)
-        status = kd_meta_get_json(t, KD_META_FIDELITY, &m->fidelity, path, err);
+        status = kd_meta_get_json(l->txn, KD_META_FIDELITY, &l->m->fidelity, l->path, err);
     if (status == KD_OK)
-        status = kd_read_recipe(&m->recipe, t, path, err);
+        status = kd_read_recipe(&l->m->recipe, l->txn, l->path, err);
     if (status == KD_DONE)
-        return kd_fail(err, KD_EDAMAGED, "%s: has no recipe, content or fidelity entry; remove it and run kd-precompute again", path);
-    if (status == KD_OK && json_object_set_new(m->content, "bytes", json_integer((json_int_t)bytes)) != 0)
+        return kd_fail(err, KD_EDAMAGED, "%s: has no recipe, content or fidelity entry; remove it and run kd-precompute again", l->path);
+    if (status == KD_OK && json_object_set_new(l->m->content, "bytes", json_integer((json_int_t)l->bytes)) != 0)
         return kd_fail(err, KD_EFAIL, "out of memory while sealing");
     return status;
 }
@@ -432,14 +440,15 @@ static kd_status sealed_meta_load(kd_writer *w, sealed_meta *m, kd_err *err)
 {
     kd_lmdb_facts facts;
     kd_lmdb *db = NULL;
-    kd_lmdb_txn *t = NULL;
+    meta_load l = {.m = m, .path = w->path};
     kd_status status;
     KD_TRY(kd_lmdb_validate(w->path, 1, &facts, err));
-    KD_TRY(kd_lmdb_open_read(&db, w->path, facts.pages * PAGE, facts.first_value_at, err));
-    status = kd_lmdb_read(&t, db, err);
+    l.bytes = facts.pages * PAGE;
+    KD_TRY(kd_lmdb_open_read(&db, w->path, l.bytes, facts.first_value_at, err));
+    status = kd_lmdb_read(&l.txn, db, err);
     if (status == KD_OK)
-        status = read_sealed_meta(m, t, facts.pages * PAGE, w->path, err);
-    kd_lmdb_read_end(t);
+        status = kd_lmdb_guard(db, read_sealed_meta, &l, err);
+    kd_lmdb_read_end(l.txn);
     kd_lmdb_close(db);
     return status;
 }
