@@ -38,6 +38,7 @@ static void decode_planes(float *out, const uint8_t *payload, size_t n, void (*w
 
 enum { LANES = 16, NARROW = 256 };
 typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
+typedef int8_t bytes __attribute__((vector_size(LANES)));
 
 #define EIGHT(f, b, h) f(b, h), f(b + 1, h), f(b + 2, h), f(b + 3, h), f(b + 4, h), f(b + 5, h), f(b + 6, h), f(b + 7, h)
 #define ALL(f, h) EIGHT(f, 0, h), EIGHT(f, 8, h)
@@ -52,13 +53,16 @@ typedef int16_t lanes __attribute__((vector_size(2 * LANES)));
 #endif
 #define STAGE(v, h) do { lanes other_ = PERMUTE(v, h); v = BLEND(v + other_, other_ - v, h); } while (0)
 
-/* x[n] = sums of x over Sylvester's matrix of order n, a multiple of LANES, at most NARROW. */
-static inline __attribute__((always_inline)) void sums_narrow(int16_t *x, size_t n)
+/* out[n] = sums of q over Sylvester's matrix of order n, a multiple of LANES, at most NARROW, times factor. */
+static inline __attribute__((always_inline)) void block_narrow(float *KD_RESTRICT out, const int8_t *KD_RESTRICT q, size_t n, float factor)
 {
     lanes v[NARROW / LANES];
+    int16_t x[NARROW];
     size_t count = n / LANES;
-    memcpy(v, x, 2 * n);
     for (size_t i = 0; i < count; i++) {
+        bytes b;
+        memcpy(&b, q + LANES * i, LANES);
+        v[i] = __builtin_convertvector(b, lanes);
         STAGE(v[i], 1);
         STAGE(v[i], 2);
         STAGE(v[i], 4);
@@ -74,14 +78,6 @@ static inline __attribute__((always_inline)) void sums_narrow(int16_t *x, size_t
         }
     }
     memcpy(x, v, 2 * n);
-}
-
-static inline __attribute__((always_inline)) void block_narrow(float *KD_RESTRICT out, const int8_t *KD_RESTRICT q, size_t n, float factor)
-{
-    int16_t x[NARROW];
-    for (size_t i = 0; i < n; i++)
-        x[i] = q[i];
-    sums_narrow(x, n);
     for (size_t i = 0; i < n; i++)
         out[i] = (float)x[i] * factor;
 }

@@ -18,20 +18,29 @@ field() { sed "s/.*\"$1\": *\([0-9.]*\).*/\1/"; }
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.1f", a / b; else printf "-" }'; }
 drop() { "$python" tests/bench/peer_cache.py drop "$@"; }
 
-declare -A cold warm write disk
-ours() { # HOW: cold, then warm
+declare -A cold part warm write disk
+ours() { # HOW COUNT: a tenth cold, all cold, then warm
+    drop "$work/ours.kdc"
+    part[$1]+="$(taskset -c 0 "$bench" read "$work/ours.kdc" "$1" $(($2 / 10)) | field mb_s)"$'\n'
     drop "$work/ours.kdc"
     cold[$1]+="$(taskset -c 0 "$bench" read "$work/ours.kdc" "$1" | field mb_s)"$'\n'
     warm[$1]+="$(taskset -c 0 "$bench" read "$work/ours.kdc" "$1" | field mb_s)"$'\n'
 }
-peer() { # KIND
+peer() { # KIND COUNT; a tar is read as far as a tenth
+    drop "$work/$1"/*
+    part[$1]+="$(taskset -c 0 "$python" tests/bench/peer_cache.py read "$1" "$work/$1" $(($2 / 10)) | field read_mb_s)"$'\n'
     drop "$work/$1"/*
     cold[$1]+="$(taskset -c 0 "$python" tests/bench/peer_cache.py read "$1" "$work/$1" | field read_mb_s)"$'\n'
     warm[$1]+="$(taskset -c 0 "$python" tests/bench/peer_cache.py read "$1" "$work/$1" | field read_mb_s)"$'\n'
 }
+# Sequential reads of a large file with O_DIRECT, MB/s.
+roof() {
+    "$bench" write "$work/ours.kdc" 400 800 >/dev/null
+    LC_ALL=C dd if="$work/ours.kdc" of=/dev/null bs=4M iflag=direct 2>&1 | sed -n 's/.*, \([0-9.]*\) s, .*/\1/p' | awk -v b="$(stat -c %s "$work/ours.kdc")" '{ printf "%.0f", 1e-6 * b / $1 }'
+}
 size() { # KB COUNT
-    local kb=$1 count=$2 i k line lmdb
-    cold=() warm=() write=() disk=()
+    local kb=$1 count=$2 i k line lmdb lmdb_part
+    cold=() part=() warm=() write=() disk=()
     for ((i = 0; i < turns; i++)); do
         chmod -R u+w "$work"/ours.kdc* 2>/dev/null || true
         rm -rf "$work"/ours.kdc* "$work/memmap" "$work/npy" "$work/webdataset"
@@ -46,14 +55,15 @@ size() { # KB COUNT
         done
         sleep 3 # a verdict about the pages needs a file that was left alone
         "$bench" read "$work/ours.kdc" raw 1 >/dev/null
-        for k in lmdb raw decoded; do ours "$k"; done
-        for k in memmap npy webdataset; do peer "$k"; done
+        for k in lmdb raw decoded; do ours "$k" "$count"; done
+        for k in memmap npy webdataset; do peer "$k" "$count"; done
     done
     lmdb=$(printf '%s' "${cold[lmdb]}" | median)
+    lmdb_part=$(printf '%s' "${part[lmdb]}" | median)
     echo "### $count records of $kb KB"
     echo
-    echo "| | write, durable, MB/s | on disk, MB | cold random reads, MB/s | against LMDB | warm, MB/s |"
-    echo "|---|---|---|---|---|---|"
+    echo "| | write, durable, MB/s | on disk, MB | cold, a tenth at random, MB/s | against LMDB | cold, all at random, MB/s | against LMDB | warm, MB/s |"
+    echo "|---|---|---|---|---|---|---|---|"
     for k in raw decoded lmdb memmap npy webdataset; do
         local name w d
         case $k in
@@ -64,9 +74,10 @@ size() { # KB COUNT
         npy) name='a .npy per sample' w=$(printf '%s' "${write[$k]}" | median) d=${disk[$k]} ;;
         webdataset) name='WebDataset tar (in its order)' w=$(printf '%s' "${write[$k]}" | median) d=${disk[$k]} ;;
         esac
-        local c
+        local c t
         c=$(printf '%s' "${cold[$k]}" | median)
-        printf '| %s | %s | %s | %.0f | %s | %.0f |\n' "$name" "$w" "${d:+$((d / 1000000))}" "$c" "$(ratio "$c" "$lmdb")" "$(printf '%s' "${warm[$k]}" | median)"
+        t=$(printf '%s' "${part[$k]}" | median)
+        printf '| %s | %s | %s | %.0f | %s | %.0f | %s | %.0f |\n' "$name" "$w" "${d:+$((d / 1000000))}" "$t" "$(ratio "$t" "$lmdb_part")" "$c" "$(ratio "$c" "$lmdb")" "$(printf '%s' "${warm[$k]}" | median)"
     done
     echo
 }
@@ -80,7 +91,8 @@ decoding() { # DTYPE ROWS WIDTH
     echo
     echo "$(date -u +%Y-%m-%d), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) processors, $(df -T "$work" | awk 'NR == 2 { print $2 }'). Noise in f16, which no codec makes smaller. Reads pinned to one"
     echo "processor, one process, medians of $turns turns. Cold: the files are dropped from the page cache first (the host of a virtual machine may still have them). Ours asks for records 64 ahead and checks the"
-    echo "XXH3-128 of each; plain LMDB looks at every byte by XXH3-64; the peers sum it. A peer's process starts inside its time only as far as opening the file."
+    echo "XXH3-128 of each; plain LMDB looks at every byte by XXH3-64; the peers sum it. A tenth is what data larger than memory looks like: nothing that is read besides is of use; when all is read and fits, the kernel's
+readahead ($(cat /sys/block/*/queue/read_ahead_kb 2>/dev/null | sort -n | tail -1) KiB here) brings in what a memmap will want later. The disk reads $(roof) MB/s in sequence past the page cache."
     echo
     size 40 4000
     size 200 1500

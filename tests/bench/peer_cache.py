@@ -79,6 +79,9 @@ def read(kind, folder, most):
             x = s["npy"]
             total += x.nbytes
             x.view(np.uint64).sum()
+            most -= 1
+            if most == 0:
+                break
     print(json.dumps({"read_mb_s": round(1e-6 * total / (time.perf_counter() - begin), 1)}))
 
 
