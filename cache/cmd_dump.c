@@ -41,7 +41,6 @@ static kd_status read_layers(kd_reader *r, const kd_recipe *recipe, kd_feature f
 
 static kd_status dump(kd_cache *c, kd_reader *r, const kd_cache_config *config, kd_err *err)
 {
-    static const char *const square_name[KD_MAX_TARGETS] = {"square", "square2", "square3", "square4"};
     const kd_recipe *recipe = kd_cache_recipe(c);
     int32_t layer[KD_MAX_LAYERS];
     double square[KD_FEATURES][KD_MAX_LAYERS];
@@ -60,7 +59,7 @@ static kd_status dump(kd_cache *c, kd_reader *r, const kd_cache_config *config, 
     t[n++] = (kd_tensor){.name = "layers", .dtype = KD_I32, .rank = 1, .shape = {recipe->layers}, .data = layer};
     for (int i = 0; i < recipe->targets; i++) {
         if (recipe->target[i].kind == KD_TARGET_ADJOINT)
-            t[n++] = (kd_tensor){.name = square_name[i], .dtype = KD_F64, .rank = 1, .shape = {recipe->layers}, .data = square[kd_patch_feature(i)]};
+            t[n++] = (kd_tensor){.name = kd_square_name(i), .dtype = KD_F64, .rank = 1, .shape = {recipe->layers}, .data = square[kd_patch_feature(i)]};
     }
     if (status == KD_OK)
         status = kd_safetensors_write(config->out, t, n, NULL, err);

@@ -1,97 +1,48 @@
 #include "cache/derive.h"
 
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
-#include "common/base/options.h"
-
-enum { ITEM = 40 };
-
-/* Copies the item at *rest of a list that is separated by commas, and moves behind it; 0 after the last. Items that are too long are cut, which makes them unknown. */
-static int next_item(const char **rest, char item[ITEM])
-{
-    size_t n;
-    if (!*rest)
-        return 0;
-    n = strcspn(*rest, ",");
-    snprintf(item, ITEM, "%.*s", n < ITEM ? (int)n : ITEM - 1, *rest);
-    *rest = (*rest)[n] == ',' ? *rest + n + 1 : NULL;
-    return 1;
-}
-
-static const char *features_text(const kd_recipe *r, char *buf, size_t cap)
-{
-    size_t used = 0;
-    buf[0] = 0;
-    for (int f = 0; f < KD_OUTPUTS; f++) {
-        if (kd_recipe_has(r, (kd_feature)f) && used < cap)
-            used += (size_t)snprintf(buf + used, cap - used, "%s%s", used ? "," : "", kd_feature_name((kd_feature)f));
-    }
-    return buf;
-}
-
-static const char *targets_text(const kd_recipe *r, char *buf, size_t cap)
-{
-    char one[KD_TARGET_TEXT];
-    size_t used = 0;
-    snprintf(buf, cap, "none");
-    for (int i = 0; i < r->targets && used < cap; i++)
-        used += (size_t)snprintf(buf + used, cap - used, "%s%s", i ? "," : "", kd_target_text(&r->target[i], one));
-    return buf;
-}
+#include "cache/feature_list.h"
+#include "cache/size_model.h"
 
 /* *bits: 1 << kd_feature, below KD_OUTPUTS. */
 static kd_status choose_features(unsigned *bits, const kd_recipe *parent, const char *list, kd_err *err)
 {
-    char item[ITEM], have[80];
-    *bits = list ? 0 : parent->features & ((1u << KD_OUTPUTS) - 1);
-    while (next_item(&list, item)) {
-        int f = 0;
-        while (f < KD_OUTPUTS && strcmp(item, kd_feature_name((kd_feature)f)) != 0)
-            f++;
-        if (f == KD_OUTPUTS || !kd_recipe_has(parent, (kd_feature)f))
-            return kd_fail(err, KD_EUSAGE, "--features %s: the cache has %s", item, features_text(parent, have, sizeof have));
-        if (*bits >> f & 1)
-            return kd_fail(err, KD_EUSAGE, "--features names %s twice", item);
-        *bits |= 1u << f;
-    }
-    return KD_OK;
-}
-
-static kd_status choose_layers(json_t *layers, const kd_recipe *parent, const char *list, kd_err *err)
-{
-    unsigned char chosen[KD_MAX_LAYERS] = {0};
-    char item[ITEM];
-    if (list && parent->concat)
-        return kd_fail(err, KD_EUSAGE, "--layers %s: the cache's layers were joined into one when it was made and can't be taken apart", list);
-    while (next_item(&list, item)) {
-        char *end;
-        unsigned long v = strtoul(item, &end, 10);
-        int at = item[0] >= '0' && item[0] <= '9' && *end == 0 && v <= UINT16_MAX ? kd_recipe_layer_index(parent, (uint16_t)v) : -1;
-        if (at < 0 || chosen[at])
-            return kd_fail(err, KD_EUSAGE, "--layers %s: %s", item, at < 0 ? "not one of the cache's layers, which kd-cache info prints (1 = last)" : "named twice");
-        chosen[at] = 1;
-        json_array_append_new(layers, json_integer((json_int_t)v));
+    unsigned stored = parent->features & ((1u << KD_OUTPUTS) - 1);
+    char have[80];
+    *bits = stored;
+    if (!list)
+        return KD_OK;
+    KD_TRY(kd_features_parse(list, bits, err));
+    for (int f = 0; f < KD_OUTPUTS; f++) {
+        if ((*bits & ~stored) >> f & 1)
+            return kd_fail(err, KD_EUSAGE, "--features %s: the cache has %s", kd_feature_name((kd_feature)f), kd_features_text(stored, have, sizeof have));
     }
     return KD_OK;
 }
 
 /* Ascending, as recipes have them. */
-static void sort_layers(json_t *out, const json_t *chosen, const kd_recipe *parent)
+static kd_status choose_layers(json_t *layers, const kd_recipe *parent, const char *list, kd_err *err)
 {
-    for (int l = 0; l < parent->layers; l++) {
-        for (size_t i = 0; i < json_array_size(chosen); i++) {
-            if (json_integer_value(json_array_get(chosen, i)) == parent->layer[l])
-                json_array_append_new(out, json_integer(parent->layer[l]));
-        }
+    int depth = (int)json_integer_value(json_object_get(json_object_get(parent->json, "teacher"), "depth")), count;
+    uint16_t layer[KD_MAX_LAYERS];
+    if (!list)
+        return KD_OK;
+    if (parent->concat)
+        return kd_fail(err, KD_EUSAGE, "--layers %s: the cache's layers were joined into one when it was made and can't be taken apart", list);
+    KD_TRY(kd_layers_parse(list, depth, layer, &count, err));
+    for (int i = 0; i < count; i++) {
+        if (kd_recipe_layer_index(parent, layer[i]) < 0)
+            return kd_fail(err, KD_EUSAGE, "--layers %u: not one of the cache's layers, which kd-cache info prints (1 = last)", layer[i]);
+        json_array_append_new(layers, json_integer(layer[i]));
     }
+    return KD_OK;
 }
 
 /* From which of the parent's targets t can be made: itself, else from the full grid. */
 static kd_status choose_origin(struct kd_origin *o, const kd_recipe *parent, const kd_target *t, kd_err *err)
 {
-    char want[KD_TARGET_TEXT], have[4 * KD_TARGET_TEXT];
+    char want[KD_TARGET_TEXT], have[KD_STORAGE_TEXT];
     int full = -1;
     for (int i = 0; i < parent->targets; i++) {
         if (kd_target_equal(&parent->target[i], t)) {
@@ -104,9 +55,7 @@ static kd_status choose_origin(struct kd_origin *o, const kd_recipe *parent, con
     kd_target_text(t, want);
     if (full < 0)
         return kd_fail(err, KD_EUSAGE, "--patch-target %s: the cache has %s; only a full grid can be reduced, and what is reduced stays as it is", want,
-                       targets_text(parent, have, sizeof have));
-    if (t->h > parent->grid_h || t->w > parent->grid_w)
-        return kd_fail(err, KD_EUSAGE, "--patch-target %s: larger than the cache's grid of %d x %d", want, parent->grid_h, parent->grid_w);
+                       kd_targets_text(parent->target, parent->targets, have));
     *o = (struct kd_origin){.from = kd_patch_feature(full), .encode = 1, .reduce = *t};
     return KD_OK;
 }
@@ -114,22 +63,15 @@ static kd_status choose_origin(struct kd_origin *o, const kd_recipe *parent, con
 /* Fills the list and the origins of the patch features. */
 static kd_status choose_targets(kd_derived *d, json_t *texts, const kd_recipe *parent, const char *list, kd_err *err)
 {
-    char all[4 * KD_TARGET_TEXT], item[ITEM], text[KD_TARGET_TEXT];
-    int n = 0;
-    if (!list)
-        list = targets_text(parent, all, sizeof all);
-    while (next_item(&list, item)) {
-        kd_target t;
-        KD_TRY(kd_target_parse(&t, item, "--patch-target", err));
-        if (n == KD_MAX_TARGETS)
-            return kd_fail(err, KD_EUSAGE, "--patch-target: more than %d targets", KD_MAX_TARGETS);
-        kd_target_text(&t, text);
-        for (int i = 0; i < n; i++) {
-            if (strcmp(json_string_value(json_array_get(texts, (size_t)i)), text) == 0)
-                return kd_fail(err, KD_EUSAGE, "--patch-target names %s twice", text);
-        }
-        KD_TRY(choose_origin(&d->origin[kd_patch_feature(n++)], parent, &t, err));
-        json_array_append_new(texts, json_string(text));
+    kd_target target[KD_MAX_TARGETS];
+    char text[KD_TARGET_TEXT];
+    int n = parent->targets;
+    memcpy(target, parent->target, sizeof target);
+    if (list)
+        KD_TRY(kd_targets_parse(target, &n, list, parent->grid_h, parent->grid_w, err));
+    for (int i = 0; i < n; i++) {
+        KD_TRY(choose_origin(&d->origin[kd_patch_feature(i)], parent, &target[i], err));
+        json_array_append_new(texts, json_string(kd_target_text(&target[i], text)));
     }
     return KD_OK;
 }
@@ -195,17 +137,15 @@ static kd_status choose(choice *c, kd_derived *d, const kd_recipe *parent, const
 /* json: a copy of the parent's recipe. */
 static void write_choice(json_t *json, const choice *c, const kd_derived *d, const kd_recipe *parent)
 {
-    json_t *features = json_array(), *layers = json_array(), *source = source_json(d, c->features, (int)json_array_size(c->targets), parent);
+    json_t *features = json_array(), *source = source_json(d, c->features, (int)json_array_size(c->targets), parent);
     for (int f = 0; f < KD_OUTPUTS; f++) {
         if (c->features >> f & 1)
             json_array_append_new(features, json_string(kd_feature_name((kd_feature)f)));
     }
-    sort_layers(layers, c->layers, parent);
     json_object_set_new(json, "features", features);
     json_object_set(json, "patch_targets", c->targets);
-    if (json_array_size(layers) > 0)
-        json_object_set(json, "layers", layers);
-    json_decref(layers);
+    if (json_array_size(c->layers) > 0)
+        json_object_set(json, "layers", c->layers);
     json_object_set_new(json, "store", json_pack("{s:s}", "dtype", kd_dtype_name(c->dtype)));
     if (source && !json_object_get(json, "source")) /* the first rounding is told */
         json_object_set(json, "source", source);

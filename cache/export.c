@@ -32,8 +32,7 @@ kd_dtype kd_export_dtype(const kd_export *x)
 
 const char *kd_export_square_name(const kd_export *x, kd_feature f)
 {
-    static const char *const name[KD_MAX_TARGETS] = {"square", "square2", "square3", "square4"};
-    return kd_recipe_target(kd_cache_recipe(x->cache), f).kind == KD_TARGET_ADJOINT ? name[kd_feature_target(f)] : NULL;
+    return kd_recipe_target(kd_cache_recipe(x->cache), f).kind == KD_TARGET_ADJOINT ? kd_square_name(kd_feature_target(f)) : NULL;
 }
 
 uint64_t kd_export_view_bytes(const kd_export *x)

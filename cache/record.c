@@ -50,6 +50,13 @@ double kd_fidelity_relative_l2(const kd_fidelity *f)
     return f->xx > 0 ? sqrt(f->err2 / f->xx) : 0;
 }
 
+const char *kd_square_name(int target)
+{
+    static const char *const name[KD_MAX_TARGETS] = {"square", "square2", "square3", "square4"};
+    KD_ASSERT(target >= 0 && target < KD_MAX_TARGETS);
+    return name[target];
+}
+
 void kd_key_encode(uint8_t out[KD_KEY_BYTES], const kd_key *k)
 {
     memcpy(out, k->image.b, 16);

@@ -21,6 +21,7 @@ const char *kd_feature_name(kd_feature f); /* "cls", "patch", "registers", "mean
 enum { KD_MAX_TARGETS = 4 };
 kd_feature kd_patch_feature(int target);
 int kd_feature_target(kd_feature f);
+const char *kd_square_name(int target); /* "square", "square2", ..: what |t|^2 of adjoint target i is called where features are written out */
 
 /* Key = image id 16 bytes | view u32 | layer u16, big endian, so that memcmp order is (id, view, layer). The views database uses the first 20 bytes, images the first 16. */
 enum { KD_KEY_BYTES = 22, KD_VIEW_KEY_BYTES = 20, KD_IMAGE_KEY_BYTES = 16 };

@@ -101,11 +101,14 @@ static kd_record_head head_of(const lookup *l)
     return kd_recipe_head(&l->reader->cache->shards[l->shard].recipe, l->feature, l->image, l->view, l->layer);
 }
 
+/* The stored bytes, asked for in one go. */
 static kd_status find_record(const lookup *l, const kd_record_head *head, kd_bytes *value, kd_err *err)
 {
     uint8_t key[KD_KEY_BYTES];
     kd_key_encode(key, &head->key);
-    return get(l, kd_feature_db(l->feature), key, sizeof key, value, err);
+    KD_TRY(get(l, kd_feature_db(l->feature), key, sizeof key, value, err));
+    kd_lmdb_will_need(*value);
+    return KD_OK;
 }
 
 /* Says which record a failed check was about. */
@@ -124,7 +127,6 @@ static kd_status read_feature(void *arg, kd_err *err)
     kd_err inner;
     kd_status status;
     KD_TRY(find_record(l, &head, &value, err));
-    kd_lmdb_will_need(value);
     status = kd_record_decode(l->out, value.data, value.size, &head, &l->reader->scratch, &inner);
     if (status != KD_OK)
         return name_record(l, status, &inner, err);
@@ -141,7 +143,6 @@ static kd_status use_record(void *arg, kd_err *err)
     kd_err inner;
     kd_status status;
     KD_TRY(find_record(l, &head, &value, err));
-    kd_lmdb_will_need(value);
     status = kd_record_check(value.data, value.size, &head, &inner);
     return status == KD_OK ? l->use(l->ctx, value.data, value.size, err) : name_record(l, status, &inner, err);
 }
@@ -151,9 +152,7 @@ static kd_status will_need(void *arg, kd_err *err)
     lookup *l = arg;
     kd_record_head head = head_of(l);
     kd_bytes value;
-    KD_TRY(find_record(l, &head, &value, err));
-    kd_lmdb_will_need(value);
-    return KD_OK;
+    return find_record(l, &head, &value, err);
 }
 
 static kd_status look(lookup *l, kd_status (*fn)(void *arg, kd_err *err), kd_err *err)

@@ -28,8 +28,8 @@ typedef struct kd_run_plan {
 unsigned kd_plan_features(const kd_run_plan *plan);
 /* Rows (tokens) of a feature's records, as stored. */
 uint32_t kd_plan_rows(const kd_run_plan *plan, kd_feature f);
-/* Fills the plan; images: of the whole set, so that every part of it (kd_run_plan_narrow) is stored in one way and --budget holds for all together. Element type, targets and, with --budget, views and features are chosen as cache/budget.h says. KD_ENOSPACE: not even one view of the smallest form fits the budget. KD_EUSAGE: an option
- * that is none. */
+/* Fills the plan; images: of the whole set, so that every part of it (kd_run_plan_narrow) is stored in one way and --budget holds for all together. Element type, targets and, with --budget,
+ * views and features are chosen as cache/budget.h says. KD_ENOSPACE: not even one view of the smallest form fits the budget. KD_EUSAGE: an option that is none. */
 kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err);
 
 /* A part of the planned work, stored in the same way: `images` of the files, of each at most `views` views, `count` views in all. */
