@@ -77,14 +77,15 @@ static void add_linears(void) {
 }
 
 static void add_convs(void) {
-    static const int list[][7] = {{2, 224, 3, 384, 14, 14, 0}, {1, 224, 3, 384, 16, 16, 0}, {1, 112, 3, 64, 7, 2, 3}, {2, 28, 64, 64, 3, 1, 1},
-                                  {2, 28, 64, 128, 1, 2, 0},   {1, 14, 256, 512, 1, 1, 0},  {3, 7, 256, 256, 3, 1, 1}, {1, 29, 17, 1, 3, 1, 1}}; /* N, H, I, O, k, stride, pad */
+    static const int list[][8] = {{2, 224, 3, 384, 14, 14, 0, 1},  {1, 224, 3, 384, 16, 16, 0, 1}, {1, 112, 3, 64, 7, 2, 3, 1},   {2, 28, 64, 64, 3, 1, 1, 1},
+                                  {2, 28, 64, 128, 1, 2, 0, 1},    {1, 14, 256, 512, 1, 1, 0, 1},  {3, 7, 256, 256, 3, 1, 1, 1},  {1, 29, 17, 1, 3, 1, 1, 1},
+                                  {2, 56, 96, 96, 7, 1, 3, 96},    {1, 28, 120, 120, 5, 1, 2, 120}, {3, 56, 64, 64, 3, 2, 1, 64}, {1, 7, 960, 960, 5, 1, 2, 960}}; /* N, H, I, O, k, stride, pad, groups */
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         char label[80];
         const int *c = list[i];
         int64_t out = (c[1] + 2 * c[6] - c[4]) / c[5] + 1;
         snprintf(label, sizeof label, "%dx%dx%dx%d->%d k%d s%d", c[0], c[1], c[1], c[2], c[3], c[4], c[5]);
-        add((kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .kernel = c[4], .stride = c[5], .pad = c[6], .bias = 1, .x = {{KD_F32, 4, {c[0], c[1], c[1], c[2]}}},
+        add((kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .kernel = c[4], .stride = c[5], .pad = c[6], .groups = c[7], .bias = 1, .x = {{KD_F32, 4, {c[0], c[1], c[1], c[2]}}},
                          .y = {KD_F32, 4, {c[0], out, out, c[3]}}},
             label);
     }
