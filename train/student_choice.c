@@ -6,7 +6,8 @@
 enum { LONGEST_NAME = 60 };
 
 /* What may differ between the students of a run. */
-static const char *const own[] = {"init", "loss", "cls-weight", "patch-weight", "patch-target", "optimizer", "lr", "weight-decay", "clip"};
+static const char *const own[] = {"init",  "loss",        "cls-weight",   "patch-weight", "patch-target", "head",      "head-hidden", "temperature", "queue-size",
+                                   "beta",  "cosine-share", "gram-weight", "koleo-weight", "optimizer",    "lr",        "weight-decay", "clip"};
 
 static int is_own(const char *key) {
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
@@ -67,7 +68,8 @@ kd_status kd_student_choice_parse(kd_student_choice *out, const char *text, cons
         return kd_fail(err, KD_EUSAGE, "%s: names no model; write --student resnet18, or model=resnet18 among the settings", where);
     if (out->name == NULL)
         out->name = out->model;
-    return check_name(out->name, where, err);
+    KD_TRY(check_name(out->name, where, err));
+    return kd_train_config_check(&out->config, err);
 }
 
 kd_status kd_student_choices(kd_student_choice **out, const kd_train_config *run, kd_arena *arena, kd_err *err) {
