@@ -13,6 +13,7 @@
 #include "common/base/log.h"
 #include "common/base/threads.h"
 #include "common/image/augment.h"
+#include "train/probe.h"
 
 static kd_status lock_run(kd_setup *s, kd_err *err) {
     const char *out = s->config->out;
@@ -324,6 +325,7 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
         KD_TRY(lock_run(s, err));
     KD_TRY(check_features(s, err));
     KD_TRY(check_batch(s, err));
+    KD_TRY(kd_probe_check(config, err));
     KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
     KD_TRY(open_students(s, err)); /* before the replays: they choose the targets */
     KD_TRY(open_replays(s, err));

@@ -30,6 +30,7 @@ typedef struct pass {
     sums *sum;                       /* n x KD_TARGETS */
     float *pred;                     /* predictions of one batch */
     kd_sample *held;                 /* samples of one batch */
+    const kd_val_watch *watch;
 } pass;
 
 static const char *const prediction[KD_TARGETS] = {"pred.cls", "pred.patch"};
@@ -100,7 +101,7 @@ static kd_status add_student(pass *p, size_t k, int f, int count, kd_err *err) {
     return KD_OK;
 }
 
-static kd_status run_batch(pass *p, int count, kd_err *err) {
+static kd_status run_batch(pass *p, size_t first, int count, kd_err *err) {
     for (int at = 0; at < ALL; at++)
         for (int i = 0; i < count && p->target[at].rows > 0; i++)
             add_target(&p->target[at], &p->held[i], at, p->width);
@@ -111,6 +112,8 @@ static kd_status run_batch(pass *p, int count, kd_err *err) {
         KD_TRY(kd_exec_forward(s->infer, err));
         for (int f = 0; f < KD_TARGETS; f++)
             KD_TRY(add_student(p, k, f, count, err));
+        if (p->watch != NULL)
+            KD_TRY(p->watch->see(p->watch->ctx, k, s->infer, first, count, err));
     }
     return KD_OK;
 }
@@ -123,7 +126,7 @@ static kd_status run_all(pass *p, const kd_replay_item *items, size_t count, kd_
         KD_TRY(kd_replay_next(p->replay, &p->held[filled++], err));
         if (filled < batch && done + 1 < count)
             continue;
-        KD_TRY(run_batch(p, filled, err));
+        KD_TRY(run_batch(p, done + 1 - (size_t)filled, filled, err));
         while (filled > 0)
             kd_replay_release(p->replay, &p->held[--filled]);
         kd_status stop = kd_stop_requested();
@@ -137,7 +140,7 @@ static void summarise(const pass *p, kd_val_result *results, size_t count) {
     for (size_t k = 0; k < p->n; k++) {
         kd_val_result *r = &results[k];
         const kd_loss_spec *loss = &p->students[k]->program[0].view.loss;
-        *r = (kd_val_result){0};
+        *r = (kd_val_result){.agreement = NAN};
         for (int f = 0; f < KD_TARGETS; f++) {
             int at = learns(p->students[k], f);
             if (at == ALL)
@@ -200,8 +203,9 @@ static void release(pass *p) {
     kd_free(p->pred);
 }
 
-kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, kd_err *err) {
-    pass p = {.students = students, .n = n, .replay = replay, .width = (size_t)students[0]->program[0].view.loss.width};
+kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, const kd_val_watch *watch,
+                      kd_err *err) {
+    pass p = {.students = students, .n = n, .replay = replay, .watch = watch, .width = (size_t)students[0]->program[0].view.loss.width};
     KD_ASSERT(n > 0 && count > 0);
     kd_status status = allocate(&p, err);
     if (status == KD_OK)
