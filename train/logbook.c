@@ -7,6 +7,7 @@
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
+#include "common/image/image.h"
 #include "train/metrics.h"
 #include "train/outlier.h"
 
@@ -263,10 +264,20 @@ kd_status kd_logbook_epoch(kd_logbook *b, size_t i, int64_t step, const kd_epoch
     return write_line(b, s->name, step, line, err);
 }
 
-kd_status kd_logbook_picture(kd_logbook *b, size_t i, int64_t step, const char *key, const uint8_t *png, size_t size, int width, int height, kd_err *err) {
-    char tag[TAG];
-    snprintf(tag, sizeof tag, "%s/%s", b->setup->students[i]->name, key);
-    return kd_events_write(b->events, step, &(kd_event_value){.tag = tag, .png = png, .png_size = size, .width = width, .height = height}, 1, err);
+kd_status kd_logbook_maps(kd_logbook *b, size_t i, int64_t step, const kd_maps *maps, kd_err *err) {
+    kd_event_value v = {.tag = b->tag[0]};
+    uint8_t *rgb, *png;
+    KD_TRY(kd_maps_strip(maps, (int)i, &rgb, &v.height, &v.width, err));
+    if (rgb == NULL)
+        return KD_OK;
+    kd_status status = kd_png_encode(&png, &v.png_size, rgb, v.width, v.height, "a picture of the events", err);
+    kd_free(rgb);
+    KD_TRY(status);
+    v.png = png;
+    snprintf(b->tag[0], TAG, "%s/maps", b->setup->students[i]->name);
+    status = kd_events_write(b->events, step, &v, 1, err);
+    kd_free(png);
+    return status;
 }
 
 void kd_logbook_finish(kd_logbook *b, int64_t step) {

@@ -17,7 +17,7 @@
 
 #include "train/events.h"
 #include "train/knn.h"
-#include "train/setup.h"
+#include "train/maps.h"
 #include "train/step.h"
 #include "train/validate.h"
 
@@ -44,8 +44,8 @@ typedef struct kd_epoch_facts {
 } kd_epoch_facts;
 /* Student i after the epoch that ends with `step`; its means of the epoch (student.h: sum, summed) are still there. */
 kd_status kd_logbook_epoch(kd_logbook *b, size_t i, int64_t step, const kd_epoch_facts *f, kd_err *err);
-/* A picture of student i for the events. */
-kd_status kd_logbook_picture(kd_logbook *b, size_t i, int64_t step, const char *key, const uint8_t *png, size_t size, int width, int height, kd_err *err);
+/* The maps of student i as a picture among the events (STUDENT/maps); nothing when it has none. */
+kd_status kd_logbook_maps(kd_logbook *b, size_t i, int64_t step, const kd_maps *maps, kd_err *err);
 
 /* Speeds are those of training: leaves out the time since the last step. */
 void kd_logbook_resume_clock(kd_logbook *b, int64_t step);

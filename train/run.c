@@ -15,6 +15,7 @@
 #include "train/logbook.h"
 #include "train/neighbourhood.h"
 #include "train/probe.h"
+#include "train/report.h"
 
 /* Where a run stands. `step` and `validated` say everything about what comes next: all draws are functions of them. */
 typedef struct run {
@@ -149,6 +150,21 @@ static kd_status validate_on(run *r, kd_val_result *results, const kd_replay_ite
     return status;
 }
 
+/* Pictures among the events and report.html. They are for looking at: a failure is said and the training goes on. */
+static void tell(run *r) {
+    kd_setup *u = &r->setup;
+    kd_maps maps = {0};
+    kd_err err = {0};
+    kd_status status = kd_maps_make(&maps, u, &err);
+    for (size_t i = 0; i < u->count && status == KD_OK; i++)
+        status = kd_logbook_maps(r->logbook, i, r->step, &maps, &err);
+    if (status == KD_OK)
+        status = kd_report_write(u, r->step, &maps, &err);
+    kd_maps_free(&maps);
+    if (status != KD_OK)
+        kd_log(KD_LOG_WARN, "%s/report.html isn't up to date: %s", u->config->out, err.msg);
+}
+
 /* One student's line of the epoch, with its k-NN when it is due; keeps the best. */
 static kd_status judge(run *r, size_t i, const kd_val_result *held, const kd_val_result *seen, kd_err *err) {
     kd_setup *u = &r->setup;
@@ -191,6 +207,8 @@ static kd_status validate_epoch(run *r, kd_err *err) {
         if (u->students[i]->best_epoch == r->validated)
             status = save_best(r, u->students[i], err);
     kd_free(held);
+    if (status == KD_OK)
+        tell(r);
     kd_logbook_resume_clock(r->logbook, r->step);
     return status == KD_OK ? save_latest(r, err) : status;
 }
@@ -377,6 +395,7 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     if (status != KD_OK)
         return status;
     if (r->step < u->steps) {
+        tell(r);
         KD_TRY(save_latest(r, err));
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->step, (long long)u->steps);
         return KD_OK;
