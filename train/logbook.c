@@ -19,7 +19,8 @@ static const char *const judged_key[JUDGED] = {"loss", "grad_norm"}, *const judg
 
 typedef struct watch {
     kd_outlier_window window[JUDGED];
-    double loss, lr; /* of the last step, for the progress line */
+    kd_step_result result; /* of the last step */
+    double lr;
 } watch;
 
 struct kd_logbook {
@@ -28,7 +29,7 @@ struct kd_logbook {
     kd_events *events;
     kd_progress *progress;
     watch *watch;                      /* [students] */
-    double begun, logged_at, logged_wait; /* times */
+    double begun, stepped_at, logged_at, logged_wait; /* times */
     int64_t first, logged_step;
     kd_event_value value[MAX_VALUES];  /* of the line that is being written */
     char tag[MAX_VALUES][TAG];
@@ -144,12 +145,14 @@ static void put_steps_terms(json_t *line, const kd_student *s, const kd_step_res
     }
 }
 
-static json_t *step_line(const kd_logbook *b, const kd_student *s, int64_t step, const kd_step_result *x, double lr, int outlier) {
+static json_t *step_line(const kd_logbook *b, size_t i, int64_t step, int outlier) {
     const kd_setup *u = b->setup;
-    double seconds = kd_now() - b->logged_at, wait = kd_groups_wait_seconds(&u->groups) - b->logged_wait;
+    const kd_student *s = u->students[i];
+    const kd_step_result *x = &b->watch[i].result;
+    double seconds = b->stepped_at - b->logged_at, wait = kd_groups_wait_seconds(&u->groups) - b->logged_wait;
     double images = (double)((step - b->logged_step) * u->config->batch_size);
     json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)step, "epoch", (json_int_t)((step - 1) / u->epoch_steps + 1), "student", s->name, "loss", x->loss);
-    json_t *rest = json_pack("{s:f, s:f, s:f, s:f}", "lr", lr, "grad_norm", x->grad_norm, "images_per_s", seconds > 0 ? images / seconds : 0.0, "data_wait",
+    json_t *rest = json_pack("{s:f, s:f, s:f, s:f}", "lr", b->watch[i].lr, "grad_norm", x->grad_norm, "images_per_s", seconds > 0 ? images / seconds : 0.0, "data_wait",
                              seconds > 0 ? wait / seconds : 0.0);
     if (line == NULL || rest == NULL) {
         json_decref(line);
@@ -164,37 +167,51 @@ static json_t *step_line(const kd_logbook *b, const kd_student *s, int64_t step,
     return line;
 }
 
-kd_status kd_logbook_step(kd_logbook *b, size_t i, int64_t step, const kd_step_result *x, double lr, kd_err *err) {
-    const kd_student *s = b->setup->students[i];
+void kd_logbook_step(kd_logbook *b, size_t i, const kd_step_result *x, double lr) {
+    b->watch[i].result = *x;
+    b->watch[i].lr = lr;
+}
+
+/* Whether the last step of student i is an outlier in anything; says so. */
+static int judge(kd_logbook *b, size_t i, int64_t step) {
     watch *w = &b->watch[i];
-    const double judged[JUDGED] = {x->loss, x->grad_norm};
+    const double judged[JUDGED] = {w->result.loss, w->result.grad_norm};
     int outlier = 0;
-    w->loss = x->loss;
-    w->lr = lr;
     for (int k = 0; k < JUDGED; k++) {
         double median = kd_outlier_median(&w->window[k]);
         if (!kd_outlier_add(&w->window[k], judged[k]))
             continue;
         outlier = 1;
         kd_log(KD_LOG_WARN, "step %lld, %s: %s is %.4g, %.0f times the median of the last %d steps; one alone is harmless (a strange batch), many ask for a lower --lr or a smaller --clip",
-               (long long)step, s->name, judged_name[k], judged[k], judged[k] / median, KD_OUTLIER_WINDOW);
+               (long long)step, b->setup->students[i]->name, judged_name[k], judged[k], judged[k] / median, KD_OUTLIER_WINDOW);
     }
-    if (!outlier && step % b->setup->config->log_every != 0)
-        return KD_OK;
-    return write_line(b, s->name, step, step_line(b, s, step, x, lr, outlier), err);
+    return outlier;
 }
 
-void kd_logbook_stepped(kd_logbook *b, int64_t step) {
+static void show_progress(kd_logbook *b, int64_t step) {
     const kd_setup *u = b->setup;
     char extra[160];
     int n = snprintf(extra, sizeof extra, "epoch %lld/%lld, step %lld, loss", (long long)((step - 1) / u->epoch_steps + 1), (long long)u->config->epochs, (long long)step);
     for (size_t i = 0; i < u->count && n < (int)sizeof extra; i++)
-        n += snprintf(extra + n, sizeof extra - (size_t)n, "%s%.4f", i > 0 ? " / " : " ", b->watch[i].loss);
+        n += snprintf(extra + n, sizeof extra - (size_t)n, "%s%.4f", i > 0 ? " / " : " ", b->watch[i].result.loss);
     if (n < (int)sizeof extra)
         snprintf(extra + n, sizeof extra - (size_t)n, ", lr %.2e", b->watch[0].lr);
-    if (step % u->config->log_every == 0)
-        kd_logbook_resume_clock(b, step);
     kd_progress_update(b->progress, (uint64_t)(step * u->config->batch_size), kd_groups_wait_seconds(&u->groups), extra);
+}
+
+kd_status kd_logbook_stepped(kd_logbook *b, int64_t step, kd_err *err) {
+    const kd_setup *u = b->setup;
+    int due = step % u->config->log_every == 0;
+    b->stepped_at = kd_now(); /* one time for all: they share the speed */
+    for (size_t i = 0; i < u->count; i++) {
+        int outlier = judge(b, i, step);
+        if (due || outlier)
+            KD_TRY(write_line(b, u->students[i]->name, step, step_line(b, i, step, outlier), err));
+    }
+    if (due)
+        kd_logbook_resume_clock(b, step);
+    show_progress(b, step);
+    return KD_OK;
 }
 
 void kd_logbook_resume_clock(kd_logbook *b, int64_t step) {

@@ -2,8 +2,8 @@
  * that must survive an interruption: how far both files reach, and the recent losses that outliers are judged by.
  *
  *     KD_TRY(kd_logbook_open(&b, &setup, stored, step, err));        // stored: the checkpoint's run object, or NULL
- *     for every student: kd_logbook_step(b, i, step, &result, lr, err);
- *     kd_logbook_stepped(b, step);                                   // once all students have made the step
+ *     for every student: kd_logbook_step(b, i, &result, lr);
+ *     KD_TRY(kd_logbook_stepped(b, step, err));                      // once all students have made the step
  *     for every student: kd_logbook_epoch(b, i, step, &epoch, err);
  *     kd_logbook_resume_clock(b, step);                              // after what isn't training
  *     KD_TRY(kd_logbook_store(b, run, err));                         // before a checkpoint
@@ -31,9 +31,10 @@ void kd_logbook_close(kd_logbook *b); /* accepts NULL */
 /* Makes both files durable and adds to the checkpoint's run object: metrics_bytes, events_bytes, outliers. */
 kd_status kd_logbook_store(kd_logbook *b, json_t *run, kd_err *err);
 
-/* Student i has made step `step` (1 = the first) at learning rate lr. Writes a line every --log-every steps, and for an outlier, which is also warned of. */
-kd_status kd_logbook_step(kd_logbook *b, size_t i, int64_t step, const kd_step_result *x, double lr, kd_err *err);
-void kd_logbook_stepped(kd_logbook *b, int64_t step);
+/* What student i's next step gave, at learning rate lr. */
+void kd_logbook_step(kd_logbook *b, size_t i, const kd_step_result *x, double lr);
+/* All students have made step `step` (1 = the first): their lines, every --log-every steps and for outliers, which are also warned of; the progress line. */
+kd_status kd_logbook_stepped(kd_logbook *b, int64_t step, kd_err *err);
 
 typedef struct kd_epoch_facts {
     int64_t epoch;                    /* 1 = the first */

@@ -24,7 +24,7 @@ static const char style[] =
     "figcaption{display:flex;flex-wrap:wrap;gap:4px 14px;align-items:center;margin-bottom:6px}figure p{margin:4px 0 0;color:#64748b;font-size:13px}figure>svg{width:100%;height:auto;display:block}"
     ".key{display:inline-flex;gap:6px;align-items:center;color:#475569;font-size:13px}.students{display:flex;gap:18px;flex-wrap:wrap;margin:0 0 12px}"
     ".axis{fill:none;stroke:#94a3b8}.grid{stroke:#e2e8f0}.tick{fill:#64748b;font-size:11px;font-family:inherit}"
-    ".maps{overflow-x:auto}.maps table{border-spacing:10px 8px;margin:-8px -10px}.maps th{font-weight:600;font-size:13px;text-align:left;vertical-align:bottom;max-width:150px}"
+    ".maps{overflow-x:auto}.maps table{border-spacing:10px 8px;margin:-8px -10px}.maps th{font-weight:600;font-size:13px;text-align:left;vertical-align:middle;width:130px}"
     ".maps td{vertical-align:top;color:#64748b;font-size:12px;max-width:150px}.maps img{width:150px;height:auto;display:block;border-radius:6px;image-rendering:pixelated}.maps img.photo{image-rendering:auto}"
     ".path{display:block;overflow:hidden;text-overflow:ellipsis;white-space:nowrap;direction:rtl;text-align:left}"
     ".tables{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:14px;align-items:start}"
@@ -85,8 +85,13 @@ static void put_student(kd_text *out, const kd_setup *u, const kd_curves *c, siz
     tile(out, c, s->name, "cosine of patches", "cos_patch", "%.3f", 1);
     tile(out, c, s->name, "neighbours kept", "agreement", "%.1f %%", 100);
     tile(out, c, s->name, "k-NN top-1, k = 20", "knn_top1_k20", "%.2f %%", 100);
-    tile(out, c, s->name, "images per second", "images_per_s", "%.1f", 1);
     kd_text_printf(out, "</div></div>\n");
+}
+
+static void put_speed(kd_text *out, const kd_setup *u, const kd_curves *c) {
+    double speed, wait;
+    if (last_of(c, u->students[0]->name, "images_per_s", &speed) && last_of(c, u->students[0]->name, "data_wait", &wait))
+        kd_text_printf(out, "; lately %.1f images/s, %.0f%% of the time waiting for data", speed, 100 * wait);
 }
 
 static void put_head(kd_text *out, const kd_setup *u, int64_t step, const kd_curves *c) {
@@ -100,9 +105,11 @@ static void put_head(kd_text *out, const kd_setup *u, int64_t step, const kd_cur
         kd_text_printf(out, i > 0 ? ", " : "");
         kd_text_html(out, u->students[i]->name);
     }
-    kd_text_printf(out, "</h1>\n<p class=\"lead\">%s: epoch %.4g of %lld, step %lld of %lld; %zu images to train on, %zu held out; batches of %lld.</p>\n<div class=\"bar\"><i style=\"width:%.1f%%\"></i></div>\n",
+    kd_text_printf(out, "</h1>\n<p class=\"lead\">%s: epoch %.4g of %lld, step %lld of %lld; %zu images to train on, %zu held out; batches of %lld",
                    step >= u->steps ? "Finished" : "In progress", (double)step / (double)u->epoch_steps, (long long)u->config->epochs, (long long)step, (long long)u->steps, u->split.train_count,
-                   u->split.held_count, (long long)u->config->batch_size, 100.0 * (double)step / (double)u->steps);
+                   u->split.held_count, (long long)u->config->batch_size);
+    put_speed(out, u, c);
+    kd_text_printf(out, ".</p>\n<div class=\"bar\"><i style=\"width:%.1f%%\"></i></div>\n", 100.0 * (double)step / (double)u->steps);
     for (size_t i = 0; i < u->count; i++)
         put_student(out, u, c, i);
 }
@@ -126,17 +133,13 @@ static kd_status put_maps(kd_text *out, const kd_maps *m, kd_err *err) {
     if (m->photos == 0)
         return KD_OK;
     kd_text_printf(out, "<h2>What teacher and students see</h2>\n<div class=\"card\"><p class=\"lead\">The three main directions of the teacher's patch features in these photos, as red, green and blue; each "
-                        "student's predictions in the same colours. Equal colours are equal features. Under a student's map: its cosine to the teacher's.</p>\n<div class=\"maps\"><table><tr>");
+                        "student's predictions in the same colours. Equal colours are equal features. Under a student's map: its cosine to the teacher's.</p>\n<div class=\"maps\"><table>\n");
     for (size_t c = 0; c < m->columns; c++) {
-        kd_text_printf(out, "<th>");
-        kd_text_html(out, m->column[c].title);
+        const kd_maps_column *x = &m->column[c];
+        kd_text_printf(out, "<tr><th>");
+        kd_text_html(out, x->title);
         kd_text_printf(out, "</th>");
-    }
-    kd_text_printf(out, "</tr>\n");
-    for (int i = 0; i < m->photos; i++) {
-        kd_text_printf(out, "<tr>");
-        for (size_t c = 0; c < m->columns; c++) {
-            const kd_maps_column *x = &m->column[c];
+        for (int i = 0; i < m->photos; i++) {
             kd_text_printf(out, "<td>");
             KD_TRY(put_picture(out, x->tile[i], x->h, x->w, c == 0 ? " class=\"photo\"" : "", c == 0 ? m->name[i] : x->title, err));
             if (c == 0) {

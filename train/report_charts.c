@@ -151,16 +151,21 @@ static void draw_term(drawing *d, const char *rest) {
     draw_loss(d, term);
 }
 
+/* "CLS" is an abbreviation, "patch" a word. */
+static const char *feature_name(const char *key) {
+    return strcmp(key, "cls") == 0 ? "CLS" : key;
+}
+
 static void draw_r2(drawing *d, const char *rest) {
     char title[KEY], key[KEY];
-    snprintf(title, sizeof title, "R\xc2\xb2 of %s features", rest);
+    snprintf(title, sizeof title, "R\xc2\xb2 of %s features", feature_name(rest));
     snprintf(key, sizeof key, "r2_%s", rest);
     draw_validated(d, title, "Share of the teacher's variance that the student explains: 1 = all, 0 = no better than predicting the mean.", key, -0.25, 1);
 }
 
 static void draw_cosine(drawing *d, const char *rest) {
     char title[KEY], key[KEY];
-    snprintf(title, sizeof title, "Cosine to the teacher's %s features", rest);
+    snprintf(title, sizeof title, "Cosine to the teacher's %s features", feature_name(rest));
     snprintf(key, sizeof key, "cos_%s", rest);
     draw_validated(d, title, "After taking off the mean: 1 = the same direction, 0 = unrelated.", key, NAN, 1);
 }
@@ -225,6 +230,7 @@ void kd_report_charts(kd_text *out, const kd_curves *c, const char *const *names
     draw_one(&d, "Learning rate", "Linear warm-up, then half a cosine.", "lr", 0, 0);
     draw_gradient(&d);
     draw_outliers(&d);
+    d.students = 1; /* what follows is of the run: the same for all */
     draw_one(&d, "Images per second", "Of training, without validation.", "images_per_s", 0, 0);
     draw_one(&d, "Waiting for data", "Share of the time in which the students waited for images: high means that more --threads, or more --view-memory, would help.", "data_wait", 0, 1);
     kd_text_printf(out, "</div>\n");

@@ -254,11 +254,10 @@ static kd_status step_students(run *r, kd_err *err) {
             *err = cause;
             return status;
         }
-        KD_TRY(kd_logbook_step(r->logbook, i, r->step + 1, &x, lr, err));
+        kd_logbook_step(r->logbook, i, &x, lr);
     }
     r->step++;
-    kd_logbook_stepped(r->logbook, r->step);
-    return KD_OK;
+    return kd_logbook_stepped(r->logbook, r->step, err);
 }
 
 /* Steps up to `end`, inside one epoch. At every step boundary the run can stop. */

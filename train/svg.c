@@ -51,6 +51,29 @@ int kd_svg_ticks(double *ticks, double lo, double hi, int most) {
     return n;
 }
 
+/* Ticks of a logarithmic axis between the powers lo and hi of ten: 1, 2, 5, 10, ... where they fit, else every decade or every few. */
+static int log_ticks(double *ticks, double lo, double hi, int most) {
+    static const double mantissa[] = {1, 2, 5};
+    int n = 0, first = (int)floor(lo), last = (int)floor(hi);
+    for (int k = first; k <= last && n <= most; k++)
+        for (int m = 0; m < 3 && n <= most; m++) {
+            double t = k + log10(mantissa[m]);
+            if (t >= lo && t <= hi)
+                ticks[n++] = mantissa[m] * pow(10, k);
+        }
+    if (n >= 2 && n <= most)
+        return n;
+    if (n < 2) { /* within a decade: as on a linear axis */
+        double from = pow(10, lo), to = pow(10, hi);
+        return kd_svg_ticks(ticks, from, to, most);
+    }
+    int step = (last - first) / most + 1;
+    n = 0;
+    for (int k = (int)ceil(lo); k <= last && n < most; k += step)
+        ticks[n++] = pow(10, k);
+    return n;
+}
+
 static int shown(const kd_chart *c, const kd_point *p) {
     return isfinite(p->y) && (!c->log_y || p->y > 0);
 }
@@ -107,10 +130,11 @@ static void draw_axes(kd_text *out, const kd_chart *c, const scale *s) {
     char number[KD_SVG_NUMBER];
     int n = kd_svg_ticks(ticks, s->x0, s->x1, TICKS_X);
     for (int i = 0; i < n; i++)
-        kd_text_printf(out, "<text class=\"tick\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>", pixel_x(s, ticks[i]), HEIGHT - BOTTOM + 15, kd_svg_number(ticks[i], number));
-    n = kd_svg_ticks(ticks, s->y0, s->y1, TICKS_Y);
+        if (s->x1 - s->x0 < 2 || ticks[i] == floor(ticks[i])) /* epochs are counted in whole ones */
+            kd_text_printf(out, "<text class=\"tick\" x=\"%.1f\" y=\"%d\" text-anchor=\"middle\">%s</text>", pixel_x(s, ticks[i]), HEIGHT - BOTTOM + 15, kd_svg_number(ticks[i], number));
+    n = c->log_y ? log_ticks(ticks, s->y0, s->y1, TICKS_Y) : kd_svg_ticks(ticks, s->y0, s->y1, TICKS_Y);
     for (int i = 0; i < n; i++) {
-        double v = c->log_y ? pow(10, ticks[i]) : ticks[i], y = pixel_y(s, v);
+        double v = ticks[i], y = pixel_y(s, v);
         kd_text_printf(out, "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/><text class=\"tick\" x=\"%d\" y=\"%.1f\" text-anchor=\"end\">", LEFT, WIDTH - RIGHT, y, y, LEFT - 6, y + 4);
         tick_text(out, c, v);
         kd_text_printf(out, "</text>");

@@ -86,6 +86,26 @@ static void charts_of_nothing_of_one_point_and_of_equal_points(void **state) {
     kd_text_free(&t);
 }
 
+static void logarithmic_axes_have_round_numbers(void **state) {
+    (void)state;
+    static const struct {
+        double low, high;
+        const char *has[3], *hasnt;
+    } known[] = {{1.2, 18, {">2<", ">5<", ">10<"}, ">1.585<"}, {1e-6, 10, {">1e-6<", ">0.01<", ">1<"}, ">2<"}, {3.1, 3.9, {">3.2<", ">3.4<", ">3.8<"}, ">10<"}, {1e-40, 1e40, {"<", "<", "<"}, ">2<"}};
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+        const kd_point p[] = {{0, known[i].low}, {5, known[i].high}};
+        const kd_series s = {.label = "a", .colour = "red", .point = p, .count = 2};
+        kd_text t = {0};
+        kd_svg_chart(&t, &(kd_chart){.id = "x", .series = &s, .count = 1, .x_label = "epoch", .floor = NAN, .ceiling = NAN, .log_y = 1});
+        for (int k = 0; k < 3; k++)
+            assert_contains(t.at, known[i].has[k]);
+        const char *y_ticks = strstr(t.at, "class=\"grid\""); /* those of x stand before */
+        assert_non_null(y_ticks);
+        assert_null(strstr(y_ticks, known[i].hasnt));
+        kd_text_free(&t);
+    }
+}
+
 static const char metrics[] =
     "{\"step\":10,\"epoch\":1,\"student\":\"a\",\"loss\":2.5,\"lr\":0.1}\n"
     "{\"step\":10,\"epoch\":1,\"student\":\"b\",\"loss\":3}\n"
@@ -146,6 +166,7 @@ int main(void) {
         cmocka_unit_test(ticks_are_round_and_inside),
         cmocka_unit_test(a_chart_has_its_lines_and_harmless_labels),
         cmocka_unit_test(charts_of_nothing_of_one_point_and_of_equal_points),
+        cmocka_unit_test(logarithmic_axes_have_round_numbers),
         cmocka_unit_test(lines_become_series),
         cmocka_unit_test(long_series_are_averaged),
     };
