@@ -132,12 +132,16 @@ static kd_status write_line(kd_logbook *b, const char *student, int64_t step, js
     return kd_events_write(b->events, step, b->value, n, err);
 }
 
-static void put_steps_terms(json_t *line, const kd_student *s, const kd_step_result *x) {
-    const kd_loss_spec *loss = &s->program[0].view.loss;
-    if (loss->cls_weight > 0)
-        json_object_set_new(line, "loss_cls", json_real(x->cls));
-    if (loss->patch_weight > 0)
-        json_object_set_new(line, "loss_patch", json_real(x->patch));
+/* prefix_TERM of every term: values[i] / n. */
+static void put_terms(json_t *line, const char *prefix, const kd_loss *loss, const double *values, double n) {
+    char key[2 * KD_TERM_NAME];
+    for (int i = 0; i < loss->terms; i++) {
+        snprintf(key, sizeof key, "%s_%s", prefix, loss->term[i].name);
+        json_object_set_new(line, key, json_real(values[i] / n));
+    }
+}
+
+static void put_recipes(json_t *line, const kd_student *s, const kd_step_result *x) {
     for (int k = 0; k < s->programs && s->programs > 1; k++) {
         char key[24];
         snprintf(key, sizeof key, "loss_recipe_%d", k + 1);
@@ -159,7 +163,8 @@ static json_t *step_line(const kd_logbook *b, size_t i, int64_t step, int outlie
         json_decref(rest);
         return NULL;
     }
-    put_steps_terms(line, s, x);
+    put_terms(line, "loss", &s->loss, x->term, 1);
+    put_recipes(line, s, x);
     json_object_update(line, rest);
     if (outlier)
         json_object_set_new(line, "outlier", json_true());
@@ -222,16 +227,14 @@ void kd_logbook_resume_clock(kd_logbook *b, int64_t step) {
 
 /* ---- epochs ---- */
 
-/* json_real refuses NaN, which stands for what wasn't measured; the key is then absent. */
-static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss_spec *loss) {
+/* json_real refuses NaN, which stands for what wasn't measured or means nothing for the loss; the key is then absent. */
+static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss *loss) {
     static const char *const name[KD_TARGETS] = {"cls", "patch"};
-    const double weight[KD_TARGETS] = {loss->cls_weight, loss->patch_weight};
     char key[32];
     snprintf(key, sizeof key, "%s_loss", prefix);
     json_object_set_new(line, key, json_real(v->loss));
+    put_terms(line, key, loss, v->term, 1);
     for (int f = 0; f < KD_TARGETS; f++) {
-        if (!(weight[f] > 0))
-            continue;
         snprintf(key, sizeof key, "%s_r2_%s", prefix, name[f]);
         json_object_set_new(line, key, json_real(v->r2[f]));
         snprintf(key, sizeof key, "%s_cos_%s", prefix, name[f]);
@@ -251,30 +254,43 @@ static void put_knn(json_t *line, const kd_epoch_facts *f) {
     }
 }
 
+/* ", R2 cls 0.512 patch 0.401, cos cls 0.7 .., agreement 0.3": what means something for the loss and was measured. */
+static const char *quality_text(const kd_val_result *v, char *buf, size_t cap) {
+    static const char *const name[KD_TARGETS] = {"cls", "patch"};
+    size_t used = 0;
+    buf[0] = '\0';
+    for (int kind = 0; kind < 2; kind++) {
+        const double *value = kind == 0 ? v->r2 : v->cosine;
+        int said = 0;
+        for (int f = 0; f < KD_TARGETS && used < cap; f++)
+            if (!isnan(value[f]))
+                used += (size_t)snprintf(buf + used, cap - used, "%s%s %.3f", said++ > 0 ? " " : kind == 0 ? ", R2 " : ", cos ", name[f], value[f]);
+    }
+    if (!isnan(v->agreement) && used < cap)
+        snprintf(buf + used, cap - used, ", agreement %.3f", v->agreement);
+    return buf;
+}
+
 static void say_epoch(const kd_logbook *b, const kd_student *s, double train_loss, const kd_epoch_facts *f) {
     const kd_val_result *v = f->held != NULL ? f->held : f->seen;
-    char more[160] = "";
+    char here[160], there[160], knn[160] = "";
     int n = 0;
-    if (isfinite(v->agreement))
-        n = snprintf(more, sizeof more, ", agreement %.3f", v->agreement);
-    for (size_t i = 0; i < f->knn_count && n < (int)sizeof more; i++)
-        n += snprintf(more + n, sizeof more - (size_t)n, "%s%d: %.2f %%", i == 0 ? ", k-NN top-1 k=" : ", k=", f->knn[i].k, 100 * f->knn[i].top1);
-    kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f, R2 cls %.3f patch %.3f, cos cls %.3f patch %.3f%s (seen: R2 cls %.3f patch %.3f)%s", (long long)f->epoch,
-           (long long)b->setup->config->epochs, s->name, train_loss, f->held != NULL ? "val" : "seen", v->loss, v->r2[0], v->r2[1], v->cosine[0], v->cosine[1], more, f->seen->r2[0],
-           f->seen->r2[1], f->best ? ", best so far" : "");
+    for (size_t i = 0; i < f->knn_count && n < (int)sizeof knn; i++)
+        n += snprintf(knn + n, sizeof knn - (size_t)n, "%s%d: %.2f %%", i == 0 ? "; k-NN top-1 k=" : ", k=", f->knn[i].k, 100 * f->knn[i].top1);
+    kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f%s (seen: loss %.4f%s)%s%s", (long long)f->epoch, (long long)b->setup->config->epochs, s->name, train_loss,
+           f->held != NULL ? "val" : "seen", v->loss, quality_text(v, here, sizeof here), f->seen->loss, quality_text(f->seen, there, sizeof there), knn, f->best ? ", best so far" : "");
 }
 
 kd_status kd_logbook_epoch(kd_logbook *b, size_t i, int64_t step, const kd_epoch_facts *f, kd_err *err) {
     const kd_student *s = b->setup->students[i];
     double n = s->summed > 0 ? (double)s->summed : 1;
-    const kd_loss_spec *loss = &s->program[0].view.loss;
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f, s:f, s:f}", "step", (json_int_t)step, "epoch", (json_int_t)f->epoch, "student", s->name, "train_loss", s->sum[0] / n, "train_loss_cls",
-                             s->sum[1] / n, "train_loss_patch", s->sum[2] / n);
+    json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)step, "epoch", (json_int_t)f->epoch, "student", s->name, "train_loss", s->sum[0] / n);
     if (line == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for a line of metrics");
+    put_terms(line, "train_loss", &s->loss, s->sum + 1, n);
     if (f->held != NULL)
-        put_validation(line, "val", f->held, loss);
-    put_validation(line, "seen", f->seen, loss);
+        put_validation(line, "val", f->held, &s->loss);
+    put_validation(line, "seen", f->seen, &s->loss);
     put_knn(line, f);
     json_object_set_new(line, "best", json_boolean(f->best));
     say_epoch(b, s, s->sum[0] / n, f);

@@ -11,7 +11,7 @@
  *
  * Keys of a step's line: step, epoch, student, loss, loss_TERM, loss_recipe_K (several recipes), lr, grad_norm, images_per_s, data_wait (share of the time), and outlier (true) where the loss or
  * the gradient's norm stands out. Of an epoch's line: step, epoch, student, train_loss, train_loss_TERM (means of the epoch's steps), val_* on held-out images and seen_* on views of the epoch
- * (loss, r2_FEATURE, cos_FEATURE, agreement), knn_top1_kK and knn_top5_kK, best. What wasn't measured has no key. Events: tag STUDENT/KEY. */
+ * (loss, loss_TERM, r2_FEATURE, cos_FEATURE, agreement), knn_top1_kK and knn_top5_kK, best. What wasn't measured has no key. Events: tag STUDENT/KEY. */
 #ifndef KD_TRAIN_LOGBOOK_H
 #define KD_TRAIN_LOGBOOK_H
 

@@ -10,39 +10,41 @@
 
 enum { PHOTOS = -1, TEACHER = -2 };
 
-/* What of a student is shown: its prediction `output` against a sample's patch target. */
+/* What of a student is shown: its prediction `output` against a sample's target. */
 typedef struct subject {
-    const char *output;
-    int sample;       /* place among the sample's targets; students of one place share a teacher column and a basis */
-    int h, w;         /* of both */
+    char output[2 * KD_TERM_NAME];
+    int sample;         /* place among the sample's targets; students of one place share a teacher column and a basis */
+    int h, w;           /* of both */
     size_t width;
     kd_target form;
     int grid_h, grid_w; /* of the teacher */
-    int lengths_open; /* the prediction's lengths mean nothing */
-    char title[48];   /* of the teacher's column */
+    int lengths_open;   /* the prediction's lengths mean nothing */
+    char title[KD_MAPS_TITLE]; /* of the teacher's column */
 } subject;
 
 typedef struct making {
     kd_maps *maps;
     kd_setup *setup;
-    float *teacher[KD_REPLAY_PATCHES]; /* by sample place: [photos][h * w][width], ready to be looked at; NULL: not wanted */
-    kd_adjoint adjoint[KD_REPLAY_PATCHES];
-    kd_pca pca[KD_REPLAY_PATCHES];
+    float *teacher[KD_REPLAY_TARGETS]; /* by sample place: [photos][h * w][width], ready to be looked at; NULL: not wanted */
+    kd_adjoint adjoint[KD_REPLAY_TARGETS];
+    kd_pca pca[KD_REPLAY_TARGETS];
 } making;
 
-/* 0: the student learns no patches. */
+/* 0: the student learns no patches that could be looked at: none at all, only how they are alike, or what a teacher's head makes of them. */
 static int subject_of(subject *x, const kd_student *s) {
     const kd_student_program *p = &s->program[0];
-    const kd_loss_spec *l = &p->view.loss;
     char form[KD_TARGET_TEXT];
-    if (!(l->patch_weight > 0))
+    int regresses, pair = kd_loss_representative(&s->loss, KD_FEATURE_PATCH, &regresses);
+    if (pair < 0 || s->loss.pair[pair].classes > 0)
         return 0;
-    *x = (subject){.output = "pred.patch", .sample = p->sample_patch, .h = l->grid_h, .w = l->grid_w, .width = (size_t)l->width, .form = l->target, .grid_h = l->grid_h, .grid_w = l->grid_w};
-    if (l->target.kind != KD_TARGET_FULL) {
-        x->h = l->target.h;
-        x->w = l->target.w;
+    const kd_pair_target *t = &p->target[pair];
+    *x = (subject){.sample = p->sample[pair], .h = t->grid_h, .w = t->grid_w, .width = (size_t)t->width, .form = t->form, .grid_h = t->grid_h, .grid_w = t->grid_w, .lengths_open = !regresses};
+    snprintf(x->output, sizeof x->output, "pred.%s", s->loss.pair[pair].name);
+    if (t->form.kind != KD_TARGET_FULL) {
+        x->h = t->form.h;
+        x->w = t->form.w;
     }
-    snprintf(x->title, sizeof x->title, "teacher, %d x %d patches (%s)", x->h, x->w, kd_target_text(&x->form, form));
+    snprintf(x->title, sizeof x->title, "teacher, layer %d, %d x %d patches (%s)", s->loss.pair[pair].layer, x->h, x->w, kd_target_text(&x->form, form));
     return 1;
 }
 
@@ -61,7 +63,7 @@ static kd_status add_column(kd_maps *m, int student, int h, int w, const char *t
 static void take_teacher(making *g, const subject *x, int photo, const kd_sample *sample) {
     size_t values = (size_t)x->h * (size_t)x->w * x->width;
     float *to = g->teacher[x->sample] + (size_t)photo * values;
-    memcpy(to, sample->patch[x->sample], values * sizeof *to);
+    memcpy(to, sample->target[x->sample], values * sizeof *to);
     if (x->form.kind == KD_TARGET_ADJOINT)
         kd_adjoint_means(&g->adjoint[x->sample], to, x->width);
 }
@@ -233,7 +235,7 @@ static kd_status make(making *g, kd_err *err) {
 kd_status kd_maps_make(kd_maps *m, kd_setup *setup, kd_err *err) {
     making g = {.maps = m, .setup = setup};
     kd_status status = make(&g, err);
-    for (int i = 0; i < KD_REPLAY_PATCHES; i++) {
+    for (int i = 0; i < KD_REPLAY_TARGETS; i++) {
         kd_free(g.teacher[i]);
         kd_adjoint_free(&g.adjoint[i]);
         kd_pca_free(&g.pca[i]);

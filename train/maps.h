@@ -7,7 +7,8 @@
  *     kd_maps_free(&m);
  *
  * Students that learn another form of the patches (full, pooled, adjoint) or of another layer get a teacher column, and a basis, of their own. An adjoint target holds weighted means of the grid around
- * each point of the student's map: the teacher is shown as these, and so is the student (U^T U s / U^T 1). A student whose loss leaves lengths open is shown with the teacher's. */
+ * each point of the student's map: the teacher is shown as these, and so is the student (U^T U s / U^T 1). A student whose loss leaves lengths open is shown with the
+ * teacher's. */
 #ifndef KD_TRAIN_MAPS_H
 #define KD_TRAIN_MAPS_H
 

@@ -189,7 +189,7 @@ static void put_identity_of(kd_text *out, const kd_setup *u, size_t k) {
 }
 
 static void put_tables(kd_text *out, const kd_setup *u) {
-    char text[120], hex[33];
+    char text[240], hex[33];
     const char *key;
     json_t *value;
     kd_text_printf(out, "<h2>Settings and identity</h2>\n<div class=\"tables\"><div class=\"card\"><h3>Identity</h3><table>\n");
@@ -205,8 +205,8 @@ static void put_tables(kd_text *out, const kd_setup *u) {
     for (size_t i = 0; i < u->count; i++) {
         const kd_student *s = u->students[i];
         char size[KD_SIZE_TEXT];
-        snprintf(text, sizeof text, "%.2f M parameters with heads, at %s px, learning rate %.3g, weight decay %.3g", (double)s->optim.total * 1e-6,
-                 kd_image_size_text(s->program[0].view.image_h, s->program[0].view.image_w, size), s->hyper.lr, s->hyper.weight_decay);
+        snprintf(text, sizeof text, "%.2f M parameters with heads, at %s px, loss %s, learning rate %.3g, weight decay %.3g", (double)s->optim.total * 1e-6,
+                 kd_image_size_text(s->program[0].view.image_h, s->program[0].view.image_w, size), s->loss.name, s->hyper.lr, s->hyper.weight_decay);
         row(out, s->name, text);
     }
     kd_text_printf(out, "</table></div>\n<div class=\"card\"><h3>Settings</h3><table>\n");

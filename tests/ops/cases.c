@@ -355,7 +355,7 @@ static void l2_normalize_cases(void) {
 
 /* Losses that take each row or element by itself. */
 static void row_loss_cases(void) {
-    const kd_tdesc list[] = {shape(2, 1, 1), shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 17, 33), shape(4, 2, 3, 5, 64), shape(2, 7, 1025), shape(2, 65, 384)};
+    const kd_tdesc list[] = {shape(2, 1, 2), shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 17, 33), shape(4, 2, 3, 5, 64), shape(2, 7, 1025), shape(2, 65, 384)};
     for (size_t i = 0; i < COUNT(list); i++) {
         int width = (int)list[i].shape[list[i].rank - 1], rows = (int)kd_tdesc_numel(&list[i]) / width;
         kd_op_desc d = {.inputs = 2, .x = {list[i], list[i]}, .y = shape(1, 1), .beta = i % 2 ? 1.0f : 0.3f, .temperature = i % 2 ? 4.0f : 0.7f};
@@ -372,7 +372,7 @@ static void row_loss_cases(void) {
 static void similarity_loss_cases(void) {
     static const int queues[][3] = {{1, 1, 1}, {2, 7, 1}, {3, 17, 7}, {7, 33, 5}, {5, 64, 5}, {17, 130, 33}, {3, 384, 257}, {33, 96, 1030}}; /* N, D, queue_rows */
     static const int maps[][4] = {{1, 1, 1, 3}, {2, 1, 7, 17}, {3, 5, 3, 33}, {2, 4, 4, 64}, {1, 7, 7, 130}, {2, 16, 16, 96}, {1, 1, 257, 40}}; /* N, h, w, D */
-    static const int batches[][2] = {{2, 1}, {3, 7}, {7, 17}, {17, 33}, {33, 130}, {65, 384}}; /* N, D */
+    static const int batches[][2] = {{2, 2}, {3, 7}, {7, 17}, {17, 33}, {33, 130}, {65, 384}}; /* N, D */
     for (size_t i = 0; i < COUNT(queues); i++) {
         kd_tdesc t = shape(2, queues[i][0], queues[i][1]);
         kd_op_desc d = {.kind = KD_OP_KL_QUEUE, .inputs = 2, .x = {t, t}, .y = shape(1, 1), .queue_rows = queues[i][2], .temperature = i % 2 ? 0.5f : 0.2f};
