@@ -2,6 +2,7 @@
 #include "tests/unit/train_fixture.h"
 
 #include "common/base/log.h"
+#include "tests/unit/loss_fixture.h"
 #include "train/run.h"
 #include "train/setup.h"
 
@@ -128,7 +129,7 @@ static void chosen(const char *cache, const char *wish, const char *want) {
     kd_train_config c = config(cache, "ref", wish, "run");
     char text[KD_TARGET_TEXT];
     assert_ok(kd_setup_open(&s, &c, arena, &err));
-    assert_string_equal(kd_target_text(&s.students[0]->program[0].target[0].form, text), want);
+    assert_string_equal(kd_target_text(&s.students[0]->program[0].target[LF_PATCH].form, text), want);
     assert_string_equal(json_string_value(json_object_get(s.options, "patch-target")), want); /* so that a run can't go on with another one */
     kd_setup_close(&s);
 }
