@@ -58,6 +58,14 @@ static const kd_option table[] = {
     KD_OPTION_REAL(T, clip, "clip", "X", "1", 0, 1e9, "largest norm of the gradient; 0 = no clipping"),
     KD_OPTION_REAL(T, val_fraction, "val-fraction", "X", "0.02", 0, 0.5, "share of the images held out for validation, chosen by image id"),
     KD_OPTION_INT(T, val_seed, "val-seed", "N", "0", 0, 9007199254740992.0, "seed of that choice; keep it for all students that are to be compared"),
+    KD_OPTION_STRING(T, val_list, "val-list", "FILE", NULL, 0,
+                     "text file naming the images to hold out, one per line, by path as the cache has it or by id (kd-cache list prints both); --val-fraction then doesn't apply"),
+    KD_OPTION_INT(T, val_group, "val-group", "DEPTH", "0", 0, 64,
+                  "images whose paths share the first DEPTH folders (the frames of a video) are held out together or not at all; 0 = each image by itself"),
+    KD_OPTION_STRING(T, knn_train, "knn-train", "DIR|TAR", NULL, 0,
+                     "labelled images in one folder per class: with --knn-test, the students' features are tried by k-NN every --knn-every epochs (kd-eval knn; training isn't touched)"),
+    KD_OPTION_STRING(T, knn_test, "knn-test", "DIR|TAR", NULL, 0, "test images in the same classes"),
+    KD_OPTION_INT(T, knn_every, "knn-every", "N", "10", 1, 1000000, "epochs from one k-NN to the next; the last epoch has one too"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of initial weights and of the order of images"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the students run"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of matrix products; weights and optimizer are always f32"),
@@ -78,8 +86,8 @@ const kd_program kd_train_program = {
     .examples = "  $ kd-train --cache photos.kdc --images photos --student resnet18 --out runs/r18 --dry-run\n"
                 "  $ kd-train --cache photos.kdc --images photos --student resnet18 --student-size 112 --out runs/r18 --precision bf16\n"
                 "  $ kd-train --cache photos.kdc --images photos --student vit_tiny_patch16_224 --init vit_tiny.safetensors --out runs/vit\n",
-    .epilog = "The run directory holds config.resolved.yaml, metrics.jsonl, train.log, checkpoints/,\n"
-              "exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
+    .epilog = "The run directory holds report.html, config.resolved.yaml, metrics.jsonl, events.out.tfevents.* (TensorBoard), train.log,\n"
+              "checkpoints/, exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
               "The same command continues an interrupted run, bit for bit on the same machine and thread count.\n"
               "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 10 cache not found; 12 cache damaged; 13 images or cache\n"
               "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",
@@ -105,6 +113,8 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     uint64_t bytes;
     int height, width;
     kd_target target;
+    if ((c->knn_train == NULL) != (c->knn_test == NULL))
+        return kd_fail(err, KD_EUSAGE, "--knn-train and --knn-test belong together; give the other one too");
     KD_TRY(number_or(&ignored, c->cls_weight, "cls-weight", 1, err));
     KD_TRY(number_or(&ignored, c->patch_weight, "patch-weight", 1, err));
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
@@ -186,8 +196,14 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
+<<<<<<< HEAD
 /* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
 static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students"};
+=======
+/* Where things lie and how fast they go may change within a run. Identity, images and what is held out are compared by content. */
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing",
+                                          "val-list", "knn-train", "knn-test"};
+>>>>>>> report
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

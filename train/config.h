@@ -18,8 +18,9 @@ typedef struct kd_train_config {
     const char *image_size, *student_size; /* "224" or "112x168"; "0" = the cache's, the view's */
     const char *patch_target; /* "auto" or a target (patch_target.h) */
     const char *loss, *head, *teacher_head, *optimizer, *device, *precision;
+    const char *val_list, *knn_train, *knn_test; /* NULL: none */
     const char *lr, *weight_decay, *warmup_epochs, *view_memory, *cls_weight, *patch_weight, *temperature, *queue_size; /* a number or "auto" */
-    int64_t epochs, batch_size, teacher_layer, head_hidden, seed, val_seed, threads, log_every, steps;
+    int64_t epochs, batch_size, teacher_layer, head_hidden, seed, val_seed, val_group, knn_every, threads, log_every, steps;
     double cosine_share, beta, gram_weight, koleo_weight, clip, val_fraction, checkpoint_minutes;
     int null, allow_missing, dry_run, list_students, json;
 } kd_train_config;
