@@ -52,6 +52,8 @@ static const kd_option table[] = {
     KD_OPTION_REAL(T, checkpoint_minutes, "checkpoint-minutes", "X", "10", 0, 1e6, "also write a checkpoint within an epoch when the last is this old; 0 = only at the end of epochs"),
     KD_OPTION_INT(T, log_every, "log-every", "N", "20", 1, 1000000, "steps per line of metrics.jsonl"),
     KD_OPTION_INT(T, steps, "steps", "N", "0", 0, 1e15, "pause after this many steps, with a checkpoint and the schedule of --epochs; 0 = train to the end"),
+    KD_OPTION_STRING(T, dump, "dump", "DIR", NULL, 0,
+                     "also write DIR/STUDENT/step-NNNN.safetensors: inputs, outputs, losses, gradients and parameters of the run's first --steps steps (3 without --steps), for a comparison with PyTorch"),
     KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, how often each view is seen, memory, steps) and touch nothing"),
     KD_OPTION_END,
 };
@@ -177,7 +179,7 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
 }
 
 /* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
-static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing"};
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "dump"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -14,7 +14,7 @@
 
 typedef struct kd_train_config {
     kd_strings cache, students;
-    const char *images, *out, *init;
+    const char *images, *out, *init, *dump;
     const char *image_size, *student_size; /* "224" or "112x168"; "0" = the cache's, the view's */
     const char *patch_target; /* "auto" or a target (patch_target.h) */
     const char *loss, *optimizer, *device, *precision;

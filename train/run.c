@@ -11,6 +11,7 @@
 #include "common/base/rng.h"
 #include "common/base/threads.h"
 #include "train/checkpoint.h"
+#include "train/dump.h"
 #include "train/export.h"
 #include "train/metrics.h"
 #include "train/setup.h"
@@ -280,6 +281,7 @@ static kd_status step_students(run *r, kd_err *err) {
             *err = cause;
             return status;
         }
+        KD_TRY(kd_dump_step(u, s, r->step + 1, lr, &x, err));
         if (line)
             KD_TRY(log_step(r, s, &x, lr, err));
         snprintf(extra, sizeof extra, "loss %.4f", x.loss);
@@ -425,6 +427,7 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(open_run(r, arena, err));
     kd_setup_print(u);
     int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps, first = r->step;
+    KD_TRY(kd_dump_start(u, r->step, err));
     r->progress = kd_progress_create("train", "image", (uint64_t)(u->steps * c->batch_size), (uint64_t)(first * c->batch_size), c->json);
     kd_status status = train_to(r, last, err);
     kd_progress_finish(r->progress);
