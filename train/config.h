@@ -21,10 +21,15 @@ typedef struct kd_train_config {
     const char *lr, *weight_decay, *warmup_epochs, *view_memory; /* a number or "auto" */
     int64_t epochs, batch_size, teacher_layer, seed, val_seed, threads, log_every, steps;
     double cls_weight, patch_weight, clip, val_fraction, checkpoint_minutes;
+    int64_t overfit_batch;
+    int compare_backends, check_finite, profile;
     int null, allow_missing, dry_run, json;
 } kd_train_config;
 
 extern const kd_program kd_train_program;
+
+/* A dry run and the modes of truth.h: the run directory is neither made nor read. */
+int kd_train_touches_nothing(const kd_train_config *c);
 
 /* What the table can't say: KD_EUSAGE for a student named twice, --init with several students, no loss term at all, numbers and sizes that aren't. */
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err);

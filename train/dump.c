@@ -60,16 +60,31 @@ static kd_status add_taps(dump *d, const kd_student *s, int k, kd_err *err) {
     return KD_OK;
 }
 
-static kd_status collect(dump *d, kd_student *s, int step_done, kd_err *err) {
+static kd_status add_ops(dump *d, const kd_student *s, int k, kd_err *err) {
+    const kd_exec *e = s->program[k].train;
+    char group[24];
+    for (int i = 0; i < kd_exec_ops(e); i++) {
+        kd_exec_tap t = kd_exec_op_tap(e, i);
+        char name[300];
+        snprintf(group, sizeof group, k == 0 ? "op" : "op.%d", k + 1);
+        snprintf(name, sizeof name, "%04d %.250s", i, t.name);
+        KD_TRY(add(d, group, name, t.desc.dtype, t.desc.rank, t.desc.shape, t.data, err));
+    }
+    return KD_OK;
+}
+
+static kd_status collect(dump *d, kd_student *s, int64_t step, int step_done, kd_err *err) {
     size_t room = 2 * (size_t)kd_params_count(s->params);
     for (int k = 0; k < s->programs; k++)
-        room += (size_t)(kd_exec_inputs(s->program[k].train) + kd_exec_outputs(s->program[k].train));
+        room += (size_t)(kd_exec_inputs(s->program[k].train) + kd_exec_outputs(s->program[k].train) + kd_exec_ops(s->program[k].train));
     KD_TRY(kd_alloc_array(&d->tensors, room, sizeof *d->tensors, err));
     KD_TRY(add_params(d, s, 0, err));
     if (step_done)
         KD_TRY(add_params(d, s, 1, err));
     for (int k = 0; k < s->programs && step_done; k++)
         KD_TRY(add_taps(d, s, k, err));
+    for (int k = 0; k < s->programs && step_done && step == 1; k++)
+        KD_TRY(add_ops(d, s, k, err));
     return KD_OK;
 }
 
@@ -82,11 +97,11 @@ static kd_status put(void *ctx, const kd_tensor *t, kd_replace *file, kd_err *er
     return kd_io_replace_write(file, d->host, bytes, err);
 }
 
-static kd_status write_tensors(dump *d, kd_student *s, int step_done, const char *path, const json_t *metadata, kd_err *err) {
+static kd_status write_tensors(dump *d, kd_student *s, int64_t step, int step_done, const char *path, const json_t *metadata, kd_err *err) {
     d->names = kd_arena_create();
     if (d->names == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for a dump");
-    KD_TRY(collect(d, s, step_done, err));
+    KD_TRY(collect(d, s, step, step_done, err));
     KD_TRY(kd_alloc_array(&d->host, d->most, 1, err));
     return kd_safetensors_stream(path, d->tensors, d->count, metadata, put, d, err);
 }
@@ -97,7 +112,7 @@ static kd_status write_file(const kd_setup *u, kd_student *s, int64_t step, int 
     char *folder = kd_asprintf("%s/%s", u->config->dump, s->name), *path = kd_asprintf("%s/%s/step-%04lld.safetensors", u->config->dump, s->name, (long long)step);
     kd_status status = folder != NULL && path != NULL && metadata != NULL ? kd_io_mkdirs(folder, err) : kd_fail(err, KD_EFAIL, "out of memory for a dump");
     if (status == KD_OK)
-        status = write_tensors(&d, s, step_done, path, metadata, err);
+        status = write_tensors(&d, s, step, step_done, path, metadata, err);
     json_decref(metadata);
     kd_arena_destroy(d.names);
     kd_free(d.tensors);

@@ -16,6 +16,7 @@
 #include "train/metrics.h"
 #include "train/setup.h"
 #include "train/step.h"
+#include "train/truth.h"
 #include "train/validate.h"
 
 /* Where a run stands. `step` and `validated` say everything about what comes next: all draws are functions of them. */
@@ -427,6 +428,7 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(open_run(r, arena, err));
     kd_setup_print(u);
     int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps, first = r->step;
+    KD_TRY(kd_truth_watch(u, err));
     KD_TRY(kd_dump_start(u, r->step, err));
     r->progress = kd_progress_create("train", "image", (uint64_t)(u->steps * c->batch_size), (uint64_t)(first * c->batch_size), c->json);
     kd_status status = train_to(r, last, err);
@@ -450,6 +452,8 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
     kd_status status = kd_setup_open(&r.setup, c, arena, err);
     if (status == KD_OK && c->dry_run)
         kd_setup_print(&r.setup);
+    else if (status == KD_OK && kd_truth_wanted(c))
+        status = kd_truth_run(&r.setup, err);
     else if (status == KD_OK)
         status = train(&r, arena, err);
     kd_metrics_close(r.metrics);

@@ -91,19 +91,23 @@ static kd_status check_students(const kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
-static kd_status open_students(kd_setup *s, kd_err *err) {
+kd_status kd_setup_create_student(kd_student **out, const kd_setup *s, size_t i, kd_backend *backend, kd_err *err) {
     const kd_train_config *c = s->config;
-    kd_student_spec spec = {.init = c->init,
+    kd_student_spec spec = {.name = c->students.item[i],
+                            .init = c->init,
                             .views = (int)s->groups.count,
                             .batch = (int)c->batch_size,
                             .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
                             .seed = (uint64_t)c->seed,
                             .config = c};
     describe_views(s, spec.view);
-    KD_TRY(kd_alloc_array(&s->students, c->students.count, sizeof *s->students, err));
-    for (size_t i = 0; i < c->students.count; i++) {
-        spec.name = c->students.item[i];
-        KD_TRY(kd_student_create(&s->students[i], s->backend, &spec, err));
+    return kd_student_create(out, backend, &spec, err);
+}
+
+static kd_status open_students(kd_setup *s, kd_err *err) {
+    KD_TRY(kd_alloc_array(&s->students, s->config->students.count, sizeof *s->students, err));
+    for (size_t i = 0; i < s->config->students.count; i++) {
+        KD_TRY(kd_setup_create_student(&s->students[i], s, i, s->backend, err));
         s->count++;
     }
     return KD_OK;
@@ -162,7 +166,7 @@ static kd_status open_replay(kd_setup *s, size_t k, double share, kd_err *err) {
                            .view_memory = (uint64_t)((double)s->view_memory * share),
                            .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
     KD_TRY(choose_targets(s, k, &o, err));
-    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
+    char *index = kd_train_touches_nothing(c) ? NULL : kd_asprintf("%s/image-index", c->out);
     o.index_path = index;
     kd_status status = kd_replay_create(&g->replay, &o, err);
     kd_free(index);
@@ -275,7 +279,7 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     KD_TRY(kd_train_config_check(config, err));
     KD_TRY(open_caches(s, err));
     KD_TRY(check_students(s, err));
-    if (!config->dry_run)
+    if (!kd_train_touches_nothing(config))
         KD_TRY(lock_run(s, err));
     KD_TRY(check_features(s, err));
     KD_TRY(check_batch(s, err));

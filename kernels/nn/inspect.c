@@ -31,6 +31,15 @@ kd_exec_tap kd_exec_output_tap(const kd_exec *e, int i) {
     return tap(&e->outputs[i]);
 }
 
+int kd_exec_ops(const kd_exec *e) {
+    return e->node_count;
+}
+
+kd_exec_tap kd_exec_op_tap(const kd_exec *e, int i) {
+    KD_ASSERT(i >= 0 && i < e->node_count);
+    return (kd_exec_tap){e->nodes[i].desc.name, e->nodes[i].desc.y, e->nodes[i].args.y};
+}
+
 const float *kd_params_data(const kd_params *p, int i) {
     kd_param_info info = kd_params_info(p, i);
     KD_ASSERT(!kd_is_frozen(p));
