@@ -75,6 +75,15 @@ static const kd_option table[] = {
     KD_OPTION_REAL(T, checkpoint_minutes, "checkpoint-minutes", "X", "10", 0, 1e6, "also write a checkpoint within an epoch when the last is this old; 0 = only at the end of epochs"),
     KD_OPTION_INT(T, log_every, "log-every", "N", "20", 1, 1000000, "steps per line of metrics.jsonl"),
     KD_OPTION_INT(T, steps, "steps", "N", "0", 0, 1e15, "pause after this many steps, with a checkpoint and the schedule of --epochs; 0 = train to the end"),
+    KD_OPTION_STRING(T, dump, "dump", "DIR", NULL, 0,
+                     "also write DIR/STUDENT/step-NNNN.safetensors: inputs, outputs, losses, gradients and parameters of the run's first --steps steps (3 without --steps), for a comparison with PyTorch"),
+    KD_OPTION_FLAG(T, compare_backends, "compare-backends",
+                   "train nothing: run the first batch on --device and on the reference backend, op by op, and print the relative L2 error of every tensor and the first that is beyond the tolerance (the "
+                   "reference is slow: give a small --batch-size)"),
+    KD_OPTION_INT(T, overfit_batch, "overfit-batch", "N", "0", 0, 1000000,
+                  "train nothing: N steps on the first batch alone; ends with 1 when the loss doesn't fall to a tenth, so that weights or wiring must be wrong"),
+    KD_OPTION_FLAG(T, profile, "profile", "train nothing: time a few steps on the first batch and print a table of every op's time, share and GFLOP/s, the longest first"),
+    KD_OPTION_FLAG(T, check_finite, "check-finite", "look at every number that an op writes and stop with 16 at the first that isn't finite, naming op and tensor (slow)"),
     KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, how often each view is seen, memory, steps) and touch nothing"),
     KD_OPTION_ALONE(T, list_students, "list-students", "list the students with parameters, FLOPs, widths, sizes and maps; nothing else is needed"),
     KD_OPTION_END,
@@ -93,6 +102,10 @@ const kd_program kd_train_program = {
               "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",
     .options = table,
 };
+
+int kd_train_touches_nothing(const kd_train_config *c) {
+    return c->dry_run || c->compare_backends || c->profile || c->overfit_batch > 0;
+}
 
 /* A number >= 0, or auto. */
 static kd_status number_or(double *out, const char *text, const char *option, double automatic, kd_err *err) {
@@ -196,14 +209,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
-<<<<<<< HEAD
-/* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
-static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students"};
-=======
 /* Where things lie and how fast they go may change within a run. Identity, images and what is held out are compared by content. */
-static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing",
-                                          "val-list", "knn-train", "knn-test"};
->>>>>>> report
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students", "val-list",
+                                          "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -11,11 +11,13 @@
 #include "common/base/rng.h"
 #include "common/base/threads.h"
 #include "train/checkpoint.h"
+#include "train/dump.h"
 #include "train/export.h"
 #include "train/logbook.h"
 #include "train/neighbourhood.h"
 #include "train/probe.h"
 #include "train/report.h"
+#include "train/truth.h"
 
 /* Where a run stands. `step` and `validated` say everything about what comes next: all draws are functions of them. */
 typedef struct run {
@@ -254,6 +256,7 @@ static kd_status step_students(run *r, kd_err *err) {
             *err = cause;
             return status;
         }
+        KD_TRY(kd_dump_step(u, s, r->step + 1, lr, &x, err));
         kd_logbook_step(r->logbook, i, &x, lr);
     }
     r->step++;
@@ -389,6 +392,8 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(open_run(r, arena, err));
     kd_setup_print(u);
     int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps;
+    KD_TRY(kd_truth_watch(u, err));
+    KD_TRY(kd_dump_start(u, r->step, err));
     kd_status status = train_to(r, last, err);
     kd_logbook_finish(r->logbook, r->step);
     if (status != KD_OK)
@@ -407,6 +412,8 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
     kd_status status = kd_setup_open(&r.setup, c, arena, err);
     if (status == KD_OK && c->dry_run)
         kd_setup_print(&r.setup);
+    else if (status == KD_OK && kd_truth_wanted(c))
+        status = kd_truth_run(&r.setup, err);
     else if (status == KD_OK)
         status = train(&r, arena, err);
     kd_logbook_close(r.logbook);

@@ -108,22 +108,27 @@ static kd_status choose_loss(const kd_setup *s, const kd_student_choice *choice,
     return KD_OK;
 }
 
-static kd_status open_students(kd_setup *s, const kd_loss *losses, kd_err *err) {
+kd_status kd_setup_create_student(kd_student **out, const kd_setup *s, size_t i, kd_backend *backend, kd_err *err) {
     const kd_train_config *c = s->config;
-    kd_student_spec spec = {.views = (int)s->groups.count,
+    const kd_student_choice *choice = &s->choices[i];
+    kd_student_spec spec = {.name = choice->model,
+                            .label = choice->name,
+                            .init = choice->config.init,
+                            .config = &choice->config,
+                            .loss = &s->losses[i],
+                            .teacher_head = s->teacher_head,
+                            .views = (int)s->groups.count,
                             .batch = (int)c->batch_size,
                             .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
-                            .seed = (uint64_t)c->seed,
-                            .teacher_head = s->teacher_head};
+                            .seed = (uint64_t)c->seed};
     describe_views(s, spec.view);
-    KD_TRY(kd_alloc_array(&s->students, c->students.count, sizeof *s->students, err));
-    for (size_t i = 0; i < c->students.count; i++) {
-        spec.name = s->choices[i].model;
-        spec.label = s->choices[i].name;
-        spec.init = s->choices[i].config.init;
-        spec.config = &s->choices[i].config;
-        spec.loss = &losses[i];
-        KD_TRY(kd_student_create(&s->students[i], s->backend, &spec, err));
+    return kd_student_create(out, backend, &spec, err);
+}
+
+static kd_status open_students(kd_setup *s, kd_err *err) {
+    KD_TRY(kd_alloc_array(&s->students, s->config->students.count, sizeof *s->students, err));
+    for (size_t i = 0; i < s->config->students.count; i++) {
+        KD_TRY(kd_setup_create_student(&s->students[i], s, i, s->backend, err));
         s->count++;
     }
     return KD_OK;
@@ -172,7 +177,7 @@ static kd_status open_replay(kd_setup *s, size_t k, double share, kd_err *err) {
                            .view_memory = (uint64_t)((double)s->view_memory * share),
                            .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
     KD_TRY(choose_targets(s, k, &o, err));
-    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
+    char *index = kd_train_touches_nothing(c) ? NULL : kd_asprintf("%s/image-index", c->out);
     o.index_path = index;
     kd_status status = kd_replay_create(&g->replay, &o, err);
     kd_free(index);
@@ -344,19 +349,13 @@ static kd_status open_head(kd_setup *s, kd_err *err) {
 /* Losses before students, students before replays: each needs what the one before has chosen. */
 static kd_status open_learning(kd_setup *s, kd_err *err) {
     size_t n = s->config->students.count;
-    kd_loss *losses;
-    KD_TRY(kd_alloc_array(&losses, n, sizeof *losses, err));
-    kd_status status = KD_OK;
-    for (size_t i = 0; i < n && status == KD_OK; i++)
-        status = choose_loss(s, &s->choices[i], &losses[i], err);
-    if (status == KD_OK)
-        status = check_batch(s, err);
-    if (status == KD_OK)
-        status = kd_backend_open(&s->backend, s->config->device, s->threads, err);
-    if (status == KD_OK)
-        status = open_students(s, losses, err);
-    kd_free(losses);
-    return status == KD_OK ? open_replays(s, err) : status;
+    KD_TRY(kd_alloc_array(&s->losses, n, sizeof *s->losses, err));
+    for (size_t i = 0; i < n; i++)
+        KD_TRY(choose_loss(s, &s->choices[i], &s->losses[i], err));
+    KD_TRY(check_batch(s, err));
+    KD_TRY(kd_backend_open(&s->backend, s->config->device, s->threads, err));
+    KD_TRY(open_students(s, err));
+    return open_replays(s, err);
 }
 
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
@@ -367,7 +366,7 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     KD_TRY(open_caches(s, err));
     KD_TRY(kd_student_choices(&s->choices, config, arena, err)); /* copies of the options: after the caches have resolved them */
     KD_TRY(check_students(s, err));
-    if (!config->dry_run)
+    if (!kd_train_touches_nothing(config))
         KD_TRY(lock_run(s, err));
     KD_TRY(kd_probe_check(config, err));
     KD_TRY(open_head(s, err));
@@ -384,6 +383,7 @@ void kd_setup_close(kd_setup *s) {
     for (size_t i = 0; i < s->count; i++)
         kd_student_destroy(s->students[i]);
     kd_free(s->students);
+    kd_free(s->losses);
     kd_teacher_head_close(s->teacher_head);
     kd_backend_close(s->backend);
     kd_groups_close(&s->groups);
