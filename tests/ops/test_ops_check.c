@@ -152,6 +152,8 @@ static void broken_descs_stop_with_the_ops_name(void **state) {
     WRONG(adjoint, d.y.shape[0] = 2);
     WRONG(adjoint, d.act = KD_ACT_RELU);
     WRONG(adjoint, d.grid_h = d.grid_w = 1 << 30);
+    WRONG(norm, d.act = KD_ACT_GELU);
+    WRONG(norm, d.inputs = 2, d.x[1] = d.x[0], d.act = KD_ACT_SILU);
     WRONG(norm, d.eps = 0);
     WRONG(norm, d.x[0].shape[2] = d.y.shape[2] = 1);
 }
