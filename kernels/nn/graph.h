@@ -77,8 +77,10 @@ void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const c
 /* The same for a prediction [K,L,D] that is compared, bilinearly upsampled, with a grid_h x grid_w grid t which is given as input `target` [K,L,D] = U^T t and input `square` [1] = |t|^2
  * (KD_OP_MSE_ADJOINT): value and gradient are those of the mean squared error on the full grid. */
 void kd_graph_mse_adjoint(kd_graph *g, kd_val pred, kd_val target, kd_val square, int grid_h, int grid_w, float weight, const char *name);
-/* A parameter that no node uses but that the reference library's state_dict has (torchvision's fc): initialised, loaded and exported with the rest. */
-void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape, int fan_in);
+/* A parameter that no node uses but that the reference library's state_dict has: loaded and exported with the rest. It starts as zeros (DINOv2's mask token), or as a linear layer's
+ * name.weight [out,in] and name.bias would (torchvision's classifiers). */
+void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape);
+void kd_graph_carry_linear(kd_graph *g, const char *name, int in, int out);
 
 /* How parameters start, by the builder calls that follow (default KD_INIT_TORCH). In all of them: gains 1, LayerScale 1 or as given, shifts 0, class token normal 1e-6, positions normal 0.02. Draws: Philox by parameter name (KD_RNG_INIT). */
 typedef enum kd_init {
