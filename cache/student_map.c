@@ -16,7 +16,8 @@ static const struct cnn {
     const char *name;
     int stride; /* the smallest view, too */
     int up;     /* padded layers round up at every halving, those without padding down */
-} cnns[] = {{"resnet18", 32, 1}, {"resnet34", 32, 1}, {"resnet50", 32, 1}, {"resnet101", 32, 1}};
+} cnns[] = {{"resnet18", 32, 1},           {"resnet34", 32, 1},           {"resnet50", 32, 1},      {"resnet101", 32, 1},
+            {"mobilenet_v3_small", 32, 1}, {"mobilenet_v3_large", 32, 1}, {"convnext_tiny", 32, 0}, {"convnext_small", 32, 0}};
 enum { CNNS = sizeof cnns / sizeof cnns[0] };
 
 static const char *const examples[] = {"resnet18",      "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "dinov2_vits14",
