@@ -21,7 +21,7 @@ typedef struct kd_train_config {
     const char *lr, *weight_decay, *warmup_epochs, *view_memory; /* a number or "auto" */
     int64_t epochs, batch_size, teacher_layer, seed, val_seed, threads, log_every, steps;
     double cls_weight, patch_weight, clip, val_fraction, checkpoint_minutes;
-    int null, allow_missing, dry_run, json;
+    int null, allow_missing, dry_run, list_students, json;
 } kd_train_config;
 
 extern const kd_program kd_train_program;
