@@ -40,16 +40,18 @@ static void conv_destroy(void *impl) {
 }
 
 static kd_dnn_tensor weights_of(const kd_op_desc *d, kd_dtype type) {
-    return (kd_dnn_tensor){.dtype = type, .rank = 4, .dim = {d->y.shape[3], d->x[0].shape[3], d->kernel, d->kernel}};
+    int64_t in = d->x[0].shape[3], out = d->y.shape[3], groups = kd_op_groups(d);
+    if (groups == 1)
+        return (kd_dnn_tensor){.dtype = type, .rank = 4, .dim = {out, in, d->kernel, d->kernel}};
+    return (kd_dnn_tensor){.dtype = type, .rank = 5, .dim = {groups, out / groups, in / groups, d->kernel, d->kernel}};
 }
 
 static kd_dnn_tensor plain_weights(const kd_op_desc *d) {
     kd_dnn_tensor w = weights_of(d, KD_F32);
-    int64_t kk = (int64_t)d->kernel * d->kernel;
-    w.stride[0] = w.dim[1] * kk;
-    w.stride[1] = kk;
-    w.stride[2] = d->kernel;
-    w.stride[3] = 1;
+    for (int64_t i = w.rank - 1, stride = 1; i >= 0; i--) {
+        w.stride[i] = stride;
+        stride *= w.dim[i];
+    }
     return w;
 }
 

@@ -152,6 +152,14 @@ KD_LANE void kd_store_grad(void *p, kd_dtype t, size_t i, kd_vf v, int n, int ad
     kd_store(p, t, i, v, n);
 }
 
+/* count elements of one row, from `at` in src to `to` in dst. */
+KD_LANE void kd_copy_row(void *dst, kd_dtype dst_type, size_t to, const void *src, kd_dtype src_type, size_t at, size_t count, int add) {
+    for (size_t i = 0; i < count; i += KD_VF) {
+        int n = kd_lanes(count - i);
+        kd_store_grad(dst, dst_type, to + i, kd_load(src, src_type, at + i, n), n, add);
+    }
+}
+
 /* Sums of lanes, pairwise, so the order is the same for every instruction set. */
 KD_LANE float kd_sum(kd_vf v) {
     float s[KD_VF];
