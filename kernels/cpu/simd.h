@@ -9,6 +9,9 @@
  *         }
  *     }
  *
+ * Where paths of a program with different vectors meet (a type or a number of lanes that is only known at run time, a sum that a loop carries), gcc 12 lets them pass through memory unless the
+ * machine has AVX-512, which costs more than the arithmetic. So hot loops are always-inlined functions to which types, lanes and activation come as constants; rare combinations share a slow one.
+ *
  * Vectors are passed by value between always-inlined functions only, so the calling convention doesn't matter (-Wno-psabi). */
 #ifndef KD_KERNELS_CPU_SIMD_H
 #define KD_KERNELS_CPU_SIMD_H
@@ -148,8 +151,9 @@ KD_LANE void kd_store(void *p, kd_dtype t, size_t i, kd_vf v, int n) {
 /* Writes a gradient: over what is there, or added to it. */
 KD_LANE void kd_store_grad(void *p, kd_dtype t, size_t i, kd_vf v, int n, int add) {
     if (add)
-        v += kd_load(p, t, i, n);
-    kd_store(p, t, i, v, n);
+        kd_store(p, t, i, v + kd_load(p, t, i, n), n);
+    else
+        kd_store(p, t, i, v, n);
 }
 
 /* count elements of one row, from `at` in src to `to` in dst. */
