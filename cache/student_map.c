@@ -17,8 +17,10 @@ static const struct cnn {
     int stride;   /* the smallest view, too */
     int up;       /* padded layers round up at every halving, those without padding down */
     int multiple; /* of which the sides of its views must be */
-} cnns[] = {{"resnet18", 32, 1, 1}, {"resnet34", 32, 1, 1}, {"resnet50", 32, 1, 1}, {"resnet101", 32, 1, 1}, {"yolov8n", 32, 1, 32}, {"yolov8s", 32, 1, 32},
-            {"yolov8m", 32, 1, 32}, {"yolov8l", 32, 1, 32}, {"yolov8x", 32, 1, 32}, {"yolo11n", 32, 1, 32}, {"yolo11s", 32, 1, 32}};
+} cnns[] = {{"resnet18", 32, 1, 1},           {"resnet34", 32, 1, 1},           {"resnet50", 32, 1, 1},      {"resnet101", 32, 1, 1},
+            {"mobilenet_v3_small", 32, 1, 1}, {"mobilenet_v3_large", 32, 1, 1}, {"convnext_tiny", 32, 0, 1}, {"convnext_small", 32, 0, 1},
+            {"yolov8n", 32, 1, 32},           {"yolov8s", 32, 1, 32},           {"yolov8m", 32, 1, 32},      {"yolov8l", 32, 1, 32},
+            {"yolov8x", 32, 1, 32},           {"yolo11n", 32, 1, 32},           {"yolo11s", 32, 1, 32}};
 enum { CNNS = sizeof cnns / sizeof cnns[0] };
 
 static const char *const examples[] = {"resnet18",      "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "dinov2_vits14",

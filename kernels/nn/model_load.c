@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/base/log.h"
 #include "common/base/mem.h"
 #include "kernels/nn/graph_impl.h"
 #include "kernels/nn/model_builders.h"
@@ -107,13 +108,22 @@ static int find_optional(const source *s, const kd_param_info *info) {
     return find(s, s->file->prefix, s->file->layout == KD_VIT_LAYOUT_HF ? "embeddings.mask_token" : info->name);
 }
 
+/* A classifier of other classes: no feature reads it, so the parameter keeps its initial values. */
+static int is_other_classifier(const source *s, const kd_param_info *info, int tensor) {
+    kd_tensor t = kd_weights_info(s->w, tensor);
+    if (s->file || !info->carried || kd_shape_equal(t.shape, t.rank, info->shape, info->rank))
+        return 0;
+    kd_log(KD_LOG_INFO, "%s: %s has other classes than %s's and isn't taken", kd_weights_path(s->w), t.name, s->m->name);
+    return 1;
+}
+
 static kd_status load_one(source *s, kd_params *p, const char *name, kd_err *err) {
     int i = kd_params_find(p, name);
     KD_ASSERT(i >= 0); /* p belongs to a graph that contains this model */
     kd_param_info info = kd_params_info(p, i);
     int optional = info.carried || info.is_counter, tensor = optional ? find_optional(s, &info) : -1;
     float *values = NULL;
-    if (optional && tensor < 0)
+    if (optional && (tensor < 0 || is_other_classifier(s, &info, tensor)))
         return KD_OK;
     if (info.is_counter)
         return load_counter(s, p, tensor, err);

@@ -24,6 +24,8 @@
 typedef enum kd_model_kind {
     KD_MODEL_VIT,
     KD_MODEL_RESNET,
+    KD_MODEL_MOBILENET,
+    KD_MODEL_CONVNEXT,
     KD_MODEL_YOLO,
 } kd_model_kind;
 /* By what most of a model's layers normalise: optimisation has other defaults for each (train/config.h). */
@@ -60,7 +62,9 @@ typedef struct kd_model_tap {
 
 /* Values in the graph. pooled [C]: what the library's classifier reads (global average; for ConvNeXt that through the norm that torchvision calls classifier.0; class token after the final norm).
  * cls [C]: the class token after the final norm, for CNNs the same value as pooled. map [h,w,C]: the feature map, patch tokens after the final norm in row-major order. These three are F32 outputs,
- * named as here. tap: maps by name in order of depth: ResNet "layer1" .. "layer4"; YOLO the maps that detection uses, "model.4", "model.6" and "model.9" (YOLO11: "model.10"); ViT "blocks.0" .. (patch tokens as the block leaves them, without the final norm; of more than
+ * named as here. tap: maps by name in order of depth: ResNet "layer1" .. "layer4"; MobileNet "features.0" to the last;
+ * ConvNeXt "features.1", .3, .5, .7; YOLO the maps that detection uses, "model.4", "model.6" and "model.9" (YOLO11: "model.10"); ViT "blocks.0" ..
+ * (patch tokens as the block leaves them, without the final norm; of more than
  * KD_MODEL_TAPS blocks the last ones). A tap is no output and costs nothing until something reads it. */
 typedef struct kd_model_taps {
     kd_val pooled, cls, map;
