@@ -20,7 +20,7 @@ static const kd_option table[] = {
                      "the images that the cache was made from, wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
-                      "network to train: resnet18, vit_tiny_patch16_224, vit_small_patch16_224, dinov2_vits14, dinov2_wW_dD, ...; given several times, they share one pass over the images"),
+                      "network to train: resnet18, vit_tiny_patch16_224, dinov2_wW_dD, ... (--list-students); given several times, they share one pass over the images"),
     KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
     KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
@@ -76,6 +76,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, log_every, "log-every", "N", "20", 1, 1000000, "steps per line of metrics.jsonl"),
     KD_OPTION_INT(T, steps, "steps", "N", "0", 0, 1e15, "pause after this many steps, with a checkpoint and the schedule of --epochs; 0 = train to the end"),
     KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, how often each view is seen, memory, steps) and touch nothing"),
+    KD_OPTION_ALONE(T, list_students, "list-students", "list the students with parameters, FLOPs, widths, sizes and maps; nothing else is needed"),
     KD_OPTION_END,
 };
 
@@ -195,9 +196,14 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
+<<<<<<< HEAD
+/* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students"};
+=======
 /* Where things lie and how fast they go may change within a run. Identity, images and what is held out are compared by content. */
 static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing",
                                           "val-list", "knn-train", "knn-test"};
+>>>>>>> report
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

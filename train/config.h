@@ -22,7 +22,7 @@ typedef struct kd_train_config {
     const char *lr, *weight_decay, *warmup_epochs, *view_memory, *cls_weight, *patch_weight, *temperature, *queue_size; /* a number or "auto" */
     int64_t epochs, batch_size, teacher_layer, head_hidden, seed, val_seed, val_group, knn_every, threads, log_every, steps;
     double cosine_share, beta, gram_weight, koleo_weight, clip, val_fraction, checkpoint_minutes;
-    int null, allow_missing, dry_run, json;
+    int null, allow_missing, dry_run, list_students, json;
 } kd_train_config;
 
 extern const kd_program kd_train_program;
