@@ -196,14 +196,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
-<<<<<<< HEAD
-/* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
-static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students"};
-=======
 /* Where things lie and how fast they go may change within a run. Identity, images and what is held out are compared by content. */
-static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing",
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students",
                                           "val-list", "knn-train", "knn-test"};
->>>>>>> report
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)
