@@ -98,8 +98,8 @@ static kd_status queue_rows(const build *b, const char *text, const char *where,
 static kd_status add_pair(const build *b, const kd_pair *p, int *at) {
     const kd_recipe *r = b->offer->recipe;
     if (!kd_recipe_has(r, p->feature))
-        return kd_fail(b->err, KD_EUSAGE, "%s: the cache holds no %s features, which pair %s of loss %s learns; give --%s-weight 0, or make a cache with --features cls,patch", b->offer->cache,
-                       kd_feature_name(p->feature), p->name, b->loss->name, p->feature == KD_FEATURE_PATCH ? "patch" : "cls");
+        return kd_fail(b->err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch (pair %s of loss %s learns them)", b->offer->cache,
+                       kd_feature_name(p->feature), p->feature == KD_FEATURE_PATCH ? "patch" : "cls", p->name, b->loss->name);
     if (kd_recipe_layer_index(r, p->layer) < 0)
         return kd_fail(b->err, KD_EUSAGE, "pair %s: %s holds no layer %u; kd-cache info lists those that it has", p->name, b->offer->cache, p->layer);
     for (int i = 0; i < b->loss->pairs; i++)
