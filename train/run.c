@@ -2,6 +2,7 @@
 
 #include <dirent.h>
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -45,15 +46,15 @@ static const char *cache_key(size_t k, char key[32]) {
 static json_t *run_json(const run *r, uint64_t metrics_bytes) {
     const kd_setup *s = &r->setup;
     char sha[65], images[33], key[32];
-    json_t *recipe = kd_cache_recipe(s->groups.group[0].cache)->json;
+    json_t *recipe = kd_source_recipe(&s->groups.group[0].source)->json;
     json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
-    kd_hex(sha, kd_cache_recipe(s->groups.group[0].cache)->sha.b, 32);
+    kd_hex(sha, kd_source_recipe(&s->groups.group[0].source)->sha.b, 32);
     kd_hex(images, s->images.b, 16);
     json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
                              (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "metrics_bytes", (json_int_t)metrics_bytes, "threads",
                              s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
-        kd_hex(sha, kd_cache_recipe(s->groups.group[k].cache)->sha.b, 32);
+        kd_hex(sha, kd_source_recipe(&s->groups.group[k].source)->sha.b, 32);
         json_object_set_new(json, cache_key(k, key), json_string(sha));
     }
     return json;
@@ -102,7 +103,7 @@ static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
     kd_status status = KD_OK;
     for (size_t k = 0; k < KD_MAX_GROUPS && status == KD_OK; k++)
         if (json_object_get(stored, cache_key(k, key)) != NULL || json_object_get(now, key) != NULL || k == 0)
-            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order (recipes are compared), or another --out", err);
+            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order, or its live teacher with the same options (recipes are compared), or another --out", err);
     if (status == KD_OK)
         status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
     if (status == KD_OK)
@@ -449,9 +450,13 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     if (status != KD_OK)
         return status;
     double seconds = kd_now() - r->begun;
+    const kd_live *live = u->groups.group[0].source.live;
+    char teacher[64] = "";
+    if (live != NULL)
+        snprintf(teacher, sizeof teacher, ", %.0f%% in the teacher", 100 * kd_live_seconds(live) / seconds);
     if (r->step > first)
-        kd_log(KD_LOG_INFO, "%lld steps in %.0f s: %.1f images/s with validation, %.0f%% of the time waiting for data", (long long)(r->step - first), seconds,
-               (double)((r->step - first) * c->batch_size) / seconds, 100 * kd_groups_wait_seconds(&u->groups) / seconds);
+        kd_log(KD_LOG_INFO, "%lld steps in %.0f s: %.1f images/s with validation, %.0f%% of the time waiting for data%s", (long long)(r->step - first), seconds,
+               (double)((r->step - first) * c->batch_size) / seconds, 100 * kd_groups_wait_seconds(&u->groups) / seconds, teacher);
     if (r->step < u->steps) {
         KD_TRY(save_latest(r, err));
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->step, (long long)u->steps);
