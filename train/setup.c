@@ -232,10 +232,12 @@ static void hash_images(kd_setup *s) {
 
 /* --val-list: a byte for each image of the run, 1 = named. */
 static kd_status read_val_list(uint8_t **listed, const kd_setup *s, kd_err *err) {
-    const kd_cache *cache = s->groups.group[0].cache;
+    const kd_cache *cache = s->groups.group[0].source.cache;
     const char *path = s->config->val_list;
     uint8_t *chosen;
     size_t unknown, named = 0;
+    if (cache == NULL)
+        return kd_fail(err, KD_EUSAGE, "--val-list names images of a cache, and there is a live teacher; leave it out, and --val-fraction with the same --val-seed holds out the images that it would of a cache");
     KD_TRY(kd_image_list_read(&chosen, cache, path, 0, &unknown, err));
     kd_status status = kd_alloc_array(listed, s->groups.images, 1, err);
     for (size_t i = 0; i < s->groups.images && status == KD_OK; i++) {
