@@ -1,5 +1,6 @@
 /* ref against PyTorch: forward, gradients, running statistics and ten AdamW steps from tests/golden/ops/ops.safetensors, rotary positions by DINOv3's own code from
- * rope.safetensors, the loss of an adjoint target from encode.safetensors (recipes: make_ops.py, make_rope.py and make_encode.py beside them). PyTorch computed in double, so what is left is one rounding to f32 on either side. */
+ * rope.safetensors, the ops of convolutional students from cnn.safetensors, the loss of an adjoint target from encode.safetensors (recipes: make_ops.py, make_rope.py, make_cnn.py and
+ * make_encode.py beside them). PyTorch computed in double, so what is left is one rounding to f32 on either side. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,8 +13,9 @@
 #include "common/weights/weights.h"
 #include "tests/ops/harness.h"
 
-enum { OPS, ROPE, ENCODE, FILES };
-static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors", "tests/golden/ops/encode.safetensors"};
+enum { OPS, ROPE, CNN, ENCODE, FILES };
+static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors", "tests/golden/ops/cnn.safetensors",
+                                               "tests/golden/ops/encode.safetensors"};
 static kd_weights *files[FILES], *golden; /* golden: the one of the running test */
 static kd_backend *ref;
 
@@ -44,6 +46,18 @@ static const kd_op_desc recorded[] = {
     {.name = "rope_narrow", .kind = KD_OP_ROPE, .heads = 2, .begin = 5, .grid_h = 3, .grid_w = 4},
     {.name = "rope_wide", .kind = KD_OP_ROPE, .heads = 1, .begin = 1, .grid_h = 1, .grid_w = 3},
     {.name = "rope_no_prefix", .kind = KD_OP_ROPE, .heads = 3, .grid_h = 5, .grid_w = 2},
+    {.name = "conv_depthwise", .kind = KD_OP_CONV2D, .kernel = 5, .stride = 2, .pad = 2, .groups = 6, .bias = 1},
+    {.name = "conv_groups", .kind = KD_OP_CONV2D, .kernel = 3, .stride = 1, .pad = 1, .groups = 3},
+    {.name = "silu", .kind = KD_OP_SILU},
+    {.name = "hardswish", .kind = KD_OP_HARDSWISH},
+    {.name = "hardsigmoid", .kind = KD_OP_HARDSIGMOID},
+    {.name = "batch_norm_silu", .kind = KD_OP_BATCH_NORM, .eps = 1e-3f, .momentum = 0.03f, .act = KD_ACT_SILU},
+    {.name = "batch_norm_hardswish", .kind = KD_OP_BATCH_NORM, .eps = 1e-3f, .momentum = 0.03f, .act = KD_ACT_HARDSWISH},
+    {.name = "channel_gate", .kind = KD_OP_CHANNEL_GATE},
+    {.name = "channel_slice", .kind = KD_OP_CHANNEL_SLICE, .begin = 4},
+    {.name = "concat", .kind = KD_OP_CONCAT},
+    {.name = "row_scale", .kind = KD_OP_ROW_SCALE},
+    {.name = "qkv_by_head", .kind = KD_OP_QKV_BY_HEAD, .heads = 2, .key_dim = 3},
     {.name = "mse_adjoint", .kind = KD_OP_MSE_ADJOINT, .grid_h = 9, .grid_w = 7},
 };
 enum { RECORDED = sizeof recorded / sizeof *recorded };
@@ -134,7 +148,11 @@ static void compare(const ops_case *c, const char *fmt, int i, const float *got)
 
 static void matches_pytorch(void **state) {
     ops_case c = {.desc = *(const kd_op_desc *)*state};
-    golden = files[c.desc.kind == KD_OP_ROPE ? ROPE : c.desc.kind == KD_OP_MSE_ADJOINT ? ENCODE : OPS];
+    for (int f = 0; f < FILES; f++) { /* the one that has the case */
+        golden = files[f];
+        if (find(c.desc.name, "y", 0) >= 0)
+            break;
+    }
     ops_inputs in = load(&c);
     ops_results r = ops_run(ref, &c, &in, 0);
     compare(&c, "y", 0, r.y);
