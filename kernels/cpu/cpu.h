@@ -30,6 +30,7 @@ extern const kd_cpu_kind kd_cpu_conv2d, kd_cpu_linear, kd_cpu_attention, kd_cpu_
 extern const kd_cpu_kind kd_cpu_normalize, kd_cpu_act, kd_cpu_silu_gate, kd_cpu_add, kd_cpu_scale_add, kd_cpu_mse, kd_cpu_mse_adjoint;
 extern const kd_cpu_kind kd_cpu_max_pool, kd_cpu_mean_tokens, kd_cpu_tokens, kd_cpu_token_slice, kd_cpu_rope, kd_cpu_resize_bilinear;
 extern const kd_cpu_kind kd_cpu_concat, kd_cpu_channel_slice, kd_cpu_channel_gate, kd_cpu_row_scale, kd_cpu_qkv_by_head;
+extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, kd_cpu_kl_logits, kd_cpu_kl_queue, kd_cpu_kl_intra, kd_cpu_gram, kd_cpu_koleo;
 
 /* --- depthwise convolutions (cpu_depthwise.c) --- */
 int kd_cpu_is_depthwise(const kd_op_desc *d); /* one input and one output channel per group, several groups */

@@ -1,8 +1,9 @@
-/* Filling a model's parameters from a weight file: a ViT's by canonical names (kd_vit_read knows the file's layout), a ResNet's by torchvision's. One value source serves both ways in:
+/* Filling a model's parameters from a weight file: a ViT's by canonical names (kd_vit_read knows the file's layout), a CNN's by its library's. One value source serves both ways in:
  * kd_model_load copies it into ordinary parameters, kd_model_params_frozen hands it to programs that read, pack and drop. */
 #include <stdio.h>
 #include <string.h>
 
+#include "common/base/log.h"
 #include "common/base/mem.h"
 #include "kernels/nn/graph_impl.h"
 #include "kernels/nn/model_builders.h"
@@ -11,8 +12,9 @@ typedef struct source {
     const kd_model_info *m;    /* for its name */
     const kd_vit_spec *file;   /* what w holds, for a ViT */
     const kd_weights *w;
-    const kd_params *p;        /* shapes of the parameters, for a ResNet */
-    const char *prefix;        /* before torchvision's names */
+    const kd_params *p;        /* shapes of the parameters, for a CNN */
+    const char *prefix;        /* before a CNN's names */
+    size_t stem;               /* bytes at their beginning that aren't in the file (kd_model_family.stem) */
     kd_pos_profile positions;  /* m's, not the file's */
     int grid_h, grid_w;        /* patches of the image */
 } source;
@@ -39,13 +41,13 @@ static kd_status read_positions(const source *s, float *out, size_t count, kd_er
     return status;
 }
 
-static kd_status read_resnet(const source *s, const char *name, float *out, size_t count, kd_err *err) {
-    int tensor = find(s, s->prefix, name), i = kd_params_find(s->p, name);
+static kd_status read_cnn(const source *s, const char *name, float *out, size_t count, kd_err *err) {
+    int tensor = find(s, s->prefix, name + s->stem), i = kd_params_find(s->p, name);
     char have[128], need[128];
     KD_ASSERT(i >= 0);
     kd_param_info want = kd_params_info(s->p, i);
     if (tensor < 0)
-        return kd_fail(err, KD_EFAIL, "%s: tensor %s%s is missing, and %s needs it", kd_weights_path(s->w), s->prefix, name, s->m->name);
+        return kd_fail(err, KD_EFAIL, "%s: tensor %s%s is missing, and %s needs it", kd_weights_path(s->w), s->prefix, name + s->stem, s->m->name);
     kd_tensor t = kd_weights_info(s->w, tensor);
     if (!kd_shape_equal(t.shape, t.rank, want.shape, want.rank))
         return kd_fail(err, KD_EFAIL, "%s: tensor %s has shape %s, but %s needs %s", kd_weights_path(s->w), t.name, kd_shape_text(t.shape, t.rank, have, sizeof have), s->m->name,
@@ -56,8 +58,8 @@ static kd_status read_resnet(const source *s, const char *name, float *out, size
 /* kd_param_source.read */
 static kd_status read_parameter(void *ctx, const char *name, float *out, size_t count, kd_err *err) {
     const source *s = ctx;
-    if (s->m->kind == KD_MODEL_RESNET)
-        return read_resnet(s, name, out, count, err);
+    if (!s->file)
+        return read_cnn(s, name, out, count, err);
     if (strcmp(name, "pos_embed") == 0)
         return read_positions(s, out, count, err);
     return kd_vit_read(s->w, s->file, name, out, count, err);
@@ -72,11 +74,13 @@ static kd_status open_source(source *s, kd_model_info *found, const kd_model_inf
         KD_TRY(kd_model_find(found, "auto", w, err));
         held = found;
     }
-    if (held->kind != m->kind)
+    if (held->kind != m->kind || held->config != m->config)
         return kd_fail(err, KD_EFAIL, "%s holds %s, not %s", kd_weights_path(w), held->name, m->name);
     *s = (source){.m = m, .w = w, .p = p};
-    if (m->kind == KD_MODEL_RESNET) {
-        s->prefix = kd_resnet_prefix(w);
+    if (m->kind != KD_MODEL_VIT) {
+        const char *stem = kd_model_family_of(m)->stem;
+        s->prefix = held->prefix;
+        s->stem = stem ? strlen(stem) : 0;
         return KD_OK;
     }
     s->file = &held->vit;
@@ -97,11 +101,20 @@ static kd_status load_counter(const source *s, kd_params *p, int tensor, kd_err 
     return KD_OK;
 }
 
-/* The tensor behind a parameter that the file may lack, or -1: torchvision's classifier and counters; the mask token, which has no canonical name because no inference reads it. */
+/* The tensor behind a parameter that the file may lack, or -1: a CNN's classifier and counters; the mask token, which has no canonical name because no inference reads it. */
 static int find_optional(const source *s, const kd_param_info *info) {
-    if (s->m->kind == KD_MODEL_RESNET)
-        return find(s, s->prefix, info->name);
+    if (!s->file)
+        return find(s, s->prefix, info->name + s->stem);
     return find(s, s->file->prefix, s->file->layout == KD_VIT_LAYOUT_HF ? "embeddings.mask_token" : info->name);
+}
+
+/* A classifier of other classes: no feature reads it, so the parameter keeps its initial values. */
+static int is_other_classifier(const source *s, const kd_param_info *info, int tensor) {
+    kd_tensor t = kd_weights_info(s->w, tensor);
+    if (s->file || !info->carried || kd_shape_equal(t.shape, t.rank, info->shape, info->rank))
+        return 0;
+    kd_log(KD_LOG_INFO, "%s: %s has other classes than %s's and isn't taken", kd_weights_path(s->w), t.name, s->m->name);
+    return 1;
 }
 
 static kd_status load_one(source *s, kd_params *p, const char *name, kd_err *err) {
@@ -110,12 +123,12 @@ static kd_status load_one(source *s, kd_params *p, const char *name, kd_err *err
     kd_param_info info = kd_params_info(p, i);
     int optional = info.carried || info.is_counter, tensor = optional ? find_optional(s, &info) : -1;
     float *values = NULL;
-    if (optional && tensor < 0)
+    if (optional && (tensor < 0 || is_other_classifier(s, &info, tensor)))
         return KD_OK;
     if (info.is_counter)
         return load_counter(s, p, tensor, err);
     KD_TRY(kd_alloc_array(&values, info.count, sizeof *values, err));
-    kd_status status = optional && s->m->kind == KD_MODEL_VIT ? kd_weights_read_f32(s->w, tensor, values, info.count, err) : read_parameter(s, name, values, info.count, err);
+    kd_status status = optional && s->file ? kd_weights_read_f32(s->w, tensor, values, info.count, err) : read_parameter(s, name, values, info.count, err);
     if (status == KD_OK)
         status = kd_params_set(p, i, values, err);
     kd_free(values);

@@ -47,17 +47,19 @@ static void backends_are_present(void **state) {
 
 /* ---- sizes of real models ---- */
 
+static void add_typed(kd_op_desc d, const char *label, kd_dtype type) {
+    KD_ASSERT(larges < MAX_LARGE);
+    ops_case *c = &large[larges++];
+    d.x[0].dtype = d.x[1].dtype = d.y.dtype = type;
+    c->desc = d;
+    snprintf(c->label, sizeof c->label, "%s %s %s", kd_op_kind_name(d.kind), label, kd_dtype_name(type));
+    c->desc.name = c->label;
+    kd_op_check(&c->desc);
+}
+
 static void add(kd_op_desc d, const char *label) {
-    for (int bf16 = 0; bf16 < 2; bf16++) {
-        kd_dtype type = bf16 ? KD_BF16 : KD_F32;
-        KD_ASSERT(larges < MAX_LARGE);
-        ops_case *c = &large[larges++];
-        d.x[0].dtype = d.x[1].dtype = d.y.dtype = type;
-        c->desc = d;
-        snprintf(c->label, sizeof c->label, "%s %s %s", kd_op_kind_name(d.kind), label, kd_dtype_name(type));
-        c->desc.name = c->label;
-        kd_op_check(&c->desc);
-    }
+    add_typed(d, label, KD_F32);
+    add_typed(d, label, KD_BF16);
 }
 
 static void add_linears(void) {
@@ -111,6 +113,16 @@ static void add_others(void) {
     add((kd_op_desc){.kind = KD_OP_MAX_POOL, .inputs = 1, .kernel = 3, .stride = 2, .pad = 1, .x = {map}, .y = {KD_F32, 4, {2, 8, 8, 384}}}, "2x16x16x384");
 }
 
+static void add_losses(void) {
+    kd_tdesc cls = {KD_F32, 2, {64, 384}}, map = {KD_F32, 4, {3, 16, 16, 384}}, one = {KD_F32, 1, {1}};
+    add_typed((kd_op_desc){.kind = KD_OP_KL_QUEUE, .inputs = 2, .x = {cls, cls}, .y = one, .queue_rows = 8192, .temperature = 0.07f}, "64x384, 8192 in the queue", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_KL_INTRA, .inputs = 2, .x = {map, map}, .y = one, .temperature = 0.07f}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_GRAM, .inputs = 2, .x = {map, map}, .y = one}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_COSINE, .inputs = 2, .x = {map, map}, .y = one}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_SMOOTH_L1, .inputs = 2, .x = {map, map}, .y = one, .beta = 1}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_KOLEO, .inputs = 1, .x = {cls}, .y = one}, "64x384", KD_F32);
+}
+
 static kd_status open_all(kd_err *err) {
     for (int i = 0; i < COUNTS; i++)
         KD_TRY(kd_backend_open(&with[i], "cpu", THREADS[i], err));
@@ -137,6 +149,7 @@ int main(void) {
         add_linears();
         add_convs();
         add_others();
+        add_losses();
         for (size_t i = 0; i < count; i++)
             add_test(tests, &n, &list[i]);
         for (size_t i = 0; i < larges; i++)
