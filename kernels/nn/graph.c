@@ -326,7 +326,7 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
     if (g->failed)
         return 0;
     int64_t c = last_dim(g, x);
-    int fused = act == KD_ACT_NONE || act == KD_ACT_RELU; /* others take a node of their own */
+    int fused = act == KD_ACT_NONE || act == KD_ACT_RELU || (residual < 0 && (act == KD_ACT_SILU || act == KD_ACT_HARDSWISH)); /* others take a node of their own */
     KD_ASSERT(val(g, x)->rank == 3);
     if (residual >= 0) {
         const kd_gval *a = val(g, x), *r = val(g, residual);

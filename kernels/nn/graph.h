@@ -164,11 +164,6 @@ void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes);
 size_t kd_exec_device_bytes(const kd_exec *e);
 size_t kd_exec_model_bytes(const kd_exec *e); /* of those, what holds the model: packed weights, and frozen parameters in f32 */
 double kd_exec_flops(const kd_exec *e); /* forward, whole batch */
-/* While on, the device is waited for after every op and its time is added up (a diagnosis: slower). Switching on or off clears the sums. */
-void kd_exec_profile(kd_exec *e, int on);
-/* One line per op, with the mean milliseconds of a pass since profiling was switched on. */
-void kd_exec_print_profile(const kd_exec *e, FILE *out);
-
 /* Inputs: pixels U8 or targets F32, batch x shape elements. */
 kd_status kd_exec_upload(kd_exec *e, const char *input, const void *data, kd_err *err);
 /* A part of the batch: `count` rows from row `first`. */
