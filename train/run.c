@@ -11,11 +11,13 @@
 #include "common/base/rng.h"
 #include "common/base/threads.h"
 #include "train/checkpoint.h"
+#include "train/dump.h"
 #include "train/export.h"
 #include "train/logbook.h"
 #include "train/neighbourhood.h"
 #include "train/probe.h"
 #include "train/report.h"
+#include "train/truth.h"
 
 /* Where a run stands. `step` and `validated` say everything about what comes next: all draws are functions of them. */
 typedef struct run {
@@ -42,14 +44,14 @@ static const char *cache_key(size_t k, char key[32]) {
 static json_t *run_json(const run *r) {
     const kd_setup *s = &r->setup;
     char sha[65], images[33], key[32];
-    json_t *recipe = kd_cache_recipe(s->groups.group[0].cache)->json;
+    json_t *recipe = kd_source_recipe(&s->groups.group[0].source)->json;
     json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
-    kd_hex(sha, kd_cache_recipe(s->groups.group[0].cache)->sha.b, 32);
+    kd_hex(sha, kd_source_recipe(&s->groups.group[0].source)->sha.b, 32);
     kd_hex(images, s->images.b, 16);
     json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
                              (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "threads", s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
-        kd_hex(sha, kd_cache_recipe(s->groups.group[k].cache)->sha.b, 32);
+        kd_hex(sha, kd_source_recipe(&s->groups.group[k].source)->sha.b, 32);
         json_object_set_new(json, cache_key(k, key), json_string(sha));
     }
     return json;
@@ -98,7 +100,7 @@ static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
     kd_status status = KD_OK;
     for (size_t k = 0; k < KD_MAX_GROUPS && status == KD_OK; k++)
         if (json_object_get(stored, cache_key(k, key)) != NULL || json_object_get(now, key) != NULL || k == 0)
-            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order (recipes are compared), or another --out", err);
+            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order, or its live teacher with the same options (recipes are compared), or another --out", err);
     if (status == KD_OK)
         status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
     if (status == KD_OK)
@@ -272,6 +274,7 @@ static kd_status step_students(run *r, kd_err *err) {
             *err = cause;
             return status;
         }
+        KD_TRY(kd_dump_step(u, s, r->step + 1, lr, &x, err));
         kd_logbook_step(r->logbook, i, &x, lr);
     }
     r->step++;
@@ -407,10 +410,15 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(open_run(r, arena, err));
     kd_setup_print(u);
     int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps;
+    KD_TRY(kd_truth_watch(u, err));
+    KD_TRY(kd_dump_start(u, r->step, err));
     kd_status status = train_to(r, last, err);
     kd_logbook_finish(r->logbook, r->step);
     if (status != KD_OK)
         return status;
+    const kd_live *live = u->groups.group[0].source.live;
+    if (live != NULL)
+        kd_log(KD_LOG_INFO, "%.0f s of them in the teacher", kd_live_seconds(live));
     if (r->step < u->steps) {
         tell(r);
         KD_TRY(save_latest(r, err));
@@ -425,6 +433,8 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
     kd_status status = kd_setup_open(&r.setup, c, arena, err);
     if (status == KD_OK && c->dry_run)
         kd_setup_print(&r.setup);
+    else if (status == KD_OK && kd_truth_wanted(c))
+        status = kd_truth_run(&r.setup, err);
     else if (status == KD_OK)
         status = train(&r, arena, err);
     kd_logbook_close(r.logbook);
