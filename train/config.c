@@ -20,7 +20,7 @@ static const kd_option table[] = {
                      "the images that the cache was made from, wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
-                      "network to train: resnet18, vit_tiny_patch16_224, vit_small_patch16_224, dinov2_vits14, dinov2_wW_dD, ...; given several times, they share one pass over the images"),
+                      "network to train: resnet18, vit_tiny_patch16_224, dinov2_wW_dD, ... (--list-students); given several times, they share one pass over the images"),
     KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
     KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
@@ -30,12 +30,27 @@ static const kd_option table[] = {
                      "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are "
                      "reduced by the same factor"),
     KD_OPTION_INT(T, teacher_layer, "teacher-layer", "N", "0", 0, 1024, "layer of the teacher to learn, of those that the cache holds: 1 = its last; 0 = the deepest one stored"),
-    KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
+    KD_OPTION_CHOICE(T, loss, "loss", "std-mse|mse|kl-queue|kl-queue+intra|mse-normalized|cosine|cos-sl1|radio|unic|smooth-l1|gram|kl-logits|none", "std-mse",
+                     "what is minimised (docs/losses.md): std-mse, squared error on centred, scalar-standardised features; mse, raw features of the last two blocks (LightlyTrain v2); kl-queue and "
+                     "kl-queue+intra (LightlyTrain v1, v3); none: the terms of --pair alone"),
+    KD_OPTION_STRINGS(T, pairs, "pair", "KEY=VALUE,...", 0,
+                      "a further pair of a student's and a teacher's feature, and its losses: student=layer3,teacher=patch:2,loss=cosine:0.9+smooth-l1:0.1,weight=0.5 (keys: name, student, teacher, "
+                      "loss, weight, scaling, head, hidden, temperature, beta, queue-size); may be given several times, in a config file also as mappings"),
+    KD_OPTION_CHOICE(T, head, "head", "auto|norm-linear|linear|mlp|mlp-gelu", "auto",
+                     "projection from the student's to the teacher's width: LayerNorm-Linear, Linear, Linear-ReLU-Linear, or Linear-LayerNorm-GELU-Linear; auto: what the loss is defined with"),
+    KD_OPTION_INT(T, head_hidden, "head-hidden", "N", "2048", 1, 65536, "width inside mlp heads"),
+    KD_OPTION_STRING(T, temperature, "temperature", "auto|X", "auto", 0, "temperature of the KL losses; auto: 0.07, of kl-logits 1"),
+    KD_OPTION_STRING(T, queue_size, "queue-size", "auto|N", "auto", 0, "teacher features that kl-queue compares with; auto: by the number of images, from 16 below 50 to 8192 from 20,000 on"),
+    KD_OPTION_REAL(T, cosine_share, "cosine-share", "X", "0.9", 0, 1, "share of the cosine in cos-sl1; smooth L1 has the rest"),
+    KD_OPTION_REAL(T, beta, "beta", "X", "1", 1e-6, 1e6, "where smooth L1 turns from square to straight"),
+    KD_OPTION_REAL(T, gram_weight, "gram-weight", "X", "0", 0, 1e6, "adds the Gram loss of the patch predictions with this weight"),
+    KD_OPTION_REAL(T, koleo_weight, "koleo-weight", "X", "0", 0, 1e6, "adds KoLeo, which spreads the predictions of a batch, with this weight (DINOv3: 0.1)"),
+    KD_OPTION_STRING(T, teacher_head, "teacher-head", "FILE", NULL, 0, "the teacher's linear classifier, weight [classes, width] and bias, for --loss kl-logits (.safetensors or .pth)"),
     KD_OPTION_STRING(T, patch_target, "patch-target", "auto|full|pool:K|adjoint:K", "auto", 0,
                      "which form of the patches, of those that the cache holds, is learnt; auto, for each student: adjoint:KxL when its feature map is KxL, else full, else pool. Several recipes: of the "
                      "first, and of the others where they hold it"),
-    KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
-    KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),
+    KD_OPTION_STRING(T, cls_weight, "cls-weight", "auto|X", "auto", 0, "weight of the loss on the CLS token; 0 leaves it out; auto: the loss's own (std-mse: 1)"),
+    KD_OPTION_STRING(T, patch_weight, "patch-weight", "auto|X", "auto", 0, "weight of the loss on the patches; 0 leaves it out (for caches of CLS only); auto: the loss's own (std-mse: 1)"),
     KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw", "adamw", "adamw (beta 0.9, 0.999, eps 1e-8)"),
     KD_OPTION_STRING(T, lr, "lr", "auto|X", "auto", 0, "peak learning rate; auto: 1e-3 for CNNs with batch norm, 5e-4 for ViTs and ConvNeXt, times sqrt(batch-size / 64)"),
     KD_OPTION_STRING(T, weight_decay, "weight-decay", "auto|X", "auto", 0, "decay of weight matrices; auto: 1e-6 for CNNs with batch norm, 0.04 for ViTs and ConvNeXt"),
@@ -43,6 +58,14 @@ static const kd_option table[] = {
     KD_OPTION_REAL(T, clip, "clip", "X", "1", 0, 1e9, "largest norm of the gradient; 0 = no clipping"),
     KD_OPTION_REAL(T, val_fraction, "val-fraction", "X", "0.02", 0, 0.5, "share of the images held out for validation, chosen by image id"),
     KD_OPTION_INT(T, val_seed, "val-seed", "N", "0", 0, 9007199254740992.0, "seed of that choice; keep it for all students that are to be compared"),
+    KD_OPTION_STRING(T, val_list, "val-list", "FILE", NULL, 0,
+                     "text file naming the images to hold out, one per line, by path as the cache has it or by id (kd-cache list prints both); --val-fraction then doesn't apply"),
+    KD_OPTION_INT(T, val_group, "val-group", "DEPTH", "0", 0, 64,
+                  "images whose paths share the first DEPTH folders (the frames of a video) are held out together or not at all; 0 = each image by itself"),
+    KD_OPTION_STRING(T, knn_train, "knn-train", "DIR|TAR", NULL, 0,
+                     "labelled images in one folder per class: with --knn-test, the students' features are tried by k-NN every --knn-every epochs (kd-eval knn; training isn't touched)"),
+    KD_OPTION_STRING(T, knn_test, "knn-test", "DIR|TAR", NULL, 0, "test images in the same classes"),
+    KD_OPTION_INT(T, knn_every, "knn-every", "N", "10", 1, 1000000, "epochs from one k-NN to the next; the last epoch has one too"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of initial weights and of the order of images"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the students run"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of matrix products; weights and optimizer are always f32"),
@@ -62,6 +85,7 @@ static const kd_option table[] = {
     KD_OPTION_FLAG(T, profile, "profile", "train nothing: time a few steps on the first batch and print a table of every op's time, share and GFLOP/s, the longest first"),
     KD_OPTION_FLAG(T, check_finite, "check-finite", "look at every number that an op writes and stop with 16 at the first that isn't finite, naming op and tensor (slow)"),
     KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, how often each view is seen, memory, steps) and touch nothing"),
+    KD_OPTION_ALONE(T, list_students, "list-students", "list the students with parameters, FLOPs, widths, sizes and maps; nothing else is needed"),
     KD_OPTION_END,
 };
 
@@ -71,8 +95,8 @@ const kd_program kd_train_program = {
     .examples = "  $ kd-train --cache photos.kdc --images photos --student resnet18 --out runs/r18 --dry-run\n"
                 "  $ kd-train --cache photos.kdc --images photos --student resnet18 --student-size 112 --out runs/r18 --precision bf16\n"
                 "  $ kd-train --cache photos.kdc --images photos --student vit_tiny_patch16_224 --init vit_tiny.safetensors --out runs/vit\n",
-    .epilog = "The run directory holds config.resolved.yaml, metrics.jsonl, train.log, checkpoints/,\n"
-              "exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
+    .epilog = "The run directory holds report.html, config.resolved.yaml, metrics.jsonl, events.out.tfevents.* (TensorBoard), train.log,\n"
+              "checkpoints/, exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
               "The same command continues an interrupted run, bit for bit on the same machine and thread count.\n"
               "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 10 cache not found; 12 cache damaged; 13 images or cache\n"
               "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",
@@ -102,14 +126,10 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     uint64_t bytes;
     int height, width;
     kd_target target;
-    for (size_t i = 0; i < c->students.count; i++)
-        for (size_t j = 0; j < i; j++)
-            if (strcmp(c->students.item[i], c->students.item[j]) == 0)
-                return kd_fail(err, KD_EUSAGE, "--student %s is given twice; nothing would differ between the two", c->students.item[i]);
-    if (c->init != NULL && c->students.count > 1)
-        return kd_fail(err, KD_EUSAGE, "--init gives weights for one network and there are %zu --student; train that one alone", c->students.count);
-    if (!(c->cls_weight > 0) && !(c->patch_weight > 0))
-        return kd_fail(err, KD_EUSAGE, "--cls-weight and --patch-weight are both 0, so there is nothing to learn");
+    if ((c->knn_train == NULL) != (c->knn_test == NULL))
+        return kd_fail(err, KD_EUSAGE, "--knn-train and --knn-test belong together; give the other one too");
+    KD_TRY(number_or(&ignored, c->cls_weight, "cls-weight", 1, err));
+    KD_TRY(number_or(&ignored, c->patch_weight, "patch-weight", 1, err));
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
     if (strcmp(c->patch_target, "auto") != 0)
@@ -189,9 +209,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
-/* Where things lie and how fast they go may change within a run. Identity and images are compared by content. */
-static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "dump", "check-finite", "compare-backends",
-                                         "overfit-batch", "profile"};
+/* Where things lie, how fast they go and what is looked at may change within a run. Identity, images and what is held out are compared by content. */
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students",
+                                         "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

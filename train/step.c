@@ -1,14 +1,19 @@
 #include "train/step.h"
 
 #include <math.h>
+#include <stdio.h>
 
-/* Adds the unweighted term to *term and the weighted one to *sum. */
-static kd_status read_term(kd_exec *e, const char *name, double weight, double *term, double *sum, kd_err *err) {
-    float value = 0;
-    if (weight > 0)
-        KD_TRY(kd_exec_download(e, name, 1, &value, err));
-    *term += (double)value;
-    *sum += weight * (double)value;
+/* Adds a program's terms to term[], and gives their weighted sum. */
+static kd_status read_terms(const kd_student *s, kd_exec *e, double term[KD_MAX_TERMS], double *sum, kd_err *err) {
+    char output[2 * KD_TERM_NAME];
+    *sum = 0;
+    for (int i = 0; i < s->loss.terms; i++) {
+        float value;
+        snprintf(output, sizeof output, "loss.%s", s->loss.term[i].name);
+        KD_TRY(kd_exec_download(e, output, 1, &value, err));
+        term[i] += (double)value;
+        *sum += s->loss.term[i].weight * (double)value;
+    }
     return KD_OK;
 }
 
@@ -18,13 +23,12 @@ static kd_status run_programs(kd_student *s, kd_step_result *x, kd_err *err) {
         const kd_student_program *p = &s->program[k];
         KD_TRY(kd_exec_forward(p->train, err));
         KD_TRY(kd_exec_backward(p->train, k > 0, err));
-        KD_TRY(read_term(p->train, "loss.cls", p->view.loss.cls_weight, &x->cls, &x->group[k], err));
-        KD_TRY(read_term(p->train, "loss.patch", p->view.loss.patch_weight, &x->patch, &x->group[k], err));
+        KD_TRY(read_terms(s, p->train, x->term, &x->group[k], err));
         x->loss += x->group[k];
     }
     x->loss /= s->programs;
-    x->cls /= s->programs;
-    x->patch /= s->programs;
+    for (int i = 0; i < s->loss.terms; i++)
+        x->term[i] /= s->programs;
     return KD_OK;
 }
 
@@ -37,8 +41,8 @@ kd_status kd_step_run(kd_student *s, double lr, double clip, kd_step_result *res
         return kd_fail(err, KD_ENONFINITE, "%s: %s is %g at learning rate %.3g; try a lower --lr, a longer --warmup-epochs, a smaller --clip or --precision f32", s->name,
                        isfinite(result->loss) ? "the gradient's norm" : "the loss", isfinite(result->loss) ? result->grad_norm : result->loss, lr);
     s->sum[0] += result->loss;
-    s->sum[1] += result->cls;
-    s->sum[2] += result->patch;
+    for (int i = 0; i < s->loss.terms; i++)
+        s->sum[1 + i] += result->term[i];
     s->summed++;
     return KD_OK;
 }
