@@ -12,12 +12,28 @@
 #define T kd_train_config
 
 static const kd_option table[] = {
-    KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", KD_OPT_REQUIRED, 
+    KD_OPTION_STRINGS(T, cache, "cache", "FILE.kdc|DIR", 0,
                       "sealed cache, or a folder of its shards; given several times, caches of one recipe are its shards. Caches of other recipes of the same teacher and layers (global and local "
                       "crops) add to every step a batch of the same images as their views show them; the mean of the recipes' losses is minimised, and the first recipe is the one that is "
                       "validated"),
+    KD_OPTION_STRING(T, live_teacher, "live-teacher", "FILE|DIR", NULL, 0,
+                     "in place of --cache: the teacher's weights. It runs in every step, on the views that kd-precompute would have cached with the options from here to --teacher-precision (docs/live.md)"),
+    KD_OPTION_STRING(T, teacher, "teacher", "auto|NAME", "auto", 0, "live teacher: what the weights must be; everything is inferred from the file, a name only checks"),
+    KD_OPTION_STRING(T, weights_key, "weights-key", "PREFIX", NULL, 0, "live teacher: which model of a checkpoint that holds several"),
+    KD_OPTION_CHOICE(T, positions, "positions", "auto|official|hf|timm", "auto", "live teacher: how learned positions are resized to the image"),
+    KD_OPTION_STRING(T, normalize, "normalize", "auto|NAME|M,M,M/S,S,S", "auto", 0, "live teacher: normalisation of its input"),
+    KD_OPTION_INT(T, views, "views", "N", "8", 0, 65536, "live teacher: different views of each image; 0 = as many as --epochs, so that every epoch shows a new one"),
+    KD_OPTION_INT(T, view_seed, "view-seed", "N", "0", 0, 9007199254740992.0, "live teacher: seed of the views (kd-precompute --seed)"),
+    KD_OPTION_STRING(T, augment, "augment", "PRESET|FILE.yaml", "lightly", 0, "live teacher: augmentation (docs/augment.md)"),
+    KD_OPTION_CHOICE(T, exif, "exif", "ignore|apply", "ignore", "live teacher: orientation of photos"),
+    KD_OPTION_INT(T, max_pixels, "max-pixels", "N", "89478485", 1, 4290250000.0, "live teacher: a picture with more pixels is refused"),
+    KD_OPTION_STRING(T, layers, "layers", "N,N,...|all:N,...", "1", 0, "live teacher: layers that losses can use, counted from the end"),
+    KD_OPTION_CHOICE(T, layer_norm, "layer-norm", "on|off", "on", "live teacher: whether each layer goes through its final norm"),
+    KD_OPTION_CHOICE(T, layer_concat, "layer-concat", "on|off", "off", "live teacher: join the layers' features into one"),
+    KD_OPTION_INT(T, teacher_batch, "teacher-batch", "N", "16", 1, 4096, "live teacher: views that it sees at once (kd-precompute --batch-size)"),
+    KD_OPTION_CHOICE(T, teacher_precision, "teacher-precision", "auto|f32|bf16", "auto", "live teacher: arithmetic of its matrix products; auto: as --precision"),
     KD_OPTION_STRING(T, images, "images", "DIR|TAR|LIST|-", NULL, KD_OPT_REQUIRED,
-                     "the images that the cache was made from, wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
+                     "the images that the cache was made from (of a live teacher: the images), wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
                       "network to train: resnet18, vit_tiny_patch16_224, dinov2_wW_dD, ... (--list-students); given several times, they share one pass over the images"),
@@ -25,7 +41,7 @@ static const kd_option table[] = {
     KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
     KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step (several recipes: of each)"),
-    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the (first) cache must measure: a side, or rows x columns; 0 = whatever the cache has"),
+    KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the (first) cache must measure: a side, or rows x columns; 0 = whatever the cache has. Of a live teacher: the size of its views; 0 = 224"),
     KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0,
                      "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are "
                      "reduced by the same factor"),
@@ -94,6 +110,7 @@ const kd_program kd_train_program = {
     .summary = "Trains small vision models to reproduce a teacher's cached features on the very views that the teacher saw.",
     .examples = "  $ kd-train --cache photos.kdc --images photos --student resnet18 --out runs/r18 --dry-run\n"
                 "  $ kd-train --cache photos.kdc --images photos --student resnet18 --student-size 112 --out runs/r18 --precision bf16\n"
+                "  $ kd-train --live-teacher dinov2_vits14_pretrain.pth --views 0 --images photos --student resnet18 --out runs/live\n"
                 "  $ kd-train --cache photos.kdc --images photos --student vit_tiny_patch16_224 --init vit_tiny.safetensors --out runs/vit\n",
     .epilog = "The run directory holds report.html, config.resolved.yaml, metrics.jsonl, events.out.tfevents.* (TensorBoard), train.log,\n"
               "checkpoints/, exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
@@ -121,11 +138,41 @@ static kd_status number_or(double *out, const char *text, const char *option, do
     return KD_OK;
 }
 
+/* What is said of a live teacher; a cache has its own answers. */
+static const char *const live_options[] = {"teacher",    "weights-key", "positions", "normalize",    "views",        "view-seed",     "augment",          "exif",
+                                             "max-pixels", "layers",      "layer-norm", "layer-concat", "teacher-batch", "teacher-precision"};
+
+/* Of texts and whole numbers, which the live teacher's options are. */
+static int is_default(const kd_train_config *c, const char *name) {
+    const kd_option *o = kd_train_program.options;
+    while (strcmp(o->name, name) != 0)
+        o++;
+    const void *field = (const char *)c + o->offset;
+    if (o->kind == KD_OPT_INT)
+        return *(const int64_t *)field == strtoll(o->dflt, NULL, 10);
+    const char *text = *(const char *const *)field;
+    return text == NULL || (o->dflt != NULL && strcmp(text, o->dflt) == 0);
+}
+
+/* A cache or a live teacher; what is said of a live one is refused where there is none. */
+static kd_status check_source(const kd_train_config *c, kd_err *err) {
+    if ((c->cache.count > 0) == (c->live_teacher != NULL))
+        return kd_fail(err, KD_EUSAGE, c->live_teacher == NULL ? "--cache is missing: give the cache to learn from, or a teacher that runs in every step with --live-teacher"
+                                                               : "--cache and --live-teacher are two sources of the same; give one of them");
+    if (c->live_teacher != NULL)
+        return KD_OK;
+    for (size_t i = 0; i < sizeof live_options / sizeof live_options[0]; i++)
+        if (!is_default(c, live_options[i]))
+            return kd_fail(err, KD_EUSAGE, "--%s is for --live-teacher; a cache has its own (kd-cache info says it): leave the option out", live_options[i]);
+    return KD_OK;
+}
+
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     double ignored;
     uint64_t bytes;
     int height, width;
     kd_target target;
+    KD_TRY(check_source(c, err));
     if ((c->knn_train == NULL) != (c->knn_test == NULL))
         return kd_fail(err, KD_EUSAGE, "--knn-train and --knn-test belong together; give the other one too");
     KD_TRY(number_or(&ignored, c->cls_weight, "cls-weight", 1, err));
@@ -209,9 +256,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
-/* Where things lie, how fast they go and what is looked at may change within a run. Identity, images and what is held out are compared by content. */
-static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students",
-                                         "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
+/* Where things lie and how fast they go may change within a run. Identity, images and what is held out are compared by content. */
+static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students",
+                                          "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -207,11 +207,12 @@ static kd_status open_file(kd_events *e, const char *folder, uint64_t keep_bytes
         size = (off_t)keep_bytes;
     e->file = size >= 0 && (uint64_t)size <= keep_bytes ? fdopen(fd, "a") : NULL;
     if (e->file == NULL) {
-        kd_status status = kd_fail_errno(err, KD_EFAIL, "%s can't be opened for writing", e->path);
+        kd_status status = kd_io_write_failed(e->path, "can't be opened for writing", err);
         if (fd >= 0)
             close(fd);
         return status;
     }
+    KD_TRY(kd_io_fsync_dir_of(e->path, err)); /* a new file's name must be as durable as what checkpoints count of it */
     return size == 0 ? append(e, wall_clock(), 0, NULL, 0, err) : KD_OK;
 }
 

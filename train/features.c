@@ -181,9 +181,10 @@ static kd_status run_all(const kd_network *x, kd_ordered *q, kd_progress *progre
             status = run_batch(x, rows, taps, set, err);
             rows = 0;
         }
-        if (status == KD_OK)
-            status = kd_stop_requested();
         KD_TRY(status);
+        kd_status stop = kd_stop_requested();
+        if (stop != KD_OK)
+            return kd_fail(err, stop, "interrupted while features were computed");
         kd_progress_update(progress, done, kd_ordered_wait_seconds(q), NULL);
     }
     if (status == KD_DONE)

@@ -15,7 +15,7 @@ enum { MAX_VALUES = 64, TAG = 160 }; /* numbers of a line */
 
 /* What is judged of a student's steps. */
 enum { LOSS = 0, GRAD_NORM = 1, JUDGED = 2 };
-static const char *const judged_key[JUDGED] = {"loss", "grad_norm"}, *const judged_name[JUDGED] = {"loss", "the gradient's norm"};
+static const char *const judged_key[JUDGED] = {"loss", "grad_norm"}, *const judged_name[JUDGED] = {"the loss", "the gradient's norm"};
 
 typedef struct watch {
     kd_outlier_window window[JUDGED];
@@ -184,11 +184,12 @@ static int judge(kd_logbook *b, size_t i, int64_t step) {
     int outlier = 0;
     for (int k = 0; k < JUDGED; k++) {
         double median = kd_outlier_median(&w->window[k]);
+        int steps = w->window[k].count;
         if (!kd_outlier_add(&w->window[k], judged[k]))
             continue;
         outlier = 1;
         kd_log(KD_LOG_WARN, "step %lld, %s: %s is %.4g, %.0f times the median of the last %d steps; one alone is harmless (a strange batch), many ask for a lower --lr or a smaller --clip",
-               (long long)step, b->setup->students[i]->name, judged_name[k], judged[k], judged[k] / median, KD_OUTLIER_WINDOW);
+               (long long)step, b->setup->students[i]->name, judged_name[k], judged[k], judged[k] / median, steps);
     }
     return outlier;
 }

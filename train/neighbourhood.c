@@ -9,7 +9,7 @@ static kd_status read_teacher(kd_neighbourhood *h, const kd_replay_item *items, 
     const kd_group *g = &h->setup->groups.group[0];
     kd_reader *reader;
     KD_TRY(kd_alloc_array(&h->teacher, h->count, h->teacher_width * sizeof(float), err));
-    KD_TRY(kd_reader_create(&reader, g->cache, err));
+    KD_TRY(kd_reader_create(&reader, g->source.cache, err));
     kd_status status = KD_OK;
     for (size_t i = 0; i < h->count && status == KD_OK; i++) {
         const kd_image_entry *e = kd_replay_image(g->replay, items[i].image);
@@ -20,10 +20,10 @@ static kd_status read_teacher(kd_neighbourhood *h, const kd_replay_item *items, 
 }
 
 kd_status kd_neighbourhood_begin(kd_neighbourhood *h, const kd_setup *setup, const kd_replay_item *items, size_t count, kd_err *err) {
-    const kd_recipe *r = kd_cache_recipe(setup->groups.group[0].cache);
+    const kd_recipe *r = kd_source_recipe(&setup->groups.group[0].source);
     h->setup = setup;
     h->count = count < KD_AGREEMENT_MAX ? count : KD_AGREEMENT_MAX;
-    if (h->count < 3 || !kd_recipe_has(r, KD_FEATURE_CLS))
+    if (h->count < 3 || !kd_recipe_has(r, KD_FEATURE_CLS) || setup->groups.group[0].source.cache == NULL) /* a live teacher keeps no features to compare with */
         h->count = 0;
     if (h->count == 0)
         return KD_OK;

@@ -20,7 +20,7 @@ int kd_probe_is_due(const kd_setup *setup, int64_t epoch) {
 }
 
 kd_status kd_probe_knn(const kd_setup *setup, const kd_student *student, kd_knn_result results[KD_PROBE_KS], kd_err *err) {
-    const kd_recipe *r = kd_cache_recipe(setup->groups.group[0].cache);
+    const kd_recipe *r = kd_source_recipe(&setup->groups.group[0].source);
     const kd_student_view *view = &student->program[0].view;
     kd_network network = {.exec = student->infer, .model = &student->model, .batch = student->batch, .height = view->image_h, .width = view->image_w, .image_h = r->image_h, .image_w = r->image_w,
                           .threads = setup->threads};

@@ -1,4 +1,5 @@
-/* Replay: from cached views back to pixels and targets. Fourth station of the way of the data: cache + images -> samples for the students.
+/* Replay: from cached views back to pixels and targets. Fourth station of the way of the data: cache + images -> samples for the students. Where a live teacher stands in for the cache, its views are made and its
+ * targets computed here: loader threads make pixels, the calling thread runs the teacher on a batch of them when their first sample is asked for.
  *
  * Every sample is proven: the view that is rebuilt from the image file and the recorded plan has the hash of the view that the teacher saw, and so has every feature
  * record that is used with it. A view that was proven in this process may be kept in memory (reduced, as the students see it); its bytes are the same.
@@ -12,8 +13,8 @@
 #ifndef KD_TRAIN_REPLAY_H
 #define KD_TRAIN_REPLAY_H
 
-#include "cache/store.h"
 #include "common/data/dataset.h"
+#include "train/source.h"
 
 enum { KD_REPLAY_TARGETS = 32 };
 
@@ -25,13 +26,13 @@ typedef struct kd_replay_target {
     const float *mean; /* [width]; borrowed */
     float std;
 } kd_replay_target;
-/* Feature f of a layer, standardised by the cache's own statistics. KD_EUSAGE: the cache doesn't hold it. KD_EDAMAGED: it doesn't vary. */
-kd_status kd_replay_target_of(kd_replay_target *t, kd_cache *c, kd_feature f, uint16_t layer, kd_err *err);
+/* Feature f of a layer, standardised by the source's own statistics. KD_EUSAGE: it doesn't hold it. KD_EDAMAGED: it doesn't vary. */
+kd_status kd_replay_target_of(kd_replay_target *t, const kd_source *s, kd_feature f, uint16_t layer, kd_err *err);
 /* Place of an equal target among n, or n. */
 int kd_replay_target_find(const kd_replay_target *list, int n, const kd_replay_target *t);
 
 typedef struct kd_replay_options {
-    kd_cache *cache;         /* borrowed for the life of the replay */
+    kd_source source;        /* borrowed for the life of the replay; a live teacher has been started and has its images: images, list, index_path, allow_missing and view_memory aren't read then */
     const char *images;      /* folder, tar or list */
     kd_list_format list;
     const char *index_path;  /* where to keep (path, size, mtime -> id) when files had to be hashed; NULL: nowhere */
@@ -53,7 +54,7 @@ void kd_replay_destroy(kd_replay *r); /* accepts NULL */
 /* KD_EUSAGE: views of this recipe can't be reduced to student_h x student_w. */
 kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w, kd_err *err);
 
-/* Images of the cache that were found, in the order of their ids. */
+/* Images of the source that were found, in the order of their ids. */
 size_t kd_replay_images(const kd_replay *r);
 const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i);
 /* Its recorded path; where that is a hidden one, the path of its file. Borrowed. */
@@ -77,13 +78,13 @@ typedef struct kd_sample {
 } kd_sample;
 
 kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t count, kd_err *err);
-/* KD_DONE after the last. KD_EMISMATCH: the pixels aren't the teacher's (image, view, both hashes, likely causes). KD_EFAIL: an image that can't be read or
+/* KD_DONE after the last. Of a live teacher: errors of kd_live_view, kd_live_run, kd_live_target. KD_EMISMATCH: the pixels aren't the teacher's (image, view, both hashes, likely causes). KD_EFAIL: an image that can't be read or
  * decoded. KD_EDAMAGED: the cache. */
 kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err);
 void kd_replay_release(kd_replay *r, kd_sample *sample);
 void kd_replay_end(kd_replay *r); /* nothing when no pass is open */
 
-double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has blocked, over all passes */
+double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has waited for loaders, over all passes; a live teacher's work isn't part of it */
 uint64_t kd_replay_decoded(const kd_replay *r);    /* views rebuilt from files so far; the others came from memory */
 
 #endif

@@ -174,14 +174,14 @@ static void put_setting(kd_text *out, const char *name, const json_t *value) {
 }
 
 static void put_identity_of(kd_text *out, const kd_setup *u, size_t k) {
-    const kd_cache *cache = u->groups.group[k].cache;
-    const kd_recipe *r = kd_cache_recipe(cache);
+    const kd_source *source = &u->groups.group[k].source;
+    const kd_recipe *r = kd_source_recipe(source);
     const json_t *teacher = json_object_get(r->json, "teacher");
     const char *family = json_string_value(json_object_get(teacher, "family")), *sha256 = json_string_value(json_object_get(teacher, "sha256"));
     char sha[65], text[120], size[KD_SIZE_TEXT];
     kd_hex(sha, r->sha.b, 32);
     row(out, u->groups.count > 1 ? "recipe (one of several)" : "recipe of the cache", sha);
-    snprintf(text, sizeof text, "%zu images, %llu views of %s px", kd_cache_images(cache), (unsigned long long)kd_cache_view_total(cache), kd_image_size_text(r->image_h, r->image_w, size));
+    snprintf(text, sizeof text, "%zu images, %llu views of %s px", kd_source_images(source), (unsigned long long)kd_source_views(source), kd_image_size_text(r->image_h, r->image_w, size));
     row(out, "cache", text);
     snprintf(text, sizeof text, "%s%swidth %d, layer %d", family != NULL ? family : "", family != NULL ? ", " : "", r->width, (int)u->config->teacher_layer);
     row(out, "teacher", text);

@@ -44,14 +44,14 @@ static const char *cache_key(size_t k, char key[32]) {
 static json_t *run_json(const run *r) {
     const kd_setup *s = &r->setup;
     char sha[65], images[33], key[32];
-    json_t *recipe = kd_cache_recipe(s->groups.group[0].cache)->json;
+    json_t *recipe = kd_source_recipe(&s->groups.group[0].source)->json;
     json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
-    kd_hex(sha, kd_cache_recipe(s->groups.group[0].cache)->sha.b, 32);
+    kd_hex(sha, kd_source_recipe(&s->groups.group[0].source)->sha.b, 32);
     kd_hex(images, s->images.b, 16);
     json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
                              (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "threads", s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
-        kd_hex(sha, kd_cache_recipe(s->groups.group[k].cache)->sha.b, 32);
+        kd_hex(sha, kd_source_recipe(&s->groups.group[k].source)->sha.b, 32);
         json_object_set_new(json, cache_key(k, key), json_string(sha));
     }
     return json;
@@ -100,7 +100,7 @@ static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
     kd_status status = KD_OK;
     for (size_t k = 0; k < KD_MAX_GROUPS && status == KD_OK; k++)
         if (json_object_get(stored, cache_key(k, key)) != NULL || json_object_get(now, key) != NULL || k == 0)
-            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order (recipes are compared), or another --out", err);
+            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order, or its live teacher with the same options (recipes are compared), or another --out", err);
     if (status == KD_OK)
         status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
     if (status == KD_OK)
@@ -167,48 +167,66 @@ static void tell(run *r) {
         kd_log(KD_LOG_WARN, "%s/report.html isn't up to date: %s", u->config->out, err.msg);
 }
 
-/* One student's line of the epoch, with its k-NN when it is due; keeps the best. */
-static kd_status judge(run *r, size_t i, const kd_val_result *held, const kd_val_result *seen, kd_err *err) {
-    kd_setup *u = &r->setup;
-    kd_student *s = u->students[i];
-    kd_knn_result knn[KD_PROBE_KS];
-    const kd_val_result *v = held != NULL ? held : seen;
-    kd_epoch_facts facts = {.epoch = r->validated + 1, .held = held, .seen = seen, .knn = knn, .best = held == NULL || held->loss < s->best_loss};
-    if (kd_probe_is_due(u, facts.epoch)) {
-        KD_TRY(kd_probe_knn(u, s, knn, err));
-        facts.knn_count = KD_PROBE_KS;
-    }
-    KD_TRY(kd_logbook_epoch(r->logbook, i, r->step, &facts, err));
-    if (facts.best) {
-        s->best_loss = v->loss;
-        s->best_epoch = facts.epoch;
-    }
-    memset(s->sum, 0, sizeof s->sum);
-    s->summed = 0;
-    return KD_OK;
-}
+/* What an epoch's end measures, by student. Everything is measured before anything of it is written, so that a run that is interrupted here goes on with the same lines. */
+typedef struct findings {
+    kd_val_result *held, *seen; /* held: nothing in it when nothing is held out */
+    kd_knn_result *knn;         /* [students][KD_PROBE_KS] */
+    int has_knn;
+} findings;
 
-static kd_status validate_epoch(run *r, kd_err *err) {
+static kd_status measure(run *r, findings *f, kd_err *err) {
     kd_setup *u = &r->setup;
-    kd_val_result *held, *seen;
     kd_replay *replay = u->groups.group[0].replay;
     for (size_t i = 0; i < u->seen_count; i++) {
         const kd_image_entry *e = kd_replay_image(replay, u->seen[i].image);
         u->seen[i].view = kd_epoch_view(&e->image, (uint32_t)r->validated, e->views);
     }
-    KD_TRY(kd_alloc_array(&held, 2 * u->count, sizeof *held, err));
-    seen = held + u->count;
-    kd_status status = u->held_count > 0 ? validate_on(r, held, u->held, u->held_count, err) : KD_OK;
+    if (u->held_count > 0)
+        KD_TRY(validate_on(r, f->held, u->held, u->held_count, err));
+    KD_TRY(validate_on(r, f->seen, u->seen, u->seen_count, err));
+    f->has_knn = kd_probe_is_due(u, r->validated + 1);
+    for (size_t i = 0; i < u->count && f->has_knn; i++)
+        KD_TRY(kd_probe_knn(u, u->students[i], f->knn + i * KD_PROBE_KS, err));
+    return KD_OK;
+}
+
+/* The students' lines of the epoch; keeps the best. */
+static kd_status record(run *r, const findings *f, kd_err *err) {
+    kd_setup *u = &r->setup;
+    for (size_t i = 0; i < u->count; i++) {
+        kd_student *s = u->students[i];
+        const kd_val_result *held = u->held_count > 0 ? &f->held[i] : NULL, *v = held != NULL ? held : &f->seen[i];
+        kd_epoch_facts facts = {.epoch = r->validated + 1, .held = held, .seen = &f->seen[i], .knn = f->knn + i * KD_PROBE_KS, .knn_count = f->has_knn ? KD_PROBE_KS : 0,
+                                .best = held == NULL || held->loss < s->best_loss};
+        KD_TRY(kd_logbook_epoch(r->logbook, i, r->step, &facts, err));
+        if (facts.best) {
+            s->best_loss = v->loss;
+            s->best_epoch = facts.epoch;
+        }
+        memset(s->sum, 0, sizeof s->sum);
+        s->summed = 0;
+    }
+    r->validated++;
+    return KD_OK;
+}
+
+static kd_status validate_epoch(run *r, kd_err *err) {
+    kd_setup *u = &r->setup;
+    findings f = {0};
+    kd_status status = kd_alloc_array(&f.held, 2 * u->count, sizeof *f.held, err);
     if (status == KD_OK)
-        status = validate_on(r, seen, u->seen, u->seen_count, err);
-    for (size_t i = 0; i < u->count && status == KD_OK; i++)
-        status = judge(r, i, u->held_count > 0 ? &held[i] : NULL, &seen[i], err);
+        status = kd_alloc_array(&f.knn, u->count * KD_PROBE_KS, sizeof *f.knn, err);
+    if (status == KD_OK) {
+        f.seen = f.held + u->count;
+        status = measure(r, &f, err);
+    }
     if (status == KD_OK)
-        r->validated++;
+        status = record(r, &f, err);
     for (size_t i = 0; i < u->count && status == KD_OK; i++)
         if (u->students[i]->best_epoch == r->validated)
             status = save_best(r, u->students[i], err);
-    kd_free(held);
+    kd_free(f.knn);
+    kd_free(f.held);
     if (status == KD_OK)
         tell(r);
     kd_logbook_resume_clock(r->logbook, r->step);
@@ -398,6 +416,9 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     kd_logbook_finish(r->logbook, r->step);
     if (status != KD_OK)
         return status;
+    const kd_live *live = u->groups.group[0].source.live;
+    if (live != NULL)
+        kd_log(KD_LOG_INFO, "%.0f s of them in the teacher", kd_live_seconds(live));
     if (r->step < u->steps) {
         tell(r);
         KD_TRY(save_latest(r, err));

@@ -13,6 +13,7 @@
 #include "common/base/log.h"
 #include "common/base/threads.h"
 #include "common/image/augment.h"
+#include "train/live_config.h"
 #include "train/probe.h"
 
 static kd_status lock_run(kd_setup *s, kd_err *err) {
@@ -34,9 +35,9 @@ static kd_status lock_run(kd_setup *s, kd_err *err) {
 
 /* Replaces --teacher-layer 0 by the number that it stands for. All groups have the same layers. */
 static kd_status choose_layer(kd_setup *s, kd_err *err) {
-    const kd_cache *cache = s->groups.group[0].cache;
-    const kd_recipe *r = kd_cache_recipe(cache);
-    const char *path = kd_cache_shard_path(cache, 0);
+    const kd_source *source = &s->groups.group[0].source;
+    const kd_recipe *r = kd_source_recipe(source);
+    const char *path = kd_source_name(source);
     char stored[6 * KD_MAX_LAYERS + 1] = "";
     if (!kd_recipe_has(r, KD_FEATURE_CLS) && !kd_recipe_has(r, KD_FEATURE_PATCH))
         return kd_fail(err, KD_EUSAGE, "%s: the cache holds neither cls nor patch features, which are what students learn; make one with --features cls,patch", path);
@@ -55,12 +56,29 @@ static kd_status open_caches(kd_setup *s, kd_err *err) {
     int height, width;
     char have[KD_SIZE_TEXT];
     KD_TRY(kd_groups_open(&s->groups, c->cache.item, c->cache.count, err));
-    kd_group *first = &s->groups.group[0];
-    const kd_recipe *r = kd_cache_recipe(first->cache);
+    const kd_recipe *r = kd_source_recipe(&s->groups.group[0].source);
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     if (height != 0 && (height != r->image_h || width != r->image_w))
         return kd_fail(err, KD_EMISMATCH, "image_size is %s in %s and --image-size says %s; leave the option out", kd_image_size_text(r->image_h, r->image_w, have),
                        c->cache.item[0], c->image_size);
+    return KD_OK;
+}
+
+static kd_status open_live(kd_setup *s, kd_arena *arena, kd_err *err) {
+    kd_student_choice *choices;
+    kd_live *live;
+    KD_TRY(kd_student_choices(&choices, s->config, arena, err));
+    KD_TRY(kd_live_from_config(&live, s->config, choices, s->threads, err));
+    kd_groups_live(&s->groups, live);
+    return KD_OK;
+}
+
+static kd_status open_sources(kd_setup *s, kd_arena *arena, kd_err *err) {
+    const kd_train_config *c = s->config;
+    int height, width;
+    KD_TRY(c->live_teacher != NULL ? open_live(s, arena, err) : open_caches(s, err));
+    kd_group *first = &s->groups.group[0];
+    const kd_recipe *r = kd_source_recipe(&first->source);
     KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
     first->student_h = height > 0 ? height : r->image_h;
     first->student_w = height > 0 ? width : r->image_w;
@@ -73,9 +91,9 @@ static kd_status open_caches(kd_setup *s, kd_err *err) {
 static void describe_views(const kd_setup *s, kd_student_view views[KD_MAX_GROUPS]) {
     for (size_t k = 0; k < s->groups.count; k++) {
         const kd_group *g = &s->groups.group[k];
-        const kd_recipe *r = kd_cache_recipe(g->cache);
+        const kd_recipe *r = kd_source_recipe(&g->source);
         views[k] = (kd_student_view){.image_h = g->student_h, .image_w = g->student_w, .width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w,
-                                     .offer = {kd_cache_shard_path(g->cache, 0), r->target, r->targets}};
+                                     .offer = {kd_source_name(&g->source), r->target, r->targets}};
     }
 }
 
@@ -96,38 +114,39 @@ static kd_status check_students(const kd_setup *s, kd_err *err) {
 /* What a student learns, of the caches of all groups. */
 static kd_status choose_loss(const kd_setup *s, const kd_student_choice *choice, kd_loss *loss, kd_err *err) {
     for (size_t k = s->groups.count; k-- > 0;) { /* the first group's at last: that is what counts */
-        kd_cache *cache = s->groups.group[k].cache;
-        kd_loss_offer offer = {.recipe = kd_cache_recipe(cache), .cache = kd_cache_shard_path(cache, 0), .images = kd_cache_images(cache),
+        const kd_source *source = &s->groups.group[k].source;
+        kd_loss_offer offer = {.recipe = kd_source_recipe(source), .cache = kd_source_name(source), .images = kd_source_images(source),
                                .classes = s->teacher_head != NULL ? s->teacher_head->classes : 0};
         KD_TRY(kd_loss_from_config(loss, &choice->config, &offer, err));
         for (int i = 0; i < loss->pairs; i++) {
             kd_replay_target ignored;
-            KD_TRY(kd_replay_target_of(&ignored, cache, loss->pair[i].feature, loss->pair[i].layer, err));
+            KD_TRY(kd_replay_target_of(&ignored, source, loss->pair[i].feature, loss->pair[i].layer, err));
         }
     }
     return KD_OK;
 }
 
-kd_status kd_setup_create_student(kd_student **out, const kd_setup *s, size_t i, const kd_loss *loss, kd_backend *backend, kd_err *err) {
+kd_status kd_setup_create_student(kd_student **out, const kd_setup *s, size_t i, kd_backend *backend, kd_err *err) {
+    const kd_train_config *c = s->config;
     const kd_student_choice *choice = &s->choices[i];
     kd_student_spec spec = {.name = choice->model,
                             .label = choice->name,
                             .init = choice->config.init,
-                            .loss = loss,
+                            .config = &choice->config,
+                            .loss = &s->losses[i],
                             .teacher_head = s->teacher_head,
                             .views = (int)s->groups.count,
-                            .batch = (int)s->config->batch_size,
-                            .precision = strcmp(s->config->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
-                            .seed = (uint64_t)s->config->seed,
-                            .config = &choice->config};
+                            .batch = (int)c->batch_size,
+                            .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
+                            .seed = (uint64_t)c->seed};
     describe_views(s, spec.view);
     return kd_student_create(out, backend, &spec, err);
 }
 
-static kd_status open_students(kd_setup *s, const kd_loss *losses, kd_err *err) {
+static kd_status open_students(kd_setup *s, kd_err *err) {
     KD_TRY(kd_alloc_array(&s->students, s->config->students.count, sizeof *s->students, err));
     for (size_t i = 0; i < s->config->students.count; i++) {
-        KD_TRY(kd_setup_create_student(&s->students[i], s, i, &losses[i], s->backend, err));
+        KD_TRY(kd_setup_create_student(&s->students[i], s, i, s->backend, err));
         s->count++;
     }
     return KD_OK;
@@ -135,7 +154,7 @@ static kd_status open_students(kd_setup *s, const kd_loss *losses, kd_err *err) 
 
 /* Bytes of all views of a group as the students see them. */
 static uint64_t pixels_of(const kd_group *g) {
-    return kd_cache_view_total(g->cache) * (uint64_t)g->student_h * (uint64_t)g->student_w * 3;
+    return kd_source_views(&g->source) * (uint64_t)g->student_h * (uint64_t)g->student_w * 3;
 }
 
 /* What a student's pair learns of group k, added to the options when nobody before learns the same. It is standardised by the statistics of what is learnt of the first group, so that a head's
@@ -144,7 +163,7 @@ static kd_status add_target(const kd_setup *s, kd_student *t, size_t k, int pair
     const kd_pair *p = &t->loss.pair[pair];
     int grid = kd_pair_is_grid(p);
     kd_replay_target new;
-    KD_TRY(kd_replay_target_of(&new, s->groups.group[0].cache, grid ? kd_patch_feature(t->program[0].form[pair]) : p->feature, p->layer, err));
+    KD_TRY(kd_replay_target_of(&new, &s->groups.group[0].source, grid ? kd_patch_feature(t->program[0].form[pair]) : p->feature, p->layer, err));
     new.feature = grid ? kd_patch_feature(t->program[k].form[pair]) : p->feature;
     new.raw = p->scaling != KD_SCALING_STANDARD;
     t->program[k].sample[pair] = kd_replay_target_find(o->target, o->targets, &new);
@@ -166,7 +185,7 @@ static kd_status choose_targets(const kd_setup *s, size_t k, kd_replay_options *
 static kd_status open_replay(kd_setup *s, size_t k, double share, kd_err *err) {
     kd_group *g = &s->groups.group[k];
     const kd_train_config *c = s->config;
-    kd_replay_options o = {.cache = g->cache,
+    kd_replay_options o = {.source = g->source,
                            .images = c->images,
                            .list = c->null ? KD_LIST_NUL : KD_LIST_LINES,
                            .threads = s->threads,
@@ -213,10 +232,12 @@ static void hash_images(kd_setup *s) {
 
 /* --val-list: a byte for each image of the run, 1 = named. */
 static kd_status read_val_list(uint8_t **listed, const kd_setup *s, kd_err *err) {
-    const kd_cache *cache = s->groups.group[0].cache;
+    const kd_cache *cache = s->groups.group[0].source.cache;
     const char *path = s->config->val_list;
     uint8_t *chosen;
     size_t unknown, named = 0;
+    if (cache == NULL)
+        return kd_fail(err, KD_EUSAGE, "--val-list names images of a cache, and there is a live teacher; leave it out, and --val-fraction with the same --val-seed holds out the images that it would of a cache");
     KD_TRY(kd_image_list_read(&chosen, cache, path, 0, &unknown, err));
     kd_status status = kd_alloc_array(listed, s->groups.images, 1, err);
     for (size_t i = 0; i < s->groups.images && status == KD_OK; i++) {
@@ -332,9 +353,9 @@ static kd_status resolve(kd_setup *s, kd_arena *arena, kd_err *err) {
 
 /* Before memory for such a batch is asked for; how many of them remain to train on is known later. */
 static kd_status check_batch(const kd_setup *s, kd_err *err) {
-    size_t images = kd_cache_images(s->groups.group[0].cache);
+    size_t images = kd_source_images(&s->groups.group[0].source);
     if (images < (size_t)s->config->batch_size)
-        return kd_fail(err, KD_EUSAGE, "the cache has %zu images and --batch-size is %lld; give a smaller batch or more images", images, (long long)s->config->batch_size);
+        return kd_fail(err, KD_EUSAGE, "there are %zu images and --batch-size is %lld; give a smaller batch or more images", images, (long long)s->config->batch_size);
     return KD_OK;
 }
 
@@ -342,25 +363,30 @@ static kd_status check_batch(const kd_setup *s, kd_err *err) {
 static kd_status open_head(kd_setup *s, kd_err *err) {
     if (s->config->teacher_head == NULL)
         return KD_OK;
-    return kd_teacher_head_open(&s->teacher_head, s->config->teacher_head, kd_cache_recipe(s->groups.group[0].cache)->width, err);
+    return kd_teacher_head_open(&s->teacher_head, s->config->teacher_head, kd_source_recipe(&s->groups.group[0].source)->width, err);
+}
+
+/* A live teacher must run before it has statistics, which losses ask for. */
+static kd_status start_live(kd_setup *s, kd_err *err) {
+    kd_live *live = s->groups.group[0].source.live;
+    if (live == NULL)
+        return KD_OK;
+    KD_TRY(kd_backend_open(&s->backend, s->config->device, s->threads, err));
+    return kd_live_start(live, s->backend, err);
 }
 
 /* Losses before students, students before replays: each needs what the one before has chosen. */
 static kd_status open_learning(kd_setup *s, kd_err *err) {
     size_t n = s->config->students.count;
-    kd_loss *losses;
-    KD_TRY(kd_alloc_array(&losses, n, sizeof *losses, err));
-    kd_status status = KD_OK;
-    for (size_t i = 0; i < n && status == KD_OK; i++)
-        status = choose_loss(s, &s->choices[i], &losses[i], err);
-    if (status == KD_OK)
-        status = check_batch(s, err);
-    if (status == KD_OK)
-        status = kd_backend_open(&s->backend, s->config->device, s->threads, err);
-    if (status == KD_OK)
-        status = open_students(s, losses, err);
-    kd_free(losses);
-    return status == KD_OK ? open_replays(s, err) : status;
+    KD_TRY(start_live(s, err));
+    KD_TRY(kd_alloc_array(&s->losses, n, sizeof *s->losses, err));
+    for (size_t i = 0; i < n; i++)
+        KD_TRY(choose_loss(s, &s->choices[i], &s->losses[i], err));
+    KD_TRY(check_batch(s, err));
+    if (s->backend == NULL)
+        KD_TRY(kd_backend_open(&s->backend, s->config->device, s->threads, err));
+    KD_TRY(open_students(s, err));
+    return open_replays(s, err);
 }
 
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
@@ -368,8 +394,8 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     s->lock = -1;
     s->threads = config->threads > 0 ? (int)config->threads : kd_cpu_count();
     KD_TRY(kd_train_config_check(config, err));
-    KD_TRY(open_caches(s, err));
-    KD_TRY(kd_student_choices(&s->choices, config, arena, err)); /* copies of the options: after the caches have resolved them */
+    KD_TRY(open_sources(s, arena, err));
+    KD_TRY(kd_student_choices(&s->choices, config, arena, err)); /* copies of the options: after the sources have resolved them */
     KD_TRY(check_students(s, err));
     if (!kd_train_touches_nothing(config))
         KD_TRY(lock_run(s, err));
@@ -388,9 +414,10 @@ void kd_setup_close(kd_setup *s) {
     for (size_t i = 0; i < s->count; i++)
         kd_student_destroy(s->students[i]);
     kd_free(s->students);
+    kd_free(s->losses);
     kd_teacher_head_close(s->teacher_head);
+    kd_groups_close(&s->groups); /* a live teacher works on the backend */
     kd_backend_close(s->backend);
-    kd_groups_close(&s->groups);
     if (s->lock >= 0)
         close(s->lock);
     *s = (kd_setup){.lock = -1};
@@ -425,15 +452,16 @@ static int squeezed(const kd_group *g, const kd_recipe *r) {
 
 static void print_group(const kd_setup *s, size_t k) {
     const kd_group *g = &s->groups.group[k];
-    const kd_recipe *r = kd_cache_recipe(g->cache);
+    const kd_recipe *r = kd_source_recipe(&g->source);
     char sha[13], view[KD_SIZE_TEXT], size[KD_SIZE_TEXT], which[64] = "";
     kd_image_size_text(r->image_h, r->image_w, view);
     kd_image_size_text(g->student_h, g->student_w, size);
     kd_hex(sha, r->sha.b, 6);
     if (s->groups.count > 1)
         snprintf(which, sizeof which, "recipe %zu of %zu: ", k + 1, s->groups.count);
-    kd_log(KD_LOG_INFO, "%scache %s: recipe %s, %zu images, %" PRIu64 " views of %s px, targets of layer %d, width %d%s, patches on %dx%d", which, kd_cache_shard_path(g->cache, 0),
-           sha, kd_cache_images(g->cache), kd_cache_view_total(g->cache), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "", r->grid_h, r->grid_w);
+    kd_log(KD_LOG_INFO, "%s%s %s: recipe %s, %zu images, %" PRIu64 " views of %s px, targets of layer %d, width %d%s, patches on %dx%d", which,
+           g->source.live != NULL ? "live teacher" : "cache", kd_source_name(&g->source),
+           sha, kd_source_images(&g->source), kd_source_views(&g->source), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "", r->grid_h, r->grid_w);
     kd_log(KD_LOG_INFO, "%simages %s: %zu found, %zu missing, %zu other files ignored", which, s->config->images, kd_replay_images(g->replay), kd_replay_missing(g->replay), kd_replay_extra(g->replay));
     if (squeezed(g, r))
         kd_log(KD_LOG_WARN, "the students see views of %s px squeezed to %s px; --student-size with the same aspect ratio keeps shapes as they are", view, size);
@@ -457,6 +485,11 @@ static void print_plan(const kd_setup *s) {
     for (size_t k = 1; k < s->groups.count; k++) {
         print_views(s, &s->groups.group[k], views, sizeof views);
         kd_log(KD_LOG_INFO, "and from recipe %zu with %s", k + 1, views);
+    }
+    if (s->groups.group[0].source.live != NULL) {
+        kd_log(KD_LOG_INFO, "the teacher runs in every step, on %lld views at once in %s, memory %s", (long long)c->teacher_batch, strcmp(c->teacher_precision, "auto") == 0 ? c->precision : c->teacher_precision,
+               kd_io_size_text(kd_live_device_bytes(s->groups.group[0].source.live), memory, sizeof memory));
+        return;
     }
     for (size_t k = 0; k < s->groups.count; k++)
         pixels += pixels_of(&s->groups.group[k]);

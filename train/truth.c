@@ -137,9 +137,9 @@ static kd_status report_pairs(const kd_setup *s, const kd_student *t, const entr
 static kd_status compare_student(const kd_setup *s, size_t i, kd_backend *ref, kd_err *err) {
     kd_student *pair[2] = {s->students[i], NULL};
     entries e = {.names = kd_arena_create()};
-    kd_status status = e.names != NULL ? kd_setup_create_student(&pair[1], s, i, &pair[0]->loss, ref, err) : kd_fail(err, KD_EFAIL, "out of memory");
+    kd_status status = e.names != NULL ? kd_setup_create_student(&pair[1], s, i, ref, err) : kd_fail(err, KD_EFAIL, "out of memory");
     for (int k = 0; k < pair[0]->programs && status == KD_OK; k++)
-        memcpy(pair[1]->program[k].sample, pair[0]->program[k].sample, sizeof pair[0]->program[k].sample);
+        memcpy(pair[1]->program[k].sample, pair[0]->program[k].sample, sizeof pair[1]->program[k].sample);
     if (status == KD_OK)
         status = put_first_batch(s, pair, 2, err);
     for (int k = 0; k < pair[0]->programs && status == KD_OK; k++)

@@ -30,11 +30,11 @@ static int drop(void **state) {
 }
 
 static kd_replay_options options(kd_cache *c) {
-    kd_replay_options o = {.cache = c, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .targets = 1, .view_memory = 1 << 20, .ahead = 4};
-    assert_ok(kd_replay_target_of(&o.target[0], c, KD_FEATURE_CLS, 1, &err));
+    kd_replay_options o = {.source = {.cache = c}, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .targets = 1, .view_memory = 1 << 20, .ahead = 4};
+    assert_ok(kd_replay_target_of(&o.target[0], &(kd_source){.cache = c}, KD_FEATURE_CLS, 1, &err));
     o.targets += kd_recipe_has(kd_cache_recipe(c), KD_FEATURE_PATCH);
     if (o.targets > 1)
-        assert_ok(kd_replay_target_of(&o.target[1], c, KD_FEATURE_PATCH, 1, &err));
+        assert_ok(kd_replay_target_of(&o.target[1], &(kd_source){.cache = c}, KD_FEATURE_PATCH, 1, &err));
     return o;
 }
 
@@ -387,7 +387,7 @@ static void a_cache_of_cls_alone_serves_cls_alone(void **state) {
     kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 0, NULL);
     kd_replay_options o = options(c);
     kd_replay *r;
-    assert_int_equal(kd_replay_target_of(&o.target[1], c, KD_FEATURE_PATCH, 1, &err), KD_EUSAGE);
+    assert_int_equal(kd_replay_target_of(&o.target[1], &(kd_source){.cache = c}, KD_FEATURE_PATCH, 1, &err), KD_EUSAGE);
     assert_contains(err.msg, "--patch-weight 0");
     assert_ok(kd_replay_create(&r, &o, &err));
     assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);

@@ -73,7 +73,7 @@ static kd_train_config config(const char *extra, const char *value) {
 /* The targets of the layer that the setup has chosen, against the formula and that layer's statistics. */
 static void expect_targets(const kd_setup *s, uint16_t layer) {
     kd_replay *replay = s->groups.group[0].replay;
-    kd_cache *cache = s->groups.group[0].cache;
+    kd_cache *cache = s->groups.group[0].source.cache;
     kd_replay_item items[IMAGES];
     kd_sample sample;
     for (uint32_t i = 0; i < IMAGES; i++)

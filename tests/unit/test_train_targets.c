@@ -76,12 +76,12 @@ static void one_pass_hands_out_every_target_standardised(void **state) {
     static const float tolerance[4] = {1e-5f, 8e-3f, 4e-3f, 1e-4f}; /* full is exact in f16 here, and so is U^T t where U is the identity; sums and means are rounded */
     kd_cache *c = make("x.kdc", "full,adjoint:1x2,pool:2x1,adjoint:2x3");
     const kd_recipe *r = kd_cache_recipe(c);
-    kd_replay_options o = {.cache = c, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .ahead = 4, .targets = 4};
+    kd_replay_options o = {.source = {.cache = c}, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .ahead = 4, .targets = 4};
     kd_replay *replay;
     kd_replay_item items[IMAGES];
     kd_sample s;
     for (int i = 0; i < 4; i++)
-        assert_ok(kd_replay_target_of(&o.target[i], c, kd_patch_feature(i), 1, &err));
+        assert_ok(kd_replay_target_of(&o.target[i], &(kd_source){.cache = c}, kd_patch_feature(i), 1, &err));
     for (int i = 1; i < 4; i += 2) /* an adjoint target's statistics are those of the tokens */
         for (int k = 0; k < TF_WIDTH; k++)
             assert_true(fabsf(o.target[i].mean[k] - o.target[0].mean[k]) < 1e-3f && fabsf(o.target[i].std - o.target[0].std) < 1e-3f);

@@ -1,11 +1,14 @@
-/* Feature lists: the values of --features, --layers and --patch-target, as kd-precompute and kd-cache take them.
+/* Feature lists: the values of --features, --layers and --patch-target, as all programs take them.
  *
  * Layers are numbered from the end, as DINOv2's get_intermediate_layers(n) counts: 1 is the last block's output, `depth` the first block's. "all:0,11" names blocks from the start instead and
  * means the same things. The order on the command line doesn't matter: both are sets. Pure functions. */
-#ifndef KD_CACHE_FEATURE_LIST_H
-#define KD_CACHE_FEATURE_LIST_H
+#ifndef KD_COMMON_TENSOR_FEATURE_LIST_H
+#define KD_COMMON_TENSOR_FEATURE_LIST_H
 
-#include "cache/identity.h"
+#include <stddef.h>
+
+#include "common/tensor/feature.h"
+#include "common/tensor/target.h"
 
 /* "cls,patch" -> bits 1 << KD_FEATURE_*. KD_EUSAGE: an unknown name (with the nearest), one given twice, none. */
 kd_status kd_features_parse(const char *text, unsigned *features, kd_err *err);

@@ -1,4 +1,4 @@
-#include "precompute/teacher.h"
+#include "kernels/nn/teacher.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -163,4 +163,15 @@ kd_status kd_teacher_encode(kd_teacher *t, kd_feature f, uint16_t layer, int tar
     KD_TRY(v->download(t->backend, payload, t->payload, rows * kd_encode_bytes(&e), err));
     KD_TRY(v->download(t->backend, stats, t->stats, rows * sizeof *stats, err));
     return check_stored(t, &e, f, layer, stats, count, err);
+}
+
+json_t *kd_teacher_json(const kd_model_info *model, const kd_sha256 *weights) {
+    const kd_vit_spec *v = &model->vit;
+    const char *positions = v->periods > 0 ? "rope" : kd_pos_profile_name(v->positions);
+    const float *m = model->mean, *s = model->std;
+    char hex[65];
+    kd_hex(hex, weights->b, sizeof weights->b);
+    return json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:[f,f,f], s:[f,f,f]}", "sha256", hex, "tensors", v->prefix, "family", kd_vit_family_name(v->family), "width", v->width,
+                     "depth", v->depth, "heads", v->heads, "patch", v->patch, "registers", v->registers, "positions", positions, "layer_norm_eps", v->ln_eps, "mean", (double)m[0], (double)m[1],
+                     (double)m[2], "std", (double)s[0], (double)s[1], (double)s[2]);
 }

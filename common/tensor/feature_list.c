@@ -1,4 +1,4 @@
-#include "cache/feature_list.h"
+#include "common/tensor/feature_list.h"
 
 #include <stdio.h>
 #include <string.h>

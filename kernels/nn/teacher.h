@@ -1,6 +1,6 @@
 /* Teacher: a frozen ViT from a weight file, prepared for one batch size, that turns uint8 views into encoded features.
  *
- * Third station of the way of the data: views -> features -> payloads ready for cache/record.h.
+ * Third station of the way of the data: views -> features -> payloads, ready for the records of a cache, or in f32 for a student that learns from the teacher itself.
  *
  *     kd_teacher_config c = {.model = &model, .choice = &plan.choice, .height = 224, .width = 224, .batch = 16, .precision = KD_BF16,
  *                            .target = targets, .targets = 2, .store = KD_I8};
@@ -11,10 +11,13 @@
  *
  * The batch is always padded to its full size, so that what shares a batch with a view can't change the view's bits.
  * Thread rule: one thread. */
-#ifndef KD_PRECOMPUTE_TEACHER_H
-#define KD_PRECOMPUTE_TEACHER_H
+#ifndef KD_KERNELS_NN_TEACHER_H
+#define KD_KERNELS_NN_TEACHER_H
 
-#include "cache/record.h"
+#include "common/base/hash.h"
+#include "common/base/json.h"
+#include "common/tensor/encode.h"
+#include "common/tensor/feature.h"
 #include "kernels/nn/models.h"
 
 typedef struct kd_teacher_config {
@@ -24,7 +27,7 @@ typedef struct kd_teacher_config {
     kd_dtype precision;
     const kd_target *target; /* the forms in which patch tokens will be encoded, `targets` of them; 0: full alone */
     int targets;
-    kd_dtype store; /* KD_F16, KD_BF16, KD_I8: of every record */
+    kd_dtype store; /* KD_F16, KD_BF16, KD_I8: of every record; KD_F32: values as the teacher gives them */
 } kd_teacher_config;
 
 typedef struct kd_teacher kd_teacher;
@@ -45,5 +48,8 @@ kd_status kd_teacher_run(kd_teacher *t, const uint8_t *views, int count, kd_err 
 /* After run: `count` records of output f of a chosen layer (the smallest number when layers are joined), kd_encode_bytes of their kd_teacher_spec each, and their statistics.
  * KD_ENONFINITE, naming the row, when a value is NaN, infinite or beyond what the stored type holds. */
 kd_status kd_teacher_encode(kd_teacher *t, kd_feature f, uint16_t layer, int target, int count, uint8_t *payload, kd_encode_stats *stats, kd_err *err);
+
+/* What a recipe says of the teacher (cache/identity.h). New reference; NULL when memory is out. */
+json_t *kd_teacher_json(const kd_model_info *model, const kd_sha256 *weights);
 
 #endif
