@@ -1,7 +1,6 @@
 #include "train/run.h"
 
 #include <dirent.h>
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -12,23 +11,22 @@
 #include "common/base/rng.h"
 #include "common/base/threads.h"
 #include "train/checkpoint.h"
+#include "train/dump.h"
 #include "train/export.h"
-#include "train/metrics.h"
-#include "train/setup.h"
-#include "train/step.h"
-#include "train/validate.h"
+#include "train/logbook.h"
+#include "train/neighbourhood.h"
+#include "train/probe.h"
+#include "train/report.h"
+#include "train/truth.h"
 
 /* Where a run stands. `step` and `validated` say everything about what comes next: all draws are functions of them. */
 typedef struct run {
     kd_setup setup;
     int64_t step;      /* steps done */
     int64_t validated; /* epochs that were validated and logged */
-    kd_metrics *metrics;
-    kd_progress *progress;
+    kd_logbook *logbook;
     char *latest;
-    double begun, checkpointed;          /* times */
-    double logged_at, logged_wait;       /* at the last line of metrics */
-    int64_t logged_step;
+    double checkpointed;                  /* time */
     kd_replay_item *items[KD_MAX_GROUPS]; /* of the epoch's remaining steps */
     uint32_t *order;
 } run;
@@ -43,16 +41,15 @@ static const char *cache_key(size_t k, char key[32]) {
     return key;
 }
 
-static json_t *run_json(const run *r, uint64_t metrics_bytes) {
+static json_t *run_json(const run *r) {
     const kd_setup *s = &r->setup;
     char sha[65], images[33], key[32];
     json_t *recipe = kd_source_recipe(&s->groups.group[0].source)->json;
     json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
     kd_hex(sha, kd_source_recipe(&s->groups.group[0].source)->sha.b, 32);
     kd_hex(images, s->images.b, 16);
-    json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
-                             (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "metrics_bytes", (json_int_t)metrics_bytes, "threads",
-                             s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
+    json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
+                             (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "threads", s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
         kd_hex(sha, kd_source_recipe(&s->groups.group[k].source)->sha.b, 32);
         json_object_set_new(json, cache_key(k, key), json_string(sha));
@@ -62,12 +59,12 @@ static json_t *run_json(const run *r, uint64_t metrics_bytes) {
 
 /* best: only the student at that place, without optimizer. */
 static kd_status save(run *r, const char *path, kd_student *const *students, size_t n, int with_moments, kd_err *err) {
-    uint64_t bytes;
-    KD_TRY(kd_metrics_sync(r->metrics, &bytes, err));
-    json_t *json = run_json(r, bytes);
+    json_t *json = run_json(r);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
-    kd_status status = kd_checkpoint_write(path, students, n, json, with_moments, err);
+    kd_status status = kd_logbook_store(r->logbook, json, err);
+    if (status == KD_OK)
+        status = kd_checkpoint_write(path, students, n, json, with_moments, err);
     json_decref(json);
     return status;
 }
@@ -97,7 +94,7 @@ static kd_status same(const json_t *stored, const char *key, const json_t *now, 
 
 static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
     char key[32];
-    json_t *now = run_json(r, 0);
+    json_t *now = run_json(r);
     if (now == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
     kd_status status = KD_OK;
@@ -118,9 +115,9 @@ static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
     return status;
 }
 
-static kd_status resume(run *r, uint64_t *metrics_bytes, kd_err *err) {
+static kd_status resume(run *r, kd_err *err) {
     kd_checkpoint *c;
-    long long step = 0, validated = 0, bytes = 0;
+    long long step = 0, validated = 0;
     KD_TRY(kd_checkpoint_open(&c, r->latest, err));
     const json_t *stored = kd_checkpoint_run(c);
     kd_status status = check_same(r, stored, err);
@@ -130,129 +127,109 @@ static kd_status resume(run *r, uint64_t *metrics_bytes, kd_err *err) {
         status = kd_json_get_int(stored, "step", r->latest, &step, err);
     if (status == KD_OK)
         status = kd_json_get_int(stored, "validated", r->latest, &validated, err);
-    if (status == KD_OK)
-        status = kd_json_get_int(stored, "metrics_bytes", r->latest, &bytes, err);
-    kd_checkpoint_close(c);
     if (status == KD_OK && (step < 0 || step > r->setup.steps || validated < 0 || validated > step / r->setup.epoch_steps))
         status = kd_fail(err, KD_EFAIL, "%s: step %lld of %lld with %lld validated epochs can't be; the file is damaged", r->latest, step, (long long)r->setup.steps, validated);
     r->step = step;
     r->validated = validated;
-    *metrics_bytes = (uint64_t)bytes;
+    if (status == KD_OK)
+        status = kd_logbook_open(&r->logbook, &r->setup, stored, step, err);
+    kd_checkpoint_close(c);
     return status;
-}
-
-/* ---- metrics ---- */
-
-/* prefix_TERM of every term: values[i] / n. */
-static void put_terms(json_t *line, const char *prefix, const kd_loss *loss, const double *values, double n) {
-    char key[2 * KD_TERM_NAME];
-    for (int i = 0; i < loss->terms && line != NULL; i++) {
-        snprintf(key, sizeof key, "%s_%s", prefix, loss->term[i].name);
-        json_object_set_new(line, key, json_real(values[i] / n));
-    }
-}
-
-static kd_status log_step(run *r, const kd_student *s, const kd_step_result *x, double lr, kd_err *err) {
-    const kd_setup *u = &r->setup;
-    double seconds = kd_now() - r->logged_at, wait = kd_groups_wait_seconds(&u->groups) - r->logged_wait;
-    double images = (double)((r->step + 1 - r->logged_step) * u->config->batch_size);
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)(r->step + 1), "epoch", (json_int_t)(r->step / u->epoch_steps + 1), "student", s->name, "loss", x->loss);
-    put_terms(line, "loss", &s->loss, x->term, 1);
-    for (int k = 0; k < s->programs && s->programs > 1 && line != NULL; k++) {
-        char key[24];
-        snprintf(key, sizeof key, "loss_recipe_%d", k + 1);
-        json_object_set_new(line, key, json_real(x->group[k]));
-    }
-    json_t *rest = json_pack("{s:f, s:f, s:f, s:f}", "lr", lr, "grad_norm", x->grad_norm, "images_per_s", seconds > 0 ? images / seconds : 0.0, "data_wait",
-                             seconds > 0 ? wait / seconds : 0.0);
-    if (line != NULL)
-        json_object_update(line, rest);
-    json_decref(rest);
-    return kd_metrics_write(r->metrics, line, err);
-}
-
-static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss *loss) {
-    static const char *const name[KD_TARGETS] = {"cls", "patch"};
-    char key[64];
-    snprintf(key, sizeof key, "%s_loss", prefix);
-    json_object_set_new(line, key, json_real(v->loss)); /* json_real refuses NaN; the key is then absent */
-    put_terms(line, key, loss, v->term, 1);
-    for (int f = 0; f < KD_TARGETS; f++) {
-        snprintf(key, sizeof key, "%s_r2_%s", prefix, name[f]);
-        json_object_set_new(line, key, json_real(v->r2[f]));
-        snprintf(key, sizeof key, "%s_cos_%s", prefix, name[f]);
-        json_object_set_new(line, key, json_real(v->cosine[f]));
-    }
-}
-
-/* "R2 cls 0.512 patch 0.401, cos cls 0.7 ..": what means something for the loss. */
-static const char *quality_text(const kd_val_result *v, char *buf, size_t cap) {
-    static const char *const name[KD_TARGETS] = {"cls", "patch"};
-    size_t used = 0;
-    buf[0] = '\0';
-    for (int kind = 0; kind < 2; kind++) {
-        const double *value = kind == 0 ? v->r2 : v->cosine;
-        int said = 0;
-        for (int f = 0; f < KD_TARGETS && used < cap; f++)
-            if (!isnan(value[f]))
-                used += (size_t)snprintf(buf + used, cap - used, "%s%s %.3f", said++ > 0 ? " " : kind == 0 ? ", R2 " : ", cos ", name[f], value[f]);
-    }
-    return buf;
-}
-
-static kd_status log_epoch(run *r, const kd_student *s, const kd_val_result *held, const kd_val_result *seen, int best, kd_err *err) {
-    double n = s->summed > 0 ? (double)s->summed : 1;
-    int64_t epoch = r->validated + 1;
-    char here[120], there[120];
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)r->step, "epoch", (json_int_t)epoch, "student", s->name, "train_loss", s->sum[0] / n);
-    if (line == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory for a line of metrics");
-    put_terms(line, "train_loss", &s->loss, s->sum + 1, n);
-    if (held != NULL)
-        put_validation(line, "val", held, &s->loss);
-    put_validation(line, "seen", seen, &s->loss);
-    json_object_set_new(line, "best", json_boolean(best));
-    const kd_val_result *v = held != NULL ? held : seen;
-    kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f%s (seen: loss %.4f%s)%s", (long long)epoch, (long long)r->setup.config->epochs, s->name, s->sum[0] / n,
-           held != NULL ? "val" : "seen", v->loss, quality_text(v, here, sizeof here), seen->loss, quality_text(seen, there, sizeof there), best ? ", best so far" : "");
-    return kd_metrics_write(r->metrics, line, err);
 }
 
 /* ---- an epoch ---- */
 
-static kd_status validate_epoch(run *r, kd_err *err) {
+/* The losses of all students on some views, and what they keep of the teacher's neighbourhoods. */
+static kd_status validate_on(run *r, kd_val_result *results, const kd_replay_item *items, size_t count, kd_err *err) {
     kd_setup *u = &r->setup;
-    kd_val_result *held, *seen;
+    kd_neighbourhood h = {0};
+    kd_status status = kd_neighbourhood_begin(&h, u, items, count, err);
+    if (status == KD_OK)
+        status = kd_validate(results, u->students, u->count, u->groups.group[0].replay, items, count, &(kd_val_watch){kd_neighbourhood_see, &h}, err);
+    if (status == KD_OK)
+        status = kd_neighbourhood_measure(&h, results, err);
+    kd_neighbourhood_end(&h);
+    return status;
+}
+
+/* Pictures among the events and report.html. They are for looking at: a failure is said and the training goes on. */
+static void tell(run *r) {
+    kd_setup *u = &r->setup;
+    kd_maps maps = {0};
+    kd_err err = {0};
+    kd_status status = kd_maps_make(&maps, u, &err);
+    for (size_t i = 0; i < u->count && status == KD_OK; i++)
+        status = kd_logbook_maps(r->logbook, i, r->step, &maps, &err);
+    if (status == KD_OK)
+        status = kd_report_write(u, r->step, &maps, &err);
+    kd_maps_free(&maps);
+    if (status != KD_OK)
+        kd_log(KD_LOG_WARN, "%s/report.html isn't up to date: %s", u->config->out, err.msg);
+}
+
+/* What an epoch's end measures, by student. Everything is measured before anything of it is written, so that a run that is interrupted here goes on with the same lines. */
+typedef struct findings {
+    kd_val_result *held, *seen; /* held: nothing in it when nothing is held out */
+    kd_knn_result *knn;         /* [students][KD_PROBE_KS] */
+    int has_knn;
+} findings;
+
+static kd_status measure(run *r, findings *f, kd_err *err) {
+    kd_setup *u = &r->setup;
     kd_replay *replay = u->groups.group[0].replay;
     for (size_t i = 0; i < u->seen_count; i++) {
         const kd_image_entry *e = kd_replay_image(replay, u->seen[i].image);
         u->seen[i].view = kd_epoch_view(&e->image, (uint32_t)r->validated, e->views);
     }
-    KD_TRY(kd_alloc_array(&held, 2 * u->count, sizeof *held, err));
-    seen = held + u->count;
-    kd_status status = u->held_count > 0 ? kd_validate(held, u->students, u->count, replay, u->held, u->held_count, err) : KD_OK;
-    if (status == KD_OK)
-        status = kd_validate(seen, u->students, u->count, replay, u->seen, u->seen_count, err);
-    for (size_t i = 0; i < u->count && status == KD_OK; i++) {
+    if (u->held_count > 0)
+        KD_TRY(validate_on(r, f->held, u->held, u->held_count, err));
+    KD_TRY(validate_on(r, f->seen, u->seen, u->seen_count, err));
+    f->has_knn = kd_probe_is_due(u, r->validated + 1);
+    for (size_t i = 0; i < u->count && f->has_knn; i++)
+        KD_TRY(kd_probe_knn(u, u->students[i], f->knn + i * KD_PROBE_KS, err));
+    return KD_OK;
+}
+
+/* The students' lines of the epoch; keeps the best. */
+static kd_status record(run *r, const findings *f, kd_err *err) {
+    kd_setup *u = &r->setup;
+    for (size_t i = 0; i < u->count; i++) {
         kd_student *s = u->students[i];
-        int best = u->held_count == 0 || held[i].loss < s->best_loss;
-        status = log_epoch(r, s, u->held_count > 0 ? &held[i] : NULL, &seen[i], best, err);
-        if (best) {
-            s->best_loss = u->held_count > 0 ? held[i].loss : seen[i].loss;
-            s->best_epoch = r->validated + 1;
+        const kd_val_result *held = u->held_count > 0 ? &f->held[i] : NULL, *v = held != NULL ? held : &f->seen[i];
+        kd_epoch_facts facts = {.epoch = r->validated + 1, .held = held, .seen = &f->seen[i], .knn = f->knn + i * KD_PROBE_KS, .knn_count = f->has_knn ? KD_PROBE_KS : 0,
+                                .best = held == NULL || held->loss < s->best_loss};
+        KD_TRY(kd_logbook_epoch(r->logbook, i, r->step, &facts, err));
+        if (facts.best) {
+            s->best_loss = v->loss;
+            s->best_epoch = facts.epoch;
         }
         memset(s->sum, 0, sizeof s->sum);
         s->summed = 0;
     }
+    r->validated++;
+    return KD_OK;
+}
+
+static kd_status validate_epoch(run *r, kd_err *err) {
+    kd_setup *u = &r->setup;
+    findings f = {0};
+    kd_status status = kd_alloc_array(&f.held, 2 * u->count, sizeof *f.held, err);
     if (status == KD_OK)
-        r->validated++;
+        status = kd_alloc_array(&f.knn, u->count * KD_PROBE_KS, sizeof *f.knn, err);
+    if (status == KD_OK) {
+        f.seen = f.held + u->count;
+        status = measure(r, &f, err);
+    }
+    if (status == KD_OK)
+        status = record(r, &f, err);
     for (size_t i = 0; i < u->count && status == KD_OK; i++)
         if (u->students[i]->best_epoch == r->validated)
             status = save_best(r, u->students[i], err);
-    kd_free(held);
-    r->logged_at = kd_now(); /* speeds are those of training */
-    r->logged_step = r->step;
-    r->logged_wait = kd_groups_wait_seconds(&u->groups);
+    kd_free(f.knn);
+    kd_free(f.held);
+    if (status == KD_OK)
+        tell(r);
+    kd_logbook_resume_clock(r->logbook, r->step);
     return status == KD_OK ? save_latest(r, err) : status;
 }
 
@@ -283,8 +260,6 @@ static kd_status fill_batch(run *r, kd_err *err) {
 
 static kd_status step_students(run *r, kd_err *err) {
     kd_setup *u = &r->setup;
-    int line = (r->step + 1) % u->config->log_every == 0;
-    char extra[64] = "";
     for (size_t i = 0; i < u->count; i++) {
         kd_student *s = u->students[i];
         kd_schedule schedule = {.base = s->hyper.lr, .warmup = u->warmup_steps, .total = u->steps};
@@ -299,18 +274,11 @@ static kd_status step_students(run *r, kd_err *err) {
             *err = cause;
             return status;
         }
-        if (line)
-            KD_TRY(log_step(r, s, &x, lr, err));
-        snprintf(extra, sizeof extra, "loss %.4f", x.loss);
+        KD_TRY(kd_dump_step(u, s, r->step + 1, lr, &x, err));
+        kd_logbook_step(r->logbook, i, &x, lr);
     }
     r->step++;
-    if (line) {
-        r->logged_at = kd_now();
-        r->logged_step = r->step;
-        r->logged_wait = kd_groups_wait_seconds(&u->groups);
-    }
-    kd_progress_update(r->progress, (uint64_t)(r->step * u->config->batch_size), kd_groups_wait_seconds(&u->groups), extra);
-    return KD_OK;
+    return kd_logbook_stepped(r->logbook, r->step, err);
 }
 
 /* Steps up to `end`, inside one epoch. At every step boundary the run can stop. */
@@ -381,25 +349,23 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     kd_setup *u = &r->setup;
     const kd_train_config *c = u->config;
     char *log = kd_arena_printf(arena, "%s/train.log", c->out), *yaml = kd_arena_printf(arena, "%s/config.resolved.yaml", c->out);
-    char *metrics = kd_arena_printf(arena, "%s/metrics.jsonl", c->out);
-    uint64_t keep = 0;
     r->latest = kd_checkpoint_path(c->out, "latest", NULL);
-    if (log == NULL || yaml == NULL || metrics == NULL || r->latest == NULL)
+    if (log == NULL || yaml == NULL || r->latest == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
     KD_TRY(kd_log_open_file(log, err));
     remove_leftovers(c->out, "checkpoints");
     remove_leftovers(c->out, "exported");
     if (kd_io_exists(r->latest)) {
-        KD_TRY(resume(r, &keep, err));
+        KD_TRY(resume(r, err));
         kd_log(KD_LOG_INFO, "resuming after step %lld of %lld", (long long)r->step, (long long)u->steps);
+    } else {
+        KD_TRY(kd_logbook_open(&r->logbook, u, NULL, 0, err));
     }
     KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
-    KD_TRY(kd_metrics_open(&r->metrics, metrics, keep, err));
     KD_TRY(kd_alloc_array(&r->order, u->split.train_count, sizeof *r->order, err));
     for (size_t k = 0; k < u->groups.count; k++)
         KD_TRY(kd_alloc_array(&r->items[k], (size_t)u->epoch_steps * (size_t)c->batch_size, sizeof *r->items[k], err));
-    r->begun = r->checkpointed = r->logged_at = kd_now();
-    r->logged_step = r->step;
+    r->checkpointed = kd_now();
     return KD_OK;
 }
 
@@ -443,21 +409,18 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     const kd_train_config *c = u->config;
     KD_TRY(open_run(r, arena, err));
     kd_setup_print(u);
-    int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps, first = r->step;
-    r->progress = kd_progress_create("train", "image", (uint64_t)(u->steps * c->batch_size), (uint64_t)(first * c->batch_size), c->json);
+    int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps;
+    KD_TRY(kd_truth_watch(u, err));
+    KD_TRY(kd_dump_start(u, r->step, err));
     kd_status status = train_to(r, last, err);
-    kd_progress_finish(r->progress);
+    kd_logbook_finish(r->logbook, r->step);
     if (status != KD_OK)
         return status;
-    double seconds = kd_now() - r->begun;
     const kd_live *live = u->groups.group[0].source.live;
-    char teacher[64] = "";
     if (live != NULL)
-        snprintf(teacher, sizeof teacher, ", %.0f%% in the teacher", 100 * kd_live_seconds(live) / seconds);
-    if (r->step > first)
-        kd_log(KD_LOG_INFO, "%lld steps in %.0f s: %.1f images/s with validation, %.0f%% of the time waiting for data%s", (long long)(r->step - first), seconds,
-               (double)((r->step - first) * c->batch_size) / seconds, 100 * kd_groups_wait_seconds(&u->groups) / seconds, teacher);
+        kd_log(KD_LOG_INFO, "%.0f s of them in the teacher", kd_live_seconds(live));
     if (r->step < u->steps) {
+        tell(r);
         KD_TRY(save_latest(r, err));
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->step, (long long)u->steps);
         return KD_OK;
@@ -470,9 +433,11 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
     kd_status status = kd_setup_open(&r.setup, c, arena, err);
     if (status == KD_OK && c->dry_run)
         kd_setup_print(&r.setup);
+    else if (status == KD_OK && kd_truth_wanted(c))
+        status = kd_truth_run(&r.setup, err);
     else if (status == KD_OK)
         status = train(&r, arena, err);
-    kd_metrics_close(r.metrics);
+    kd_logbook_close(r.logbook);
     kd_free(r.latest);
     for (int k = 0; k < KD_MAX_GROUPS; k++)
         kd_free(r.items[k]);

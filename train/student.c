@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/image/augment.h"
 
@@ -111,6 +112,8 @@ kd_status kd_student_create(kd_student **out, kd_backend *backend, const kd_stud
         status = describe(s, spec, weights, err);
     if (status == KD_OK)
         status = build(s, spec, weights, err);
+    if (status == KD_OK && weights != NULL) /* a checkpoint may hold several models: which one was taken */
+        kd_log(KD_LOG_INFO, "%s starts with the weights of %s (%s)", s->name, kd_weights_path(weights), kd_weights_container(weights));
     kd_weights_close(weights);
     if (status != KD_OK) {
         kd_student_destroy(s);
