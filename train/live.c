@@ -4,13 +4,13 @@
 #include <string.h>
 
 #include "cache/recipe.h"
-#include "cache/stats.h"
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
 #include "common/base/threads.h"
 #include "common/data/views.h"
 #include "kernels/nn/teacher.h"
+#include "train/live_stats.h"
 
 /* What a loader thread re-uses. */
 typedef struct worker {
@@ -19,7 +19,7 @@ typedef struct worker {
 } worker;
 
 struct kd_live {
-    char *name;
+    char *name, *statistics; /* statistics: NULL, or where they are kept */
     kd_weights *weights; /* until the teacher has read them */
     kd_model_info model;
     kd_layer_choice choice;
@@ -104,7 +104,8 @@ static kd_status open_all(kd_live *l, const kd_live_options *o, kd_err *err) {
     l->targets = o->targets;
     memcpy(l->target, o->target, (size_t)o->targets * sizeof *l->target);
     l->name = kd_strdup(o->weights);
-    if (l->name == NULL)
+    l->statistics = o->statistics != NULL ? kd_strdup(o->statistics) : NULL;
+    if (l->name == NULL || (o->statistics != NULL && l->statistics == NULL))
         return kd_fail(err, KD_EFAIL, "out of memory for the live teacher");
     KD_TRY(open_teacher_file(l, o, err));
     KD_TRY(open_images(l, o, err));
@@ -162,6 +163,7 @@ void kd_live_close(kd_live *l) {
     kd_locator_destroy(l->files);
     kd_dataset_close(&l->data);
     kd_weights_close(l->weights);
+    kd_free(l->statistics);
     kd_free(l->name);
     kd_free(l);
 }
@@ -321,7 +323,6 @@ static kd_status open_sums(kd_live *l, kd_err *err) {
 static kd_status open_census(census *c, kd_err *err) {
     kd_live *l = c->l;
     size_t batch = (size_t)l->batch;
-    KD_TRY(open_sums(l, err));
     KD_TRY(kd_alloc_array(&c->pixels, batch, view_bytes(l), err));
     KD_TRY(kd_alloc_array(&c->square, batch, sizeof *c->square, err));
     return kd_alloc_array(&c->values, batch, kd_recipe_largest(&l->recipe) * sizeof *c->values, err);
@@ -347,18 +348,50 @@ static kd_status take_census(kd_live *l, kd_err *err) {
     kd_free(c.pixels);
     kd_free(c.square);
     kd_free(c.values);
-    if (status != KD_OK)
-        free_sums(l);
     l->seconds = 0;
     return status;
+}
+
+/* What statistics are of: the recipe, the images and the number of their views. */
+static void census_name(const kd_live *l, char out[33]) {
+    kd_sha256 ids = kd_sha256_of(l->id, l->images * sizeof *l->id);
+    uint8_t all[32 + 32 + 4];
+    memcpy(all, l->recipe.sha.b, 32);
+    memcpy(all + 32, ids.b, 32);
+    for (int i = 0; i < 4; i++)
+        all[64 + i] = (uint8_t)(l->run.count >> (8 * i));
+    kd_hash128 hash = kd_xxh128(all, sizeof all);
+    kd_hex(out, hash.b, sizeof hash.b);
+}
+
+/* From the run's file, or made and put there. A damaged file is made again. */
+static kd_status make_sums(kd_live *l, kd_err *err) {
+    char of[33];
+    kd_err cause = {0};
+    KD_TRY(open_sums(l, err));
+    if (l->plan_only)
+        return KD_OK;
+    if (l->statistics == NULL)
+        return take_census(l, err);
+    census_name(l, of);
+    kd_status status = kd_live_stats_read(l->statistics, of, &l->recipe, l->sums, &cause);
+    if (status == KD_OK)
+        return KD_OK;
+    if (status != KD_DONE)
+        kd_log(KD_LOG_WARN, "%s; the statistics are made again", cause.msg);
+    KD_TRY(take_census(l, err));
+    return kd_live_stats_write(l->statistics, of, &l->recipe, l->sums, err);
 }
 
 kd_status kd_live_mean(kd_live *l, kd_feature f, uint16_t layer, const float **mean, float *scalar_std, kd_err *err) {
     int at = kd_recipe_layer_index(&l->recipe, layer);
     if (!kd_recipe_has(&l->recipe, f) || at < 0)
         return kd_fail(err, KD_ENOTFOUND, "%s: the live teacher gives no %s features of layer %u; --layers chooses them", l->name, kd_feature_name(f), (unsigned)layer);
-    if (l->sums == NULL)
-        KD_TRY(l->plan_only ? open_sums(l, err) : take_census(l, err));
+    kd_status status = l->sums == NULL ? make_sums(l, err) : KD_OK;
+    if (status != KD_OK) {
+        free_sums(l);
+        return status;
+    }
     *mean = sums_of(l, f, at)->mean;
     *scalar_std = sums_of(l, f, at)->scalar_std;
     return KD_OK;

@@ -39,6 +39,7 @@ typedef struct kd_live_options {
     kd_dtype precision;
     int threads;              /* worker numbers are below it */
     int json;                 /* progress as lines on stdout */
+    const char *statistics;   /* file that keeps the statistics from one start of a run to the next (live_stats.h); NULL: they are made each time */
     int plan_only;            /* no statistics are made: means are 0 and deviations 1; for --dry-run */
 } kd_live_options;
 
@@ -60,7 +61,7 @@ size_t kd_live_images(const kd_live *l);
 const kd_image_entry *kd_live_image(const kd_live *l, size_t i);
 size_t kd_live_extra(const kd_live *l); /* files that are no pictures, or another's duplicates */
 
-/* As kd_cache_mean. The first call runs the teacher over the views that count. KD_ENOTFOUND: a feature or layer that the recipe hasn't. KD_ESIGINT, KD_ESIGTERM: stopped. Errors of the three below. */
+/* As kd_cache_mean. The first call runs the teacher over the views that count, unless the file of the statistics has them. KD_ENOTFOUND: a feature or layer that the recipe hasn't. KD_ESIGINT, KD_ESIGTERM: stopped. Errors of the three below. */
 kd_status kd_live_mean(kd_live *l, kd_feature f, uint16_t layer, const float **mean, float *scalar_std, kd_err *err);
 
 /* The full-size view, borrowed until the worker's next. hash: of its pixels; may be NULL. KD_EFAIL: a file that can't be read or decoded, or was changed since kd_live_open. */

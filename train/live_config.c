@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "common/base/mem.h"
 #include "common/image/augment.h"
 
 static kd_status add_form(kd_target form[KD_MAX_TARGETS], int *forms, const char *text, kd_err *err) {
@@ -36,5 +37,11 @@ kd_status kd_live_from_config(kd_live **out, kd_train_config *c, const kd_studen
                          .list = c->null ? KD_LIST_NUL : KD_LIST_LINES, .augment = c->augment, .exif = c->exif, .image_h = height, .image_w = width, .max_pixels = c->max_pixels,
                          .seed = (uint64_t)c->view_seed, .views = (uint32_t)c->views, .selection = {"cls,patch,mean", c->layers, c->layer_norm, c->layer_concat}, .target = form,
                          .targets = forms, .batch = (int)c->teacher_batch, .precision = precision_of(c), .threads = threads, .json = c->json, .plan_only = c->dry_run};
-    return kd_live_open(out, &o, err);
+    char *statistics = c->dry_run ? NULL : kd_asprintf("%s/live-statistics.safetensors", c->out);
+    if (!c->dry_run && statistics == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for the live teacher");
+    o.statistics = statistics;
+    kd_status status = kd_live_open(out, &o, err);
+    kd_free(statistics);
+    return status;
 }

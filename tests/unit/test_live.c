@@ -2,10 +2,11 @@
  * replay; and what is refused. */
 #include "tests/unit/train_fixture.h"
 
-#include "cache/stats.h"
-#include "precompute/run.h"
+#include "common/weights/weights.h"
 #include "precompute/config.h"
+#include "precompute/run.h"
 #include "train/live_config.h"
+#include "train/live_stats.h"
 #include "train/replay.h"
 
 static kd_err err;
@@ -215,6 +216,65 @@ static void statistics_are_those_of_the_seal(void **state) {
         }
     kd_live_close(l);
     kd_cache_close(c);
+}
+
+/* Mean and deviation of cls of layer 1 with the options as they are. */
+static float deviation(const kd_live_options *o) {
+    kd_live *l;
+    const float *mean;
+    float std;
+    assert_ok(kd_live_open(&l, o, &err));
+    assert_ok(kd_live_start(l, backend, &err));
+    assert_ok(kd_live_mean(l, KD_FEATURE_CLS, 1, &mean, &std, &err));
+    kd_live_close(l);
+    return std;
+}
+
+/* A run that goes on standardises by the numbers with which it began. That the file is what counts shows when another number stands in it. */
+static void statistics_are_kept_for_the_run(void **state) {
+    (void)state;
+    kd_live_options o = options("lightly", 2);
+    kd_stats sums[KD_FEATURES * 2] = {{0}};
+    float made, made_of_others;
+    o.statistics = kd_arena_strdup(arena, at("statistics.safetensors"));
+    made = deviation(&o);
+    assert_true(made == deviation(&o));
+
+    kd_weights *w;
+    assert_ok(kd_weights_open(&w, o.statistics, &err));
+    char of[33];
+    snprintf(of, sizeof of, "%s", json_string_value(json_object_get(kd_weights_metadata(w), "of")));
+    kd_weights_close(w);
+    kd_live *l = open_live("lightly", 1);
+    const kd_recipe *r = kd_live_recipe(l);
+    for (int i = 0; i < KD_FEATURES * 2; i++)
+        assert_ok(kd_stats_create(&sums[i], r->width, &err));
+    assert_int_equal(kd_live_stats_read(o.statistics, "00", r, sums, &err), KD_DONE);
+    assert_ok(kd_live_stats_read(o.statistics, of, r, sums, &err));
+    assert_true(sums[0].scalar_std == made);
+    sums[0].scalar_std = 123;
+    assert_ok(kd_live_stats_write(o.statistics, of, r, sums, &err));
+    assert_true(deviation(&o) == 123);
+    kd_live_close(l);
+
+    o.views = 2; /* not what the file is of */
+    made_of_others = deviation(&o);
+    assert_true(made_of_others != 123 && made_of_others != made);
+    o.views = VIEWS;
+    unit_write(o.statistics, "damaged", 7);
+    assert_true(deviation(&o) == made);
+    for (int i = 0; i < KD_FEATURES * 2; i++)
+        kd_stats_free(&sums[i]);
+}
+
+/* A dry run has no use for them. */
+static void a_plan_needs_no_statistics(void **state) {
+    (void)state;
+    kd_live_options o = options("lightly", 1);
+    o.plan_only = 1;
+    o.statistics = kd_arena_strdup(arena, at("none.safetensors"));
+    assert_true(deviation(&o) == 1);
+    assert_int_equal(access(o.statistics, F_OK), -1);
 }
 
 /* The census is the first views in the order of image ids: with fewer of them than there are, the images behind don't count. */
@@ -435,6 +495,8 @@ int main(void) {
         IN_FOLDER(the_recipe_is_that_of_the_cache),
         IN_FOLDER(targets_differ_by_the_stated_fidelity),
         IN_FOLDER(statistics_are_those_of_the_seal),
+        IN_FOLDER(statistics_are_kept_for_the_run),
+        IN_FOLDER(a_plan_needs_no_statistics),
         IN_FOLDER(statistics_end_with_the_views_that_a_seal_counts),
         IN_FOLDER(a_replay_gives_the_same_samples_from_either),
         IN_FOLDER(a_picture_that_cannot_be_decoded_is_named),
