@@ -7,10 +7,17 @@
 #include "common/weights/vit_spec.h"
 
 enum {
-    RESNET_STRIDE = 32, /* five layers of stride 2, each rounding up */
     FREE_VIT_PATCH = 14, /* dinov2_wW_dD */
     HEAD_WIDTH = 64, MAX_WIDTH = 8192, MAX_DEPTH = 1024, MAX_SIDE = 8192 /* kernels/nn's limits */
 };
+
+/* CNNs: the last map is a stride'th of the view. */
+static const struct cnn {
+    const char *name;
+    int stride; /* the smallest view, too */
+    int up;     /* padded layers round up at every halving, those without padding down */
+} cnns[] = {{"resnet18", 32, 1}, {"resnet34", 32, 1}, {"resnet50", 32, 1}, {"resnet101", 32, 1}};
+enum { CNNS = sizeof cnns / sizeof cnns[0] };
 
 static const char *const examples[] = {"resnet18",      "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "dinov2_vits14",
                                        "dinov2_vitb14", "dinov2_wW_dD",         NULL};
@@ -38,17 +45,18 @@ static int is_free_vit(const char *name)
 
 static kd_status unknown(const char *name, kd_err *err)
 {
-    enum { MOST = 64 };
+    enum { MOST = 128 };
     const char *const *vits, *names[MOST], *near;
     size_t n = kd_vit_names(&vits), count = 0;
-    names[count++] = "resnet18";
+    for (size_t i = 0; i < CNNS; i++)
+        names[count++] = cnns[i].name;
     names[count++] = "dinov2_wW_dD";
     for (size_t i = 0; i < n && count < MOST; i++) {
         if (strncmp(vits[i], "dinov3", 6) != 0)
             names[count++] = vits[i];
     }
     near = kd_nearest_name(name, names, count);
-    return kd_fail(err, KD_EUSAGE, "no student is called \"%s\"%s%s; students are resnet18, DINOv2's and timm's ViTs (vit_small_patch16_224, dinov2_vits14, ...) and dinov2_wW_dD", name,
+    return kd_fail(err, KD_EUSAGE, "no student is called \"%s\"%s%s; students are CNNs (resnet18, resnet50, ...), DINOv2's and timm's ViTs (vit_small_patch16_224, dinov2_vits14, ...) and dinov2_wW_dD", name,
                    near ? "; the nearest is " : "", near ? near : "");
 }
 
@@ -63,15 +71,21 @@ static kd_status vit_map(kd_map_size *map, const char *name, int patch, int side
     return KD_OK;
 }
 
+static kd_status cnn_map(kd_map_size *map, const struct cnn *c, int height, int width, kd_err *err)
+{
+    int more = c->up ? c->stride - 1 : 0;
+    if (height < c->stride || width < c->stride || height > MAX_SIDE || width > MAX_SIDE)
+        return kd_fail(err, KD_EUSAGE, "%s takes views of %d to %d pixels a side, not %d x %d", c->name, c->stride, MAX_SIDE, height, width);
+    *map = (kd_map_size){(height + more) / c->stride, (width + more) / c->stride};
+    return KD_OK;
+}
+
 kd_status kd_student_map(kd_map_size *map, const char *name, int height, int width, kd_err *err)
 {
     kd_vit_spec s;
-    if (strcmp(name, "resnet18") == 0) {
-        if (height < RESNET_STRIDE || width < RESNET_STRIDE || height > MAX_SIDE || width > MAX_SIDE)
-            return kd_fail(err, KD_EUSAGE, "%s takes views of %d to %d pixels a side, not %d x %d", name, RESNET_STRIDE, MAX_SIDE, height, width);
-        *map = (kd_map_size){(height + RESNET_STRIDE - 1) / RESNET_STRIDE, (width + RESNET_STRIDE - 1) / RESNET_STRIDE};
-        return KD_OK;
-    }
+    for (size_t i = 0; i < CNNS; i++)
+        if (strcmp(cnns[i].name, name) == 0)
+            return cnn_map(map, &cnns[i], height, width, err);
     if (is_free_vit(name))
         return vit_map(map, name, FREE_VIT_PATCH, 0, height, width, err);
     if (!kd_vit_named(name, &s) || s.family == KD_VIT_DINOV3)

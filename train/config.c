@@ -37,8 +37,8 @@ static const kd_option table[] = {
     KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
     KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),
     KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw", "adamw", "adamw (beta 0.9, 0.999, eps 1e-8)"),
-    KD_OPTION_STRING(T, lr, "lr", "auto|X", "auto", 0, "peak learning rate; auto: 1e-3 for CNNs, 5e-4 for ViTs, times sqrt(batch-size / 64)"),
-    KD_OPTION_STRING(T, weight_decay, "weight-decay", "auto|X", "auto", 0, "decay of weight matrices; auto: 1e-6 for CNNs, 0.04 for ViTs"),
+    KD_OPTION_STRING(T, lr, "lr", "auto|X", "auto", 0, "peak learning rate; auto: 1e-3 for CNNs with batch norm, 5e-4 for ViTs and ConvNeXt, times sqrt(batch-size / 64)"),
+    KD_OPTION_STRING(T, weight_decay, "weight-decay", "auto|X", "auto", 0, "decay of weight matrices; auto: 1e-6 for CNNs with batch norm, 0.04 for ViTs and ConvNeXt"),
     KD_OPTION_STRING(T, warmup_epochs, "warmup-epochs", "auto|N", "auto", 0, "epochs of linear warm-up before the cosine; auto: min(10, epochs / 10)"),
     KD_OPTION_REAL(T, clip, "clip", "X", "1", 0, 1e9, "largest norm of the gradient; 0 = no clipping"),
     KD_OPTION_REAL(T, val_fraction, "val-fraction", "X", "0.02", 0, 0.5, "share of the images held out for validation, chosen by image id"),
@@ -108,10 +108,10 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
 }
 
 kd_status kd_train_hyper(kd_hyper *h, const kd_train_config *c, const kd_model_info *m, kd_err *err) {
-    int vit = m->kind == KD_MODEL_VIT;
+    int layer_norm = m->norm == KD_MODEL_LAYER_NORM;
     double scale = sqrt((double)c->batch_size / 64.0);
-    KD_TRY(number_or(&h->lr, c->lr, "lr", (vit ? 5e-4 : 1e-3) * scale, err));
-    return number_or(&h->weight_decay, c->weight_decay, "weight-decay", vit ? 0.04 : 1e-6, err);
+    KD_TRY(number_or(&h->lr, c->lr, "lr", (layer_norm ? 5e-4 : 1e-3) * scale, err));
+    return number_or(&h->weight_decay, c->weight_decay, "weight-decay", layer_norm ? 0.04 : 1e-6, err);
 }
 
 kd_status kd_train_warmup(double *epochs, const kd_train_config *c, kd_err *err) {

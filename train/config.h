@@ -29,8 +29,8 @@ extern const kd_program kd_train_program;
 /* What the table can't say: KD_EUSAGE for a student named twice, --init with several students, no loss term at all, numbers and sizes that aren't. */
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err);
 
-/* A student's own settings. auto: lr 1e-3 for CNNs and 5e-4 for ViTs at batch 64, times sqrt(batch / 64); weight decay 1e-6 for CNNs with batch norm, 0.04 for
- * ViTs (LightlyTrain's). */
+/* A student's own settings. auto: lr 1e-3 for models of batch norm and 5e-4 for those of layer norm (ViTs, ConvNeXt) at batch 64, times sqrt(batch / 64); weight decay 1e-6 and 0.04
+ * (LightlyTrain's). */
 typedef struct kd_hyper {
     double lr, weight_decay;
 } kd_hyper;

@@ -63,7 +63,7 @@ kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *
     for (int k = 0; k < count; k++) {
         const kd_student_view *v = &views[k];
         KD_TRY(kd_model_check_size(m, v->image_h, v->image_w, err));
-        if (m->kind == KD_MODEL_VIT && (v->image_h != views[0].image_h || v->image_w != views[0].image_w))
+        if (m->one_size && (v->image_h != views[0].image_h || v->image_w != views[0].image_w))
             return kd_fail(err, KD_EUSAGE, "--student %s: the caches' recipes show it views of %s and of %s px, and a ViT learns one position for every patch of one size; give it caches of one "
                            "view size, or train a convolutional student (resnet18), which takes every size", m->name, kd_image_size_text(views[0].image_h, views[0].image_w, a),
                            kd_image_size_text(v->image_h, v->image_w, b));

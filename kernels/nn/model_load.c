@@ -1,4 +1,4 @@
-/* Filling a model's parameters from a weight file: a ViT's by canonical names (kd_vit_read knows the file's layout), a ResNet's by torchvision's. One value source serves both ways in:
+/* Filling a model's parameters from a weight file: a ViT's by canonical names (kd_vit_read knows the file's layout), a CNN's by its library's. One value source serves both ways in:
  * kd_model_load copies it into ordinary parameters, kd_model_params_frozen hands it to programs that read, pack and drop. */
 #include <stdio.h>
 #include <string.h>
@@ -11,8 +11,8 @@ typedef struct source {
     const kd_model_info *m;    /* for its name */
     const kd_vit_spec *file;   /* what w holds, for a ViT */
     const kd_weights *w;
-    const kd_params *p;        /* shapes of the parameters, for a ResNet */
-    const char *prefix;        /* before torchvision's names */
+    const kd_params *p;        /* shapes of the parameters, for a CNN */
+    const char *prefix;        /* before a CNN's names */
     kd_pos_profile positions;  /* m's, not the file's */
     int grid_h, grid_w;        /* patches of the image */
 } source;
@@ -39,7 +39,7 @@ static kd_status read_positions(const source *s, float *out, size_t count, kd_er
     return status;
 }
 
-static kd_status read_resnet(const source *s, const char *name, float *out, size_t count, kd_err *err) {
+static kd_status read_cnn(const source *s, const char *name, float *out, size_t count, kd_err *err) {
     int tensor = find(s, s->prefix, name), i = kd_params_find(s->p, name);
     char have[128], need[128];
     KD_ASSERT(i >= 0);
@@ -56,8 +56,8 @@ static kd_status read_resnet(const source *s, const char *name, float *out, size
 /* kd_param_source.read */
 static kd_status read_parameter(void *ctx, const char *name, float *out, size_t count, kd_err *err) {
     const source *s = ctx;
-    if (s->m->kind == KD_MODEL_RESNET)
-        return read_resnet(s, name, out, count, err);
+    if (!s->file)
+        return read_cnn(s, name, out, count, err);
     if (strcmp(name, "pos_embed") == 0)
         return read_positions(s, out, count, err);
     return kd_vit_read(s->w, s->file, name, out, count, err);
@@ -72,11 +72,11 @@ static kd_status open_source(source *s, kd_model_info *found, const kd_model_inf
         KD_TRY(kd_model_find(found, "auto", w, err));
         held = found;
     }
-    if (held->kind != m->kind)
+    if (held->kind != m->kind || held->config != m->config)
         return kd_fail(err, KD_EFAIL, "%s holds %s, not %s", kd_weights_path(w), held->name, m->name);
     *s = (source){.m = m, .w = w, .p = p};
-    if (m->kind == KD_MODEL_RESNET) {
-        s->prefix = kd_resnet_prefix(w);
+    if (m->kind != KD_MODEL_VIT) {
+        s->prefix = held->prefix;
         return KD_OK;
     }
     s->file = &held->vit;
@@ -97,9 +97,9 @@ static kd_status load_counter(const source *s, kd_params *p, int tensor, kd_err 
     return KD_OK;
 }
 
-/* The tensor behind a parameter that the file may lack, or -1: torchvision's classifier and counters; the mask token, which has no canonical name because no inference reads it. */
+/* The tensor behind a parameter that the file may lack, or -1: a CNN's classifier and counters; the mask token, which has no canonical name because no inference reads it. */
 static int find_optional(const source *s, const kd_param_info *info) {
-    if (s->m->kind == KD_MODEL_RESNET)
+    if (!s->file)
         return find(s, s->prefix, info->name);
     return find(s, s->file->prefix, s->file->layout == KD_VIT_LAYOUT_HF ? "embeddings.mask_token" : info->name);
 }
@@ -115,7 +115,7 @@ static kd_status load_one(source *s, kd_params *p, const char *name, kd_err *err
     if (info.is_counter)
         return load_counter(s, p, tensor, err);
     KD_TRY(kd_alloc_array(&values, info.count, sizeof *values, err));
-    kd_status status = optional && s->m->kind == KD_MODEL_VIT ? kd_weights_read_f32(s->w, tensor, values, info.count, err) : read_parameter(s, name, values, info.count, err);
+    kd_status status = optional && s->file ? kd_weights_read_f32(s->w, tensor, values, info.count, err) : read_parameter(s, name, values, info.count, err);
     if (status == KD_OK)
         status = kd_params_set(p, i, values, err);
     kd_free(values);

@@ -12,35 +12,61 @@
  *     KD_TRY(kd_exec_create(&e, g, p, &config, err));                         // reads and packs; weights may be closed now
  *     KD_TRY(kd_exec_download(e, "patch.1", rows, out, err));
  *
- * Names of students: "resnet18" (torchvision), DINOv2's and timm's ViTs as kd_vit_names has them, and "dinov2_wW_dD" for a ViT in DINOv2 layout with width W (a multiple of 64,
- * heads = W/64), depth D, patch 14. Teachers: kd_vit_names and "dinov2_wW_dD". DINOv3 can be looked at and teach, but isn't a student: nothing exports it. */
+ * Names of students: torchvision's CNNs (kd_model_students lists them), DINOv2's and timm's ViTs as kd_vit_names has them, and "dinov2_wW_dD" for a ViT in DINOv2 layout with width W (a multiple
+ * of 64, heads = W/64), depth D, patch 14. Teachers: kd_vit_names and "dinov2_wW_dD". DINOv3 can be looked at and teach, but isn't a student: nothing exports it.
+ * A new family of CNNs is a file with its builder and its table of names (kd_model_family in model_builders.h). */
 #ifndef KD_KERNELS_NN_MODELS_H
 #define KD_KERNELS_NN_MODELS_H
 
 #include "common/weights/vit_spec.h"
 #include "kernels/nn/graph.h"
 
-typedef enum kd_model_kind { KD_MODEL_RESNET = 0, KD_MODEL_VIT = 1 } kd_model_kind;
+typedef enum kd_model_kind {
+    KD_MODEL_VIT,
+    KD_MODEL_RESNET,
+} kd_model_kind;
+/* By what most of a model's layers normalise: optimisation has other defaults for each (train/config.h). */
+typedef enum kd_model_norm { KD_MODEL_BATCH_NORM, KD_MODEL_LAYER_NORM } kd_model_norm;
+enum { KD_MODEL_PREFIX = 128 };
 
 typedef struct kd_model_info {
     char name[64];
     kd_model_kind kind;
+    const void *config;    /* numbers of the builder, static; NULL for KD_MODEL_VIT */
     kd_vit_spec vit;       /* for KD_MODEL_VIT; mean, std and positions as chosen */
-    int blocks[4];         /* for KD_MODEL_RESNET: 2,2,2,2 */
     int width;             /* channels of pooled, cls and map: 512 for resnet18 */
     int multiple;          /* image sides must be multiples of this: the patch, or 1 */
     int smallest;          /* smallest image side: the patch, or 32 */
-    int from_file;         /* found with the weights: vit is the file's, and reading them needs no second look */
+    int usual;             /* side of the library's default input: 224 */
+    int only;              /* 0, or the one side that it takes: a timm ViT without a weight file */
+    int one_size;          /* its parameters fit one image size (learnt positions): a student of it sees all its views at that size */
+    kd_model_norm norm;
+    int from_file;         /* found with the weights: vit and prefix are the file's, and reading them needs no second look */
+    char prefix[KD_MODEL_PREFIX]; /* text before a CNN's names in that file ("", "module.", "state_dict.backbone."); a ViT's is vit.prefix */
     float mean[3], std[3]; /* normalisation, applied to the uint8 view */
     const char *library;   /* "torchvision", "timm", "dinov2", "dinov3" */
 } kd_model_info;
 
-/* Values in the graph; all F32 outputs, named as here. pooled [C]: what the library pools (global average; class token after the final norm). cls [C]: the class token after
- * the final norm, for CNNs the same value as pooled. map [h,w,C]: the feature map, patch tokens after the final norm in row-major order. */
+enum { KD_MODEL_TAPS = 64, KD_MODEL_TAP_NAME = 24 };
+/* A map inside the model by the library's name for the layer that makes it: what a hook on that layer sees, channels last. */
+typedef struct kd_model_tap {
+    char name[KD_MODEL_TAP_NAME];
+    kd_val val; /* [h,w,channels]; F32 or the precision: kd_graph_as_f32 before it leaves the device */
+    int h, w, channels;
+} kd_model_tap;
+
+/* Values in the graph. pooled [C]: what the library's classifier reads (global average; for ConvNeXt that through the norm that torchvision calls classifier.0; class token after the final norm).
+ * cls [C]: the class token after the final norm, for CNNs the same value as pooled. map [h,w,C]: the feature map, patch tokens after the final norm in row-major order. These three are F32 outputs,
+ * named as here. tap: maps by name in order of depth: ResNet "layer1" .. "layer4"; ViT "blocks.0" .. (patch tokens as the block leaves them, without the final norm; of more than
+ * KD_MODEL_TAPS blocks the last ones). A tap is no output and costs nothing until something reads it. */
 typedef struct kd_model_taps {
     kd_val pooled, cls, map;
     int map_h, map_w;
+    int maps;
+    kd_model_tap tap[KD_MODEL_TAPS];
 } kd_model_taps;
+/* The tap of this name, or NULL. */
+const kd_model_tap *kd_model_tap_find(const kd_model_taps *taps, const char *name);
 
 /* name "auto" needs weights and infers everything from the file; with a name and weights the two are checked against each other. The position grid isn't: it is the file's. A timm ViT's
  * name also says the normalisation, unless a file beside the weights does. KD_EUSAGE: unknown name (nearest one given), a name that isn't what the file holds, a file that holds no model (kd_vit_detect).
@@ -48,6 +74,8 @@ typedef struct kd_model_taps {
 kd_status kd_model_find(kd_model_info *m, const char *name, const kd_weights *weights, kd_err *err);
 /* KD_EUSAGE when m can't be trained and exported (DINOv3). */
 kd_status kd_model_check_student(const kd_model_info *m, kd_err *err);
+/* Name of student i, CNNs first; NULL behind the last. "dinov2_wW_dD" isn't among them. */
+const char *kd_model_students(size_t i);
 
 /* What a user may say about a teacher beside its name; NULL and "auto" leave it to the file. */
 typedef struct kd_teacher_choice {
@@ -63,6 +91,15 @@ kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_wei
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err);
 /* Adds the network to g, from input "images" [height,width,3] on, with its initialisation. */
 kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width);
+
+/* What a model costs and gives at one image size, counted from its graph; nothing is allocated on a device. */
+typedef struct kd_model_facts {
+    size_t parameters;  /* trained: heads and carried parameters excluded */
+    double flops;       /* of one image forward, 2 per multiply-add (kd_op_flops) */
+    kd_model_taps taps; /* sizes; the values belong to a graph that is gone */
+} kd_model_facts;
+/* The size must have passed kd_model_check_size. KD_EFAIL: memory. */
+kd_status kd_model_measure(kd_model_facts *f, const kd_model_info *m, int height, int width, kd_err *err);
 
 /* ---- teachers ---- */
 

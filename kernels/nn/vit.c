@@ -70,6 +70,11 @@ static kd_val embed(trunk *t, kd_val x) {
     return kd_graph_tokens(g, x, "cls_token", s->periods > 0 ? NULL : "pos_embed", s->registers ? "register_tokens" : NULL, s->registers);
 }
 
+/* The patches of all tokens, as a map. */
+static kd_val patch_map(const trunk *t, kd_val x) {
+    return kd_graph_reshape(t->g, kd_graph_token_slice(t->g, x, prefix_tokens(t->s), (int)(t->map[0] * t->map[1])), 3, t->map);
+}
+
 /* ---- the model that the library has: every block, the final norm ---- */
 
 kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m) {
@@ -82,14 +87,16 @@ kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m) {
         int64_t mask[2] = {1, width};
         kd_graph_carry(g, "mask_token", 2, mask, 0);
     }
-    for (int i = 0; i < s->depth; i++)
+    for (int i = 0; i < s->depth; i++) {
         x = block(&t, x, i);
+        kd_model_add_tap(g, &taps, patch_map(&t, x), "blocks.%d", i);
+    }
     x = kd_graph_as_f32(g, kd_graph_layer_norm(g, x, "norm", (float)s->ln_eps));
     kd_graph_set_init(g, KD_INIT_TORCH);
 
     taps.cls = kd_graph_reshape(g, kd_graph_token_slice(g, x, 0, 1), 1, &width);
     taps.pooled = taps.cls; /* DINOv2, DINOv3 and timm (global_pool "token") pool the class token */
-    taps.map = kd_graph_reshape(g, kd_graph_token_slice(g, x, prefix_tokens(s), (int)(t.map[0] * t.map[1])), 3, t.map);
+    taps.map = patch_map(&t, x);
     taps.map_h = (int)t.map[0];
     taps.map_w = (int)t.map[1];
     return taps;

@@ -430,6 +430,9 @@ static void count_names(const char *name, int tensors, size_t parameters) {
 static void models_have_the_reference_number_of_tensors_and_parameters(void **state) {
     (void)state;
     count_names("resnet18", 122, 11689512);
+    count_names("resnet34", 218, 21797672);
+    count_names("resnet50", 320, 25557032);
+    count_names("resnet101", 626, 44549160);
     count_names("vit_tiny_patch16_224", 150, 5717416 - 193000);
     count_names("vit_small_patch16_224", 150, 22050664 - 385000);
     count_names("vit_base_patch16_224", 150, 86567656 - 769000);
