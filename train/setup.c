@@ -221,13 +221,13 @@ static kd_status plan_steps(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
     double warmup;
     KD_TRY(kd_split_make(&s->split, s->groups.images, image_id, &s->groups.group[0], c->val_fraction, (uint64_t)c->val_seed, err));
-    if (s->split.train_count < (size_t)c->batch_size)
-        return kd_fail(err, KD_EUSAGE, "%zu images remain to train on (%zu are held out) and --batch-size is %lld; give a smaller batch or more images",
-                       s->split.train_count, s->split.held_count, (long long)c->batch_size);
+    if (s->split.train_count < (size_t)s->step_images)
+        return kd_fail(err, KD_EUSAGE, "%zu images remain to train on (%zu are held out) and a step takes %lld (--batch-size times --accumulate); give a smaller batch or more images",
+                       s->split.train_count, s->split.held_count, (long long)s->step_images);
     hash_images(s);
     KD_TRY(choose_validation(s, err));
     KD_TRY(kd_train_warmup(&warmup, c, err));
-    s->epoch_steps = (int64_t)(s->split.train_count / (size_t)c->batch_size);
+    s->epoch_steps = (int64_t)(s->split.train_count / (size_t)s->step_images);
     s->steps = s->epoch_steps * c->epochs;
     s->warmup_steps = (int64_t)llround(warmup * (double)s->epoch_steps);
     return KD_OK;
@@ -263,14 +263,15 @@ static kd_status resolve(kd_setup *s, kd_arena *arena, kd_err *err) {
 /* Before memory for such a batch is asked for; how many of them remain to train on is known later. */
 static kd_status check_batch(const kd_setup *s, kd_err *err) {
     size_t images = kd_cache_images(s->groups.group[0].cache);
-    if (images < (size_t)s->config->batch_size)
-        return kd_fail(err, KD_EUSAGE, "the cache has %zu images and --batch-size is %lld; give a smaller batch or more images", images, (long long)s->config->batch_size);
+    if (images < (size_t)s->step_images)
+        return kd_fail(err, KD_EUSAGE, "the cache has %zu images and a step takes %lld (--batch-size times --accumulate); give a smaller batch or more images", images, (long long)s->step_images);
     return KD_OK;
 }
 
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
     s->config = config;
     s->lock = -1;
+    s->step_images = config->batch_size * config->accumulate;
     s->threads = config->threads > 0 ? (int)config->threads : kd_cpu_count();
     KD_TRY(kd_train_config_check(config, err));
     KD_TRY(open_caches(s, err));
@@ -318,7 +319,7 @@ static void print_views(const kd_setup *s, const kd_group *g, char *text, size_t
         snprintf(range, sizeof range, "%" PRIu32, most);
     else
         snprintf(range, sizeof range, "%" PRIu32 " to %" PRIu32, least, most);
-    snprintf(text, cap, "one of its %s views: each view is seen about %.1f times", range, (double)(s->steps * s->config->batch_size) / (double)views);
+    snprintf(text, cap, "one of its %s views: each view is seen about %.1f times", range, (double)(s->steps * s->step_images) / (double)views);
 }
 
 /* Another aspect ratio than the views', by more than rounding a side explains. */
@@ -347,7 +348,7 @@ static void print_group(const kd_setup *s, size_t k) {
 
 static void print_plan(const kd_setup *s) {
     const kd_train_config *c = s->config;
-    char memory[32], limit[32], views[120];
+    char memory[32], limit[32], views[120], batches[64] = "";
     uint64_t pixels = 0;
     if (s->groups.count > 1)
         kd_log(KD_LOG_INFO, "every step shows the same images once from each recipe and minimises the mean of the %zu losses; validation is on recipe 1; targets of all are standardised by its "
@@ -356,8 +357,10 @@ static void print_plan(const kd_setup *s) {
         kd_log(KD_LOG_WARN, "%zu images are left out because another recipe lacks them", s->groups.left_out);
     kd_log(KD_LOG_INFO, "%zu images to train on, %zu held out", s->split.train_count, s->split.held_count);
     print_views(s, &s->groups.group[0], views, sizeof views);
-    kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images = %lld steps, warm-up %lld steps; an epoch shows each image once, with %s", (long long)c->epochs, (long long)s->epoch_steps,
-           (long long)c->batch_size, (long long)s->steps, (long long)s->warmup_steps, views);
+    if (c->accumulate > 1)
+        snprintf(batches, sizeof batches, " (%lld batches of %lld)", (long long)c->accumulate, (long long)c->batch_size);
+    kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images%s = %lld steps, warm-up %lld steps; an epoch shows each image once, with %s", (long long)c->epochs, (long long)s->epoch_steps,
+           (long long)s->step_images, batches, (long long)s->steps, (long long)s->warmup_steps, views);
     for (size_t k = 1; k < s->groups.count; k++) {
         print_views(s, &s->groups.group[k], views, sizeof views);
         kd_log(KD_LOG_INFO, "and from recipe %zu with %s", k + 1, views);
@@ -379,8 +382,8 @@ static void print_student(const kd_setup *s, const kd_student *t) {
             snprintf(targets + learnt, sizeof targets - learnt, "%s%s", k > 0 ? " and " : ", patch target ", kd_target_text(&p->view.loss.target, target));
         flops += kd_exec_flops(p->train) / (double)t->batch;
     }
-    kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
-           (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
+    kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, %s, lr %.3g, weight decay %.3g%s, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
+           (double)t->optim.total * 1e-6, s->config->optimizer, t->hyper.lr, t->hyper.optim.weight_decay, t->ema.average != NULL ? ", averaged (--ema)" : "", s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
 }
 
 void kd_setup_print(const kd_setup *s) {

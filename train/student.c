@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "common/base/mem.h"
+#include "common/base/threads.h"
 #include "common/image/augment.h"
 
 /* --patch-target, which binds the first group and those of the others that hold it. */
@@ -22,7 +23,7 @@ static kd_status choose_target(kd_student *s, const kd_train_config *c, const kd
     return KD_OK;
 }
 
-/* The network at the size of group k. The groups' losses are averaged, so each has 1 / views of the weight. */
+/* The network at the size of group k. The losses of a step's groups and batches are averaged, so each has its share of the weight. */
 static kd_status build_graph(kd_student *s, const kd_student_spec *spec, int k, kd_err *err) {
     kd_student_program *p = &s->program[k];
     p->view = spec->view[k];
@@ -34,10 +35,22 @@ static kd_status build_graph(kd_student *s, const kd_student_spec *spec, int k, 
     if (p->view.offer.count > 0 && p->view.loss.patch_weight > 0)
         KD_TRY(choose_target(s, spec->config, &taps, k, err));
     kd_loss_spec share = p->view.loss;
-    share.cls_weight /= spec->views;
-    share.patch_weight /= spec->views;
+    share.cls_weight /= spec->views * s->accumulate;
+    share.patch_weight /= spec->views * s->accumulate;
     kd_loss_build(p->graph, &taps, &share);
     return KD_OK;
+}
+
+static kd_status stop_when_marked(void *ctx, kd_err *err) {
+    const kd_student *s = ctx;
+    kd_status status = s->mark.set ? kd_stop_requested() : KD_OK;
+    return status == KD_OK ? KD_OK : kd_fail(err, status, "interrupted inside a step");
+}
+
+static kd_status stop_always(void *ctx, kd_err *err) {
+    (void)ctx;
+    kd_status status = kd_stop_requested();
+    return status == KD_OK ? KD_OK : kd_fail(err, status, "interrupted during validation");
 }
 
 static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weights *weights, kd_err *err) {
@@ -48,14 +61,20 @@ static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weig
     KD_TRY(kd_params_init(s->params, spec->seed, err));
     if (weights != NULL)
         KD_TRY(kd_model_load(s->params, &s->model, weights, first->image_h, first->image_w, err));
-    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision};
-    KD_TRY(kd_exec_create(&s->infer, s->program[0].graph, s->params, &config, err));
+    if (spec->config->ema > 0)
+        KD_TRY(kd_ema_create(&s->ema, s->backend, s->program[0].graph, s->params, spec->config->ema, err));
+    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision, .stop = stop_always};
+    KD_TRY(kd_exec_create(&s->infer, s->program[0].graph, s->ema.average != NULL ? s->ema.average : s->params, &config, err));
     config.train = 1;
+    config.stop = stop_when_marked;
+    config.stop_ctx = s;
     for (int k = 0; k < spec->views; k++) {
         KD_TRY(kd_exec_create(&s->program[k].train, s->program[k].graph, s->params, &config, err));
         config.gradients = s->program[0].train;
     }
-    return kd_optim_create(&s->optim, s->backend, s->params, s->hyper.weight_decay, err);
+    kd_params_states(s->params, &s->mark.count);
+    KD_TRY(kd_alloc_array(&s->mark.states, s->mark.count, sizeof *s->mark.states, err));
+    return kd_optim_create(&s->optim, s->backend, s->params, &s->hyper.optim, err);
 }
 
 kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *views, int count, kd_err *err) {
@@ -80,6 +99,8 @@ static kd_status describe(kd_student *s, const kd_student_spec *spec, const kd_w
         KD_TRY(s->backend->v->check_bf16(s->backend, err));
     s->name = s->model.name;
     s->batch = spec->batch;
+    s->accumulate = (int)spec->config->accumulate;
+    KD_ASSERT(s->accumulate >= 1);
     s->best_loss = INFINITY;
     return kd_train_hyper(&s->hyper, spec->config, &s->model, err);
 }
@@ -109,6 +130,8 @@ void kd_student_destroy(kd_student *s) {
         return;
     kd_optim_destroy(&s->optim);
     kd_exec_destroy(s->infer);
+    kd_ema_destroy(&s->ema);
+    kd_free(s->mark.states);
     for (int k = s->programs - 1; k >= 0; k--) { /* the first, whose gradients the others use, at last */
         kd_exec_destroy(s->program[k].train);
         kd_graph_destroy(s->program[k].graph);
@@ -118,11 +141,11 @@ void kd_student_destroy(kd_student *s) {
 }
 
 size_t kd_student_device_bytes(const kd_student *s) {
-    size_t states, programs = 0;
+    size_t states, programs = 0, copies = s->ema.average != NULL ? 2 : 1;
     kd_params_states(s->params, &states);
     for (int k = 0; k < s->programs; k++)
         programs += kd_exec_device_bytes(s->program[k].train);
-    return programs + kd_exec_device_bytes(s->infer) + (3 * s->optim.total + states) * sizeof(float);
+    return programs + kd_exec_device_bytes(s->infer) + kd_optim_device_bytes(&s->optim) + copies * (s->optim.total + states) * sizeof(float);
 }
 
 kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err) {
@@ -139,4 +162,22 @@ kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sam
 
 kd_status kd_student_show(kd_student *s, int row, const kd_sample *sample, kd_err *err) {
     return kd_exec_upload_rows(s->infer, "images", row, 1, sample->pixels, err);
+}
+
+kd_status kd_student_set_mark(kd_student *s, kd_err *err) {
+    s->mark.set = 1;
+    s->mark.counter = kd_params_counter(s->params);
+    return s->backend->v->download(s->backend, s->mark.states, kd_params_states(s->params, NULL), s->mark.count * sizeof *s->mark.states, err);
+}
+
+void kd_student_drop_mark(kd_student *s) {
+    s->mark.set = 0;
+}
+
+kd_status kd_student_rewind(kd_student *s, kd_err *err) {
+    KD_ASSERT(s->mark.set);
+    s->mark.set = 0;
+    kd_params_set_counter(s->params, s->mark.counter);
+    kd_params_changed(s->params);
+    return s->backend->v->upload(s->backend, kd_params_states(s->params, NULL), s->mark.states, s->mark.count * sizeof *s->mark.states, err);
 }

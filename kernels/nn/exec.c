@@ -90,6 +90,8 @@ static kd_status pack(kd_exec *e, kd_err *err) {
 }
 
 static kd_status run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err) {
+    if (e->config.stop != NULL)
+        KD_TRY(e->config.stop(e->config.stop_ctx, err));
     kd_status (*run)(kd_backend *, kd_op *, const kd_op_args *, kd_err *) = backward ? e->b->v->op_backward : e->b->v->op_forward;
     if (!e->profile)
         return run(e->b, n->op, &n->args, err);

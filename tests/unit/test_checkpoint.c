@@ -15,7 +15,7 @@ enum { BATCH = 3, SIZE = 32, WIDTH = 8, GRID = 2 };
 static kd_err err;
 
 static kd_student *make_student(kd_backend *b, const char *name, uint64_t seed) {
-    static const kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = BATCH};
+    static const kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = BATCH, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     int side = strncmp(name, "dinov2", 6) == 0 ? 28 : SIZE;
     kd_student_spec spec = {.name = name, .batch = BATCH, .seed = seed, .config = &config, .views = 1,
                             .view = {{.image_h = side, .image_w = side, .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}}}};
@@ -219,7 +219,7 @@ static void an_export_of_a_view_that_is_not_square_is_read_back_as_it_is(void **
     kd_backend *b;
     kd_weights *w;
     kd_vit_spec vit;
-    kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1};
+    kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     char *folder = unit_folder(), *out = path_in(folder, "vit.safetensors"), *kdt = path_in(folder, "a.kdt");
     kd_student *first, *second;
     kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .views = 1, .view = {{.image_h = 28, .image_w = 56, .loss = {.width = WIDTH, .cls_weight = 1}}}};
