@@ -13,6 +13,9 @@ static const char *const kind_names[KD_OP_KINDS] = {
     [KD_OP_LAYER_NORM] = "layer_norm",
     [KD_OP_RELU] = "relu",
     [KD_OP_GELU] = "gelu",
+    [KD_OP_SILU] = "silu",
+    [KD_OP_HARDSWISH] = "hardswish",
+    [KD_OP_HARDSIGMOID] = "hardsigmoid",
     [KD_OP_SILU_GATE] = "silu_gate",
     [KD_OP_ADD] = "add",
     [KD_OP_SCALE_ADD] = "scale_add",
@@ -23,6 +26,10 @@ static const char *const kind_names[KD_OP_KINDS] = {
     [KD_OP_TOKENS] = "tokens",
     [KD_OP_TOKEN_SLICE] = "token_slice",
     [KD_OP_CONCAT] = "concat",
+    [KD_OP_CHANNEL_SLICE] = "channel_slice",
+    [KD_OP_CHANNEL_GATE] = "channel_gate",
+    [KD_OP_ROW_SCALE] = "row_scale",
+    [KD_OP_QKV_BY_HEAD] = "qkv_by_head",
     [KD_OP_RESIZE_BILINEAR] = "resize_bilinear",
     [KD_OP_MSE] = "mse",
     [KD_OP_MSE_ADJOINT] = "mse_adjoint",
@@ -59,7 +66,7 @@ size_t kd_op_param_numel(const kd_op_desc *d, int i) {
     size_t in = (size_t)last_dim(&d->x[0]), out = (size_t)last_dim(&d->y);
     switch (d->kind) {
     case KD_OP_CONV2D:
-        return i == 0 ? out * in * (size_t)d->kernel * (size_t)d->kernel : i == 1 && d->bias ? out : 0;
+        return i == 0 ? out * (in / (size_t)kd_op_groups(d)) * (size_t)d->kernel * (size_t)d->kernel : i == 1 && d->bias ? out : 0;
     case KD_OP_LINEAR:
         return i == 0 ? out * in : (i == 1 && d->bias) || (i == 2 && d->residual) ? out : 0;
     case KD_OP_BATCH_NORM:
@@ -136,6 +143,13 @@ static void check_window(const kd_op_desc *d) {
     CHECK(d, y->shape[1] == window_out(x->shape[1], d) && y->shape[2] == window_out(x->shape[2], d));
 }
 
+static void check_conv2d(const kd_op_desc *d) {
+    int64_t in = d->x[0].shape[3], out = d->y.shape[3];
+    check_window(d);
+    CHECK(d, d->groups >= 0 && in % kd_op_groups(d) == 0 && out % kd_op_groups(d) == 0);
+    CHECK(d, countable((int64_t[]){in, out, d->kernel, d->kernel}, 4));
+}
+
 static void check_linear(const kd_op_desc *d) {
     CHECK(d, countable((int64_t[]){last_dim(&d->x[0]), last_dim(&d->y)}, 2));
     CHECK(d, d->x[0].rank == d->y.rank);
@@ -173,10 +187,38 @@ static int same_rows(const kd_tdesc *a, const kd_tdesc *b) {
 }
 
 static void check_concat(const kd_op_desc *d) {
-    const kd_tdesc *a = &d->x[0], *b = &d->x[1], *y = &d->y;
-    CHECK(d, same_rows(a, y) && same_rows(b, y));
-    CHECK(d, last_dim(a) < last_dim(y) && last_dim(y) - last_dim(a) == last_dim(b));
-    CHECK(d, a->dtype == y->dtype && b->dtype == y->dtype);
+    int64_t left = last_dim(&d->y);
+    for (int i = 0; i < d->inputs; i++) {
+        CHECK(d, same_rows(&d->x[i], &d->y) && d->x[i].dtype == d->y.dtype);
+        CHECK(d, last_dim(&d->x[i]) <= left);
+        left -= last_dim(&d->x[i]);
+    }
+    CHECK(d, left == 0);
+}
+
+static void check_channels(const kd_op_desc *d) {
+    const kd_tdesc *x = &d->x[0], *s = &d->x[1], *y = &d->y;
+    switch (d->kind) {
+    case KD_OP_CHANNEL_SLICE:
+        CHECK(d, same_rows(x, y) && x->dtype == y->dtype);
+        CHECK(d, d->begin >= 0 && d->begin + last_dim(y) <= last_dim(x));
+        break;
+    case KD_OP_CHANNEL_GATE:
+        CHECK(d, same_shape(x, y) && x->rank >= 2);
+        CHECK(d, s->shape[0] == x->shape[0] && last_dim(s) == last_dim(x) && kd_tdesc_numel(s) == (size_t)s->shape[0] * (size_t)last_dim(s));
+        break;
+    default: /* row_scale */
+        CHECK(d, same_shape(x, y) && x->rank >= 2 && s->dtype == KD_F32 && s->rank == 2 && s->shape[0] == x->shape[0] && s->shape[1] == 1);
+        CHECK(d, (d->need_dx & 2u) == 0);
+    }
+}
+
+static void check_qkv_by_head(const kd_op_desc *d) {
+    const kd_tdesc *x = &d->x[0], *y = &d->y;
+    CHECK(d, x->rank == 3 && same_rows(x, y) && x->dtype == y->dtype);
+    CHECK(d, d->heads >= 1 && d->key_dim >= 1 && y->shape[2] % (3 * (int64_t)d->heads) == 0);
+    int64_t head = y->shape[2] / (3 * (int64_t)d->heads);
+    CHECK(d, d->key_dim <= head && x->shape[2] == d->heads * (2 * (int64_t)d->key_dim + head));
 }
 
 static void check_tokens(const kd_op_desc *d) {
@@ -241,11 +283,31 @@ static void check_koleo(const kd_op_desc *d) {
     CHECK(d, x->dtype == KD_F32 && d->y.dtype == KD_F32);
 }
 
+static int fewest_inputs(const kd_op_desc *d) {
+    if (is_pair_loss(d->kind))
+        return 2;
+    switch (d->kind) {
+    case KD_OP_MSE_ADJOINT:
+        return 3;
+    case KD_OP_ADD:
+    case KD_OP_SCALE_ADD:
+    case KD_OP_CONCAT:
+    case KD_OP_CHANNEL_GATE:
+    case KD_OP_ROW_SCALE:
+        return 2;
+    case KD_OP_LINEAR:
+        return d->residual ? 2 : 1;
+    default:
+        return 1;
+    }
+}
+
+static int most_inputs(const kd_op_desc *d) {
+    return d->kind == KD_OP_CONCAT ? KD_OP_MAX_X : d->kind == KD_OP_BATCH_NORM ? 2 : fewest_inputs(d);
+}
+
 static void check_inputs(const kd_op_desc *d) {
-    int wanted = d->kind == KD_OP_MSE_ADJOINT ? 3 : 1;
-    if (d->kind == KD_OP_ADD || d->kind == KD_OP_SCALE_ADD || d->kind == KD_OP_CONCAT || is_pair_loss(d->kind) || (d->kind == KD_OP_LINEAR && d->residual))
-        wanted = 2;
-    CHECK(d, d->inputs == wanted || (d->kind == KD_OP_BATCH_NORM && d->inputs == 2));
+    CHECK(d, d->inputs >= fewest_inputs(d) && d->inputs <= most_inputs(d));
     CHECK(d, (d->need_dx >> d->inputs) == 0 && (d->add_dx >> d->inputs) == 0);
     CHECK(d, (d->add_dx & ~d->need_dx) == 0);
     for (int i = 0; i < d->inputs; i++)
@@ -285,8 +347,7 @@ void kd_op_check(const kd_op_desc *d) {
         CHECK(d, d->std[0] > 0 && d->std[1] > 0 && d->std[2] > 0);
         break;
     case KD_OP_CONV2D:
-        check_window(d);
-        CHECK(d, countable((int64_t[]){x->shape[3], y->shape[3], d->kernel, d->kernel}, 4));
+        check_conv2d(d);
         break;
     case KD_OP_MAX_POOL:
         check_window(d);
@@ -305,6 +366,9 @@ void kd_op_check(const kd_op_desc *d) {
     case KD_OP_RELU:
     case KD_OP_GELU:
     case KD_OP_L2_NORMALIZE:
+    case KD_OP_SILU:
+    case KD_OP_HARDSWISH:
+    case KD_OP_HARDSIGMOID:
         CHECK(d, same_shape(x, y));
         break;
     case KD_OP_SILU_GATE:
@@ -327,6 +391,14 @@ void kd_op_check(const kd_op_desc *d) {
         break;
     case KD_OP_CONCAT:
         check_concat(d);
+        break;
+    case KD_OP_CHANNEL_SLICE:
+    case KD_OP_CHANNEL_GATE:
+    case KD_OP_ROW_SCALE:
+        check_channels(d);
+        break;
+    case KD_OP_QKV_BY_HEAD:
+        check_qkv_by_head(d);
         break;
     case KD_OP_RESIZE_BILINEAR:
         CHECK(d, x->rank == 4 && y->rank == 4 && x->shape[0] == y->shape[0] && x->shape[3] == y->shape[3]);
@@ -355,7 +427,7 @@ double kd_op_flops(const kd_op_desc *d) {
     double out = (double)kd_tdesc_numel(&d->y), in = (double)last_dim(&d->x[0]);
     switch (d->kind) {
     case KD_OP_CONV2D:
-        return 2.0 * out * in * d->kernel * d->kernel;
+        return 2.0 * out * (in / kd_op_groups(d)) * d->kernel * d->kernel;
     case KD_OP_LINEAR:
         return 2.0 * out * in;
     case KD_OP_ATTENTION:

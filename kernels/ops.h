@@ -18,13 +18,13 @@
 
 #include "common/tensor/dtype.h"
 
-enum { KD_OP_MAX_X = 3, KD_OP_MAX_PARAM = 4, KD_OP_MAX_STATE = 2, KD_OP_MAX_RANK = 4, KD_OP_MAX_PERIODS = 64 };
+enum { KD_OP_MAX_X = 8, KD_OP_MAX_PARAM = 4, KD_OP_MAX_STATE = 2, KD_OP_MAX_RANK = 4, KD_OP_MAX_PERIODS = 64 };
 
 typedef enum kd_op_kind {
     /* x0 U8 [N,H,W,3] -> y [N,H,W,3]: y = (x/255 - mean) / std, in f32 with true divisions (torchvision ToTensor, Normalize). No gradient. */
     KD_OP_NORMALIZE,
-    /* x0 [N,H,W,I], param0 weight [O,I,k,k], param1 bias [O] if desc.bias -> y [N,Ho,Wo,O]; Ho = (H + 2 pad - k) / stride + 1, zero padding, cross-correlation.
-     * act RELU or NONE. */
+    /* x0 [N,H,W,I], param0 weight [O,I/groups,k,k], param1 bias [O] if desc.bias -> y [N,Ho,Wo,O]; Ho = (H + 2 pad - k) / stride + 1, zero padding, cross-correlation.
+     * Output channel o sees the input channels of its group: those from (o / (O/groups)) * (I/groups) on, I/groups many (torch.nn.Conv2d). groups = I = O: depthwise. act RELU or NONE. */
     KD_OP_CONV2D,
     /* x0 [.., I] -> y [.., O] (leading dimensions are rows): y = act(x W^T + b), param0 weight [O,I], param1 bias [O] if desc.bias. act NONE, RELU, GELU (exact, erf).
      * With desc.residual (inference only): y = x1 + param2 * (x W^T + b), x1 like y, param2 gamma [O] or absent (then 1); act NONE. */
@@ -37,6 +37,10 @@ typedef enum kd_op_kind {
     KD_OP_LAYER_NORM,
     KD_OP_RELU, /* x0 -> y */
     KD_OP_GELU, /* x0 -> y: 0.5 x (1 + erf(x / sqrt 2)) */
+    KD_OP_SILU, /* x0 -> y: x / (1 + e^-x) */
+    /* x0 -> y: x r, r = min(max(x + 3, 0), 6) / 6. Gradient: 0 for x <= -3, x/3 + 1/2 between, 1 for x >= 3 (torch.nn.Hardswish) */
+    KD_OP_HARDSWISH,
+    KD_OP_HARDSIGMOID, /* x0 -> y: min(max(x + 3, 0), 6) / 6. Gradient: 1/6 for -3 < x < 3, else 0 (torch.nn.Hardsigmoid) */
     /* x0 [.., 2F] -> y [.., F]: silu(x[..F]) * x[F..] (DINOv2 SwiGLUFFNFused) */
     KD_OP_SILU_GATE,
     KD_OP_ADD, /* x0 + x1 -> y, same shapes; act NONE or RELU. x0, x1 and y may differ in dtype. */
@@ -58,7 +62,14 @@ typedef enum kd_op_kind {
     KD_OP_TOKENS,
     /* x0 [N,T,D] -> y [N,n,D] = rows begin .. begin+n-1 */
     KD_OP_TOKEN_SLICE,
-    KD_OP_CONCAT, /* x0 [..,A], x1 [..,B] -> y [..,A+B], each row that of x0, then that of x1; one dtype */
+    KD_OP_CONCAT, /* x0 [..,A], x1 [..,B], .. (2 to KD_OP_MAX_X inputs) -> y [..,A+B+..], each row that of x0, then that of x1, and so on; one dtype */
+    KD_OP_CHANNEL_SLICE, /* x0 [..,C] -> y [..,n] = channels begin .. begin+n-1 of every row; one dtype */
+    /* x0 [N,..,C], x1 [N,C] or [N,1,1,C] -> y like x0: every position times its image's x1 (squeeze and excitation). dx1 = sum over positions of dy x0. */
+    KD_OP_CHANNEL_GATE,
+    KD_OP_ROW_SCALE, /* x0 [N,..], x1 F32 [N,1] -> y like x0: every image times its x1 (drop path). No dx1. */
+    /* x0 [N,T,heads x (2 Dk + Dh)], every head's q (Dk), k (Dk), v (Dh) beside each other (ultralytics Attention) -> y [N,T,3 heads Dh] rows q|k|v as attention takes them: q and k filled up
+     * with zeros from Dk = desc.key_dim to Dh, and q times f32 sqrt(Dh/Dk), so that attention's q k / sqrt(Dh) is q k / sqrt(Dk). One dtype. */
+    KD_OP_QKV_BY_HEAD,
     /* x0 [N,h,w,D] -> y [N,H,W,D]: bilinear, align_corners = false, no antialiasing (torch.nn.functional.interpolate), source index clamped at 0 */
     KD_OP_RESIZE_BILINEAR,
     /* x0 prediction F32, x1 target F32 (same shape) -> y F32 [1] = mean over all elements of (x0 - x1)^2, summed in f64. dx0 = *dy * 2 / count * (x0 - x1); no dx1. */
@@ -96,7 +107,7 @@ typedef enum kd_op_kind {
     KD_OP_KINDS
 } kd_op_kind;
 
-typedef enum kd_act { KD_ACT_NONE = 0, KD_ACT_RELU = 1, KD_ACT_GELU = 2 } kd_act;
+typedef enum kd_act { KD_ACT_NONE = 0, KD_ACT_RELU = 1, KD_ACT_GELU = 2, KD_ACT_SILU = 3, KD_ACT_HARDSWISH = 4, KD_ACT_HARDSIGMOID = 5 } kd_act; /* formulas: at the ops of these names */
 
 typedef struct kd_tdesc {
     kd_dtype dtype; /* KD_F32, KD_BF16; KD_U8 only for NORMALIZE */
@@ -114,9 +125,11 @@ typedef struct kd_op_desc {
     unsigned add_dx;   /* bit i: dx[i] is added to, else overwritten */
     int need_dparam;   /* 0: parameters are frozen */
     int kernel, stride, pad; /* conv2d, max_pool */
+    int groups;              /* conv2d; 0 is 1 */
     int bias, residual;
     kd_act act;
     int heads, begin;
+    int key_dim;                    /* qkv_by_head */
     int positions, registers;       /* tokens */
     int grid_h, grid_w;             /* rope, mse_adjoint */
     int periods;                    /* rope */
@@ -163,6 +176,9 @@ void kd_op_check(const kd_op_desc *d);
 /* Elements of parameter (state) i, 0 when the op has none there. The gamma of a residual linear counts although it may be absent. */
 size_t kd_op_param_numel(const kd_op_desc *d, int i);
 size_t kd_op_state_numel(const kd_op_desc *d, int i);
+static inline int kd_op_groups(const kd_op_desc *d) {
+    return d->groups > 0 ? d->groups : 1;
+}
 /* What rope turns by: (grid_h + grid_w) lines of cos[periods], sin[periods]; first the angles of the grid's rows (the first half of the Dh/2), then those of its columns.
  * f32 as ops.h says above, each cosine and sine rounded once from double, so that every backend turns by the same numbers. d must have passed kd_op_check. */
 size_t kd_op_rope_table_floats(const kd_op_desc *d);

@@ -81,11 +81,19 @@ static kd_status add_slots(file *f, const kd_student *s, json_t *names, kd_hash1
     return KD_OK;
 }
 
+/* Loss, then the terms. */
+static json_t *sums_json(const kd_student *s) {
+    json_t *list = json_array();
+    for (int i = 0; i <= s->loss.terms; i++)
+        json_array_append_new(list, json_real(s->sum[i]));
+    return list;
+}
+
 /* Everything but tensors; hashes are added to it. */
 static json_t *student_json(const kd_student *s) {
-    return json_pack("{s:s, s:s, s:[i,i], s:I, s:I, s:o, s:I, s:[f,f,f], s:I, s:[]}", "name", s->name, "model", s->model.name, "image_size", s->program[0].view.image_h,
+    return json_pack("{s:s, s:s, s:[i,i], s:I, s:I, s:o, s:I, s:o, s:I, s:[]}", "name", s->name, "model", s->model.name, "image_size", s->program[0].view.image_h,
                      s->program[0].view.image_w, "counter", (json_int_t)kd_params_counter(s->params), "steps", (json_int_t)s->optim.steps, "best_loss",
-                     isfinite(s->best_loss) ? json_real(s->best_loss) : json_null(), "best_epoch", (json_int_t)s->best_epoch, "sum", s->sum[0], s->sum[1], s->sum[2], "summed",
+                     isfinite(s->best_loss) ? json_real(s->best_loss) : json_null(), "best_epoch", (json_int_t)s->best_epoch, "sum", sums_json(s), "summed",
                      (json_int_t)s->summed, "slots");
 }
 
@@ -288,7 +296,7 @@ static kd_status read_history(const json_t *j, kd_student *s, kd_err *err) {
     s->best_epoch = best_epoch;
     s->summed = summed;
     s->best_loss = json_is_real(best) ? json_real_value(best) : INFINITY;
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i <= (size_t)s->loss.terms; i++)
         s->sum[i] = json_number_value(json_array_get(sum, i));
     return KD_OK;
 }

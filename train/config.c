@@ -21,7 +21,7 @@ static const kd_option table[] = {
                      "the images that the cache was made from, wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
-                      "network to train: resnet18, vit_tiny_patch16_224, vit_small_patch16_224, dinov2_vits14, dinov2_wW_dD, ...; given several times, they share one pass over the images"),
+                      "network to train: resnet18, vit_tiny_patch16_224, dinov2_wW_dD, ... (--list-students); given several times, they share one pass over the images"),
     KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
     KD_OPTION_CHOICE(T, preset, "preset", "default|lightly-v1|lightly-v2|lightly-v3|vit-kd", "default", "settings of a known recipe at once, listed below; options that are given win"),
     KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
@@ -32,12 +32,27 @@ static const kd_option table[] = {
                      "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are "
                      "reduced by the same factor"),
     KD_OPTION_INT(T, teacher_layer, "teacher-layer", "N", "0", 0, 1024, "layer of the teacher to learn, of those that the cache holds: 1 = its last; 0 = the deepest one stored"),
-    KD_OPTION_CHOICE(T, loss, "loss", "std-mse", "std-mse", "std-mse: squared error on centred, scalar-standardised features"),
+    KD_OPTION_CHOICE(T, loss, "loss", "std-mse|mse|kl-queue|kl-queue+intra|mse-normalized|cosine|cos-sl1|radio|unic|smooth-l1|gram|kl-logits|none", "std-mse",
+                     "what is minimised (docs/losses.md): std-mse, squared error on centred, scalar-standardised features; mse, raw features of the last two blocks (LightlyTrain v2); kl-queue and "
+                     "kl-queue+intra (LightlyTrain v1, v3); none: the terms of --pair alone"),
+    KD_OPTION_STRINGS(T, pairs, "pair", "KEY=VALUE,...", 0,
+                      "a further pair of a student's and a teacher's feature, and its losses: student=layer3,teacher=patch:2,loss=cosine:0.9+smooth-l1:0.1,weight=0.5 (keys: name, student, teacher, "
+                      "loss, weight, scaling, head, hidden, temperature, beta, queue-size); may be given several times, in a config file also as mappings"),
+    KD_OPTION_CHOICE(T, head, "head", "auto|norm-linear|linear|mlp|mlp-gelu", "auto",
+                     "projection from the student's to the teacher's width: LayerNorm-Linear, Linear, Linear-ReLU-Linear, or Linear-LayerNorm-GELU-Linear; auto: what the loss is defined with"),
+    KD_OPTION_INT(T, head_hidden, "head-hidden", "N", "2048", 1, 65536, "width inside mlp heads"),
+    KD_OPTION_STRING(T, temperature, "temperature", "auto|X", "auto", 0, "temperature of the KL losses; auto: 0.07, of kl-logits 1"),
+    KD_OPTION_STRING(T, queue_size, "queue-size", "auto|N", "auto", 0, "teacher features that kl-queue compares with; auto: by the number of images, from 16 below 50 to 8192 from 20,000 on"),
+    KD_OPTION_REAL(T, cosine_share, "cosine-share", "X", "0.9", 0, 1, "share of the cosine in cos-sl1; smooth L1 has the rest"),
+    KD_OPTION_REAL(T, beta, "beta", "X", "1", 1e-6, 1e6, "where smooth L1 turns from square to straight"),
+    KD_OPTION_REAL(T, gram_weight, "gram-weight", "X", "0", 0, 1e6, "adds the Gram loss of the patch predictions with this weight"),
+    KD_OPTION_REAL(T, koleo_weight, "koleo-weight", "X", "0", 0, 1e6, "adds KoLeo, which spreads the predictions of a batch, with this weight (DINOv3: 0.1)"),
+    KD_OPTION_STRING(T, teacher_head, "teacher-head", "FILE", NULL, 0, "the teacher's linear classifier, weight [classes, width] and bias, for --loss kl-logits (.safetensors or .pth)"),
     KD_OPTION_STRING(T, patch_target, "patch-target", "auto|full|pool:K|adjoint:K", "auto", 0,
                      "which form of the patches, of those that the cache holds, is learnt; auto, for each student: adjoint:KxL when its feature map is KxL, else full, else pool. Several recipes: of the "
                      "first, and of the others where they hold it"),
-    KD_OPTION_REAL(T, cls_weight, "cls-weight", "X", "1", 0, 1e6, "weight of the CLS term; 0 leaves it out"),
-    KD_OPTION_REAL(T, patch_weight, "patch-weight", "X", "1", 0, 1e6, "weight of the patch term; 0 leaves it out (for caches of CLS only)"),
+    KD_OPTION_STRING(T, cls_weight, "cls-weight", "auto|X", "auto", 0, "weight of the loss on the CLS token; 0 leaves it out; auto: the loss's own (std-mse: 1)"),
+    KD_OPTION_STRING(T, patch_weight, "patch-weight", "auto|X", "auto", 0, "weight of the loss on the patches; 0 leaves it out (for caches of CLS only); auto: the loss's own (std-mse: 1)"),
     KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw|sgd|lars", "adamw",
                      "adamw (beta 0.9, 0.999, eps 1e-8); sgd with --momentum; lars: sgd with a rate of its own for every decayed tensor (trust 1e-3, eps 1e-8), tensors without decay take plain sgd"),
     KD_OPTION_REAL(T, momentum, "momentum", "X", "0.9", 0, 1, "of sgd and lars"),
@@ -66,6 +81,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, log_every, "log-every", "N", "20", 1, 1000000, "steps per line of metrics.jsonl"),
     KD_OPTION_INT(T, steps, "steps", "N", "0", 0, 1e15, "pause after this many steps, with a checkpoint and the schedule of --epochs; 0 = train to the end"),
     KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, how often each view is seen, memory, steps) and touch nothing"),
+    KD_OPTION_ALONE(T, list_students, "list-students", "list the students with parameters, FLOPs, widths, sizes and maps; nothing else is needed"),
     KD_OPTION_END,
 };
 
@@ -104,14 +120,8 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     uint64_t bytes;
     int height, width;
     kd_target target;
-    for (size_t i = 0; i < c->students.count; i++)
-        for (size_t j = 0; j < i; j++)
-            if (strcmp(c->students.item[i], c->students.item[j]) == 0)
-                return kd_fail(err, KD_EUSAGE, "--student %s is given twice; nothing would differ between the two", c->students.item[i]);
-    if (c->init != NULL && c->students.count > 1)
-        return kd_fail(err, KD_EUSAGE, "--init gives weights for one network and there are %zu --student; train that one alone", c->students.count);
-    if (!(c->cls_weight > 0) && !(c->patch_weight > 0))
-        return kd_fail(err, KD_EUSAGE, "--cls-weight and --patch-weight are both 0, so there is nothing to learn");
+    KD_TRY(number_or(&ignored, c->cls_weight, "cls-weight", 1, err));
+    KD_TRY(number_or(&ignored, c->patch_weight, "patch-weight", 1, err));
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
     KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
     if (strcmp(c->patch_target, "auto") != 0)
@@ -143,6 +153,7 @@ kd_status kd_train_hyper(kd_hyper *h, const kd_train_config *c, const kd_model_i
     int layer_norm = m->norm == KD_MODEL_LAYER_NORM;
     h->optim.kind = kd_optimizer_find(c->optimizer);
     h->optim.momentum = c->momentum;
+    h->clip = c->clip;
     KD_TRY(number_or(&h->lr, c->lr, "lr", automatic_lr(h->optim.kind, layer_norm), err));
     h->lr *= lr_scale(c);
     return number_or(&h->optim.weight_decay, c->weight_decay, "weight-decay", layer_norm ? 0.04 : 1e-6, err);
@@ -195,14 +206,16 @@ static kd_status size_text(const char **text, const char *option, kd_arena *aren
 
 kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t students, kd_arena *arena, kd_err *err) {
     double warmup;
-    int same_lr = 1, same_decay = 1;
+    int same_lr = 1, same_decay = 1, own = 0;
     for (size_t i = 1; i < students; i++) {
         same_lr &= h[i].lr == h[0].lr;
         same_decay &= h[i].optim.weight_decay == h[0].optim.weight_decay;
     }
     KD_TRY(size_text(&c->image_size, "--image-size", arena, err));
     KD_TRY(size_text(&c->student_size, "--student-size", arena, err));
-    if (same_lr) { /* the rate as it is used: it isn't to be scaled again */
+    for (size_t i = 0; i < c->students.count; i++)
+        own |= strchr(c->students.item[i], ',') != NULL;
+    if (same_lr && !own) { /* the rate as it is used: it isn't to be scaled again, as a student's own would be */
         KD_TRY(number_text(&c->lr, h[0].lr, arena, err));
         c->lr_scale = "none";
     }
@@ -214,7 +227,7 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
 
 /* Where things lie, how fast they go and what is kept may change within a run. Identity and images are compared by content, a preset by the values of the options. */
 static const char *const may_change[] = {"cache", "images",             "null",              "out",  "threads", "device",  "view-memory",
-                                         "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps",   "dry-run", "allow-missing"};
+                                         "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps",   "dry-run", "allow-missing", "list-students"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

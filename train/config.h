@@ -14,26 +14,26 @@
 #include "train/optim.h"
 
 typedef struct kd_train_config {
-    kd_strings cache, students;
+    kd_strings cache, students, pairs;
     const char *images, *out, *init;
     const char *image_size, *student_size; /* "224" or "112x168"; "0" = the cache's, the view's */
     const char *patch_target; /* "auto" or a target (patch_target.h) */
-    const char *preset, *loss, *optimizer, *lr_scale, *device, *precision;
-    const char *lr, *weight_decay, *warmup_epochs, *view_memory; /* a number or "auto" */
-    int64_t epochs, batch_size, teacher_layer, seed, val_seed, threads, log_every, steps, accumulate, lr_reference_batch, checkpoint_epochs, keep;
-    double cls_weight, patch_weight, clip, momentum, ema, val_fraction, checkpoint_minutes;
-    int null, allow_missing, dry_run, json;
+    const char *preset, *loss, *head, *teacher_head, *optimizer, *lr_scale, *device, *precision;
+    const char *lr, *weight_decay, *warmup_epochs, *view_memory, *cls_weight, *patch_weight, *temperature, *queue_size; /* a number or "auto" */
+    int64_t epochs, batch_size, accumulate, teacher_layer, head_hidden, seed, val_seed, threads, log_every, steps, lr_reference_batch, checkpoint_epochs, keep;
+    double cosine_share, beta, gram_weight, koleo_weight, clip, momentum, ema, val_fraction, checkpoint_minutes;
+    int null, allow_missing, dry_run, list_students, json;
 } kd_train_config;
 
 extern const kd_program kd_train_program;
 
-/* What the table can't say: KD_EUSAGE for a student named twice, --init with several students, no loss term at all, numbers and sizes that aren't. */
+/* What the table can't say: KD_EUSAGE for numbers and sizes that aren't. The students' own settings are checked by the same function. */
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err);
 
 /* A student's own settings. lr is the peak rate, scaled: --lr auto stands for 1e-3 for models of batch norm and 5e-4 for those of layer norm (ViTs, ConvNeXt) with adamw, 0.05 with sgd and 0.37
  * with lars, at 64 images per step. --weight-decay auto: 1e-6 and 0.04 (LightlyTrain's). */
 typedef struct kd_hyper {
-    double lr;
+    double lr, clip;
     kd_optim_spec optim;
 } kd_hyper;
 kd_status kd_train_hyper(kd_hyper *h, const kd_train_config *c, const kd_model_info *m, kd_err *err);

@@ -1,6 +1,7 @@
 /* kd-train: option table, parse, run, exit code. */
 #include "common/base/log.h"
 #include "common/base/threads.h"
+#include "train/list_students.h"
 #include "train/run.h"
 
 int main(int argc, char **argv) {
@@ -12,7 +13,7 @@ int main(int argc, char **argv) {
     if (status == KD_OK) {
         config.json = json;
         kd_signals_catch();
-        status = kd_train_run(&config, arena, &err);
+        status = config.list_students ? kd_list_students(json, &err) : kd_train_run(&config, arena, &err);
     }
     if (status < 0)
         kd_log_error(kd_train_program.name, &err, json);

@@ -47,8 +47,8 @@ struct kd_replay {
     kd_ordered *queue;              /* the open pass */
     const kd_replay_item *items;
     size_t count;                   /* of items */
-    size_t cls_floats, patch_floats[KD_REPLAY_PATCHES], floats, pixel_bytes; /* floats: of all targets of a sample, with a square for each patch target */
-    kd_adjoint adjoint[KD_REPLAY_PATCHES]; /* of those patch targets that are */
+    size_t target_floats[KD_REPLAY_TARGETS], floats, pixel_bytes; /* floats: of all targets of a sample, with a square for each */
+    kd_adjoint adjoint[KD_REPLAY_TARGETS]; /* of those targets that are */
     double waited;                  /* of passes that ended */
 };
 
@@ -304,9 +304,9 @@ static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item
 }
 
 /* Values as they are stored. */
-static kd_status read_target(kd_replay *r, worker *w, const kd_replay_target *t, const kd_view_entry *v, float *out, double *square, kd_err *err) {
+static kd_status read_target(worker *w, const kd_replay_target *t, const kd_view_entry *v, float *out, double *square, kd_err *err) {
     kd_record_facts facts;
-    KD_TRY(kd_reader_feature(w->reader, t->feature, &v->image, v->view, r->o.layer, out, &facts, err));
+    KD_TRY(kd_reader_feature(w->reader, t->feature, &v->image, v->view, t->layer, out, &facts, err));
     *square = facts.square;
     if (memcmp(&facts.view_hash, &v->view_hash, sizeof facts.view_hash) == 0)
         return KD_OK;
@@ -325,33 +325,28 @@ static void standardise(const kd_replay_target *t, size_t floats, size_t width, 
             out[row + c] = (out[row + c] - t->mean[c]) * inverse;
 }
 
-static kd_status load_cls(kd_replay *r, worker *w, const kd_view_entry *v, float *out, kd_err *err) {
-    double ignored;
-    KD_TRY(read_target(r, w, &r->o.cls, v, out, &ignored, err));
-    standardise(&r->o.cls, r->cls_floats, (size_t)r->recipe->width, out);
-    return KD_OK;
-}
-
-static kd_status load_patch(kd_replay *r, worker *w, int i, const kd_view_entry *v, float *out, float *square, kd_err *err) {
-    const kd_replay_target *t = &r->o.patch[i];
+static kd_status load_target(kd_replay *r, worker *w, int i, const kd_view_entry *v, float *out, float *square, kd_err *err) {
+    const kd_replay_target *t = &r->o.target[i];
     size_t width = (size_t)r->recipe->width;
     double stored;
-    KD_TRY(read_target(r, w, t, v, out, &stored, err));
-    *square = 0;
+    KD_TRY(read_target(w, t, v, out, &stored, err));
+    *square = (float)stored;
+    if (t->raw)
+        return KD_OK;
     if (r->adjoint[i].tokens > 0)
         *square = (float)kd_adjoint_standardise(&r->adjoint[i], out, stored, t->mean, t->std, width);
     else
-        standardise(t, r->patch_floats[i], width, out);
+        standardise(t, r->target_floats[i], width, out);
     return KD_OK;
 }
 
-/* A slot is cls | patches | squares | pixels. */
+/* A slot is targets | squares | pixels. */
 static kd_sample sample_of(const kd_replay *r, void *slot) {
-    float *next = (float *)slot + r->cls_floats;
-    kd_sample s = {.cls = r->cls_floats > 0 ? slot : NULL, .slot = slot};
-    for (int i = 0; i < r->o.patches; i++) {
-        s.patch[i] = next;
-        next += r->patch_floats[i];
+    float *next = slot;
+    kd_sample s = {.slot = slot};
+    for (int i = 0; i < r->o.targets; i++) {
+        s.target[i] = next;
+        next += r->target_floats[i];
     }
     s.square = next;
     s.pixels = (const uint8_t *)((float *)slot + r->floats);
@@ -367,10 +362,8 @@ static void ask_ahead(kd_replay *r, worker *w, uint64_t index) {
     for (uint64_t i = index == 0 ? 0 : index + READ_AHEAD; i <= last; i++) {
         const kd_image_entry *e = entry_of(r, r->items[i].image);
         uint32_t view = kd_image_view(e, r->items[i].view);
-        if (r->cls_floats > 0)
-            (void)kd_reader_will_need(w->reader, r->o.cls.feature, &e->image, view, r->o.layer, NULL);
-        for (int k = 0; k < r->o.patches; k++)
-            (void)kd_reader_will_need(w->reader, r->o.patch[k].feature, &e->image, view, r->o.layer, NULL);
+        for (int k = 0; k < r->o.targets; k++)
+            (void)kd_reader_will_need(w->reader, r->o.target[k].feature, &e->image, view, r->o.target[k].layer, NULL);
     }
 }
 
@@ -389,12 +382,9 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
                        kd_cache_shard_path(r->o.cache, 0), v.view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
     float *next = slot;
     KD_TRY(load_pixels(r, w, item, &v, (uint8_t *)(next + r->floats), err));
-    if (r->cls_floats > 0)
-        KD_TRY(load_cls(r, w, &v, next, err));
-    next += r->cls_floats;
-    float *square = (float *)slot + r->floats - r->o.patches;
-    for (int i = 0; i < r->o.patches; next += r->patch_floats[i++])
-        KD_TRY(load_patch(r, w, i, &v, next, &square[i], err));
+    float *square = (float *)slot + r->floats - r->o.targets;
+    for (int i = 0; i < r->o.targets; next += r->target_floats[i++])
+        KD_TRY(load_target(r, w, i, &v, next, &square[i], err));
     return KD_OK;
 }
 
@@ -402,13 +392,20 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
 
 kd_status kd_replay_target_of(kd_replay_target *t, kd_cache *c, kd_feature f, uint16_t layer, kd_err *err) {
     const char *path = kd_cache_shard_path(c, 0), *name = kd_feature_name(f);
-    *t = (kd_replay_target){.feature = f};
+    *t = (kd_replay_target){.feature = f, .layer = layer};
     if (!kd_recipe_has(kd_cache_recipe(c), f))
         return kd_fail(err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch", path, name, name);
     KD_TRY(kd_cache_mean(c, f, layer, &t->mean, &t->std, err));
     if (!(t->std > 0))
         return kd_fail(err, KD_EDAMAGED, "%s: the %s features of layer %u have standard deviation %g; there is nothing to learn from them", path, name, layer, (double)t->std);
     return KD_OK;
+}
+
+int kd_replay_target_find(const kd_replay_target *list, int n, const kd_replay_target *t) {
+    int i = 0;
+    while (i < n && (list[i].feature != t->feature || list[i].layer != t->layer || list[i].raw != t->raw || list[i].mean != t->mean))
+        i++;
+    return i;
 }
 
 kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w, kd_err *err) {
@@ -421,11 +418,10 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
     size_t total = kd_cache_images(r->o.cache), width = (size_t)r->recipe->width;
     KD_TRY(kd_replay_check_size(r->recipe, r->o.student_h, r->o.student_w, err));
     KD_TRY(kd_recipe_check_decoder(r->recipe, err));
-    r->floats = r->cls_floats = r->o.cls.mean != NULL ? width : 0;
-    for (int i = 0; i < r->o.patches; i++) {
-        r->patch_floats[i] = kd_recipe_rows(r->recipe, r->o.patch[i].feature) * width;
-        r->floats += r->patch_floats[i] + 1;
-        kd_target t = kd_recipe_target(r->recipe, r->o.patch[i].feature);
+    for (int i = 0; i < r->o.targets; i++) {
+        r->target_floats[i] = kd_recipe_rows(r->recipe, r->o.target[i].feature) * width;
+        r->floats += r->target_floats[i] + 1;
+        kd_target t = kd_recipe_target(r->recipe, r->o.target[i].feature);
         if (t.kind == KD_TARGET_ADJOINT)
             KD_TRY(kd_adjoint_create(&r->adjoint[i], &t, r->recipe->grid_h, r->recipe->grid_w, err));
     }
@@ -441,7 +437,7 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
 
 kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err) {
     *out = NULL;
-    KD_ASSERT(options->threads >= 1 && options->ahead >= 1 && options->patches <= KD_REPLAY_PATCHES && (options->cls.mean != NULL || options->patches > 0));
+    KD_ASSERT(options->threads >= 1 && options->ahead >= 1 && options->targets >= 1 && options->targets <= KD_REPLAY_TARGETS);
     kd_replay *r;
     KD_TRY(kd_alloc_array(&r, 1, sizeof *r, err));
     r->o = *options;
@@ -476,7 +472,7 @@ void kd_replay_destroy(kd_replay *r) {
     }
     for (size_t i = 0; r->kept != NULL && i < r->views; i++)
         kd_free(atomic_load(&r->kept[i]));
-    for (int i = 0; i < r->o.patches; i++)
+    for (int i = 0; i < r->o.targets; i++)
         kd_adjoint_free(&r->adjoint[i]);
     kd_locator_destroy(r->locator);
     pthread_mutex_destroy(&r->hashing);
@@ -504,6 +500,11 @@ size_t kd_replay_missing(const kd_replay *r) {
 
 size_t kd_replay_extra(const kd_replay *r) {
     return r->extra;
+}
+
+const kd_replay_target *kd_replay_target_at(const kd_replay *r, int i) {
+    KD_ASSERT(i >= 0 && i < r->o.targets);
+    return &r->o.target[i];
 }
 
 kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t count, kd_err *err) {

@@ -15,18 +15,20 @@
 #include "cache/store.h"
 #include "common/data/dataset.h"
 
-/* Kinds of targets: cls and patch. Arrays of this length are indexed by KD_FEATURE_CLS and KD_FEATURE_PATCH. */
-enum { KD_TARGETS = 2, KD_REPLAY_PATCHES = 16 };
+enum { KD_REPLAY_TARGETS = 32 };
 
-/* A stored feature and how it is standardised: (x - mean) / std; an adjoint target becomes that of the standardised grid. */
+/* A stored feature of a layer of the teacher, and how it is given out: as it is, or standardised, (x - mean) / std; an adjoint target becomes that of the standardised grid. */
 typedef struct kd_replay_target {
     kd_feature feature;
+    uint16_t layer;    /* counted from the end, 1 = last */
+    int raw;           /* mean and std are there but not applied */
     const float *mean; /* [width]; borrowed */
     float std;
 } kd_replay_target;
-
 /* Feature f of a layer, standardised by the cache's own statistics. KD_EUSAGE: the cache doesn't hold it. KD_EDAMAGED: it doesn't vary. */
 kd_status kd_replay_target_of(kd_replay_target *t, kd_cache *c, kd_feature f, uint16_t layer, kd_err *err);
+/* Place of an equal target among n, or n. */
+int kd_replay_target_find(const kd_replay_target *list, int n, const kd_replay_target *t);
 
 typedef struct kd_replay_options {
     kd_cache *cache;         /* borrowed for the life of the replay */
@@ -35,10 +37,8 @@ typedef struct kd_replay_options {
     const char *index_path;  /* where to keep (path, size, mtime -> id) when files had to be hashed; NULL: nowhere */
     int threads;
     int student_h, student_w; /* of the samples; each at most the view's */
-    kd_replay_target cls;    /* mean NULL: not wanted */
-    kd_replay_target patch[KD_REPLAY_PATCHES];
-    int patches;             /* in use; 0: none wanted */
-    uint16_t layer;          /* of the teacher, stored in the cache: counted from the end, 1 = last */
+    kd_replay_target target[KD_REPLAY_TARGETS]; /* all different */
+    int targets;             /* in use, at least 1 */
     int allow_missing;
     uint64_t view_memory;    /* bytes for kept views */
     size_t ahead;            /* samples that loaders may prepare ahead */
@@ -59,6 +59,8 @@ const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i);
 size_t kd_replay_missing(const kd_replay *r); /* of the cache: changed, or not in the folder */
 size_t kd_replay_extra(const kd_replay *r);   /* files of the folder that no image of the cache needs */
 
+const kd_replay_target *kd_replay_target_at(const kd_replay *r, int i); /* target i of the options */
+
 typedef struct kd_replay_item {
     uint32_t image; /* index as in kd_replay_image */
     uint32_t view;  /* index among the image's views (kd_image_view) */
@@ -67,9 +69,8 @@ typedef struct kd_replay_item {
 /* Borrowed until released. */
 typedef struct kd_sample {
     const uint8_t *pixels; /* student_h x student_w x 3 */
-    const float *cls;      /* [width], standardised; NULL when not wanted */
-    const float *patch[KD_REPLAY_PATCHES]; /* [rows, width], standardised, in the order of the options; NULL behind the last */
-    const float *square;   /* of adjoint targets |t|^2 of the standardised grid, in the order of the options; 0 for others */
+    const float *target[KD_REPLAY_TARGETS]; /* [rows, width], in the order of the options; NULL behind the last */
+    const float *square;   /* of adjoint targets |t|^2 of the grid as it is given out, in the order of the options; 0 for others */
     void *slot;
 } kd_sample;
 

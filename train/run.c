@@ -30,15 +30,21 @@ typedef struct run {
 
 /* ---- metrics ---- */
 
+/* prefix_TERM of every term: values[i] / n. */
+static void put_terms(json_t *line, const char *prefix, const kd_loss *loss, const double *values, double n) {
+    char key[2 * KD_TERM_NAME];
+    for (int i = 0; i < loss->terms && line != NULL; i++) {
+        snprintf(key, sizeof key, "%s_%s", prefix, loss->term[i].name);
+        json_object_set_new(line, key, json_real(values[i] / n));
+    }
+}
+
 static kd_status log_step(run *r, const kd_student *s, const kd_step_result *x, double lr, kd_err *err) {
     const kd_setup *u = &r->setup;
     double seconds = kd_now() - r->logged_at, wait = kd_groups_wait_seconds(&u->groups) - r->logged_wait;
     double images = (double)((r->step + 1 - r->logged_step) * u->step_images);
     json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)(r->step + 1), "epoch", (json_int_t)(r->step / u->epoch_steps + 1), "student", s->name, "loss", x->loss);
-    if (line != NULL && u->config->cls_weight > 0)
-        json_object_set_new(line, "loss_cls", json_real(x->cls));
-    if (line != NULL && u->config->patch_weight > 0)
-        json_object_set_new(line, "loss_patch", json_real(x->patch));
+    put_terms(line, "loss", &s->loss, x->term, 1);
     for (int k = 0; k < s->programs && s->programs > 1 && line != NULL; k++) {
         char key[24];
         snprintf(key, sizeof key, "loss_recipe_%d", k + 1);
@@ -52,15 +58,13 @@ static kd_status log_step(run *r, const kd_student *s, const kd_step_result *x, 
     return kd_metrics_write(r->metrics, line, err);
 }
 
-static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss_spec *loss) {
+static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss *loss) {
     static const char *const name[KD_TARGETS] = {"cls", "patch"};
-    const double weight[KD_TARGETS] = {loss->cls_weight, loss->patch_weight};
-    char key[32];
+    char key[64];
     snprintf(key, sizeof key, "%s_loss", prefix);
     json_object_set_new(line, key, json_real(v->loss)); /* json_real refuses NaN; the key is then absent */
+    put_terms(line, key, loss, v->term, 1);
     for (int f = 0; f < KD_TARGETS; f++) {
-        if (!(weight[f] > 0))
-            continue;
         snprintf(key, sizeof key, "%s_r2_%s", prefix, name[f]);
         json_object_set_new(line, key, json_real(v->r2[f]));
         snprintf(key, sizeof key, "%s_cos_%s", prefix, name[f]);
@@ -68,22 +72,36 @@ static void put_validation(json_t *line, const char *prefix, const kd_val_result
     }
 }
 
+/* "R2 cls 0.512 patch 0.401, cos cls 0.7 ..": what means something for the loss. */
+static const char *quality_text(const kd_val_result *v, char *buf, size_t cap) {
+    static const char *const name[KD_TARGETS] = {"cls", "patch"};
+    size_t used = 0;
+    buf[0] = '\0';
+    for (int kind = 0; kind < 2; kind++) {
+        const double *value = kind == 0 ? v->r2 : v->cosine;
+        int said = 0;
+        for (int f = 0; f < KD_TARGETS && used < cap; f++)
+            if (!isnan(value[f]))
+                used += (size_t)snprintf(buf + used, cap - used, "%s%s %.3f", said++ > 0 ? " " : kind == 0 ? ", R2 " : ", cos ", name[f], value[f]);
+    }
+    return buf;
+}
+
 static kd_status log_epoch(run *r, const kd_student *s, const kd_val_result *held, const kd_val_result *seen, int best, kd_err *err) {
     double n = s->summed > 0 ? (double)s->summed : 1;
     int64_t epoch = r->validated + 1;
-    const kd_loss_spec *loss = &s->program[0].view.loss;
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f, s:f, s:f}", "step", (json_int_t)r->step, "epoch", (json_int_t)epoch, "student", s->name, "train_loss", s->sum[0] / n,
-                             "train_loss_cls", s->sum[1] / n, "train_loss_patch", s->sum[2] / n);
+    char here[120], there[120];
+    json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)r->step, "epoch", (json_int_t)epoch, "student", s->name, "train_loss", s->sum[0] / n);
     if (line == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for a line of metrics");
+    put_terms(line, "train_loss", &s->loss, s->sum + 1, n);
     if (held != NULL)
-        put_validation(line, "val", held, loss);
-    put_validation(line, "seen", seen, loss);
+        put_validation(line, "val", held, &s->loss);
+    put_validation(line, "seen", seen, &s->loss);
     json_object_set_new(line, "best", json_boolean(best));
     const kd_val_result *v = held != NULL ? held : seen;
-    kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f, R2 cls %.3f patch %.3f, cos cls %.3f patch %.3f (seen: R2 cls %.3f patch %.3f)%s", (long long)epoch,
-           (long long)r->setup.config->epochs, s->name, s->sum[0] / n, held != NULL ? "val" : "seen", v->loss, v->r2[0], v->r2[1], v->cosine[0], v->cosine[1], seen->r2[0],
-           seen->r2[1], best ? ", best so far" : "");
+    kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f%s (seen: loss %.4f%s)%s", (long long)epoch, (long long)r->setup.config->epochs, s->name, s->sum[0] / n,
+           held != NULL ? "val" : "seen", v->loss, quality_text(v, here, sizeof here), seen->loss, quality_text(seen, there, sizeof there), best ? ", best so far" : "");
     return kd_metrics_write(r->metrics, line, err);
 }
 
@@ -244,7 +262,7 @@ static kd_status update_students(run *r, kd_err *err) {
         kd_student *s = u->students[i];
         double lr = lr_of(r, s);
         kd_err cause = {0};
-        kd_status status = kd_step_update(s, lr, u->config->clip, &r->results[i], &cause);
+        kd_status status = kd_step_update(s, lr, s->hyper.clip, &r->results[i], &cause);
         if (status != KD_OK)
             return status == KD_ENONFINITE ? not_finite(r, cause.msg, err) : kd_fail(err, status, "%s", cause.msg);
         if (line)

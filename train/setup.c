@@ -67,42 +67,60 @@ static kd_status open_caches(kd_setup *s, kd_err *err) {
     return choose_layer(s, err);
 }
 
-/* What a student sees and learns of each group. */
+/* What a student sees of each group. */
 static void describe_views(const kd_setup *s, kd_student_view views[KD_MAX_GROUPS]) {
     for (size_t k = 0; k < s->groups.count; k++) {
         const kd_group *g = &s->groups.group[k];
         const kd_recipe *r = kd_cache_recipe(g->cache);
-        views[k] = (kd_student_view){.image_h = g->student_h, .image_w = g->student_w,
-                                     .loss = {.width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w, .cls_weight = s->config->cls_weight, .patch_weight = s->config->patch_weight},
+        views[k] = (kd_student_view){.image_h = g->student_h, .image_w = g->student_w, .width = r->width, .grid_h = r->grid_h, .grid_w = r->grid_w,
                                      .offer = {kd_cache_shard_path(g->cache, 0), r->target, r->targets}};
     }
 }
 
-/* Names and sizes, before anything takes time or memory. With --init, the file has a say too: that is checked when it is opened. */
+/* Names and sizes, before anything takes time or memory. With an init file, the file has a say too: that is checked when it is opened. */
 static kd_status check_students(const kd_setup *s, kd_err *err) {
-    const kd_train_config *c = s->config;
     kd_student_view views[KD_MAX_GROUPS];
     describe_views(s, views);
-    for (size_t i = 0; i < c->students.count && c->init == NULL; i++) {
+    for (size_t i = 0; i < s->config->students.count; i++) {
         kd_model_info m;
-        KD_TRY(kd_model_find(&m, c->students.item[i], NULL, err));
+        if (s->choices[i].config.init != NULL)
+            continue;
+        KD_TRY(kd_model_find(&m, s->choices[i].model, NULL, err));
         KD_TRY(kd_student_check_views(&m, views, (int)s->groups.count, err));
     }
     return KD_OK;
 }
 
-static kd_status open_students(kd_setup *s, kd_err *err) {
+/* What a student learns, of the caches of all groups. */
+static kd_status choose_loss(const kd_setup *s, const kd_student_choice *choice, kd_loss *loss, kd_err *err) {
+    for (size_t k = s->groups.count; k-- > 0;) { /* the first group's at last: that is what counts */
+        kd_cache *cache = s->groups.group[k].cache;
+        kd_loss_offer offer = {.recipe = kd_cache_recipe(cache), .cache = kd_cache_shard_path(cache, 0), .images = kd_cache_images(cache),
+                               .classes = s->teacher_head != NULL ? s->teacher_head->classes : 0};
+        KD_TRY(kd_loss_from_config(loss, &choice->config, &offer, err));
+        for (int i = 0; i < loss->pairs; i++) {
+            kd_replay_target ignored;
+            KD_TRY(kd_replay_target_of(&ignored, cache, loss->pair[i].feature, loss->pair[i].layer, err));
+        }
+    }
+    return KD_OK;
+}
+
+static kd_status open_students(kd_setup *s, const kd_loss *losses, kd_err *err) {
     const kd_train_config *c = s->config;
-    kd_student_spec spec = {.init = c->init,
-                            .views = (int)s->groups.count,
+    kd_student_spec spec = {.views = (int)s->groups.count,
                             .batch = (int)c->batch_size,
                             .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
                             .seed = (uint64_t)c->seed,
-                            .config = c};
+                            .teacher_head = s->teacher_head};
     describe_views(s, spec.view);
     KD_TRY(kd_alloc_array(&s->students, c->students.count, sizeof *s->students, err));
     for (size_t i = 0; i < c->students.count; i++) {
-        spec.name = c->students.item[i];
+        spec.name = s->choices[i].model;
+        spec.label = s->choices[i].name;
+        spec.init = s->choices[i].config.init;
+        spec.config = &s->choices[i].config;
+        spec.loss = &losses[i];
         KD_TRY(kd_student_create(&s->students[i], s->backend, &spec, err));
         s->count++;
     }
@@ -114,37 +132,28 @@ static uint64_t pixels_of(const kd_group *g) {
     return kd_cache_view_total(g->cache) * (uint64_t)g->student_h * (uint64_t)g->student_w * 3;
 }
 
-/* KD_EUSAGE when a group's cache lacks a feature that is to be learnt. */
-static kd_status check_features(const kd_setup *s, kd_err *err) {
-    const kd_train_config *c = s->config;
-    kd_replay_target ignored;
-    for (size_t k = 0; k < s->groups.count; k++)
-        for (int f = 0; f < KD_TARGETS; f++)
-            if ((f == KD_FEATURE_CLS ? c->cls_weight : c->patch_weight) > 0)
-                KD_TRY(kd_replay_target_of(&ignored, s->groups.group[k].cache, (kd_feature)f, (uint16_t)c->teacher_layer, err));
+/* What a student's pair learns of group k, added to the options when nobody before learns the same. It is standardised by the statistics of what is learnt of the first group, so that a head's
+ * prediction means the same in every group. */
+static kd_status add_target(const kd_setup *s, kd_student *t, size_t k, int pair, kd_replay_options *o, kd_err *err) {
+    const kd_pair *p = &t->loss.pair[pair];
+    int grid = kd_pair_is_grid(p);
+    kd_replay_target new;
+    KD_TRY(kd_replay_target_of(&new, s->groups.group[0].cache, grid ? kd_patch_feature(t->program[0].form[pair]) : p->feature, p->layer, err));
+    new.feature = grid ? kd_patch_feature(t->program[k].form[pair]) : p->feature;
+    new.raw = p->scaling != KD_SCALING_STANDARD;
+    t->program[k].sample[pair] = kd_replay_target_find(o->target, o->targets, &new);
+    if (t->program[k].sample[pair] < o->targets)
+        return KD_OK;
+    if (o->targets == KD_REPLAY_TARGETS)
+        return kd_fail(err, KD_EUSAGE, "the students learn more than %d different targets together; train some of them in a run of their own", KD_REPLAY_TARGETS);
+    o->target[o->targets++] = new;
     return KD_OK;
 }
 
-/* The patch target that a student learns of group k, added to the options when no student before it learns the same. */
-static kd_status add_patch_target(const kd_setup *s, kd_student *t, size_t k, kd_replay_options *o, kd_err *err) {
-    kd_student_program *p = &t->program[k];
-    kd_replay_target *new = &o->patch[o->patches];
-    KD_ASSERT(o->patches < KD_REPLAY_PATCHES);
-    KD_TRY(kd_replay_target_of(new, s->groups.group[0].cache, kd_patch_feature(t->program[0].target), o->layer, err));
-    new->feature = kd_patch_feature(p->target);
-    for (p->sample_patch = 0; o->patch[p->sample_patch].feature != new->feature || o->patch[p->sample_patch].mean != new->mean; p->sample_patch++)
-        continue;
-    o->patches += p->sample_patch == o->patches;
-    return KD_OK;
-}
-
-/* What the students learn of group k. It is standardised by the statistics of what they learn of the first group, so that a head's prediction means the same in every group. */
 static kd_status choose_targets(const kd_setup *s, size_t k, kd_replay_options *o, kd_err *err) {
-    const kd_train_config *c = s->config;
-    if (c->cls_weight > 0)
-        KD_TRY(kd_replay_target_of(&o->cls, s->groups.group[0].cache, KD_FEATURE_CLS, o->layer, err));
-    for (size_t i = 0; i < s->count && c->patch_weight > 0; i++)
-        KD_TRY(add_patch_target(s, s->students[i], k, o, err));
+    for (size_t i = 0; i < s->count; i++)
+        for (int pair = 0; pair < s->students[i]->loss.pairs; pair++)
+            KD_TRY(add_target(s, s->students[i], k, pair, o, err));
     return KD_OK;
 }
 
@@ -157,7 +166,6 @@ static kd_status open_replay(kd_setup *s, size_t k, double share, kd_err *err) {
                            .threads = s->threads,
                            .student_h = g->student_h,
                            .student_w = g->student_w,
-                           .layer = (uint16_t)c->teacher_layer,
                            .allow_missing = c->allow_missing,
                            .view_memory = (uint64_t)((double)s->view_memory * share),
                            .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
@@ -233,16 +241,28 @@ static kd_status plan_steps(kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
+/* The form that all patch pairs of all students learn of the first group; NULL: there are several, or none. */
+static const kd_target *only_form(const kd_setup *s) {
+    const kd_target *only = NULL;
+    for (size_t i = 0; i < s->count; i++)
+        for (int p = 0; p < s->students[i]->loss.pairs; p++) {
+            const kd_target *form = &s->students[i]->program[0].target[p].form;
+            if (!kd_pair_is_grid(&s->students[i]->loss.pair[p]))
+                continue;
+            if (only != NULL && !kd_target_equal(only, form))
+                return NULL;
+            only = form;
+        }
+    return only;
+}
+
 /* --patch-target auto becomes what it stands for, when that is one thing. */
 static kd_status resolve_target(kd_setup *s, kd_arena *arena, kd_err *err) {
-    const kd_target *first = &s->students[0]->program[0].view.loss.target;
+    const kd_target *form = s->groups.count == 1 ? only_form(s) : NULL;
     char text[KD_TARGET_TEXT];
-    int same = s->config->patch_weight > 0 && s->groups.count == 1;
-    for (size_t i = 1; i < s->count; i++)
-        same = same && kd_target_equal(first, &s->students[i]->program[0].view.loss.target);
-    if (!same)
+    if (form == NULL)
         return KD_OK;
-    s->config->patch_target = kd_arena_strdup(arena, kd_target_text(first, text));
+    s->config->patch_target = kd_arena_strdup(arena, kd_target_text(form, text));
     return s->config->patch_target != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for the options");
 }
 
@@ -268,6 +288,31 @@ static kd_status check_batch(const kd_setup *s, kd_err *err) {
     return KD_OK;
 }
 
+/* The teacher's classifier, if there is one: for the run, so of the width of its caches. */
+static kd_status open_head(kd_setup *s, kd_err *err) {
+    if (s->config->teacher_head == NULL)
+        return KD_OK;
+    return kd_teacher_head_open(&s->teacher_head, s->config->teacher_head, kd_cache_recipe(s->groups.group[0].cache)->width, err);
+}
+
+/* Losses before students, students before replays: each needs what the one before has chosen. */
+static kd_status open_learning(kd_setup *s, kd_err *err) {
+    size_t n = s->config->students.count;
+    kd_loss *losses;
+    KD_TRY(kd_alloc_array(&losses, n, sizeof *losses, err));
+    kd_status status = KD_OK;
+    for (size_t i = 0; i < n && status == KD_OK; i++)
+        status = choose_loss(s, &s->choices[i], &losses[i], err);
+    if (status == KD_OK)
+        status = check_batch(s, err);
+    if (status == KD_OK)
+        status = kd_backend_open(&s->backend, s->config->device, s->threads, err);
+    if (status == KD_OK)
+        status = open_students(s, losses, err);
+    kd_free(losses);
+    return status == KD_OK ? open_replays(s, err) : status;
+}
+
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
     s->config = config;
     s->lock = -1;
@@ -275,14 +320,12 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     s->threads = config->threads > 0 ? (int)config->threads : kd_cpu_count();
     KD_TRY(kd_train_config_check(config, err));
     KD_TRY(open_caches(s, err));
+    KD_TRY(kd_student_choices(&s->choices, config, arena, err)); /* copies of the options: after the caches have resolved them */
     KD_TRY(check_students(s, err));
     if (!config->dry_run)
         KD_TRY(lock_run(s, err));
-    KD_TRY(check_features(s, err));
-    KD_TRY(check_batch(s, err));
-    KD_TRY(kd_backend_open(&s->backend, config->device, s->threads, err));
-    KD_TRY(open_students(s, err)); /* before the replays: they choose the targets */
-    KD_TRY(open_replays(s, err));
+    KD_TRY(open_head(s, err));
+    KD_TRY(open_learning(s, err));
     KD_TRY(plan_steps(s, err));
     return resolve(s, arena, err);
 }
@@ -295,6 +338,7 @@ void kd_setup_close(kd_setup *s) {
     for (size_t i = 0; i < s->count; i++)
         kd_student_destroy(s->students[i]);
     kd_free(s->students);
+    kd_teacher_head_close(s->teacher_head);
     kd_backend_close(s->backend);
     kd_groups_close(&s->groups);
     if (s->lock >= 0)
@@ -338,9 +382,8 @@ static void print_group(const kd_setup *s, size_t k) {
     kd_hex(sha, r->sha.b, 6);
     if (s->groups.count > 1)
         snprintf(which, sizeof which, "recipe %zu of %zu: ", k + 1, s->groups.count);
-    kd_log(KD_LOG_INFO, "%scache %s: recipe %s, %zu images, %" PRIu64 " views of %s px, targets of layer %d, width %d%s%s, patches on %dx%d", which, kd_cache_shard_path(g->cache, 0),
-           sha, kd_cache_images(g->cache), kd_cache_view_total(g->cache), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "",
-           s->config->cls_weight > 0 ? ", CLS" : "", r->grid_h, r->grid_w);
+    kd_log(KD_LOG_INFO, "%scache %s: recipe %s, %zu images, %" PRIu64 " views of %s px, targets of layer %d, width %d%s, patches on %dx%d", which, kd_cache_shard_path(g->cache, 0),
+           sha, kd_cache_images(g->cache), kd_cache_view_total(g->cache), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "", r->grid_h, r->grid_w);
     kd_log(KD_LOG_INFO, "%simages %s: %zu found, %zu missing, %zu other files ignored", which, s->config->images, kd_replay_images(g->replay), kd_replay_missing(g->replay), kd_replay_extra(g->replay));
     if (squeezed(g, r))
         kd_log(KD_LOG_WARN, "the students see views of %s px squeezed to %s px; --student-size with the same aspect ratio keeps shapes as they are", view, size);
@@ -372,18 +415,22 @@ static void print_plan(const kd_setup *s) {
 }
 
 static void print_student(const kd_setup *s, const kd_student *t) {
-    char memory[32], sizes[KD_MAX_GROUPS * (KD_SIZE_TEXT + 8)] = "", size[KD_SIZE_TEXT], targets[KD_MAX_GROUPS * (KD_TARGET_TEXT + 8)] = "", target[KD_TARGET_TEXT];
+    char memory[32], sizes[KD_MAX_GROUPS * (KD_SIZE_TEXT + 8)] = "", size[KD_SIZE_TEXT], targets[KD_MAX_GROUPS * (KD_TARGET_TEXT + 8)] = "", target[KD_TARGET_TEXT], loss[400];
     double flops = 0;
+    int patches = 0; /* the first pair that learns some */
+    while (patches < t->loss.pairs && !kd_pair_is_grid(&t->loss.pair[patches]))
+        patches++;
     for (int k = 0; k < t->programs; k++) {
         const kd_student_program *p = &t->program[k];
         size_t used = strlen(sizes), learnt = strlen(targets);
         snprintf(sizes + used, sizeof sizes - used, "%s%s", k > 0 ? " and " : "", kd_image_size_text(p->view.image_h, p->view.image_w, size));
-        if (p->view.loss.patch_weight > 0)
-            snprintf(targets + learnt, sizeof targets - learnt, "%s%s", k > 0 ? " and " : ", patch target ", kd_target_text(&p->view.loss.target, target));
+        if (patches < t->loss.pairs)
+            snprintf(targets + learnt, sizeof targets - learnt, "%s%s", k > 0 ? " and " : ", patch target ", kd_target_text(&p->target[patches].form, target));
         flops += kd_exec_flops(p->train) / (double)t->batch;
     }
     kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, %s, lr %.3g, weight decay %.3g%s, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
            (double)t->optim.total * 1e-6, s->config->optimizer, t->hyper.lr, t->hyper.optim.weight_decay, t->ema.average != NULL ? ", averaged (--ema)" : "", s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
+    kd_log(KD_LOG_INFO, "student %s learns %s", t->name, kd_loss_text(&t->loss, loss, sizeof loss));
 }
 
 void kd_setup_print(const kd_setup *s) {

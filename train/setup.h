@@ -8,8 +8,10 @@
 #ifndef KD_TRAIN_SETUP_H
 #define KD_TRAIN_SETUP_H
 
+#include "train/loss_named.h"
 #include "train/schedule.h"
 #include "train/student.h"
+#include "train/student_choice.h"
 
 enum { KD_VAL_MAX = 4096 }; /* views that are validated; more would cost time and tell nothing new */
 
@@ -19,6 +21,8 @@ typedef struct kd_setup {
     int lock;                 /* of the run directory; -1 = not held */
     kd_groups groups;         /* caches and replays, by recipe */
     kd_backend *backend;
+    kd_student_choice *choices; /* what each student's settings are; in the arena */
+    kd_teacher_head *teacher_head; /* NULL: none */
     kd_student **students;
     size_t count;
     kd_split split;           /* of the run's images: kd_group_image */

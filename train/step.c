@@ -1,16 +1,21 @@
 #include "train/step.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #include "common/base/mem.h"
 
-/* Adds the unweighted term to *term and the weighted one to *sum. */
-static kd_status read_term(kd_exec *e, const char *name, double weight, double *term, double *sum, kd_err *err) {
-    float value = 0;
-    if (weight > 0)
-        KD_TRY(kd_exec_download(e, name, 1, &value, err));
-    *term += (double)value;
-    *sum += weight * (double)value;
+/* Adds a program's terms to term[], and gives their weighted sum. */
+static kd_status read_terms(const kd_student *s, kd_exec *e, double term[KD_MAX_TERMS], double *sum, kd_err *err) {
+    char output[2 * KD_TERM_NAME];
+    *sum = 0;
+    for (int i = 0; i < s->loss.terms; i++) {
+        float value;
+        snprintf(output, sizeof output, "loss.%s", s->loss.term[i].name);
+        KD_TRY(kd_exec_download(e, output, 1, &value, err));
+        term[i] += (double)value;
+        *sum += s->loss.term[i].weight * (double)value;
+    }
     return KD_OK;
 }
 
@@ -28,8 +33,7 @@ kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *
         double loss = 0;
         KD_TRY(kd_exec_forward(p->train, err));
         KD_TRY(kd_exec_backward(p->train, micro > 0 || k > 0, err));
-        KD_TRY(read_term(p->train, "loss.cls", p->view.loss.cls_weight, &x->cls, &loss, err));
-        KD_TRY(read_term(p->train, "loss.patch", p->view.loss.patch_weight, &x->patch, &loss, err));
+        KD_TRY(read_terms(s, p->train, x->term, &loss, err));
         x->group[k] += loss;
         x->loss += loss;
     }
@@ -40,8 +44,8 @@ kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *
     for (int k = 0; k < s->programs; k++)
         x->group[k] /= s->accumulate;
     x->loss /= s->programs * s->accumulate;
-    x->cls /= s->programs * s->accumulate;
-    x->patch /= s->programs * s->accumulate;
+    for (int i = 0; i < s->loss.terms; i++)
+        x->term[i] /= s->programs * s->accumulate;
     return KD_OK;
 }
 
@@ -53,8 +57,8 @@ kd_status kd_step_update(kd_student *s, double lr, double clip, kd_step_result *
     if (s->ema.average != NULL)
         KD_TRY(kd_ema_update(&s->ema, err));
     s->sum[0] += x->loss;
-    s->sum[1] += x->cls;
-    s->sum[2] += x->patch;
+    for (int i = 0; i < s->loss.terms; i++)
+        s->sum[1 + i] += x->term[i];
     s->summed++;
     return KD_OK;
 }

@@ -14,7 +14,7 @@
 
 typedef struct kd_step_result {
     double loss;      /* weighted sum of the terms, mean over the groups and batches: what is minimised */
-    double cls, patch; /* unweighted terms, means over the groups and batches; 0 when not trained */
+    double term[KD_MAX_TERMS]; /* unweighted, in the order of the student's loss; means over the groups and batches */
     double group[KD_MAX_GROUPS]; /* the weighted sum of each group, mean over the batches */
     double grad_norm; /* before clipping */
 } kd_step_result;

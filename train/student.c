@@ -1,6 +1,7 @@
 #include "train/student.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/base/mem.h"
@@ -8,18 +9,34 @@
 #include "common/image/augment.h"
 
 /* --patch-target, which binds the first group and those of the others that hold it. */
-static kd_status choose_target(kd_student *s, const kd_train_config *c, const kd_model_taps *taps, int k, kd_err *err) {
+static kd_status choose_form(kd_student *s, const kd_train_config *c, const kd_model_taps *taps, int k, int pair, kd_err *err) {
     kd_student_program *p = &s->program[k];
     const kd_student_view *v = &p->view;
-    kd_patch_learner learner = {.student = s->name, .loss = kd_loss_find(c->loss), .map_h = taps->map_h, .map_w = taps->map_w, .image_h = v->image_h, .image_w = v->image_w};
+    kd_patch_learner learner = {.student = s->name, .loss = s->loss.name, .single_tokens = kd_pair_single_tokens(&s->loss, pair), .image_h = v->image_h, .image_w = v->image_w};
     const char *wish = c->patch_target;
     kd_target t;
+    kd_pair_map(&s->loss.pair[pair], taps, &learner.map_h, &learner.map_w);
     if (k > 0 && strcmp(wish, "auto") != 0) {
         KD_TRY(kd_target_parse(&t, wish, "--patch-target", err));
         wish = kd_patch_target_find(&v->offer, &t) >= 0 ? wish : "auto";
     }
-    KD_TRY(kd_patch_target_choose(&p->target, &v->offer, wish, &learner, err));
-    p->view.loss.target = v->offer.target[p->target];
+    KD_TRY(kd_patch_target_choose(&p->form[pair], &v->offer, wish, &learner, err));
+    p->target[pair].form = v->offer.target[p->form[pair]];
+    return KD_OK;
+}
+
+static kd_status choose_targets(kd_student *s, const kd_train_config *c, const kd_model_taps *taps, int k, kd_err *err) {
+    kd_student_program *p = &s->program[k];
+    const kd_student_view *v = &p->view;
+    for (int i = 0; i < s->loss.pairs; i++) {
+        p->sample[i] = i;
+        p->target[i] = (kd_pair_target){.width = v->width, .grid_h = v->grid_h, .grid_w = v->grid_w};
+        if (!kd_pair_is_grid(&s->loss.pair[i]))
+            continue;
+        p->target[i].form = v->target;
+        if (v->offer.count > 0)
+            KD_TRY(choose_form(s, c, taps, k, i, err));
+    }
     return KD_OK;
 }
 
@@ -32,13 +49,8 @@ static kd_status build_graph(kd_student *s, const kd_student_spec *spec, int k, 
     if (p->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", spec->name);
     kd_model_taps taps = kd_model_build(p->graph, &s->model, p->view.image_h, p->view.image_w);
-    if (p->view.offer.count > 0 && p->view.loss.patch_weight > 0)
-        KD_TRY(choose_target(s, spec->config, &taps, k, err));
-    kd_loss_spec share = p->view.loss;
-    share.cls_weight /= spec->views * s->accumulate;
-    share.patch_weight /= spec->views * s->accumulate;
-    kd_loss_build(p->graph, &taps, &share);
-    return KD_OK;
+    KD_TRY(choose_targets(s, spec->config, &taps, k, err));
+    return kd_loss_build(p->graph, &taps, &s->loss, p->target, 1.0 / (spec->views * s->accumulate), s->name, err);
 }
 
 static kd_status stop_when_marked(void *ctx, kd_err *err) {
@@ -63,7 +75,7 @@ static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weig
         KD_TRY(kd_model_load(s->params, &s->model, weights, first->image_h, first->image_w, err));
     if (spec->config->ema > 0)
         KD_TRY(kd_ema_create(&s->ema, s->backend, s->program[0].graph, s->params, spec->config->ema, err));
-    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision, .stop = stop_always};
+    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision, .losses = 1, .stop = stop_always};
     KD_TRY(kd_exec_create(&s->infer, s->program[0].graph, s->ema.average != NULL ? s->ema.average : s->params, &config, err));
     config.train = 1;
     config.stop = stop_when_marked;
@@ -97,7 +109,11 @@ static kd_status describe(kd_student *s, const kd_student_spec *spec, const kd_w
     KD_TRY(kd_student_check_views(&s->model, spec->view, spec->views, err));
     if (spec->precision == KD_BF16)
         KD_TRY(s->backend->v->check_bf16(s->backend, err));
-    s->name = s->model.name;
+    s->name = spec->label != NULL ? spec->label : s->model.name;
+    s->loss = *spec->loss;
+    s->teacher_head = spec->teacher_head;
+    if (s->teacher_head != NULL)
+        KD_TRY(kd_alloc_array(&s->logits, (size_t)s->teacher_head->classes, sizeof *s->logits, err));
     s->batch = spec->batch;
     s->accumulate = (int)spec->config->accumulate;
     KD_ASSERT(s->accumulate >= 1);
@@ -137,6 +153,7 @@ void kd_student_destroy(kd_student *s) {
         kd_graph_destroy(s->program[k].graph);
     }
     kd_params_destroy(s->params);
+    kd_free(s->logits);
     kd_free(s);
 }
 
@@ -148,20 +165,34 @@ size_t kd_student_device_bytes(const kd_student *s) {
     return programs + kd_exec_device_bytes(s->infer) + kd_optim_device_bytes(&s->optim) + copies * (s->optim.total + states) * sizeof(float);
 }
 
-kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err) {
-    const kd_student_program *p = &s->program[group];
-    KD_TRY(kd_exec_upload_rows(p->train, "images", row, 1, sample->pixels, err));
-    if (p->view.loss.cls_weight > 0)
-        KD_TRY(kd_exec_upload_rows(p->train, "target.cls", row, 1, sample->cls, err));
-    if (p->view.loss.patch_weight > 0)
-        KD_TRY(kd_exec_upload_rows(p->train, "target.patch", row, 1, sample->patch[p->sample_patch], err));
-    if (p->view.loss.patch_weight > 0 && p->view.loss.target.kind == KD_TARGET_ADJOINT)
-        KD_TRY(kd_exec_upload_rows(p->train, "target.square", row, 1, &sample->square[p->sample_patch], err));
+/* Pixels and targets of group k as row `row` of program e. */
+static kd_status put(kd_student *s, int k, kd_exec *e, int row, const kd_sample *sample, kd_err *err) {
+    const kd_student_program *p = &s->program[k];
+    char input[2 * KD_TERM_NAME];
+    KD_TRY(kd_exec_upload_rows(e, "images", row, 1, sample->pixels, err));
+    for (int i = 0; i < s->loss.pairs; i++) {
+        const kd_pair *pair = &s->loss.pair[i];
+        const float *values = sample->target[p->sample[i]];
+        if (pair->classes > 0) {
+            kd_teacher_head_logits(s->teacher_head, values, s->logits);
+            values = s->logits;
+        }
+        snprintf(input, sizeof input, "target.%s", pair->name);
+        KD_TRY(kd_exec_upload_rows(e, input, row, 1, values, err));
+        if (p->target[i].form.kind != KD_TARGET_ADJOINT)
+            continue;
+        snprintf(input, sizeof input, "target.%s.square", pair->name);
+        KD_TRY(kd_exec_upload_rows(e, input, row, 1, &sample->square[p->sample[i]], err));
+    }
     return KD_OK;
 }
 
+kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err) {
+    return put(s, group, s->program[group].train, row, sample, err);
+}
+
 kd_status kd_student_show(kd_student *s, int row, const kd_sample *sample, kd_err *err) {
-    return kd_exec_upload_rows(s->infer, "images", row, 1, sample->pixels, err);
+    return put(s, 0, s->infer, row, sample, err);
 }
 
 kd_status kd_student_set_mark(kd_student *s, kd_err *err) {

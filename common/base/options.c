@@ -274,6 +274,30 @@ static kd_status set_from_json(parse *p, size_t i, const json_t *v)
     return set_value(p, i, value, GIVEN_FILE);
 }
 
+/* A mapping in a list of strings becomes "key=value,key=value", in the file's order. */
+static kd_status add_mapping(parse *p, size_t i, const json_t *map)
+{
+    const char *key, *text = "", *name = p->prog->options[i].name;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)map, key, v) /* jansson's iterator takes no const */
+    {
+        char number[64];
+        const char *value = json_is_boolean(v) ? (json_is_true(v) ? "true" : "false") : json_is_string(v) ? json_string_value(v) : number;
+        if (json_is_integer(v))
+            snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        else if (json_is_real(v))
+            snprintf(number, sizeof number, "%.17g", json_real_value(v));
+        else if (value == number)
+            return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: one value is expected", p->config_file, name, key);
+        if (strpbrk(value, ","))
+            return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: \"%s\" has a comma, which separates settings", p->config_file, name, key, value);
+        text = kd_arena_printf(p->arena, "%s%s%s=%s", text, *text ? "," : "", key, value);
+        if (!text)
+            return kd_fail(p->err, KD_EFAIL, "out of memory while reading the options");
+    }
+    return set_value(p, i, text, GIVEN_FILE);
+}
+
 static kd_status set_common_from_json(parse *p, int id, const json_t *v)
 {
     if (!json_is_boolean(v))
@@ -301,8 +325,10 @@ static kd_status apply_config_key(parse *p, const char *key, json_t *value)
     if (json_is_null(value)) /* absent: the default stays */
         return KD_OK;
     if (p->prog->options[i].kind == KD_OPT_STRINGS && json_is_array(value)) {
-        for (size_t k = 0; k < json_array_size(value); k++)
-            KD_TRY(set_from_json(p, i, json_array_get(value, k)));
+        for (size_t k = 0; k < json_array_size(value); k++) {
+            const json_t *item = json_array_get(value, k);
+            KD_TRY(json_is_object(item) ? add_mapping(p, i, item) : set_from_json(p, i, item));
+        }
         return KD_OK;
     }
     return set_from_json(p, i, value);
@@ -523,6 +549,24 @@ kd_status kd_options_parse(const kd_program *prog, void *config, int argc, char 
     KD_TRY(walk(&p, argc, argv, 1));
     KD_TRY(apply_preset(&p));
     return check_required(&p);
+}
+
+kd_status kd_options_set(const kd_program *prog, void *config, const char *name, const char *value, const char *where, kd_arena *arena, kd_err *err)
+{
+    parse p = {.prog = prog, .config = config, .arena = arena, .err = err, .config_file = where};
+    while (prog->options[p.count].name)
+        p.count++;
+    p.given = kd_arena_alloc(arena, p.count + 1);
+    if (!p.given)
+        return kd_fail(err, KD_EFAIL, "out of memory while reading the options");
+    size_t i = find(&p, name, strlen(name), 1);
+    if (i == p.count) {
+        const char *near = suggestion(&p, name, 1);
+        return kd_fail(err, KD_EUSAGE, "%s: unknown setting \"%s\"%s%s%s", where, name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    }
+    if (prog->options[i].kind == KD_OPT_FLAG && strcmp(value, "true") != 0 && strcmp(value, "false") != 0)
+        return kd_fail(err, KD_EUSAGE, "%s: %s: true or false is expected", where, name);
+    return set_value(&p, i, value, GIVEN_FILE);
 }
 
 /* ---- resolved values ---- */

@@ -28,7 +28,7 @@ typedef enum kd_option_kind {
     KD_OPT_REAL,   /* double within [min, max], finite */
     KD_OPT_SIZE,   /* uint64_t bytes, "32GB" */
     KD_OPT_CHOICE, /* const char *, one of the '|' separated choices in `metavar` */
-    KD_OPT_STRINGS /* kd_strings: may be given several times */
+    KD_OPT_STRINGS /* kd_strings: may be given several times; in a config file a list, whose mappings become "key=value,key=value" */
 } kd_option_kind;
 
 /* KD_OPT_ALONE: a flag that, when it is set, makes a run of its own for which no other option is required ("--inspect"). */
@@ -81,6 +81,10 @@ typedef struct kd_program {
 /* Fills *config (of the table's struct, zeroed by the caller). KD_DONE after --help or --version; KD_EUSAGE otherwise.
  * *json (may be NULL) receives whether --json was given: set as soon as it is seen, so errors can be reported in kind. */
 kd_status kd_options_parse(const kd_program *prog, void *config, int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
+
+/* Sets one option of a filled config from text. `where` begins the message of a mistake ("--student resnet18,lr=x"). KD_EUSAGE: unknown name (the nearest is given), or a value that
+ * the option refuses. The text is copied to the arena. */
+kd_status kd_options_set(const kd_program *prog, void *config, const char *name, const char *value, const char *where, kd_arena *arena, kd_err *err);
 
 void kd_options_help(const kd_program *prog, FILE *out);
 void kd_options_man(const kd_program *prog, FILE *out);        /* roff, section 1 */

@@ -17,6 +17,9 @@ static const kd_cpu_kind *kind_of(kd_op_kind k) {
         [KD_OP_LAYER_NORM] = &kd_cpu_layer_norm,
         [KD_OP_RELU] = &kd_cpu_act,
         [KD_OP_GELU] = &kd_cpu_act,
+        [KD_OP_SILU] = &kd_cpu_act,
+        [KD_OP_HARDSWISH] = &kd_cpu_act,
+        [KD_OP_HARDSIGMOID] = &kd_cpu_act,
         [KD_OP_SILU_GATE] = &kd_cpu_silu_gate,
         [KD_OP_ADD] = &kd_cpu_add,
         [KD_OP_SCALE_ADD] = &kd_cpu_scale_add,
@@ -27,9 +30,21 @@ static const kd_cpu_kind *kind_of(kd_op_kind k) {
         [KD_OP_TOKENS] = &kd_cpu_tokens,
         [KD_OP_TOKEN_SLICE] = &kd_cpu_token_slice,
         [KD_OP_CONCAT] = &kd_cpu_concat,
+        [KD_OP_CHANNEL_SLICE] = &kd_cpu_channel_slice,
+        [KD_OP_CHANNEL_GATE] = &kd_cpu_channel_gate,
+        [KD_OP_ROW_SCALE] = &kd_cpu_row_scale,
+        [KD_OP_QKV_BY_HEAD] = &kd_cpu_qkv_by_head,
         [KD_OP_RESIZE_BILINEAR] = &kd_cpu_resize_bilinear,
         [KD_OP_MSE] = &kd_cpu_mse,
         [KD_OP_MSE_ADJOINT] = &kd_cpu_mse_adjoint,
+        [KD_OP_L2_NORMALIZE] = &kd_cpu_l2_normalize,
+        [KD_OP_COSINE] = &kd_cpu_cosine,
+        [KD_OP_SMOOTH_L1] = &kd_cpu_smooth_l1,
+        [KD_OP_KL_LOGITS] = &kd_cpu_kl_logits,
+        [KD_OP_KL_QUEUE] = &kd_cpu_kl_queue,
+        [KD_OP_KL_INTRA] = &kd_cpu_kl_intra,
+        [KD_OP_GRAM] = &kd_cpu_gram,
+        [KD_OP_KOLEO] = &kd_cpu_koleo,
     };
     KD_ASSERT((unsigned)k < KD_OP_KINDS);
     return kinds[k];
@@ -126,7 +141,10 @@ static void cpu_op_destroy(kd_backend *b, kd_op *op) {
 }
 
 static int uses_bf16(const kd_op_desc *d) {
-    return d->y.dtype == KD_BF16 || d->x[0].dtype == KD_BF16 || (d->inputs > 1 && d->x[1].dtype == KD_BF16);
+    int bf16 = d->y.dtype == KD_BF16;
+    for (int i = 0; i < d->inputs; i++)
+        bf16 |= d->x[i].dtype == KD_BF16;
+    return bf16;
 }
 
 static kd_status cpu_op_create(kd_backend *base, kd_op **out, const kd_op_desc *desc, kd_op_needs *needs, kd_err *err) {

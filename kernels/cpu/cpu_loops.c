@@ -1,7 +1,7 @@
 #include <omp.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/cpu_act.h"
 
 /* Below this many elements, waking other threads costs more than it saves. */
 enum { SERIAL_ELEMENTS = 16384 };
@@ -112,10 +112,8 @@ KD_HOT static void act_grad_range(const void *ctx, int slice, size_t begin, size
     for (size_t i = begin; i < end; i += KD_VF) {
         int n = kd_lanes(end - i);
         kd_vf d = kd_load(c.dy, c.dy_type, i, n);
-        if (c.act == KD_ACT_RELU)
-            d = kd_relu_grad(d, kd_load(c.at, c.at_type, i, n));
-        else if (c.act == KD_ACT_GELU)
-            d *= kd_gelu_derivative(kd_load(c.at, c.at_type, i, n));
+        if (c.act != KD_ACT_NONE)
+            d = kd_act_gradient(c.act, d, kd_load(c.at, c.at_type, i, n));
         kd_store_grad(c.g, c.g_type, i, d, n, c.add);
     }
 }
@@ -136,8 +134,7 @@ KD_HOT static void act_range(const void *ctx, int slice, size_t begin, size_t en
     (void)slice;
     for (size_t i = begin; i < end; i += KD_VF) {
         int n = kd_lanes(end - i);
-        kd_vf x = kd_load(c.x, c.x_type, i, n);
-        kd_store(c.y, c.y_type, i, c.act == KD_ACT_RELU ? kd_relu(x) : c.act == KD_ACT_GELU ? kd_gelu(x) : x, n);
+        kd_store(c.y, c.y_type, i, kd_act_value(c.act, kd_load(c.x, c.x_type, i, n)), n);
     }
 }
 

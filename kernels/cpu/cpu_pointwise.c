@@ -62,10 +62,21 @@ static kd_status normalize_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd
 
 const kd_cpu_kind kd_cpu_normalize = {normalize_create, normalize_destroy, NULL, normalize_forward, NULL};
 
-/* ---- relu, gelu ---- */
+/* ---- activations ---- */
 
 static kd_act act_of(const kd_op_desc *d) {
-    return d->kind == KD_OP_RELU ? KD_ACT_RELU : KD_ACT_GELU;
+    switch (d->kind) {
+    case KD_OP_RELU:
+        return KD_ACT_RELU;
+    case KD_OP_GELU:
+        return KD_ACT_GELU;
+    case KD_OP_SILU:
+        return KD_ACT_SILU;
+    case KD_OP_HARDSWISH:
+        return KD_ACT_HARDSWISH;
+    default:
+        return KD_ACT_HARDSIGMOID;
+    }
 }
 
 static kd_status act_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {

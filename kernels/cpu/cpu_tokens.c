@@ -1,4 +1,4 @@
-/* Ops that move or average tokens: mean_tokens, tokens, token_slice, concat. */
+/* Ops that move or average tokens: mean_tokens, tokens, token_slice. */
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
@@ -12,14 +12,6 @@ typedef struct op_ctx {
 static op_ctx context_of(const kd_op *op, const kd_op_args *a) {
     size_t width = kd_cpu_width(&op->desc.x[0]);
     return (op_ctx){&op->desc, a, kd_tdesc_numel(&op->desc.x[0]) / (size_t)op->desc.x[0].shape[0] / width, width};
-}
-
-/* n elements of one row, from `at` in src to `to` in dst. */
-KD_LANE void copy_row(void *dst, kd_dtype dst_type, size_t to, const void *src, kd_dtype src_type, size_t at, size_t count, int add) {
-    for (size_t i = 0; i < count; i += KD_VF) {
-        int n = kd_lanes(count - i);
-        kd_store_grad(dst, dst_type, to + i, kd_load(src, src_type, at + i, n), n, add);
-    }
 }
 
 /* ---- mean_tokens: one image at a time; a column of 16 channels runs down all positions ---- */
@@ -106,7 +98,7 @@ KD_HOT static void tokens_grad_range(const void *ctx, int slice, size_t begin, s
     (void)slice;
     for (size_t r = begin; r < end; r++) {
         size_t from = r / c.positions * (first + c.positions) + first + r % c.positions;
-        copy_row(c.p->dx[0], c.d->x[0].dtype, r * c.width, c.p->dy, c.d->y.dtype, from * c.width, c.width, add);
+        kd_copy_row(c.p->dx[0], c.d->x[0].dtype, r * c.width, c.p->dy, c.d->y.dtype, from * c.width, c.width, add);
     }
 }
 
@@ -155,7 +147,7 @@ KD_HOT static void slice_range(const void *ctx, int slice, size_t begin, size_t 
     (void)slice;
     for (size_t r = begin; r < end; r++) {
         size_t from = r / kept * c.positions + (size_t)c.d->begin + r % kept;
-        copy_row(c.p->y, c.d->y.dtype, r * c.width, c.p->x[0], c.d->x[0].dtype, from * c.width, c.width, 0);
+        kd_copy_row(c.p->y, c.d->y.dtype, r * c.width, c.p->x[0], c.d->x[0].dtype, from * c.width, c.width, 0);
     }
 }
 
@@ -169,7 +161,7 @@ KD_HOT static void slice_grad_range(const void *ctx, int slice, size_t begin, si
     for (size_t r = begin; r < end; r++) {
         size_t image = r / c.positions, token = r % c.positions;
         if (token >= first && token < first + kept)
-            copy_row(c.p->dx[0], type, r * c.width, c.p->dy, c.d->y.dtype, (image * kept + token - first) * c.width, c.width, add);
+            kd_copy_row(c.p->dx[0], type, r * c.width, c.p->dy, c.d->y.dtype, (image * kept + token - first) * c.width, c.width, add);
         else if (!add)
             memset((char *)c.p->dx[0] + r * c.width * kd_dtype_size(type), 0, c.width * kd_dtype_size(type));
     }
@@ -191,44 +183,3 @@ static kd_status slice_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_er
 }
 
 const kd_cpu_kind kd_cpu_token_slice = {NULL, NULL, NULL, slice_forward, slice_backward};
-
-/* ---- concat ---- */
-
-KD_HOT static void concat_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const op_ctx c = *(const op_ctx *)ctx;
-    size_t size = kd_dtype_size(c.d->y.dtype), a = kd_cpu_width(&c.d->x[0]) * size, b = kd_cpu_width(&c.d->x[1]) * size;
-    (void)slice;
-    for (size_t r = begin; r < end; r++) {
-        char *y = (char *)c.p->y + r * (a + b);
-        memcpy(y, (const char *)c.p->x[0] + r * a, a);
-        memcpy(y + a, (const char *)c.p->x[1] + r * b, b);
-    }
-}
-
-KD_HOT static void concat_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const op_ctx c = *(const op_ctx *)ctx;
-    size_t from = 0, all = kd_cpu_width(&c.d->y);
-    (void)slice;
-    for (int k = 0; k < 2; k++) {
-        size_t width = kd_cpu_width(&c.d->x[k]);
-        for (size_t r = begin; (c.d->need_dx >> k & 1) && r < end; r++)
-            copy_row(c.p->dx[k], c.d->x[k].dtype, r * width, c.p->dy, c.d->y.dtype, r * all + from, width, (c.d->add_dx >> k & 1) != 0);
-        from += width;
-    }
-}
-
-static kd_status concat_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
-    op_ctx c = {.d = &op->desc, .p = a};
-    (void)err;
-    kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.y), kd_cpu_width(&op->desc.y), concat_range, &c);
-    return KD_OK;
-}
-
-static kd_status concat_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
-    op_ctx c = {.d = &op->desc, .p = a};
-    (void)err;
-    kd_cpu_parallel(b->base.threads, kd_cpu_rows(&op->desc.y), kd_cpu_width(&op->desc.y), concat_grad_range, &c);
-    return KD_OK;
-}
-
-const kd_cpu_kind kd_cpu_concat = {NULL, NULL, NULL, concat_forward, concat_backward};

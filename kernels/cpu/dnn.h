@@ -16,7 +16,7 @@
 #include "common/base/err.h"
 #include "common/tensor/dtype.h"
 
-enum { KD_DNN_RANK = 4 };
+enum { KD_DNN_RANK = 5 };
 
 /* dim and stride in elements. rank 0: absent. All strides 0: the library chooses the layout. */
 typedef struct kd_dnn_tensor {
@@ -46,7 +46,7 @@ typedef enum kd_dnn_pass { KD_DNN_FORWARD, KD_DNN_BACKWARD_DATA, KD_DNN_BACKWARD
 
 typedef struct kd_dnn_conv_desc {
     kd_dnn_pass pass;
-    kd_dnn_tensor src, weights, dst; /* n,c,h,w; o,i,h,w; n,c,h,w */
+    kd_dnn_tensor src, weights, dst; /* n,c,h,w; o,i,h,w or with groups g,o/g,i/g,h,w; n,c,h,w */
     kd_dnn_tensor bias;              /* forward only */
     int stride, pad;
     kd_dnn_act act;                  /* forward only */

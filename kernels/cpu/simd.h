@@ -152,6 +152,14 @@ KD_LANE void kd_store_grad(void *p, kd_dtype t, size_t i, kd_vf v, int n, int ad
     kd_store(p, t, i, v, n);
 }
 
+/* count elements of one row, from `at` in src to `to` in dst. */
+KD_LANE void kd_copy_row(void *dst, kd_dtype dst_type, size_t to, const void *src, kd_dtype src_type, size_t at, size_t count, int add) {
+    for (size_t i = 0; i < count; i += KD_VF) {
+        int n = kd_lanes(count - i);
+        kd_store_grad(dst, dst_type, to + i, kd_load(src, src_type, at + i, n), n, add);
+    }
+}
+
 /* Sums of lanes, pairwise, so the order is the same for every instruction set. */
 KD_LANE float kd_sum(kd_vf v) {
     float s[KD_VF];
@@ -169,6 +177,47 @@ KD_LANE float kd_max_lane(kd_vf v) {
         for (int i = 0; i < w; i++)
             s[i] = s[i] > s[i + w] ? s[i] : s[i + w];
     return s[0];
+}
+
+/* ---- eight floats, for sums that are carried through a loop: of a vector that the machine doesn't have gcc adds in memory, and most machines have these ---- */
+
+enum { KD_V8 = 8 };
+typedef float kd_vf8 __attribute__((vector_size(32)));
+typedef uint32_t kd_vu8 __attribute__((vector_size(32)));
+typedef uint16_t kd_vh8 __attribute__((vector_size(16)));
+
+KD_LANE int kd_lanes8(size_t left) {
+    return left < KD_V8 ? (int)left : KD_V8;
+}
+
+/* As kd_load and kd_store. */
+KD_LANE kd_vf8 kd_load8(const void *p, kd_dtype t, size_t i, int n) {
+    kd_vf8 v;
+    kd_vh8 h;
+    float part[KD_V8] = {0};
+    if (n == KD_V8 && t == KD_F32) {
+        memcpy(&v, (const float *)p + i, sizeof v);
+        return v;
+    }
+    if (n == KD_V8) {
+        memcpy(&h, (const uint16_t *)p + i, sizeof h);
+        return (kd_vf8)(__builtin_convertvector(h, kd_vu8) << 16);
+    }
+    for (int k = 0; k < n; k++)
+        part[k] = t == KD_F32 ? ((const float *)p)[i + (size_t)k] : kd_bf16_to_f32(((const uint16_t *)p)[i + (size_t)k]);
+    memcpy(&v, part, sizeof v);
+    return v;
+}
+
+KD_LANE void kd_store8(float *p, kd_vf8 v, int n) {
+    float part[KD_V8];
+    if (n == KD_V8) {
+        memcpy(p, &v, sizeof v);
+        return;
+    }
+    memcpy(part, &v, sizeof part);
+    for (int k = 0; k < n; k++)
+        p[k] = part[k];
 }
 
 /* ---- four doubles, for sums that f32 is too short for. No wider: gcc keeps vectors that the machine doesn't have in memory ---- */

@@ -187,15 +187,16 @@ static void add_weight_bias(kd_graph *g, kd_gnode *n, const char *name, int rank
     double field = conv ? (double)(shape[2] * shape[3]) : 1.0;
     double fan_in = (double)shape[1] * field, fan_out = (double)shape[0] * field;
     kd_fill fill = KD_FILL_UNIFORM, bias_fill = KD_FILL_UNIFORM;
-    double amount = 1.0 / sqrt(fan_in), bias_amount = amount;
-    if (g->init == KD_INIT_KAIMING_FAN_OUT && conv) {
+    double amount = 1.0 / sqrt(fan_in), bias_amount = amount, std = 0; /* std: of normal weights, with biases of 0 */
+    if ((g->init == KD_INIT_KAIMING_FAN_OUT || g->init == KD_INIT_MOBILENET) && conv)
+        std = sqrt(2.0 / fan_out);
+    else if (g->init == KD_INIT_CONVNEXT || (g->init == KD_INIT_TRUNC_NORMAL_02 && !conv))
+        std = 0.02;
+    else if (g->init == KD_INIT_MOBILENET)
+        std = 0.01;
+    if (std > 0) {
         fill = KD_FILL_NORMAL;
-        amount = sqrt(2.0 / fan_out);
-        bias_fill = KD_FILL_CONST;
-        bias_amount = 0;
-    } else if (g->init == KD_INIT_TRUNC_NORMAL_02 && !conv) {
-        fill = KD_FILL_NORMAL;
-        amount = 0.02;
+        amount = std;
         bias_fill = KD_FILL_CONST;
         bias_amount = 0;
     }
@@ -278,17 +279,23 @@ kd_val kd_graph_normalize(kd_graph *g, kd_val x, const float mean[3], const floa
 }
 
 kd_val kd_graph_conv2d(kd_graph *g, kd_val x, const char *name, int out_channels, int kernel, int stride, int pad, int bias) {
+    return kd_graph_conv2d_grouped(g, x, name, out_channels, kernel, stride, pad, 1, bias);
+}
+
+kd_val kd_graph_conv2d_grouped(kd_graph *g, kd_val x, const char *name, int out_channels, int kernel, int stride, int pad, int groups, int bias) {
     if (g->failed)
         return 0;
     kd_gval v = *val(g, x);
     KD_ASSERT(v.rank == 3 && stride > 0 && kernel > 0 && pad >= 0);
+    KD_ASSERT(groups > 0 && v.shape[2] % groups == 0 && out_channels % groups == 0);
     KD_ASSERT(v.shape[0] + 2 * pad >= kernel && v.shape[1] + 2 * pad >= kernel);
     kd_gnode n = new_node(g, KD_OP_CONV2D, name, x, -1);
     n.desc.kernel = kernel;
     n.desc.stride = stride;
     n.desc.pad = pad;
+    n.desc.groups = groups;
     n.desc.bias = bias != 0;
-    int64_t w[4] = {out_channels, v.shape[2], kernel, kernel};
+    int64_t w[4] = {out_channels, v.shape[2] / groups, kernel, kernel};
     add_weight_bias(g, &n, name, 4, w, bias);
     int64_t y[3] = {(v.shape[0] + 2 * pad - kernel) / stride + 1, (v.shape[1] + 2 * pad - kernel) / stride + 1, out_channels};
     return push(g, &n, 3, y);
@@ -310,7 +317,8 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
     if (g->failed)
         return 0;
     int64_t c = last_dim(g, x);
-    KD_ASSERT(val(g, x)->rank == 3 && (act == KD_ACT_NONE || act == KD_ACT_RELU));
+    int fused = act == KD_ACT_NONE || act == KD_ACT_RELU; /* others take a node of their own */
+    KD_ASSERT(val(g, x)->rank == 3);
     if (residual >= 0) {
         const kd_gval *a = val(g, x), *r = val(g, residual);
         KD_ASSERT(a->rank == r->rank && memcmp(a->shape, r->shape, sizeof a->shape) == 0);
@@ -318,7 +326,7 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
     kd_gnode n = new_node(g, KD_OP_BATCH_NORM, name, x, residual);
     n.desc.eps = eps;
     n.desc.momentum = momentum;
-    n.desc.act = act;
+    n.desc.act = fused ? act : KD_ACT_NONE;
     add_gain_bias(g, &n, name, c);
     n.state[0] = add_state(g, name, "running_mean", c, 0.0);
     n.state[1] = add_state(g, name, "running_var", c, 1.0);
@@ -327,7 +335,8 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
         g->params[counter].info.is_state = 1;
         g->params[counter].info.is_counter = 1;
     }
-    return push_like(g, &n, x);
+    kd_val y = push_like(g, &n, x);
+    return fused ? y : kd_graph_act(g, y, act);
 }
 
 kd_val kd_graph_layer_norm(kd_graph *g, kd_val x, const char *name, float eps) {
@@ -359,7 +368,9 @@ kd_val kd_graph_layer_norm_again(kd_graph *g, kd_val x, const char *name) {
 kd_val kd_graph_act(kd_graph *g, kd_val x, kd_act act) {
     if (g->failed || act == KD_ACT_NONE)
         return x;
-    kd_gnode n = new_node(g, act == KD_ACT_RELU ? KD_OP_RELU : KD_OP_GELU, NULL, x, -1);
+    static const kd_op_kind kinds[] = {[KD_ACT_RELU] = KD_OP_RELU, [KD_ACT_GELU] = KD_OP_GELU, [KD_ACT_SILU] = KD_OP_SILU, [KD_ACT_HARDSWISH] = KD_OP_HARDSWISH,
+                                       [KD_ACT_HARDSIGMOID] = KD_OP_HARDSIGMOID};
+    kd_gnode n = new_node(g, kinds[act], NULL, x, -1);
     return push_like(g, &n, x);
 }
 
@@ -373,25 +384,44 @@ kd_val kd_graph_silu_gate(kd_graph *g, kd_val x) {
     return push(g, &n, v.rank, v.shape);
 }
 
-static kd_val join(kd_graph *g, kd_op_kind kind, kd_val a, kd_val b, const char *gamma) {
-    if (g->failed)
-        return 0;
+/* A node that joins two values of one shape. */
+static kd_gnode join_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val a, kd_val b) {
     const kd_gval *va = val(g, a), *vb = val(g, b);
     KD_ASSERT(va->rank == vb->rank && memcmp(va->shape, vb->shape, sizeof va->shape) == 0);
-    kd_gnode n = new_node(g, kind, gamma, a, b);
-    if (gamma) {
-        int64_t d = last_dim(g, a);
-        n.param[0] = add_param(g, gamma, NULL, 1, &d, KD_FILL_CONST, 1.0);
-    }
+    return new_node(g, kind, name, a, b);
+}
+
+static kd_val add(kd_graph *g, kd_val a, kd_val b, int shortcut) {
+    if (g->failed)
+        return 0;
+    kd_gnode n = join_node(g, KD_OP_ADD, NULL, a, b);
+    n.shortcut = shortcut;
     return push_like(g, &n, a);
 }
 
 kd_val kd_graph_add(kd_graph *g, kd_val a, kd_val b) {
-    return join(g, KD_OP_ADD, a, b, NULL);
+    return add(g, a, b, 0);
+}
+
+kd_val kd_graph_shortcut(kd_graph *g, kd_val a, kd_val b) {
+    return add(g, a, b, 1);
 }
 
 kd_val kd_graph_scale_add(kd_graph *g, kd_val residual, kd_val x, const char *gamma_name) {
-    return join(g, KD_OP_SCALE_ADD, residual, x, gamma_name);
+    int64_t d = g->failed ? 1 : last_dim(g, residual);
+    return kd_graph_scale_add_shaped(g, residual, x, gamma_name, 1, &d, 1.0f);
+}
+
+kd_val kd_graph_scale_add_shaped(kd_graph *g, kd_val residual, kd_val x, const char *gamma_name, int rank, const int64_t *shape, float init) {
+    if (g->failed)
+        return 0;
+    kd_gnode n = join_node(g, KD_OP_SCALE_ADD, gamma_name, residual, x);
+    n.param[0] = add_param(g, gamma_name, NULL, rank, shape, KD_FILL_CONST, (double)init);
+    if (n.param[0] >= 0) {
+        KD_ASSERT(g->params[n.param[0]].info.count == (size_t)last_dim(g, residual));
+        g->params[n.param[0]].info.decay = 0; /* a scale, whatever its rank */
+    }
+    return push_like(g, &n, residual);
 }
 
 kd_val kd_graph_max_pool(kd_graph *g, kd_val x, int kernel, int stride, int pad) {
@@ -464,16 +494,72 @@ kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const 
 }
 
 kd_val kd_graph_concat(kd_graph *g, kd_val a, kd_val b) {
+    return kd_graph_concat_n(g, (kd_val[]){a, b}, 2);
+}
+
+kd_val kd_graph_concat_n(kd_graph *g, const kd_val *x, int n) {
     if (g->failed)
         return 0;
-    kd_gval y = *val(g, a);
-    const kd_gval *vb = val(g, b);
-    KD_ASSERT(y.rank == vb->rank);
-    for (int i = 0; i + 1 < y.rank; i++)
-        KD_ASSERT(y.shape[i] == vb->shape[i]);
-    y.shape[y.rank - 1] += vb->shape[y.rank - 1];
-    kd_gnode n = new_node(g, KD_OP_CONCAT, NULL, a, b);
-    return push(g, &n, y.rank, y.shape);
+    KD_ASSERT(n >= 2 && n <= KD_OP_MAX_X);
+    kd_gnode node = new_node(g, KD_OP_CONCAT, NULL, x[0], x[1]);
+    kd_gval y = *val(g, x[0]);
+    node.desc.inputs = n;
+    for (int k = 1; k < n; k++) {
+        const kd_gval *v = val(g, x[k]);
+        KD_ASSERT(v->rank == y.rank && !v->scalar);
+        for (int i = 0; i + 1 < y.rank; i++)
+            KD_ASSERT(v->shape[i] == y.shape[i]);
+        for (int i = 0; i < k; i++) /* as in new_node */
+            KD_ASSERT(v->root != val(g, x[i])->root);
+        y.shape[y.rank - 1] += v->shape[y.rank - 1];
+        node.x[k] = x[k];
+    }
+    return push(g, &node, y.rank, y.shape);
+}
+
+kd_val kd_graph_channel_slice(kd_graph *g, kd_val x, int begin, int count) {
+    if (g->failed)
+        return 0;
+    kd_gval v = *val(g, x);
+    KD_ASSERT(begin >= 0 && count > 0 && begin + count <= last_dim(g, x));
+    kd_gnode n = new_node(g, KD_OP_CHANNEL_SLICE, NULL, x, -1);
+    n.desc.begin = begin;
+    v.shape[v.rank - 1] = count;
+    return push(g, &n, v.rank, v.shape);
+}
+
+kd_val kd_graph_channel_gate(kd_graph *g, kd_val x, kd_val s) {
+    if (g->failed)
+        return 0;
+    const kd_gval *v = val(g, s);
+    KD_ASSERT(last_dim(g, s) == last_dim(g, x));
+    for (int i = 0; i + 1 < v->rank; i++)
+        KD_ASSERT(v->shape[i] == 1);
+    kd_gnode n = new_node(g, KD_OP_CHANNEL_GATE, NULL, x, s);
+    return push_like(g, &n, x);
+}
+
+kd_val kd_graph_row_scale(kd_graph *g, kd_val x, kd_val s) {
+    if (g->failed)
+        return 0;
+    const kd_gval *v = val(g, s);
+    KD_ASSERT(v->rank == 1 && v->shape[0] == 1 && v->input && v->input_dtype == KD_F32);
+    kd_gnode n = new_node(g, KD_OP_ROW_SCALE, NULL, x, s);
+    return push_like(g, &n, x);
+}
+
+kd_val kd_graph_qkv_by_head(kd_graph *g, kd_val x, int heads, int key_dim) {
+    if (g->failed)
+        return 0;
+    kd_gval v = *val(g, x);
+    KD_ASSERT(v.rank == 2 && heads > 0 && key_dim > 0 && v.shape[1] % heads == 0);
+    int64_t head_dim = v.shape[1] / heads - 2 * (int64_t)key_dim;
+    KD_ASSERT(head_dim >= key_dim);
+    kd_gnode n = new_node(g, KD_OP_QKV_BY_HEAD, NULL, x, -1);
+    n.desc.heads = heads;
+    n.desc.key_dim = key_dim;
+    v.shape[1] = 3 * heads * head_dim;
+    return push(g, &n, 2, v.shape);
 }
 
 kd_val kd_graph_token_slice(kd_graph *g, kd_val x, int begin, int count) {
@@ -518,8 +604,26 @@ kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width) {
 
 /* The op that makes a value writes F32 itself; those that can't aren't producers of features. */
 static int writes_f32(kd_op_kind k) {
-    return k == KD_OP_LINEAR || k == KD_OP_LAYER_NORM || k == KD_OP_CONV2D || k == KD_OP_BATCH_NORM || k == KD_OP_MEAN_TOKENS || k == KD_OP_ADD || k == KD_OP_SCALE_ADD ||
-           k == KD_OP_TOKENS || k == KD_OP_L2_NORMALIZE;
+    switch (k) {
+    case KD_OP_LINEAR:
+    case KD_OP_CONV2D:
+    case KD_OP_LAYER_NORM:
+    case KD_OP_BATCH_NORM:
+    case KD_OP_RELU:
+    case KD_OP_GELU:
+    case KD_OP_SILU:
+    case KD_OP_HARDSWISH:
+    case KD_OP_HARDSIGMOID:
+    case KD_OP_MEAN_TOKENS:
+    case KD_OP_ADD:
+    case KD_OP_SCALE_ADD:
+    case KD_OP_CHANNEL_GATE:
+    case KD_OP_TOKENS:
+    case KD_OP_L2_NORMALIZE:
+        return 1;
+    default:
+        return 0;
+    }
 }
 
 static void mark_f32(kd_graph *g, kd_val v) {

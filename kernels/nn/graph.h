@@ -38,15 +38,20 @@ void kd_graph_output(kd_graph *g, kd_val v, const char *name);                  
 /* --- nodes. `name` is the prefix of the parameters' names; "" is not allowed where there are parameters --- */
 kd_val kd_graph_normalize(kd_graph *g, kd_val x, const float mean[3], const float std[3]);
 kd_val kd_graph_conv2d(kd_graph *g, kd_val x, const char *name, int out_channels, int kernel, int stride, int pad, int bias); /* name.weight, name.bias */
+/* The same in groups, 1 to channels of them (channels: depthwise): name.weight [out_channels, channels / groups, kernel, kernel] */
+kd_val kd_graph_conv2d_grouped(kd_graph *g, kd_val x, const char *name, int out_channels, int kernel, int stride, int pad, int groups, int bias);
 kd_val kd_graph_linear(kd_graph *g, kd_val x, const char *name, int out, int bias);               /* name.weight, name.bias */
 kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual /* or -1 */, const char *name, float eps, float momentum, kd_act act);
-                                                                                                 /* name.weight, .bias, .running_mean, .running_var, .num_batches_tracked */
+                                                                                                 /* name.weight, .bias, .running_mean, .running_var, .num_batches_tracked; any act */
 kd_val kd_graph_layer_norm(kd_graph *g, kd_val x, const char *name, float eps);                   /* name.weight, name.bias */
 kd_val kd_graph_layer_norm_again(kd_graph *g, kd_val x, const char *name);                        /* an earlier one's parameters and eps: the final norm of several layers */
 kd_val kd_graph_act(kd_graph *g, kd_val x, kd_act act);
 kd_val kd_graph_silu_gate(kd_graph *g, kd_val x);
 kd_val kd_graph_add(kd_graph *g, kd_val a, kd_val b);                                             /* result is a residual stream: F32 in every precision */
 kd_val kd_graph_scale_add(kd_graph *g, kd_val residual, kd_val x, const char *gamma_name);        /* parameter gamma_name [D], e.g. "blocks.0.ls1.gamma" */
+/* The same with a parameter of any shape that holds D values (torchvision's ConvNeXt: [D,1,1]), which starts at `init`. */
+kd_val kd_graph_scale_add_shaped(kd_graph *g, kd_val residual, kd_val x, const char *gamma_name, int rank, const int64_t *shape, float init);
+kd_val kd_graph_shortcut(kd_graph *g, kd_val a, kd_val b);                                        /* a + b of maps inside a CNN: unlike kd_graph_add's, the result has the program's precision */
 kd_val kd_graph_max_pool(kd_graph *g, kd_val x, int kernel, int stride, int pad);
 kd_val kd_graph_mean_tokens(kd_graph *g, kd_val x);                                               /* F32 result */
 kd_val kd_graph_attention(kd_graph *g, kd_val qkv, int heads);
@@ -55,6 +60,13 @@ kd_val kd_graph_rope(kd_graph *g, kd_val qkv, int heads, int begin, int grid_h, 
 /* Class token, registers, patches [P,D] -> [1+R+P,D], F32. Parameters cls_name [1,1,D], pos_name [1,1+P,D] (NULL: no learned positions), reg_name [1,R,D] (NULL with 0 registers). */
 kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const char *pos_name, const char *reg_name, int registers);
 kd_val kd_graph_concat(kd_graph *g, kd_val a, kd_val b);                                          /* [..,A], [..,B] -> [..,A+B] of one type */
+kd_val kd_graph_concat_n(kd_graph *g, const kd_val *x, int n);                                    /* the same with n = 2 .. KD_OP_MAX_X different values */
+kd_val kd_graph_channel_slice(kd_graph *g, kd_val x, int begin, int count);                       /* [..,C] -> [..,count]: channels from `begin` on; the type of x */
+kd_val kd_graph_channel_gate(kd_graph *g, kd_val x, kd_val s);                                    /* [H,W,C] or [T,C] times s, which holds C values ([C] or [1,1,C]), at every position */
+/* x times s, an F32 input [1] (a number per image): drop path with s = keep ? 1 / (1 - rate) : 0 (timm DropPath). In training programs only: in others the result is x, and s is no input. */
+kd_val kd_graph_row_scale(kd_graph *g, kd_val x, kd_val s);
+/* [T, heads (2 key_dim + head_dim)], per head q|k|v (ultralytics Attention) -> [T, 3 heads head_dim], rows q|k|v for kd_graph_attention, which then computes softmax(q k / sqrt(key_dim)) v. key_dim <= head_dim. */
+kd_val kd_graph_qkv_by_head(kd_graph *g, kd_val x, int heads, int key_dim);
 kd_val kd_graph_token_slice(kd_graph *g, kd_val x, int begin, int count);
 kd_val kd_graph_reshape(kd_graph *g, kd_val x, int rank, const int64_t *shape);                   /* same memory; no op */
 kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width);
@@ -82,11 +94,13 @@ void kd_graph_koleo(kd_graph *g, kd_val pred, float weight, const char *name);  
 /* A parameter that no node uses but that the reference library's state_dict has (torchvision's fc): initialised, loaded and exported with the rest. */
 void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape, int fan_in);
 
-/* How parameters start, by the builder calls that follow (default KD_INIT_TORCH). In all of them: gains and LayerScale 1, shifts 0, class token normal 1e-6, positions normal 0.02. Draws: Philox by parameter name (KD_RNG_INIT). */
+/* How parameters start, by the builder calls that follow (default KD_INIT_TORCH). In all of them: gains 1, LayerScale 1 or as given, shifts 0, class token normal 1e-6, positions normal 0.02. Draws: Philox by parameter name (KD_RNG_INIT). */
 typedef enum kd_init {
     KD_INIT_TORCH,          /* torch defaults: weights and biases U(-1/sqrt(fan_in), 1/sqrt(fan_in)) */
     KD_INIT_KAIMING_FAN_OUT,/* torchvision ResNet: convolutions normal, std sqrt(2 / fan_out), biases 0; linear layers as torch */
-    KD_INIT_TRUNC_NORMAL_02 /* timm / DINOv2: linear weights truncated normal 0.02 (cut at +-2 absolute, as torch's trunc_normal_), biases 0; convolutions as torch */
+    KD_INIT_TRUNC_NORMAL_02,/* timm / DINOv2: linear weights truncated normal 0.02 (cut at +-2 absolute, as torch's trunc_normal_), biases 0; convolutions as torch */
+    KD_INIT_CONVNEXT,       /* torchvision ConvNeXt: convolutions and linear weights truncated normal 0.02, biases 0 */
+    KD_INIT_MOBILENET       /* torchvision MobileNetV3: convolutions as KD_INIT_KAIMING_FAN_OUT (fan_out = O k^2, whatever the groups), linear weights normal 0.01, biases 0 */
 } kd_init;
 void kd_graph_set_init(kd_graph *g, kd_init how);
 

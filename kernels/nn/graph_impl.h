@@ -36,6 +36,7 @@ typedef struct kd_gnode {
     kd_val x[KD_OP_MAX_X], y;
     int param[KD_OP_MAX_PARAM], state[KD_OP_MAX_STATE]; /* indexes of parameters, -1 = none */
     float loss_weight;
+    int shortcut; /* an ADD whose result has the program's precision */
 } kd_gnode;
 
 typedef struct kd_goutput {
@@ -43,9 +44,10 @@ typedef struct kd_goutput {
     kd_val val;
 } kd_goutput;
 
-/* Ops that copy, choose or turn values: their result has the type of their input, so a request for F32 goes through them. */
+/* Ops that copy, choose, turn or scale values: their result has the type of their input, so a request for F32 goes through them. */
 static inline int kd_keeps_dtype(kd_op_kind k) {
-    return k == KD_OP_TOKEN_SLICE || k == KD_OP_MAX_POOL || k == KD_OP_RESIZE_BILINEAR || k == KD_OP_CONCAT || k == KD_OP_ROPE;
+    return k == KD_OP_TOKEN_SLICE || k == KD_OP_MAX_POOL || k == KD_OP_RESIZE_BILINEAR || k == KD_OP_CONCAT || k == KD_OP_ROPE || k == KD_OP_CHANNEL_SLICE || k == KD_OP_ROW_SCALE ||
+           k == KD_OP_QKV_BY_HEAD;
 }
 
 /* Ops whose result is one number for the batch, which backward minimises. */

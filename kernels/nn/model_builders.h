@@ -12,6 +12,7 @@ typedef struct kd_model_entry {
     const char *name;
     int width;
     const void *config; /* what build and matches read: kd_model_info.config */
+    int branches;       /* residual branches for drop path, one in a block; 0: none */
 } kd_model_entry;
 
 typedef struct kd_model_family {
@@ -27,7 +28,7 @@ typedef struct kd_model_family {
     /* Whether the file holds this member, whole but perhaps for classifiers and counters: decided by a few tensors, so that a damaged file is still recognised and then refused by name. */
     int (*matches)(const kd_weights *w, const char *prefix, const kd_model_entry *e);
     /* x: normalised images [H,W,3]. */
-    kd_model_taps (*build)(kd_graph *g, kd_val x, const kd_model_info *m);
+    kd_model_taps (*build)(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o);
 } kd_model_family;
 
 extern const kd_model_family kd_resnet_family;
@@ -46,7 +47,7 @@ void kd_model_add_tap(kd_graph *g, kd_model_taps *taps, kd_val x, const char *fo
 /* map, its size, and pooled = cls = its global average: how most CNNs end. */
 void kd_model_set_map(kd_graph *g, kd_model_taps *taps, kd_val x);
 
-kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m);
+kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o);
 void kd_vit_build_layers(kd_graph *g, kd_val x, const kd_model_info *m, const kd_layer_choice *choice); /* names its outputs */
 
 /* pos_embed [1 + from_h*from_w, width] of a file, for an image of to_h*to_w patches: out [1 + to_h*to_w, width]. The class token's row is copied; when the target is the file's own grid,

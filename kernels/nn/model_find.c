@@ -37,7 +37,8 @@ const char *kd_model_students(size_t i) {
 /* ---- by name ---- */
 
 static void set_cnn(kd_model_info *m, const kd_model_family *f, const kd_model_entry *e) {
-    *m = (kd_model_info){.kind = f->kind, .config = e->config, .width = e->width, .multiple = f->multiple, .smallest = f->smallest, .usual = f->usual, .norm = f->norm, .library = f->library};
+    *m = (kd_model_info){.kind = f->kind, .config = e->config, .width = e->width, .multiple = f->multiple, .smallest = f->smallest, .usual = f->usual, .branches = e->branches, .block_branches = 1, .norm = f->norm,
+                          .library = f->library};
     snprintf(m->name, sizeof m->name, "%s", e->name);
     memcpy(m->mean, f->mean, sizeof m->mean);
     memcpy(m->std, f->std, sizeof m->std);
@@ -45,7 +46,7 @@ static void set_cnn(kd_model_info *m, const kd_model_family *f, const kd_model_e
 
 /* The rest of a ViT's entry, from its spec. */
 static void set_vit(kd_model_info *m, const kd_vit_spec *spec, const char *name) {
-    *m = (kd_model_info){.kind = KD_MODEL_VIT, .vit = *spec, .width = spec->width, .multiple = spec->patch, .smallest = spec->patch, .usual = 16 * spec->patch, .norm = KD_MODEL_LAYER_NORM,
+    *m = (kd_model_info){.kind = KD_MODEL_VIT, .vit = *spec, .width = spec->width, .multiple = spec->patch, .smallest = spec->patch, .usual = 16 * spec->patch, .branches = 2 * spec->depth, .block_branches = 2, .norm = KD_MODEL_LAYER_NORM,
                          .one_size = spec->periods == 0, .library = kd_vit_family_name(spec->family)};
     if (spec->family == KD_VIT_TIMM)
         m->usual = m->only = spec->pos_grid * spec->patch;

@@ -84,14 +84,23 @@ const kd_model_tap *kd_model_tap_find(const kd_model_taps *taps, const char *nam
     return NULL;
 }
 
-kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width) {
+double kd_model_drop_chance(const kd_model_info *m, double drop_path, int branch) {
+    int blocks = m->branches / m->block_branches;
+    return blocks > 1 ? drop_path * (branch / m->block_branches) / (blocks - 1) : 0;
+}
+
+kd_model_taps kd_model_build_with(kd_graph *g, const kd_model_info *m, int height, int width, const kd_model_options *o) {
     const kd_model_family *family = kd_model_family_of(m);
     kd_val x = images(g, m, height, width);
-    kd_model_taps taps = family ? family->build(g, x, m) : kd_vit_build(g, x, m);
+    kd_model_taps taps = family ? family->build(g, x, m, o) : kd_vit_build(g, x, m, o);
     kd_graph_output(g, taps.pooled, "pooled");
     kd_graph_output(g, taps.cls, "cls");
     kd_graph_output(g, taps.map, "map");
     return taps;
+}
+
+kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width) {
+    return kd_model_build_with(g, m, height, width, &(kd_model_options){0});
 }
 
 void kd_model_build_layers(kd_graph *g, const kd_model_info *m, int height, int width, const kd_layer_choice *choice) {

@@ -40,6 +40,8 @@ typedef struct kd_model_info {
     int usual;             /* side of the library's default input: 224 */
     int only;              /* 0, or the one side that it takes: a timm ViT without a weight file */
     int one_size;          /* its parameters fit one image size (learnt positions): a student of it sees all its views at that size */
+    int branches;          /* residual branches that drop path works on: two per block of a ViT; 0 for models without drop path */
+    int block_branches;    /* of them in one block */
     kd_model_norm norm;
     int from_file;         /* found with the weights: vit and prefix are the file's, and reading them needs no second look */
     char prefix[KD_MODEL_PREFIX]; /* text before a CNN's names in that file ("", "module.", "state_dict.backbone."); a ViT's is vit.prefix */
@@ -91,6 +93,16 @@ kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_wei
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err);
 /* Adds the network to g, from input "images" [height,width,3] on, with its initialisation. */
 kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width);
+
+/* What is only for training. Zeros: nothing of it. */
+typedef struct kd_model_options {
+    double drop_path; /* chance that a residual branch is dropped for an image, in the last block; less before it (kd_model_drop_chance). Below 1 */
+} kd_model_options;
+/* The same with these options; the parameters are the same ones. Every residual branch i that may be dropped is multiplied by the F32 input "drop_path.i" [1]: for each image 0 or
+ * 1 / (1 - chance), so that the mean stays (timm DropPath, torchvision StochasticDepth "row"). For the graph of a training program. */
+kd_model_taps kd_model_build_with(kd_graph *g, const kd_model_info *m, int height, int width, const kd_model_options *o);
+/* The chance of branch i < m->branches: grows linearly with the block from 0 in the first to drop_path in the last (timm vision_transformer.py, torchvision convnext.py). With 0 there is no input. */
+double kd_model_drop_chance(const kd_model_info *m, double drop_path, int branch);
 
 /* What a model costs and gives at one image size, counted from its graph; nothing is allocated on a device. */
 typedef struct kd_model_facts {

@@ -3,8 +3,17 @@
 
 #include <string.h>
 
-static kd_val root_of(const kd_graph *g, kd_val v) {
-    return g->vals[v].root;
+/* Drop path lets everything pass outside training. */
+static int passes_through(const kd_exec *e, const kd_gnode *n) {
+    return n->desc.kind == KD_OP_ROW_SCALE && !e->config.train;
+}
+
+/* Whose memory v is in this program. */
+static kd_val root_of(const kd_exec *e, const kd_graph *g, kd_val v) {
+    kd_val root = g->vals[v].root;
+    while (g->vals[root].node >= 0 && passes_through(e, &g->nodes[g->vals[root].node]))
+        root = g->vals[g->nodes[g->vals[root].node].x[0]].root;
+    return root;
 }
 
 /* ---- which nodes run ---- */
@@ -13,14 +22,14 @@ static kd_val root_of(const kd_graph *g, kd_val v) {
 static void mark_live(kd_exec *e, const kd_graph *g, char *node_live) {
     for (int i = 0; i < g->output_count; i++)
         if (e->config.train || e->config.losses || !g->vals[g->outputs[i].val].scalar)
-            e->vals[root_of(g, g->outputs[i].val)].live = 1;
+            e->vals[root_of(e, g, g->outputs[i].val)].live = 1;
     for (int i = g->node_count - 1; i >= 0; i--) {
         const kd_gnode *n = &g->nodes[i];
-        if (!e->vals[root_of(g, n->y)].live)
+        if (passes_through(e, n) || !e->vals[root_of(e, g, n->y)].live)
             continue;
         node_live[i] = 1;
         for (int k = 0; k < n->desc.inputs; k++)
-            e->vals[root_of(g, n->x[k])].live = 1;
+            e->vals[root_of(e, g, n->x[k])].live = 1;
     }
 }
 
@@ -28,9 +37,9 @@ static void count_consumers(kd_exec *e, const kd_graph *g, const char *node_live
     for (int i = 0; i < g->node_count; i++)
         if (node_live[i])
             for (int k = 0; k < g->nodes[i].desc.inputs; k++)
-                e->vals[root_of(g, g->nodes[i].x[k])].consumers++;
+                e->vals[root_of(e, g, g->nodes[i].x[k])].consumers++;
     for (int i = 0; i < g->output_count; i++)
-        e->vals[root_of(g, g->outputs[i].val)].kept = 1;
+        e->vals[root_of(e, g, g->outputs[i].val)].kept = 1;
     for (int v = 0; v < g->val_count; v++)
         if (g->vals[v].node < 0)
             e->vals[g->vals[v].root].kept = 1;
@@ -40,12 +49,13 @@ static void count_consumers(kd_exec *e, const kd_graph *g, const char *node_live
 
 /* The type of a node's result: residual streams, means, unit vectors, losses and what as_f32 asked for are F32 in every precision; choosing and turning ops keep their input's type. */
 static kd_dtype result_dtype(const kd_exec *e, const kd_graph *g, const kd_gnode *n) {
-    if (e->config.precision == KD_F32 || g->vals[root_of(g, n->y)].f32 || kd_is_loss(n->desc.kind))
+    if (e->config.precision == KD_F32 || g->vals[root_of(e, g, n->y)].f32 || kd_is_loss(n->desc.kind))
         return KD_F32;
     if (kd_keeps_dtype(n->desc.kind))
-        return e->vals[root_of(g, n->x[0])].dtype;
+        return e->vals[root_of(e, g, n->x[0])].dtype;
     switch (n->desc.kind) {
     case KD_OP_ADD:
+        return n->shortcut ? KD_BF16 : KD_F32;
     case KD_OP_SCALE_ADD:
     case KD_OP_TOKENS:
     case KD_OP_MEAN_TOKENS:
@@ -58,7 +68,7 @@ static kd_dtype result_dtype(const kd_exec *e, const kd_graph *g, const kd_gnode
 
 static kd_tdesc tensor_desc(const kd_exec *e, const kd_graph *g, kd_val v) {
     const kd_gval *gv = &g->vals[v];
-    kd_tdesc t = {.dtype = e->vals[gv->root].dtype};
+    kd_tdesc t = {.dtype = e->vals[root_of(e, g, v)].dtype};
     if (!gv->scalar)
         t.shape[t.rank++] = e->config.batch;
     for (int i = 0; i < gv->rank; i++)
@@ -80,7 +90,7 @@ static kd_status value_bytes(const kd_tdesc *t, const char *what, size_t *bytes,
 /* ---- nodes ---- */
 
 static kd_status add_pnode(kd_exec *e, const kd_graph *g, const kd_gnode *n, kd_err *err) {
-    e->vals[root_of(g, n->y)].dtype = result_dtype(e, g, n);
+    e->vals[root_of(e, g, n->y)].dtype = result_dtype(e, g, n);
     kd_pnode *p = &e->nodes[e->node_count++];
     memset(p, 0, sizeof *p);
     p->desc = n->desc;
@@ -89,10 +99,10 @@ static kd_status add_pnode(kd_exec *e, const kd_graph *g, const kd_gnode *n, kd_
         return kd_fail(err, KD_EFAIL, "out of memory for the plan of %d nodes", g->node_count);
     p->desc.train = e->config.train;
     for (int k = 0; k < n->desc.inputs; k++) {
-        p->x[k] = root_of(g, n->x[k]);
+        p->x[k] = root_of(e, g, n->x[k]);
         p->desc.x[k] = tensor_desc(e, g, n->x[k]);
     }
-    p->y = root_of(g, n->y);
+    p->y = root_of(e, g, n->y);
     p->desc.y = tensor_desc(e, g, n->y);
     memcpy(p->param, n->param, sizeof p->param);
     memcpy(p->state, n->state, sizeof p->state);
@@ -111,8 +121,8 @@ static kd_status add_taps(kd_exec *e, const kd_graph *g, kd_err *err) {
     KD_TRY(kd_alloc_array(&e->outputs, (size_t)g->output_count + 1, sizeof *e->outputs, err));
     for (int i = 0; i < g->output_count; i++) {
         kd_goutput o = g->outputs[i];
-        if (e->vals[root_of(g, o.val)].live)
-            e->outputs[e->output_count++] = (kd_ptap){.name = kd_arena_strdup(e->names, o.name), .val = root_of(g, o.val), .desc = tensor_desc(e, g, o.val)};
+        if (e->vals[root_of(e, g, o.val)].live)
+            e->outputs[e->output_count++] = (kd_ptap){.name = kd_arena_strdup(e->names, o.name), .val = root_of(e, g, o.val), .desc = tensor_desc(e, g, o.val)};
     }
     for (int i = 0; i < e->output_count; i++)
         if (!e->outputs[i].name)

@@ -47,8 +47,9 @@ static kd_val bottleneck_block(kd_graph *g, kd_val x, const char *name, int chan
     return kd_graph_batch_norm(g, y, x, sub(buf, name, "bn3"), BN_EPS, BN_MOMENTUM, KD_ACT_RELU);
 }
 
-static kd_model_taps build(kd_graph *g, kd_val x, const kd_model_info *m) {
+static kd_model_taps build(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o) {
     const resnet_config *c = m->config;
+    (void)o; /* no drop path in a ResNet */
     kd_model_taps taps = {0};
     kd_graph_set_init(g, KD_INIT_KAIMING_FAN_OUT);
     x = kd_graph_conv2d(g, x, "conv1", FIRST_CHANNELS, 7, 2, 3, 0);
@@ -75,7 +76,7 @@ static kd_model_taps build(kd_graph *g, kd_val x, const kd_model_info *m) {
 /* ---- the family ---- */
 
 static const resnet_config resnet18 = {{2, 2, 2, 2}, 0}, resnet34 = {{3, 4, 6, 3}, 0}, resnet50 = {{3, 4, 6, 3}, 1}, resnet101 = {{3, 4, 23, 3}, 1};
-static const kd_model_entry entries[] = {{"resnet18", 512, &resnet18}, {"resnet34", 512, &resnet34}, {"resnet50", 2048, &resnet50}, {"resnet101", 2048, &resnet101}};
+static const kd_model_entry entries[] = {{"resnet18", 512, &resnet18, 0}, {"resnet34", 512, &resnet34, 0}, {"resnet50", 2048, &resnet50, 0}, {"resnet101", 2048, &resnet101, 0}};
 
 /* As many blocks in every stage, of this kind, and the plain width (ResNeXt and Wide ResNet have the same names). */
 static int matches(const kd_weights *w, const char *prefix, const kd_model_entry *e) {

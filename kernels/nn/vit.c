@@ -77,7 +77,8 @@ static kd_val patch_map(const trunk *t, kd_val x) {
 
 /* ---- the model that the library has: every block, the final norm ---- */
 
-kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m) {
+kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o) {
+    (void)o;
     const kd_vit_spec *s = &m->vit;
     trunk t = {.g = g, .s = s};
     kd_model_taps taps = {0};

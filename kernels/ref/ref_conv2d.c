@@ -1,15 +1,17 @@
-/* conv2d as a sum of small matrix products: one per (image, output row, ky, kx), over the output columns whose input column exists. */
+/* conv2d as a sum of small matrix products: one per (image, output row, ky, kx, group), over the output columns whose input column exists. */
 #include <string.h>
 
 #include "kernels/ref/ref_core.h"
 
 typedef struct dims {
     int64_t n, h, w, in, ho, wo, out, k, stride, pad;
+    int64_t groups, gin, gout; /* channels of one group: I/groups, O/groups */
 } dims;
 
 static dims dims_of(const kd_op_desc *d) {
     const int64_t *x = d->x[0].shape, *y = d->y.shape;
-    return (dims){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
+    int64_t groups = kd_op_groups(d);
+    return (dims){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad, groups, x[3] / groups, y[3] / groups};
 }
 
 /* The part of output row `oy` of image `n` that tap (ky, kx) reaches: `count` columns; offsets of the first one in y and of the input pixel it meets in x. */
@@ -31,7 +33,7 @@ static span span_of(const dims *s, int64_t n, int64_t oy, int64_t ky, int64_t kx
 }
 
 static size_t weights_of(const dims *s) {
-    return (size_t)(s->out * s->in * s->k * s->k);
+    return (size_t)(s->out * s->gin * s->k * s->k);
 }
 
 /* Work: the weight re-ordered by tap, and (backward) the gradient before the activation, exact and as operands. */
@@ -40,19 +42,24 @@ static size_t work(const kd_op_desc *d) {
     return weights_of(&s) + 2 * kd_tdesc_numel(&d->y);
 }
 
-/* Offset of weight (o, i, tap) in [O,I,k,k], the shape of the parameter. */
+/* Offset of weight (o, i, tap) in [O,I/groups,k,k], the shape of the parameter. */
 static int64_t weight_at(const dims *s, int64_t o, int64_t i, int64_t tap) {
-    return (o * s->in + i) * s->k * s->k + tap;
+    return (o * s->gin + i) * s->k * s->k + tap;
 }
 
-/* [O,I,k,k] -> [k*k][I,O] (forward) or [k*k][O,I] (backward), as operands. */
+/* Where the matrix of one group and tap begins in weights that are ordered by tap. */
+static int64_t matrix_at(const dims *s, int64_t tap, int64_t group) {
+    return (tap * s->groups + group) * s->gin * s->gout;
+}
+
+/* [O,I/groups,k,k] -> [k*k][groups] matrices [I/groups,O/groups] (forward) or [O/groups,I/groups] (backward), as operands. */
 static void order_by_tap(const kd_op_desc *d, double *out, const double *w, int in_first) {
     dims s = dims_of(d);
     for (int64_t tap = 0; tap < s.k * s.k; tap++)
         for (int64_t o = 0; o < s.out; o++)
-            for (int64_t i = 0; i < s.in; i++) {
-                int64_t to = in_first ? i * s.out + o : o * s.in + i;
-                out[tap * s.in * s.out + to] = kd_ref_operand(d, w[weight_at(&s, o, i, tap)]);
+            for (int64_t i = 0; i < s.gin; i++) {
+                int64_t row = o % s.gout, to = in_first ? i * s.gout + row : row * s.gin + i;
+                out[matrix_at(&s, tap, o / s.gout) + to] = kd_ref_operand(d, w[weight_at(&s, o, i, tap)]);
             }
 }
 
@@ -76,20 +83,26 @@ typedef struct product {
 
 static void add_output(const dims *s, span at, int64_t tap, void *ctx) {
     product *p = ctx;
-    kd_ref_mat x = {p->x + at.in_offset, s->stride * s->in, 1};
-    kd_ref_matmul_add(p->y + at.out_offset, s->out, x, p->w + tap * s->in * s->out, s->out, at.count, s->in, s->out);
+    for (int64_t group = 0; group < s->groups; group++) {
+        kd_ref_mat x = {p->x + at.in_offset + group * s->gin, s->stride * s->in, 1};
+        kd_ref_matmul_add(p->y + at.out_offset + group * s->gout, s->out, x, p->w + matrix_at(s, tap, group), s->gout, at.count, s->gin, s->gout);
+    }
 }
 
 static void add_input_gradient(const dims *s, span at, int64_t tap, void *ctx) {
     product *p = ctx;
-    kd_ref_mat g = {p->g + at.out_offset, s->out, 1};
-    kd_ref_matmul_add(p->dx + at.in_offset, s->stride * s->in, g, p->w + tap * s->in * s->out, s->in, at.count, s->out, s->in);
+    for (int64_t group = 0; group < s->groups; group++) {
+        kd_ref_mat g = {p->g + at.out_offset + group * s->gout, s->out, 1};
+        kd_ref_matmul_add(p->dx + at.in_offset + group * s->gin, s->stride * s->in, g, p->w + matrix_at(s, tap, group), s->gin, at.count, s->gout, s->gin);
+    }
 }
 
 static void add_weight_gradient(const dims *s, span at, int64_t tap, void *ctx) {
     product *p = ctx;
-    kd_ref_mat g = {p->g + at.out_offset, 1, s->out}; /* transposed: [O, columns] */
-    kd_ref_matmul_add(p->dw + tap * s->in * s->out, s->in, g, p->x + at.in_offset, s->stride * s->in, s->out, at.count, s->in);
+    for (int64_t group = 0; group < s->groups; group++) {
+        kd_ref_mat g = {p->g + at.out_offset + group * s->gout, 1, s->out}; /* transposed: [O/groups, columns] */
+        kd_ref_matmul_add(p->dw + matrix_at(s, tap, group), s->gin, g, p->x + at.in_offset + group * s->gin, s->stride * s->in, s->gout, at.count, s->gin);
+    }
 }
 
 static void pre_activation(const kd_op_desc *d, const kd_ref_vals *v, double *pre, double *by_tap) {
@@ -127,8 +140,8 @@ static void backward(const kd_op_desc *d, const kd_ref_vals *v) {
         for_each_span(&s, add_weight_gradient, &(product){.x = v->x[0], .g = g, .dw = w});
         for (int64_t tap = 0; tap < s.k * s.k; tap++)
             for (int64_t o = 0; o < s.out; o++)
-                for (int64_t i = 0; i < s.in; i++)
-                    v->dparam[0][weight_at(&s, o, i, tap)] = w[(tap * s.out + o) * s.in + i];
+                for (int64_t i = 0; i < s.gin; i++)
+                    v->dparam[0][weight_at(&s, o, i, tap)] = w[matrix_at(&s, tap, o / s.gout) + o % s.gout * s.gin + i];
     }
     if (v->dparam[1]) {
         memset(v->dparam[1], 0, (size_t)s.out * sizeof(double));

@@ -37,8 +37,9 @@ const kd_ref_core *kd_ref_core_of(kd_op_kind kind);
 /* One entry per file of this folder. */
 extern const kd_ref_core kd_ref_conv2d, kd_ref_linear, kd_ref_attention;
 extern const kd_ref_core kd_ref_batch_norm, kd_ref_layer_norm;
-extern const kd_ref_core kd_ref_normalize, kd_ref_relu, kd_ref_gelu, kd_ref_silu_gate, kd_ref_add, kd_ref_scale_add, kd_ref_mse;
-extern const kd_ref_core kd_ref_mean_tokens, kd_ref_tokens, kd_ref_token_slice, kd_ref_rope, kd_ref_concat;
+extern const kd_ref_core kd_ref_normalize, kd_ref_relu, kd_ref_gelu, kd_ref_silu, kd_ref_hardswish, kd_ref_hardsigmoid, kd_ref_silu_gate, kd_ref_add, kd_ref_scale_add, kd_ref_mse;
+extern const kd_ref_core kd_ref_channel_gate, kd_ref_row_scale;
+extern const kd_ref_core kd_ref_mean_tokens, kd_ref_tokens, kd_ref_token_slice, kd_ref_rope, kd_ref_concat, kd_ref_channel_slice, kd_ref_qkv_by_head;
 extern const kd_ref_core kd_ref_max_pool, kd_ref_resize_bilinear, kd_ref_mse_adjoint;
 extern const kd_ref_core kd_ref_l2_normalize, kd_ref_cosine, kd_ref_smooth_l1, kd_ref_kl_logits;
 extern const kd_ref_core kd_ref_kl_queue, kd_ref_kl_intra, kd_ref_gram, kd_ref_koleo;

@@ -5,12 +5,26 @@
 
 static const double inv_sqrt2 = 0.70710678118654752440, inv_sqrt_2pi = 0.39894228040143267794;
 
+static double clamp(double x, double low, double high) {
+    return x < low ? low : x > high ? high : x; /* NaN stays */
+}
+
+static double sigmoid(double x) {
+    return 1 / (1 + exp(-x));
+}
+
 double kd_ref_act(kd_act act, double x) {
     switch (act) {
     case KD_ACT_RELU:
         return x > 0 || isnan(x) ? x : 0; /* NaN stays NaN, so that a broken layer shows */
     case KD_ACT_GELU:
         return 0.5 * x * (1 + erf(x * inv_sqrt2));
+    case KD_ACT_SILU:
+        return x * sigmoid(x);
+    case KD_ACT_HARDSWISH:
+        return x * clamp(x + 3, 0, 6) / 6;
+    case KD_ACT_HARDSIGMOID:
+        return clamp(x + 3, 0, 6) / 6;
     case KD_ACT_NONE:
         break;
     }
@@ -23,6 +37,12 @@ double kd_ref_dact(kd_act act, double x) {
         return x > 0 ? 1 : 0;
     case KD_ACT_GELU:
         return 0.5 * (1 + erf(x * inv_sqrt2)) + x * inv_sqrt_2pi * exp(-0.5 * x * x);
+    case KD_ACT_SILU:
+        return sigmoid(x) * (1 + x * (1 - sigmoid(x)));
+    case KD_ACT_HARDSWISH:
+        return x <= -3 ? 0 : x >= 3 ? 1 : x / 3 + 0.5;
+    case KD_ACT_HARDSIGMOID:
+        return x > -3 && x < 3 ? 1.0 / 6 : 0;
     case KD_ACT_NONE:
         break;
     }

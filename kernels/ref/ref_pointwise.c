@@ -1,4 +1,4 @@
-/* Ops that treat every element (or channel) alike: normalize, relu, gelu, silu_gate, add, scale_add, mse. */
+/* Ops that treat every element (or channel) alike: normalize, the activations, silu_gate, add, scale_add, channel_gate, row_scale, mse. */
 #include <math.h>
 
 #include "kernels/ref/ref_core.h"
@@ -27,20 +27,25 @@ static void relu_forward(const kd_op_desc *d, const kd_ref_vals *v) { act_forwar
 static void relu_backward(const kd_op_desc *d, const kd_ref_vals *v) { act_backward(KD_ACT_RELU, d, v); }
 static void gelu_forward(const kd_op_desc *d, const kd_ref_vals *v) { act_forward(KD_ACT_GELU, d, v); }
 static void gelu_backward(const kd_op_desc *d, const kd_ref_vals *v) { act_backward(KD_ACT_GELU, d, v); }
+static void silu_forward(const kd_op_desc *d, const kd_ref_vals *v) { act_forward(KD_ACT_SILU, d, v); }
+static void silu_backward(const kd_op_desc *d, const kd_ref_vals *v) { act_backward(KD_ACT_SILU, d, v); }
+static void hardswish_forward(const kd_op_desc *d, const kd_ref_vals *v) { act_forward(KD_ACT_HARDSWISH, d, v); }
+static void hardswish_backward(const kd_op_desc *d, const kd_ref_vals *v) { act_backward(KD_ACT_HARDSWISH, d, v); }
+static void hardsigmoid_forward(const kd_op_desc *d, const kd_ref_vals *v) { act_forward(KD_ACT_HARDSIGMOID, d, v); }
+static void hardsigmoid_backward(const kd_op_desc *d, const kd_ref_vals *v) { act_backward(KD_ACT_HARDSIGMOID, d, v); }
 
 const kd_ref_core kd_ref_relu = {relu_forward, relu_backward, NULL};
 const kd_ref_core kd_ref_gelu = {gelu_forward, gelu_backward, NULL};
-
-static double sigmoid(double x) {
-    return 1 / (1 + exp(-x));
-}
+const kd_ref_core kd_ref_silu = {silu_forward, silu_backward, NULL};
+const kd_ref_core kd_ref_hardswish = {hardswish_forward, hardswish_backward, NULL};
+const kd_ref_core kd_ref_hardsigmoid = {hardsigmoid_forward, hardsigmoid_backward, NULL};
 
 static void silu_gate_forward(const kd_op_desc *d, const kd_ref_vals *v) {
     int64_t width = kd_ref_width(&d->y), rows = kd_ref_rows(&d->y);
     for (int64_t r = 0; r < rows; r++)
         for (int64_t i = 0; i < width; i++) {
             double a = v->x[0][r * 2 * width + i], b = v->x[0][r * 2 * width + width + i];
-            v->y[r * width + i] = a * sigmoid(a) * b;
+            v->y[r * width + i] = kd_ref_act(KD_ACT_SILU, a) * b;
         }
 }
 
@@ -49,9 +54,9 @@ static void silu_gate_backward(const kd_op_desc *d, const kd_ref_vals *v) {
     for (int64_t r = 0; v->dx[0] && r < rows; r++)
         for (int64_t i = 0; i < width; i++) {
             int64_t at = r * 2 * width + i;
-            double a = v->x[0][at], b = v->x[0][at + width], s = sigmoid(a), dy = v->dy[r * width + i];
-            v->dx[0][at] = dy * b * s * (1 + a * (1 - s));
-            v->dx[0][at + width] = dy * a * s;
+            double a = v->x[0][at], b = v->x[0][at + width], dy = v->dy[r * width + i];
+            v->dx[0][at] = dy * b * kd_ref_dact(KD_ACT_SILU, a);
+            v->dx[0][at + width] = dy * kd_ref_act(KD_ACT_SILU, a);
         }
 }
 
@@ -95,6 +100,44 @@ static void scale_add_backward(const kd_op_desc *d, const kd_ref_vals *v) {
 }
 
 const kd_ref_core kd_ref_scale_add = {scale_add_forward, scale_add_backward, NULL};
+
+/* Element i of x0 meets element gate_at of x1: its image's value for its channel. */
+static size_t gate_at(const kd_op_desc *d, size_t i) {
+    size_t width = (size_t)kd_ref_width(&d->y), image = kd_tdesc_numel(&d->y) / (size_t)d->y.shape[0];
+    return i / image * width + i % width;
+}
+
+static void channel_gate_forward(const kd_op_desc *d, const kd_ref_vals *v) {
+    for (size_t i = 0; i < kd_tdesc_numel(&d->y); i++)
+        v->y[i] = v->x[0][i] * v->x[1][gate_at(d, i)];
+}
+
+static void channel_gate_backward(const kd_op_desc *d, const kd_ref_vals *v) {
+    for (size_t i = 0; v->dx[1] && i < kd_tdesc_numel(&d->x[1]); i++)
+        v->dx[1][i] = 0;
+    for (size_t i = 0; i < kd_tdesc_numel(&d->y); i++) {
+        if (v->dx[0])
+            v->dx[0][i] = v->dy[i] * v->x[1][gate_at(d, i)];
+        if (v->dx[1])
+            v->dx[1][gate_at(d, i)] += v->dy[i] * v->x[0][i];
+    }
+}
+
+const kd_ref_core kd_ref_channel_gate = {channel_gate_forward, channel_gate_backward, NULL};
+
+static void row_scale_forward(const kd_op_desc *d, const kd_ref_vals *v) {
+    size_t n = kd_tdesc_numel(&d->y), image = n / (size_t)d->y.shape[0];
+    for (size_t i = 0; i < n; i++)
+        v->y[i] = v->x[0][i] * v->x[1][i / image];
+}
+
+static void row_scale_backward(const kd_op_desc *d, const kd_ref_vals *v) {
+    size_t n = kd_tdesc_numel(&d->y), image = n / (size_t)d->y.shape[0];
+    for (size_t i = 0; v->dx[0] && i < n; i++)
+        v->dx[0][i] = v->dy[i] * v->x[1][i / image];
+}
+
+const kd_ref_core kd_ref_row_scale = {row_scale_forward, row_scale_backward, NULL};
 
 static void mse_forward(const kd_op_desc *d, const kd_ref_vals *v) {
     size_t n = kd_tdesc_numel(&d->x[0]);

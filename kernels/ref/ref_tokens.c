@@ -1,4 +1,5 @@
-/* Ops on token sequences: mean_tokens, tokens, token_slice, concat. */
+/* Ops on token sequences: mean_tokens, tokens, token_slice; and on the channels of rows: concat, channel_slice, qkv_by_head. */
+#include <math.h>
 #include <string.h>
 
 #include "kernels/ref/ref_core.h"
@@ -93,21 +94,72 @@ static void token_slice_backward(const kd_op_desc *d, const kd_ref_vals *v) {
 const kd_ref_core kd_ref_token_slice = {token_slice_forward, token_slice_backward, NULL};
 
 static void concat_forward(const kd_op_desc *d, const kd_ref_vals *v) {
-    size_t a = (size_t)kd_ref_width(&d->x[0]), b = (size_t)kd_ref_width(&d->x[1]), rows = (size_t)kd_ref_rows(&d->y);
-    for (size_t r = 0; r < rows; r++) {
-        memcpy(v->y + r * (a + b), v->x[0] + r * a, a * sizeof(double));
-        memcpy(v->y + r * (a + b) + a, v->x[1] + r * b, b * sizeof(double));
+    size_t all = (size_t)kd_ref_width(&d->y), rows = (size_t)kd_ref_rows(&d->y), at = 0;
+    for (int k = 0; k < d->inputs; k++) {
+        size_t width = (size_t)kd_ref_width(&d->x[k]);
+        for (size_t r = 0; r < rows; r++)
+            memcpy(v->y + r * all + at, v->x[k] + r * width, width * sizeof(double));
+        at += width;
     }
 }
 
 static void concat_backward(const kd_op_desc *d, const kd_ref_vals *v) {
-    size_t a = (size_t)kd_ref_width(&d->x[0]), b = (size_t)kd_ref_width(&d->x[1]), rows = (size_t)kd_ref_rows(&d->y);
-    for (size_t r = 0; r < rows; r++) {
-        if (v->dx[0])
-            memcpy(v->dx[0] + r * a, v->dy + r * (a + b), a * sizeof(double));
-        if (v->dx[1])
-            memcpy(v->dx[1] + r * b, v->dy + r * (a + b) + a, b * sizeof(double));
+    size_t all = (size_t)kd_ref_width(&d->y), rows = (size_t)kd_ref_rows(&d->y), at = 0;
+    for (int k = 0; k < d->inputs; k++) {
+        size_t width = (size_t)kd_ref_width(&d->x[k]);
+        for (size_t r = 0; v->dx[k] && r < rows; r++)
+            memcpy(v->dx[k] + r * width, v->dy + r * all + at, width * sizeof(double));
+        at += width;
     }
 }
 
 const kd_ref_core kd_ref_concat = {concat_forward, concat_backward, NULL};
+
+static void channel_slice_forward(const kd_op_desc *d, const kd_ref_vals *v) {
+    int64_t all = kd_ref_width(&d->x[0]), width = kd_ref_width(&d->y);
+    for (int64_t r = 0; r < kd_ref_rows(&d->y); r++)
+        memcpy(v->y + r * width, v->x[0] + r * all + d->begin, (size_t)width * sizeof(double));
+}
+
+static void channel_slice_backward(const kd_op_desc *d, const kd_ref_vals *v) {
+    int64_t all = kd_ref_width(&d->x[0]), width = kd_ref_width(&d->y);
+    if (!v->dx[0])
+        return;
+    memset(v->dx[0], 0, kd_tdesc_numel(&d->x[0]) * sizeof(double));
+    for (int64_t r = 0; r < kd_ref_rows(&d->y); r++)
+        memcpy(v->dx[0] + r * all + d->begin, v->dy + r * width, (size_t)width * sizeof(double));
+}
+
+const kd_ref_core kd_ref_channel_slice = {channel_slice_forward, channel_slice_backward, NULL};
+
+/* Where element i of head h comes from: which of x0's channels makes channel i of part 0 (q), 1 (k) or 2 (v) of y; -1: a zero that fills q or k up. */
+static int64_t by_head_from(const kd_op_desc *d, int64_t part, int64_t h, int64_t i) {
+    int64_t key = d->key_dim, head = kd_ref_width(&d->y) / (3 * d->heads);
+    return part < 2 && i >= key ? -1 : h * (2 * key + head) + part * key + i;
+}
+
+/* Moves rows from x0's order to y's, or (backward) from dy's to dx0's; q is scaled either way. */
+static void by_head(const kd_op_desc *d, double *to, const double *from, int backward) {
+    int64_t in = kd_ref_width(&d->x[0]), out = kd_ref_width(&d->y), head = out / (3 * d->heads);
+    double scale = (double)(float)sqrt((double)head / d->key_dim);
+    for (int64_t r = 0; r < kd_ref_rows(&d->y); r++)
+        for (int64_t c = 0; c < out; c++) {
+            int64_t part = c / (d->heads * head), x = by_head_from(d, part, c / head % d->heads, c % head);
+            double factor = part == 0 ? scale : 1;
+            if (!backward)
+                to[r * out + c] = x < 0 ? 0 : from[r * in + x] * factor;
+            else if (x >= 0)
+                to[r * in + x] = from[r * out + c] * factor;
+        }
+}
+
+static void qkv_by_head_forward(const kd_op_desc *d, const kd_ref_vals *v) {
+    by_head(d, v->y, v->x[0], 0);
+}
+
+static void qkv_by_head_backward(const kd_op_desc *d, const kd_ref_vals *v) {
+    if (v->dx[0])
+        by_head(d, v->dx[0], v->dy, 1);
+}
+
+const kd_ref_core kd_ref_qkv_by_head = {qkv_by_head_forward, qkv_by_head_backward, NULL};

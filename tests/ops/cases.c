@@ -8,7 +8,7 @@
 
 #include "common/base/err.h"
 
-enum { MAX_CASES = 1500 };
+enum { MAX_CASES = 3000 };
 static ops_case cases[MAX_CASES];
 static size_t count;
 
@@ -50,14 +50,14 @@ static void push(const kd_op_desc *d, int no_gamma, const char *label, const cha
 
 static void set_dtype(kd_op_desc *d, kd_dtype t) {
     for (int i = 0; i < d->inputs; i++)
-        if (d->x[i].dtype != KD_U8)
+        if (d->x[i].dtype != KD_U8 && !(d->kind == KD_OP_ROW_SCALE && i == 1))
             d->x[i].dtype = t;
     d->y.dtype = t;
 }
 
 /* Which dx a trained op can give. */
 static unsigned all_dx(const kd_op_desc *d) {
-    return d->kind == KD_OP_NORMALIZE ? 0 : ops_is_loss(d->kind) ? 1 : (1u << d->inputs) - 1;
+    return d->kind == KD_OP_NORMALIZE ? 0 : ops_is_loss(d->kind) || d->kind == KD_OP_ROW_SCALE ? 1 : (1u << d->inputs) - 1;
 }
 
 /* Every combination of f32 and bf16, inference and training, and the ways in which gradients are asked for. */
@@ -83,9 +83,9 @@ static void variants(kd_op_desc d, int no_gamma, const char *label) {
             d.need_dparam = 0;
             push(&d, no_gamma, label, bf16 ? "train bf16 frozen" : "train f32 frozen");
         }
-        if (d.inputs == 2 && all_dx(&d) == 3) { /* one side overwrites while the other adds or is not wanted */
+        if (d.inputs >= 2 && all_dx(&d) > 1) { /* one side overwrites while the other adds or is not wanted */
             d.need_dparam = 1;
-            d.need_dx = 3;
+            d.need_dx = all_dx(&d);
             d.add_dx = 2;
             push(&d, no_gamma, label, bf16 ? "train bf16 add dx1" : "train f32 add dx1");
             d.need_dx = 1;
@@ -139,7 +139,8 @@ static const char *text(const char *fmt, ...) {
 }
 
 static const char *act_name(kd_act act) {
-    return act == KD_ACT_RELU ? " relu" : act == KD_ACT_GELU ? " gelu" : "";
+    static const char *const names[] = {[KD_ACT_RELU] = " relu", [KD_ACT_GELU] = " gelu", [KD_ACT_SILU] = " silu", [KD_ACT_HARDSWISH] = " hardswish"};
+    return act == KD_ACT_NONE ? "" : names[act];
 }
 
 #define COUNT(a) (sizeof(a) / sizeof *(a))
@@ -149,42 +150,57 @@ static const char *act_name(kd_act act) {
 typedef struct window_case {
     int n, h, w, in, out, k, stride, pad, bias;
     kd_act act;
+    int groups;
 } window_case;
 
 static kd_op_desc conv2d(const window_case *c) {
-    return (kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .kernel = c->k, .stride = c->stride, .pad = c->pad, .bias = c->bias, .act = c->act,
+    return (kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .kernel = c->k, .stride = c->stride, .pad = c->pad, .groups = c->groups, .bias = c->bias, .act = c->act,
                         .x = {shape(4, c->n, c->h, c->w, c->in)},
                         .y = shape(4, c->n, (c->h + 2 * c->pad - c->k) / c->stride + 1, (c->w + 2 * c->pad - c->k) / c->stride + 1, c->out)};
 }
 
 static void conv2d_cases(void) {
     static const window_case list[] = {
-        {1, 1, 1, 1, 1, 1, 1, 0, 0, KD_ACT_NONE},
-        {2, 7, 5, 3, 4, 3, 1, 1, 1, KD_ACT_NONE},
-        {1, 17, 17, 3, 8, 7, 2, 3, 0, KD_ACT_NONE},   /* a ResNet stem */
-        {2, 9, 9, 17, 33, 1, 1, 0, 0, KD_ACT_NONE},
-        {1, 8, 8, 16, 16, 3, 2, 1, 1, KD_ACT_RELU},
-        {2, 7, 7, 5, 7, 1, 2, 0, 0, KD_ACT_NONE},     /* a shortcut: rows and columns that no tap reaches */
-        {1, 34, 33, 3, 6, 3, 2, 0, 1, KD_ACT_NONE},   /* a row left over */
-        {1, 29, 28, 3, 17, 14, 14, 0, 1, KD_ACT_NONE},/* a patch embedding, a row left over */
-        {1, 3, 3, 7, 1, 3, 1, 2, 0, KD_ACT_RELU},
-        {2, 6, 6, 64, 64, 3, 1, 1, 0, KD_ACT_NONE},
-        {3, 14, 14, 32, 48, 3, 2, 1, 0, KD_ACT_NONE},
+        {1, 1, 1, 1, 1, 1, 1, 0, 0, KD_ACT_NONE, 1},
+        {2, 7, 5, 3, 4, 3, 1, 1, 1, KD_ACT_NONE, 1},
+        {1, 17, 17, 3, 8, 7, 2, 3, 0, KD_ACT_NONE, 1},   /* a ResNet stem */
+        {2, 9, 9, 17, 33, 1, 1, 0, 0, KD_ACT_NONE, 1},
+        {1, 8, 8, 16, 16, 3, 2, 1, 1, KD_ACT_RELU, 1},
+        {2, 7, 7, 5, 7, 1, 2, 0, 0, KD_ACT_NONE, 1},     /* a shortcut: rows and columns that no tap reaches */
+        {1, 34, 33, 3, 6, 3, 2, 0, 1, KD_ACT_NONE, 1},   /* a row left over */
+        {1, 29, 28, 3, 17, 14, 14, 0, 1, KD_ACT_NONE, 1},/* a patch embedding, a row left over */
+        {1, 3, 3, 7, 1, 3, 1, 2, 0, KD_ACT_RELU, 1},
+        {2, 6, 6, 64, 64, 3, 1, 1, 0, KD_ACT_NONE, 1},
+        {3, 14, 14, 32, 48, 3, 2, 1, 0, KD_ACT_NONE, 1},
+        {2, 9, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE, 17}, /* depthwise from here */
+        {1, 11, 12, 33, 33, 5, 2, 2, 1, KD_ACT_NONE, 33},
+        {2, 14, 14, 48, 48, 7, 1, 3, 1, KD_ACT_NONE, 48},
+        {3, 9, 9, 64, 64, 3, 2, 1, 0, KD_ACT_RELU, 64},
+        {1, 3, 2, 16, 16, 7, 1, 3, 1, KD_ACT_NONE, 16},  /* a window larger than the map */
+        {2, 4, 5, 7, 7, 1, 1, 0, 1, KD_ACT_NONE, 7},
+        {2, 8, 6, 130, 130, 3, 1, 1, 0, KD_ACT_NONE, 130},
+        {1, 6, 5, 4, 8, 3, 1, 1, 1, KD_ACT_NONE, 4},     /* two outputs per input channel */
+        {2, 7, 7, 6, 9, 3, 1, 1, 1, KD_ACT_NONE, 3},
+        {1, 8, 8, 32, 64, 3, 2, 1, 0, KD_ACT_RELU, 2},
+        {2, 5, 4, 64, 64, 1, 1, 0, 0, KD_ACT_NONE, 4},
     };
     for (size_t i = 0; i < COUNT(list); i++) {
         const window_case *c = &list[i];
-        variants(conv2d(c), 0, text("%dx%dx%dx%d->%d k%d s%d p%d%s%s", c->n, c->h, c->w, c->in, c->out, c->k, c->stride, c->pad, c->bias ? " bias" : "", act_name(c->act)));
+        variants(conv2d(c), 0, text("%dx%dx%dx%d->%d k%d s%d p%d%s%s%s", c->n, c->h, c->w, c->in, c->out, c->k, c->stride, c->pad, c->bias ? " bias" : "", act_name(c->act),
+                                       c->groups == 1 ? "" : c->groups == c->in ? " depthwise" : " groups"));
     }
-    static const window_case patch16 = {1, 16, 48, 3, 4096, 16, 16, 0, 1, KD_ACT_NONE}; /* of the largest teacher */
+    static const window_case patch16 = {1, 16, 48, 3, 4096, 16, 16, 0, 1, KD_ACT_NONE, 1}; /* of the largest teacher */
     inference(conv2d(&patch16), "1x16x48x3->4096 k16 s16 bias");
     mixed(conv2d(&list[1]), 0, "2x7x5x3->4 k3 bias", KD_BF16, KD_F32, KD_F32);
     mixed(conv2d(&list[3]), 0, "2x9x9x17->33 k1", KD_F32, KD_F32, KD_BF16);
+    mixed(conv2d(&list[11]), 0, "2x9x7x17 k3 depthwise", KD_BF16, KD_F32, KD_F32);
+    mixed(conv2d(&list[13]), 0, "2x14x14x48 k7 depthwise", KD_F32, KD_F32, KD_BF16);
 }
 
 static void max_pool_cases(void) {
     static const window_case list[] = {
-        {1, 1, 1, 1, 1, 1, 1, 0, 0, KD_ACT_NONE}, {1, 17, 17, 3, 3, 3, 2, 1, 0, KD_ACT_NONE}, {2, 7, 7, 5, 5, 2, 2, 0, 0, KD_ACT_NONE},
-        {3, 5, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE}, {2, 8, 8, 16, 16, 3, 2, 1, 0, KD_ACT_NONE}, {1, 33, 9, 64, 64, 3, 2, 1, 0, KD_ACT_NONE},
+        {1, 1, 1, 1, 1, 1, 1, 0, 0, KD_ACT_NONE, 1}, {1, 17, 17, 3, 3, 3, 2, 1, 0, KD_ACT_NONE, 1}, {2, 7, 7, 5, 5, 2, 2, 0, 0, KD_ACT_NONE, 1},
+        {3, 5, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE, 1}, {2, 8, 8, 16, 16, 3, 2, 1, 0, KD_ACT_NONE, 1}, {1, 33, 9, 64, 64, 3, 2, 1, 0, KD_ACT_NONE, 1},
     };
     for (size_t i = 0; i < COUNT(list); i++) {
         const window_case *c = &list[i];
@@ -277,14 +293,14 @@ static void pointwise_cases(void) {
     for (size_t i = 0; i < COUNT(list); i++) {
         kd_tdesc t = list[i];
         const char *label = text("rank %d, %d elements", t.rank, (int)kd_tdesc_numel(&t));
-        kd_op_desc d = {.kind = KD_OP_RELU, .inputs = 1, .x = {t, t}, .y = t};
-        variants(d, 0, label);
-        if (i == 3)
-            mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
-        d.kind = KD_OP_GELU;
-        variants(d, 0, label);
-        if (i == 3)
-            mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        kd_op_desc d = {.inputs = 1, .x = {t, t}, .y = t};
+        static const kd_op_kind acts[] = {KD_OP_RELU, KD_OP_GELU, KD_OP_SILU, KD_OP_HARDSWISH, KD_OP_HARDSIGMOID};
+        for (size_t k = 0; k < COUNT(acts); k++) {
+            d.kind = acts[k];
+            variants(d, 0, label);
+            if (i == 3)
+                mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        }
         d.inputs = 2;
         d.kind = KD_OP_SCALE_ADD;
         variants(d, 0, label);
@@ -355,7 +371,7 @@ static void l2_normalize_cases(void) {
 
 /* Losses that take each row or element by itself. */
 static void row_loss_cases(void) {
-    const kd_tdesc list[] = {shape(2, 1, 1), shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 17, 33), shape(4, 2, 3, 5, 64), shape(2, 7, 1025), shape(2, 65, 384)};
+    const kd_tdesc list[] = {shape(2, 1, 2), shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 17, 33), shape(4, 2, 3, 5, 64), shape(2, 7, 1025), shape(2, 65, 384)};
     for (size_t i = 0; i < COUNT(list); i++) {
         int width = (int)list[i].shape[list[i].rank - 1], rows = (int)kd_tdesc_numel(&list[i]) / width;
         kd_op_desc d = {.inputs = 2, .x = {list[i], list[i]}, .y = shape(1, 1), .beta = i % 2 ? 1.0f : 0.3f, .temperature = i % 2 ? 4.0f : 0.7f};
@@ -372,7 +388,7 @@ static void row_loss_cases(void) {
 static void similarity_loss_cases(void) {
     static const int queues[][3] = {{1, 1, 1}, {2, 7, 1}, {3, 17, 7}, {7, 33, 5}, {5, 64, 5}, {17, 130, 33}, {3, 384, 257}, {33, 96, 1030}}; /* N, D, queue_rows */
     static const int maps[][4] = {{1, 1, 1, 3}, {2, 1, 7, 17}, {3, 5, 3, 33}, {2, 4, 4, 64}, {1, 7, 7, 130}, {2, 16, 16, 96}, {1, 1, 257, 40}}; /* N, h, w, D */
-    static const int batches[][2] = {{2, 1}, {3, 7}, {7, 17}, {17, 33}, {33, 130}, {65, 384}}; /* N, D */
+    static const int batches[][2] = {{2, 2}, {3, 7}, {7, 17}, {17, 33}, {33, 130}, {65, 384}}; /* N, D */
     for (size_t i = 0; i < COUNT(queues); i++) {
         kd_tdesc t = shape(2, queues[i][0], queues[i][1]);
         kd_op_desc d = {.kind = KD_OP_KL_QUEUE, .inputs = 2, .x = {t, t}, .y = shape(1, 1), .queue_rows = queues[i][2], .temperature = i % 2 ? 0.5f : 0.2f};
@@ -465,6 +481,65 @@ static void concat_cases(void) {
     }
 }
 
+/* More than two inputs, as many as there may be. */
+static void long_concat_cases(void) {
+    static const int sizes[][9] = {{3, 5, 1, 1}, {2, 7, 16, 33, 5}, {3, 9, 64, 64, 64, 64}, {2, 3, 1, 2, 3, 4, 5, 6, 7}, {1, 4, 48, 48, 96, 17, 1, 33, 64}}; /* leading dimensions, widths */
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const int *s = sizes[i];
+        kd_op_desc d = {.kind = KD_OP_CONCAT, .y = shape(3, s[0], s[1], 0)};
+        while (d.inputs < 7 && s[2 + d.inputs] > 0) {
+            d.x[d.inputs] = shape(3, s[0], s[1], s[2 + d.inputs]);
+            d.y.shape[2] += s[2 + d.inputs++];
+        }
+        if (i + 1 == COUNT(sizes)) { /* the eighth */
+            d.x[d.inputs++] = shape(3, s[0], s[1], 3);
+            d.y.shape[2] += 3;
+        }
+        variants(d, 0, text("%d inputs, %d rows of %d in all", d.inputs, s[0] * s[1], (int)d.y.shape[2]));
+    }
+}
+
+static void channel_slice_cases(void) {
+    static const struct {
+        kd_tdesc x;
+        int begin, count;
+    } list[] = {{{KD_F32, 1, {1}}, 0, 1}, {{KD_F32, 2, {3, 7}}, 2, 3}, {{KD_F32, 4, {2, 3, 5, 33}}, 16, 17}, {{KD_F32, 4, {2, 4, 4, 64}}, 0, 32}, {{KD_F32, 3, {2, 17, 130}}, 65, 65},
+                {{KD_F32, 3, {2, 9, 48}}, 0, 48}};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_op_desc d = {.kind = KD_OP_CHANNEL_SLICE, .inputs = 1, .begin = list[i].begin, .x = {list[i].x}, .y = list[i].x};
+        int last = d.y.rank - 1;
+        d.y.shape[last] = list[i].count;
+        variants(d, 0, text("rank %d, channels %d..%d of %d", d.y.rank, list[i].begin, list[i].begin + list[i].count - 1, (int)list[i].x.shape[last]));
+    }
+}
+
+static void gate_and_scale_cases(void) {
+    const kd_tdesc list[] = {shape(2, 1, 1), shape(2, 3, 7), shape(3, 2, 5, 33), shape(4, 2, 3, 5, 17), shape(4, 3, 13, 11, 64), shape(4, 1, 9, 9, 130)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        int n = (int)list[i].shape[0], width = (int)list[i].shape[list[i].rank - 1];
+        const char *label = text("rank %d, %d images, %d values, %d channels", list[i].rank, n, (int)kd_tdesc_numel(&list[i]), width);
+        kd_op_desc d = {.kind = KD_OP_CHANNEL_GATE, .inputs = 2, .x = {list[i], i % 2 ? shape(4, n, 1, 1, width) : shape(2, n, width)}, .y = list[i]};
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_BF16);
+        mixed(d, 0, label, KD_F32, KD_BF16, KD_F32);
+        mixed(d, 0, label, KD_BF16, KD_BF16, KD_F32);
+        d.kind = KD_OP_ROW_SCALE;
+        d.x[1] = shape(2, n, 1);
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+    }
+}
+
+static void qkv_by_head_cases(void) {
+    static const int sizes[][5] = {{1, 1, 1, 1, 1}, {2, 7, 2, 3, 5}, {2, 9, 2, 32, 64}, {1, 5, 3, 16, 33}, {3, 4, 4, 17, 17}}; /* N, T, heads, Dk, Dh */
+    for (size_t i = 0; i < COUNT(sizes); i++) {
+        const int *s = sizes[i];
+        kd_op_desc d = {.kind = KD_OP_QKV_BY_HEAD, .inputs = 1, .heads = s[2], .key_dim = s[3], .x = {shape(3, s[0], s[1], s[2] * (2 * s[3] + s[4]))},
+                        .y = shape(3, s[0], s[1], 3 * s[2] * s[4])};
+        variants(d, 0, text("%dx%d, %d heads of %d and %d", s[0], s[1], s[2], s[3], s[4]));
+    }
+}
+
 /* Longer than a backend may take at once: several images whose heads it has to part, and one head whose queries it has to part. */
 static void long_attention_cases(void) {
     kd_op_desc heads = {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = 4, .x = {shape(3, 2, 733, 96)}, .y = shape(3, 2, 733, 32)};
@@ -516,6 +591,10 @@ size_t ops_cases(const ops_case **list) {
         token_cases();
         sequence_cases();
         concat_cases();
+        long_concat_cases();
+        channel_slice_cases();
+        gate_and_scale_cases();
+        qkv_by_head_cases();
         rope_cases();
         attention_cases();
         resize_cases();

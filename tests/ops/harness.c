@@ -17,6 +17,13 @@ static void must(kd_status status, const kd_err *err, const ops_case *c, const c
         fail_msg("%s: %s: %s", c ? c->label : "backend", step, err->msg);
 }
 
+/* "dx3"; valid until the next call. */
+static const char *numbered(const char *name, int i) {
+    static char text[40];
+    snprintf(text, sizeof text, "%s%d", name, i);
+    return text;
+}
+
 /* --- inputs --- */
 
 static float *new_array(size_t n) {
@@ -344,22 +351,20 @@ static void call_op(run *u) {
 }
 
 static ops_results read_results(run *u) {
-    static const char *const dx_name[] = {"dx0", "dx1", "dx2"}, *const state_name[] = {"state0", "state1"}, *const dparam_name[] = {"dparam0", "dparam1", "dparam2", "dparam3"};
-    static const char *const x_name[] = {"x0", "x1", "x2"}, *const param_name[] = {"param0", "param1", "param2", "param3"};
     const kd_op_desc *d = &u->c->desc;
     ops_results r = {.y = read_tensor(u, "y", &u->y, d->y.dtype)};
     for (int i = 0; i < d->inputs; i++) {
-        region_must_be_unchanged(u->b, u->c, x_name[i], &u->x[i]);
-        r.dx[i] = has_backward(d) ? read_tensor(u, dx_name[i], &u->dx[i], d->x[i].dtype) : NULL;
+        region_must_be_unchanged(u->b, u->c, numbered("x", i), &u->x[i]);
+        r.dx[i] = has_backward(d) ? read_tensor(u, numbered("dx", i), &u->dx[i], d->x[i].dtype) : NULL;
     }
     for (int i = 0; i < KD_OP_MAX_PARAM; i++) {
-        region_must_be_unchanged(u->b, u->c, param_name[i], &u->param[i]);
-        r.dparam[i] = has_backward(d) ? read_tensor(u, dparam_name[i], &u->dparam[i], KD_F32) : NULL;
+        region_must_be_unchanged(u->b, u->c, numbered("param", i), &u->param[i]);
+        r.dparam[i] = has_backward(d) ? read_tensor(u, numbered("dparam", i), &u->dparam[i], KD_F32) : NULL;
     }
     for (int i = 0; i < KD_OP_MAX_STATE; i++) {
-        r.state[i] = read_tensor(u, state_name[i], &u->state[i], KD_F32);
+        r.state[i] = read_tensor(u, numbered("state", i), &u->state[i], KD_F32);
         if (!d->train)
-            region_must_be_unchanged(u->b, u->c, state_name[i], &u->state[i]);
+            region_must_be_unchanged(u->b, u->c, numbered("state", i), &u->state[i]);
     }
     region_must_be_unchanged(u->b, u->c, "dy", &u->dy);
     const region *work[] = {&u->packed, &u->saved, &u->scratch};
@@ -370,10 +375,19 @@ static ops_results read_results(run *u) {
 }
 
 static void release_regions(run *u) {
-    region *all[] = {u->x, u->x + 1, u->x + 2, &u->y, u->param, u->param + 1, u->param + 2, u->param + 3, u->state, u->state + 1, &u->packed, &u->saved, &u->scratch, &u->dy,
-                     u->dx, u->dx + 1, u->dx + 2, u->dparam, u->dparam + 1, u->dparam + 2, u->dparam + 3};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
-        region_release(u->b, all[i]);
+    region *single[] = {&u->y, &u->packed, &u->saved, &u->scratch, &u->dy};
+    for (size_t i = 0; i < sizeof single / sizeof *single; i++)
+        region_release(u->b, single[i]);
+    for (int i = 0; i < KD_OP_MAX_X; i++) {
+        region_release(u->b, &u->x[i]);
+        region_release(u->b, &u->dx[i]);
+    }
+    for (int i = 0; i < KD_OP_MAX_PARAM; i++) {
+        region_release(u->b, &u->param[i]);
+        region_release(u->b, &u->dparam[i]);
+    }
+    for (int i = 0; i < KD_OP_MAX_STATE; i++)
+        region_release(u->b, &u->state[i]);
 }
 
 ops_results ops_run(kd_backend *b, const ops_case *c, const ops_inputs *in, int warm) {
@@ -427,16 +441,15 @@ void ops_compare_tensor(const char *what, const ops_case *c, const char *tensor,
 }
 
 void ops_compare(const char *what, const ops_case *c, const ops_results *got, const ops_results *want, const ops_tolerance *tolerance) {
-    static const char *const dx_name[] = {"dx0", "dx1", "dx2"}, *const state_name[] = {"state0", "state1"}, *const dparam_name[] = {"dparam0", "dparam1", "dparam2", "dparam3"};
     const kd_op_desc *d = &c->desc;
     double t = ops_uses_bf16(d) ? tolerance->bf16 : tolerance->f32;
     ops_compare_tensor(what, c, "y", got->y, want->y, kd_tdesc_numel(&d->y), t);
     for (int i = 0; i < KD_OP_MAX_STATE; i++)
-        ops_compare_tensor(what, c, state_name[i], got->state[i], want->state[i], kd_op_state_numel(d, i), t);
+        ops_compare_tensor(what, c, numbered("state", i), got->state[i], want->state[i], kd_op_state_numel(d, i), t);
     for (int i = 0; i < d->inputs; i++)
-        ops_compare_tensor(what, c, dx_name[i], got->dx[i], want->dx[i], kd_tdesc_numel(&d->x[i]), t);
+        ops_compare_tensor(what, c, numbered("dx", i), got->dx[i], want->dx[i], kd_tdesc_numel(&d->x[i]), t);
     for (int i = 0; i < KD_OP_MAX_PARAM; i++)
-        ops_compare_tensor(what, c, dparam_name[i], got->dparam[i], want->dparam[i], kd_op_param_numel(d, i), t);
+        ops_compare_tensor(what, c, numbered("dparam", i), got->dparam[i], want->dparam[i], kd_op_param_numel(d, i), t);
 }
 
 static void assert_same_bits(const ops_case *c, const char *tensor, const float *a, const float *b, size_t n) {

@@ -67,12 +67,13 @@ static void check_differences(const ops_case *c, const ops_inputs *in, const kd_
 
 /* The f32 case: ref's rounded gradient is the derivative of the unrounded forward pass. */
 static void gradient_matches_differences(const ops_case *c, const ops_inputs *in, const ops_results *r) {
+    static const char *const dx_name[KD_OP_MAX_X] = {"dx0", "dx1", "dx2", "dx3", "dx4", "dx5", "dx6", "dx7"};
     static const char *const dparam_name[KD_OP_MAX_PARAM] = {"dparam0", "dparam1", "dparam2", "dparam3"};
     const kd_op_desc *d = &c->desc;
     kd_ref_vals v = ops_ref_vals_make(d, in);
     for (int i = 0; i < d->inputs; i++)
         if (r->dx[i])
-            check_differences(c, in, &v, i ? "dx1" : "dx0", (double *)(uintptr_t)v.x[i], kd_tdesc_numel(&d->x[i]), r->dx[i], d->add_dx >> i & 1u ? in->dx[i] : NULL);
+            check_differences(c, in, &v, dx_name[i], (double *)(uintptr_t)v.x[i], kd_tdesc_numel(&d->x[i]), r->dx[i], d->add_dx >> i & 1u ? in->dx[i] : NULL);
     for (int i = 0; i < KD_OP_MAX_PARAM; i++)
         if (r->dparam[i])
             check_differences(c, in, &v, dparam_name[i], (double *)(uintptr_t)v.param[i], kd_op_param_numel(d, i), r->dparam[i], in->dparam[i]);

@@ -4,6 +4,7 @@
 
 #include "tests/unit/unit.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "kernels/nn/graph_impl.h"
@@ -135,6 +136,52 @@ static inline double loss(kd_exec *e) {
     must(kd_exec_download(e, "loss_cls", 1, &a, &err));
     must(kd_exec_download(e, "loss_map", 1, &b, &err));
     return (double)a + 0.5 * (double)b;
+}
+
+/* ---- gradients ---- */
+
+/* The slopes to the left and to the right for some values of one parameter: the gradient is their mean, or anything between them where a kink of ReLU or max pooling
+ * lies inside the step. The graph stores activations in f32, so a slope carries noise of about 1e-7 / step. */
+static inline void check_parameter(kd_params *p, kd_exec *e, double (*loss_of)(kd_exec *), int i, const float *gradient) {
+    kd_param_info info = kd_params_info(p, i);
+    float values[4096];
+    const double step = 1e-3;
+    must(kd_params_get(p, i, values, &err));
+    for (size_t k = 0; k < info.count; k += info.count / 3 + 1) {
+        float old = values[k];
+        double at[3];
+        for (int s = 0; s < 3; s++) {
+            values[k] = (float)(old + (s - 1) * step);
+            must(kd_params_set(p, i, values, &err));
+            at[s] = loss_of(e);
+        }
+        values[k] = old;
+        must(kd_params_set(p, i, values, &err));
+        double left = (at[1] - at[0]) / step, right = (at[2] - at[1]) / step, got = (double)gradient[k];
+        double mean = (left + right) / 2, slack = 1e-3 + 0.01 * fabs(mean), half = fabs(right - left) / 2;
+        if (!(fabs(got - mean) <= slack + half))
+            fail_msg("d loss / d %s[%zu] is %g, slopes %g and %g", info.name, k, got, left, right);
+    }
+}
+
+/* The gradients of a training program, all inputs uploaded, against differences of its loss; most of them aren't 0. */
+static inline void check_gradients(kd_params *p, kd_exec *e, double (*loss_of)(kd_exec *)) {
+    size_t total, nonzero = 0;
+    const float *trained = kd_params_trained(p, NULL, &total);
+    float *gradients = NULL;
+    must(kd_alloc_array(&gradients, total, sizeof *gradients, &err));
+    (void)loss_of(e);
+    must(kd_exec_backward(e, 0, &err));
+    memcpy(gradients, kd_exec_gradients(e), total * sizeof *gradients);
+    for (size_t k = 0; k < total; k++) {
+        assert_true(isfinite(gradients[k]));
+        nonzero += gradients[k] != 0;
+    }
+    assert_true(nonzero > total / 2);
+    for (int i = 0; i < kd_params_count(p); i++)
+        if (!kd_params_info(p, i).is_state)
+            check_parameter(p, e, loss_of, i, gradients + (p->trained + p->offset[i] - trained));
+    kd_free(gradients);
 }
 
 #endif

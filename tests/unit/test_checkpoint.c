@@ -7,6 +7,7 @@
 #include "common/base/mem.h"
 #include "tests/unit/formula.h"
 #include "train/checkpoint.h"
+#include "tests/unit/loss_fixture.h"
 #include "train/export.h"
 #include "train/step.h"
 
@@ -18,8 +19,9 @@ static const kd_train_config plain = {.lr = "1e-3", .weight_decay = "0.01", .bat
 
 static kd_student *make_student_with(kd_backend *b, const char *name, uint64_t seed, const kd_train_config *config) {
     int side = strncmp(name, "dinov2", 6) == 0 ? 28 : SIZE;
-    kd_student_spec spec = {.name = name, .batch = BATCH, .seed = seed, .config = config, .views = 1,
-                            .view = {{.image_h = side, .image_w = side, .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}}}};
+    kd_loss loss = lf_std_mse(1, 1);
+    kd_student_spec spec = {.name = name, .batch = BATCH, .seed = seed, .config = config, .loss = &loss, .views = 1,
+                            .view = {{.image_h = side, .image_w = side, .width = WIDTH, .grid_h = GRID, .grid_w = GRID}}};
     kd_student *s;
     assert_ok(kd_student_create(&s, b, &spec, &err));
     return s;
@@ -43,7 +45,7 @@ static double take_step(kd_student *s, int step) {
         for (size_t i = 0; i < sizeof pixels; i++)
             pixels[i] = (uint8_t)(pixels[i] + 31 * step + 7 * micro);
         for (int row = 0; row < BATCH; row++) {
-            kd_sample sample = {.pixels = pixels + row * s->program[0].view.image_h * s->program[0].view.image_w * 3, .cls = cls + row * WIDTH, .patch = {patch + row * GRID * GRID * WIDTH}};
+            kd_sample sample = {.pixels = pixels + row * s->program[0].view.image_h * s->program[0].view.image_w * 3, .target = {cls + row * WIDTH, patch + row * GRID * GRID * WIDTH}};
             assert_ok(kd_student_put(s, 0, row, &sample, &err));
         }
         assert_ok(kd_step_backward(s, micro, &x, &err));
@@ -286,7 +288,8 @@ static void an_export_of_a_view_that_is_not_square_is_read_back_as_it_is(void **
     kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     char *folder = unit_folder(), *out = path_in(folder, "vit.safetensors"), *kdt = path_in(folder, "a.kdt");
     kd_student *first, *second;
-    kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .views = 1, .view = {{.image_h = 28, .image_w = 56, .loss = {.width = WIDTH, .cls_weight = 1}}}};
+    kd_loss loss = lf_std_mse(1, 0);
+    kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .loss = &loss, .views = 1, .view = {{.image_h = 28, .image_w = 56, .width = WIDTH}}};
     float want[VALUES], got[VALUES];
     assert_ok(kd_backend_open(&b, "ref", 1, &err));
     assert_ok(kd_student_create(&first, b, &spec, &err));

@@ -8,30 +8,6 @@
 
 /* ---- gradients ---- */
 
-/* The slopes to the left and to the right for some values of one parameter: the gradient is their mean, or anything between them where a kink of ReLU or max pooling
- * lies inside the step. The graph stores activations in f32, so a slope carries noise of about 1e-7 / step. */
-static void check_parameter(fixture *f, kd_exec *e, int i, const float *gradient) {
-    kd_param_info info = kd_params_info(f->p, i);
-    float values[4096];
-    const double step = 1e-3;
-    must(kd_params_get(f->p, i, values, &err));
-    for (size_t k = 0; k < info.count; k += info.count / 3 + 1) {
-        float old = values[k];
-        double at[3];
-        for (int s = 0; s < 3; s++) {
-            values[k] = (float)(old + (s - 1) * step);
-            must(kd_params_set(f->p, i, values, &err));
-            at[s] = loss(e);
-        }
-        values[k] = old;
-        must(kd_params_set(f->p, i, values, &err));
-        double left = (at[1] - at[0]) / step, right = (at[2] - at[1]) / step, got = (double)gradient[k];
-        double mean = (left + right) / 2, slack = 1e-3 + 0.01 * fabs(mean), half = fabs(right - left) / 2;
-        if (!(fabs(got - mean) <= slack + half))
-            fail_msg("d loss / d %s[%zu] is %g, slopes %g and %g", info.name, k, got, left, right);
-    }
-}
-
 /* ---- stopping ---- */
 
 typedef struct countdown {
@@ -79,23 +55,7 @@ static void gradients_equal_differences_through_the_whole_graph(void **state) {
     fixture f;
     make(&f);
     kd_exec *e = compile(&f, KD_F32, 1);
-    size_t total;
-    const float *trained = kd_params_trained(f.p, NULL, &total);
-    float *gradients = NULL;
-    must(kd_alloc_array(&gradients, total, sizeof *gradients, &err));
-    (void)loss(e);
-    must(kd_exec_backward(e, 0, &err));
-    memcpy(gradients, kd_exec_gradients(e), total * sizeof *gradients);
-    size_t nonzero = 0;
-    for (size_t k = 0; k < total; k++) {
-        assert_true(isfinite(gradients[k]));
-        nonzero += gradients[k] != 0;
-    }
-    assert_true(nonzero > total / 2);
-    for (int i = 0; i < kd_params_count(f.p); i++)
-        if (!kd_params_info(f.p, i).is_state)
-            check_parameter(&f, e, i, gradients + (f.p->trained + f.p->offset[i] - trained));
-    kd_free(gradients);
+    check_gradients(f.p, e, loss);
     kd_exec_destroy(e);
     drop(&f);
 }

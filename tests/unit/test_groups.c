@@ -111,8 +111,8 @@ static void open_pair(kd_groups *g, const char *first, const char *second) {
     assert_int_equal(g->count, 2);
     for (int k = 0; k < 2; k++) {
         kd_group *x = &g->group[k];
-        kd_replay_options o = {.cache = x->cache, .images = folder, .threads = 1, .student_h = TF_H, .student_w = TF_W, .layer = 1, .ahead = 2};
-        assert_ok(kd_replay_target_of(&o.cls, x->cache, KD_FEATURE_CLS, 1, &err));
+        kd_replay_options o = {.cache = x->cache, .images = folder, .threads = 1, .student_h = TF_H, .student_w = TF_W, .targets = 1, .ahead = 2};
+        assert_ok(kd_replay_target_of(&o.target[0], x->cache, KD_FEATURE_CLS, 1, &err));
         assert_ok(kd_replay_create(&x->replay, &o, &err));
     }
 }

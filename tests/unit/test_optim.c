@@ -6,6 +6,8 @@
 
 #include "common/base/mem.h"
 #include "tests/unit/formula.h"
+#include "tests/unit/loss_fixture.h"
+#include "train/preset.h"
 #include "train/step.h"
 
 enum { BATCH = 2, SIZE = 32, PATCH_SIZE = 28, WIDTH = 8, GRID = 2 };
@@ -30,8 +32,9 @@ static kd_train_config config_of(const char *optimizer) {
 
 static kd_student *make_student(const char *name, const kd_train_config *config, int batch) {
     int side = strncmp(name, "dinov2", 6) == 0 ? PATCH_SIZE : SIZE;
-    kd_student_spec spec = {.name = name, .batch = batch, .seed = 3, .config = config, .views = 1,
-                            .view = {{.image_h = side, .image_w = side, .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}}}};
+    kd_loss loss = lf_std_mse(1, 1);
+    kd_student_spec spec = {.name = name, .batch = batch, .seed = 3, .config = config, .loss = &loss, .views = 1,
+                            .view = {{.image_h = side, .image_w = side, .width = WIDTH, .grid_h = GRID, .grid_w = GRID}}};
     kd_student *s;
     assert_ok(kd_student_create(&s, ref, &spec, &err));
     return s;
@@ -49,7 +52,7 @@ static void put_images(kd_student *s, int first) {
     formula_targets(patch, "patch", MANY * GRID * GRID * WIDTH);
     for (int row = 0; row < s->batch; row++) {
         int i = first + row;
-        kd_sample sample = {.pixels = pixels + i * v->image_h * v->image_w * 3, .cls = cls + i * WIDTH, .patch = {patch + i * GRID * GRID * WIDTH}};
+        kd_sample sample = {.pixels = pixels + i * v->image_h * v->image_w * 3, .target = {cls + i * WIDTH, patch + i * GRID * GRID * WIDTH}};
         assert_ok(kd_student_put(s, 0, row, &sample, &err));
     }
 }
@@ -181,7 +184,7 @@ static void batches_of_a_step_average_their_gradients(void **state) {
         }
         assert_ok(kd_step_update(s, 0, 0, &x, &err));
         loss[k] = x.loss;
-        assert_true(fabs(x.loss - x.cls - x.patch) < 1e-9 && fabs(x.loss - x.group[0]) < 1e-9 && s->summed == 1 && s->optim.steps == 1);
+        assert_true(fabs(x.loss - x.term[0] - x.term[1]) < 1e-9 && fabs(x.loss - x.group[0]) < 1e-9 && s->summed == 1 && s->optim.steps == 1);
         total = s->optim.total;
         g[k] = copy_of(kd_exec_gradients(s->program[0].train), total);
         kd_student_destroy(s);
@@ -293,6 +296,44 @@ static void a_resolved_rate_isnt_scaled_again(void **state) {
     kd_arena_destroy(arena);
 }
 
+static kd_train_config preset_of(const char *name, kd_arena *arena) {
+    char *words[] = {"kd-train", "--cache", "c", "--images", "i", "--student", "resnet18", "--out", "o", "--preset", (char *)(uintptr_t)name, NULL};
+    kd_train_config c = {0};
+    assert_ok(kd_options_parse(&kd_train_program, &c, 11, words, NULL, arena, &err));
+    assert_ok(kd_train_config_check(&c, &err));
+    return c;
+}
+
+/* Every preset's values are ones that the options take. The numbers are facts of LightlyTrain's and of the recipe for ViTs. */
+static void presets_set_everything_at_once(void **state) {
+    (void)state;
+    kd_arena *arena = kd_arena_create();
+    kd_model_info m;
+    kd_hyper h;
+    int count = 0;
+    assert_ok(kd_model_find(&m, "resnet18", NULL, &err));
+    for (const kd_preset *p = kd_train_presets; p->name != NULL; p++, count++)
+        preset_of(p->name, arena);
+    assert_int_equal(count, 4);
+    kd_train_config c = preset_of("lightly-v1", arena);
+    assert_string_equal(c.loss, "kl-queue");
+    assert_string_equal(c.optimizer, "lars");
+    assert_ok(kd_train_hyper(&h, &c, &m, &err));
+    assert_true(c.batch_size == 128 && c.epochs == 100 && fabs(h.lr - 0.5196152) < 1e-6 && h.optim.weight_decay == 1e-6 && h.clip == 1);
+    c = preset_of("lightly-v3", arena);
+    assert_string_equal(c.loss, "kl-queue+intra");
+    assert_ok(kd_train_hyper(&h, &c, &m, &err));
+    assert_true(h.optim.kind == KD_ADAMW && fabs(h.lr - 1.443376e-4) < 1e-9 && h.optim.weight_decay == 1e-6);
+    c = preset_of("vit-kd", arena);
+    assert_string_equal(c.loss, "mse-normalized");
+    assert_string_equal(c.patch_weight, "0.5");
+    assert_ok(kd_train_hyper(&h, &c, &m, &err));
+    assert_true(c.batch_size == 64 && h.lr == 5e-4 && h.optim.weight_decay == 0.04);
+    c = preset_of("default", arena);
+    assert_string_equal(c.loss, "std-mse");
+    kd_arena_destroy(arena);
+}
+
 #define WITH_REF(f) cmocka_unit_test_setup_teardown(f, open_ref, close_ref)
 
 int main(void) {
@@ -303,6 +344,7 @@ int main(void) {
         WITH_REF(batches_of_a_step_average_their_gradients),
         WITH_REF(a_step_can_be_undone),
         cmocka_unit_test(learning_rates_grow_with_the_images_of_a_step),
+        cmocka_unit_test(presets_set_everything_at_once),
         cmocka_unit_test(a_resolved_rate_isnt_scaled_again),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

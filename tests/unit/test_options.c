@@ -231,6 +231,41 @@ static void config_file_below_command_line_above_default(void **state)
     assert_string_equal(c.students.item[0], "z");
 }
 
+static void a_mapping_in_a_list_is_written_out_as_settings(void **state)
+{
+    config c;
+    static const char text[] = "cache: x\nstudent: [a, {model: b, lr: 0.25, steps: 7, keep: true, 'no': 'yes'}]\n", comma[] = "cache: x\nstudent: [{model: 'a,b'}]\n";
+    static const char deep[] = "cache: x\nstudent: [{model: [a]}]\n";
+    (void)state;
+    unit_write(path, text, strlen(text));
+    assert_ok(PARSE(&c, "--config", path));
+    assert_int_equal(c.students.count, 2);
+    assert_string_equal(c.students.item[0], "a");
+    assert_string_equal(c.students.item[1], "model=b,lr=0.25,steps=7,keep=true,no=yes");
+    unit_write(path, comma, strlen(comma));
+    assert_int_equal(PARSE(&c, "--config", path), KD_EUSAGE);
+    assert_contains(err.msg, "student: model: \"a,b\" has a comma");
+    unit_write(path, deep, strlen(deep));
+    assert_int_equal(PARSE(&c, "--config", path), KD_EUSAGE);
+    assert_contains(err.msg, "student: model: one value is expected");
+}
+
+static void one_option_can_be_set_over_a_filled_config(void **state)
+{
+    config c;
+    (void)state;
+    assert_ok(PARSE(&c, "--cache", "x", "--batch-size", "8"));
+    assert_ok(kd_options_set(&prog, &c, "batch-size", "9", "here", arena, &err));
+    assert_int_equal(c.batch, 9);
+    assert_string_equal(c.cache, "x");
+    assert_int_equal(kd_options_set(&prog, &c, "batch-size", "0", "here", arena, &err), KD_EUSAGE);
+    assert_contains(err.msg, "here: batch-size: 0 is outside");
+    assert_int_equal(kd_options_set(&prog, &c, "batch-sise", "1", "here", arena, &err), KD_EUSAGE);
+    assert_contains(err.msg, "here: unknown setting \"batch-sise\"; did you mean \"batch-size\"?");
+    assert_int_equal(kd_options_set(&prog, &c, "dry-run", "1", "here", arena, &err), KD_EUSAGE);
+    assert_contains(err.msg, "here: dry-run: true or false is expected");
+}
+
 static void wrong_config_files_are_explained(void **state)
 {
     static const struct { const char *text, *said; } bad[] = {
@@ -504,6 +539,8 @@ int main(void)
         OPTIONS_TEST(positionals_are_taken_in_order),
         OPTIONS_TEST(a_run_of_its_own_needs_nothing_else),
         OPTIONS_TEST(config_file_below_command_line_above_default),
+        OPTIONS_TEST(a_mapping_in_a_list_is_written_out_as_settings),
+        OPTIONS_TEST(one_option_can_be_set_over_a_filled_config),
         OPTIONS_TEST(wrong_config_files_are_explained),
         OPTIONS_TEST(json_is_known_even_when_parsing_fails),
         OPTIONS_TEST(help_says_everything),

@@ -82,7 +82,7 @@ static void expect_targets(const kd_setup *s, uint16_t layer) {
     for (uint32_t i = 0; i < IMAGES; i++) {
         assert_ok(kd_replay_next(replay, &sample, &err));
         for (int f = 0; f < KD_TARGETS; f++) {
-            const float *mean, *got = f == KD_FEATURE_CLS ? sample.cls : sample.patch[0];
+            const float *mean, *got = sample.target[f];
             float x[TF_LARGEST], std;
             size_t width = (size_t)kd_cache_recipe(cache)->width, n = kd_recipe_rows(kd_cache_recipe(cache), (kd_feature)f) * width;
             assert_ok(kd_cache_mean(cache, (kd_feature)f, layer, &mean, &std, &err));
