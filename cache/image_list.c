@@ -20,6 +20,7 @@ typedef struct search {
     place *by_path; /* sorted; made when the first path is looked for */
     uint8_t *chosen;
     size_t named;
+    size_t *unknown; /* NULL: an unknown entry is an error */
 } search;
 
 static int compare_places(const void *a, const void *b)
@@ -81,6 +82,10 @@ static kd_status choose_line(search *s, const char *text, size_t line, kd_err *e
         kd_hex(hidden + 7, h.b, sizeof h.b);
         found = choose_path(s, hidden);
     }
+    if (!found && s->unknown) {
+        ++*s->unknown;
+        return KD_OK;
+    }
     if (!found)
         return kd_fail(err, KD_ENOTFOUND, "%s: entry %zu, \"%.200s\", is neither the id nor the path of an image of %s; `kd-cache list %s` prints those that it has", s->file, line, text,
                        kd_cache_shard_path(s->cache, 0), kd_cache_shard_path(s->cache, 0));
@@ -104,16 +109,21 @@ static kd_status choose_lines(search *s, char *text, size_t size, int nul, kd_er
         if (*p)
             KD_TRY(choose_line(s, p, line, err));
     }
+    if (!s->named && s->unknown && *s->unknown)
+        return kd_fail(err, KD_EUSAGE, "%s: none of its %zu entries is the id or the path of an image of %s; `kd-cache list %s` prints those that it has", s->file, *s->unknown,
+                       kd_cache_shard_path(s->cache, 0), kd_cache_shard_path(s->cache, 0));
     return s->named ? KD_OK : kd_fail(err, KD_EUSAGE, "%s: names no image", s->file);
 }
 
-kd_status kd_image_list_read(uint8_t **chosen, const kd_cache *c, const char *path, int nul, kd_err *err)
+kd_status kd_image_list_read(uint8_t **chosen, const kd_cache *c, const char *path, int nul, size_t *unknown, kd_err *err)
 {
-    search s = {.cache = c, .file = path};
+    search s = {.cache = c, .file = path, .unknown = unknown};
     uint8_t *text = NULL;
     size_t size;
     kd_status status;
     *chosen = NULL;
+    if (unknown)
+        *unknown = 0;
     KD_TRY(kd_io_read_all(path, MAX_LIST_BYTES, &text, &size, err));
     status = kd_alloc_array(&s.chosen, kd_cache_images(c), 1, err);
     if (status == KD_OK)

@@ -326,8 +326,10 @@ static void check_act(const kd_op_desc *d) {
     case KD_OP_LINEAR:
         CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU || d->act == KD_ACT_GELU);
         break;
-    case KD_OP_CONV2D:
     case KD_OP_BATCH_NORM:
+        CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU || (d->inputs == 1 && (d->act == KD_ACT_SILU || d->act == KD_ACT_HARDSWISH)));
+        break;
+    case KD_OP_CONV2D:
     case KD_OP_ADD:
         CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU);
         break;

@@ -29,7 +29,7 @@ typedef enum kd_op_kind {
     /* x0 [.., I] -> y [.., O] (leading dimensions are rows): y = act(x W^T + b), param0 weight [O,I], param1 bias [O] if desc.bias. act NONE, RELU, GELU (exact, erf).
      * With desc.residual (inference only): y = x1 + param2 * (x W^T + b), x1 like y, param2 gamma [O] or absent (then 1); act NONE. */
     KD_OP_LINEAR,
-    /* x0 [N,H,W,C], param0 weight [C], param1 bias [C], state0 running mean [C], state1 running variance [C] -> y. act NONE or RELU, applied last.
+    /* x0 [N,H,W,C], param0 weight [C], param1 bias [C], state0 running mean [C], state1 running variance [C] -> y. act NONE or RELU, with one input also SILU or HARDSWISH; applied last.
      * train: batch statistics (biased variance to normalise), running = (1-momentum) running + momentum * batch (unbiased variance), torch.nn.BatchNorm2d. Otherwise the running ones.
      * With two inputs: y = act(bn(x0) + x1), the join of a residual block; dx1 = gradient after the activation. */
     KD_OP_BATCH_NORM,

@@ -67,8 +67,18 @@ static const kd_option table[] = {
     KD_OPTION_REAL(T, ema, "ema", "DECAY", "0", 0, 0.999999, "keep the moving average of the weights and of batch norm's statistics, updated every step, and validate and export that; 0 = none"),
     KD_OPTION_INT(T, accumulate, "accumulate", "N", "1", 1, 65536,
                   "batches of --batch-size images whose gradients are averaged for one step of the optimizer: as a batch N times as large in the memory of one, but for batch norm, which sees each by itself"),
+    KD_OPTION_REAL(T, drop_path, "drop-path", "RATE", "0", 0, 0.9,
+                   "chance that a residual branch is left out for an image in training (ViTs, ConvNeXt), in the last block; in earlier ones it grows linearly from 0 (timm)"),
     KD_OPTION_REAL(T, val_fraction, "val-fraction", "X", "0.02", 0, 0.5, "share of the images held out for validation, chosen by image id"),
     KD_OPTION_INT(T, val_seed, "val-seed", "N", "0", 0, 9007199254740992.0, "seed of that choice; keep it for all students that are to be compared"),
+    KD_OPTION_STRING(T, val_list, "val-list", "FILE", NULL, 0,
+                     "text file naming the images to hold out, one per line, by path as the cache has it or by id (kd-cache list prints both); --val-fraction then doesn't apply"),
+    KD_OPTION_INT(T, val_group, "val-group", "DEPTH", "0", 0, 64,
+                  "images whose paths share the first DEPTH folders (the frames of a video) are held out together or not at all; 0 = each image by itself"),
+    KD_OPTION_STRING(T, knn_train, "knn-train", "DIR|TAR", NULL, 0,
+                     "labelled images in one folder per class: with --knn-test, the students' features are tried by k-NN every --knn-every epochs (kd-eval knn; training isn't touched)"),
+    KD_OPTION_STRING(T, knn_test, "knn-test", "DIR|TAR", NULL, 0, "test images in the same classes"),
+    KD_OPTION_INT(T, knn_every, "knn-every", "N", "10", 1, 1000000, "epochs from one k-NN to the next; the last epoch has one too"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of initial weights and of the order of images"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the students run"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of matrix products; weights and optimizer are always f32"),
@@ -80,6 +90,15 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, keep, "keep", "K", "0", 0, 1000000, "of those, how many to keep: the last K; 0 = all"),
     KD_OPTION_INT(T, log_every, "log-every", "N", "20", 1, 1000000, "steps per line of metrics.jsonl"),
     KD_OPTION_INT(T, steps, "steps", "N", "0", 0, 1e15, "pause after this many steps, with a checkpoint and the schedule of --epochs; 0 = train to the end"),
+    KD_OPTION_STRING(T, dump, "dump", "DIR", NULL, 0,
+                     "also write DIR/STUDENT/step-NNNN.safetensors: inputs, outputs, losses, gradients and parameters of the run's first --steps steps (3 without --steps), for a comparison with PyTorch"),
+    KD_OPTION_FLAG(T, compare_backends, "compare-backends",
+                   "train nothing: run the first batch on --device and on the reference backend, op by op, and print the relative L2 error of every tensor and the first that is beyond the tolerance (the "
+                   "reference is slow: give a small --batch-size)"),
+    KD_OPTION_INT(T, overfit_batch, "overfit-batch", "N", "0", 0, 1000000,
+                  "train nothing: N steps on the first batch alone; ends with 1 when the loss doesn't fall to a tenth, so that weights or wiring must be wrong"),
+    KD_OPTION_FLAG(T, profile, "profile", "train nothing: time a few steps on the first batch and print a table of every op's time, share and GFLOP/s, the longest first"),
+    KD_OPTION_FLAG(T, check_finite, "check-finite", "look at every number that an op writes and stop with 16 at the first that isn't finite, naming op and tensor (slow)"),
     KD_OPTION_FLAG(T, dry_run, "dry-run", "print the plan (counts, how often each view is seen, memory, steps) and touch nothing"),
     KD_OPTION_ALONE(T, list_students, "list-students", "list the students with parameters, FLOPs, widths, sizes and maps; nothing else is needed"),
     KD_OPTION_END,
@@ -91,8 +110,8 @@ const kd_program kd_train_program = {
     .examples = "  $ kd-train --cache photos.kdc --images photos --student resnet18 --out runs/r18 --dry-run\n"
                 "  $ kd-train --cache photos.kdc --images photos --student resnet18 --student-size 112 --out runs/r18 --precision bf16\n"
                 "  $ kd-train --cache photos.kdc --images photos --student vit_tiny_patch16_224 --init vit_tiny.safetensors --out runs/vit\n",
-    .epilog = "The run directory holds config.resolved.yaml, metrics.jsonl, train.log, checkpoints/,\n"
-              "exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
+    .epilog = "The run directory holds report.html, config.resolved.yaml, metrics.jsonl, events.out.tfevents.* (TensorBoard), train.log,\n"
+              "checkpoints/, exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
               "The same command continues an interrupted run, bit for bit on the same machine and thread count.\n"
               "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 10 cache not found; 12 cache damaged; 13 images or cache\n"
               "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",
@@ -100,6 +119,10 @@ const kd_program kd_train_program = {
     .preset_option = "preset",
     .presets = kd_train_presets,
 };
+
+int kd_train_touches_nothing(const kd_train_config *c) {
+    return c->dry_run || c->compare_backends || c->profile || c->overfit_batch > 0;
+}
 
 /* A number >= 0, or auto. */
 static kd_status number_or(double *out, const char *text, const char *option, double automatic, kd_err *err) {
@@ -120,6 +143,8 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     uint64_t bytes;
     int height, width;
     kd_target target;
+    if ((c->knn_train == NULL) != (c->knn_test == NULL))
+        return kd_fail(err, KD_EUSAGE, "--knn-train and --knn-test belong together; give the other one too");
     KD_TRY(number_or(&ignored, c->cls_weight, "cls-weight", 1, err));
     KD_TRY(number_or(&ignored, c->patch_weight, "patch-weight", 1, err));
     KD_TRY(kd_image_size_parse(c->image_size, "--image-size", &height, &width, err));
@@ -225,9 +250,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
-/* Where things lie, how fast they go and what is kept may change within a run. Identity and images are compared by content, a preset by the values of the options. */
-static const char *const may_change[] = {"cache", "images",             "null",              "out",  "threads", "device",  "view-memory",
-                                         "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps",   "dry-run", "allow-missing", "list-students"};
+/* Where things lie, how fast they go and what is kept may change within a run. Identity, images and what is held out are compared by content, a preset by the values of the options. */
+static const char *const may_change[] = {"cache", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps", "dry-run",
+                                         "allow-missing", "list-students", "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

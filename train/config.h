@@ -15,17 +15,21 @@
 
 typedef struct kd_train_config {
     kd_strings cache, students, pairs;
-    const char *images, *out, *init;
+    const char *images, *out, *init, *dump;
     const char *image_size, *student_size; /* "224" or "112x168"; "0" = the cache's, the view's */
     const char *patch_target; /* "auto" or a target (patch_target.h) */
     const char *preset, *loss, *head, *teacher_head, *optimizer, *lr_scale, *device, *precision;
+    const char *val_list, *knn_train, *knn_test; /* NULL: none */
     const char *lr, *weight_decay, *warmup_epochs, *view_memory, *cls_weight, *patch_weight, *temperature, *queue_size; /* a number or "auto" */
-    int64_t epochs, batch_size, accumulate, teacher_layer, head_hidden, seed, val_seed, threads, log_every, steps, lr_reference_batch, checkpoint_epochs, keep;
-    double cosine_share, beta, gram_weight, koleo_weight, clip, momentum, ema, val_fraction, checkpoint_minutes;
-    int null, allow_missing, dry_run, list_students, json;
+    int64_t epochs, batch_size, accumulate, lr_reference_batch, teacher_layer, head_hidden, seed, val_seed, val_group, knn_every, threads, log_every, steps, overfit_batch, checkpoint_epochs, keep;
+    double cosine_share, beta, gram_weight, koleo_weight, clip, momentum, ema, drop_path, val_fraction, checkpoint_minutes;
+    int null, allow_missing, dry_run, list_students, json, compare_backends, check_finite, profile;
 } kd_train_config;
 
 extern const kd_program kd_train_program;
+
+/* A dry run and the modes of truth.h: the run directory is neither made nor read. */
+int kd_train_touches_nothing(const kd_train_config *c);
 
 /* What the table can't say: KD_EUSAGE for numbers and sizes that aren't. The students' own settings are checked by the same function. */
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err);

@@ -494,6 +494,10 @@ const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i) {
     return entry_of(r, (uint32_t)i);
 }
 
+const char *kd_replay_name(const kd_replay *r, size_t i) {
+    return kd_locator_show(r->locator, atomic_load(&r->file[i]), kd_replay_image(r, i)->rel);
+}
+
 size_t kd_replay_missing(const kd_replay *r) {
     return r->missing;
 }

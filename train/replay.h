@@ -56,6 +56,8 @@ kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w,
 /* Images of the cache that were found, in the order of their ids. */
 size_t kd_replay_images(const kd_replay *r);
 const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i);
+/* Its recorded path; where that is a hidden one, the path of its file. Borrowed. */
+const char *kd_replay_name(const kd_replay *r, size_t i);
 size_t kd_replay_missing(const kd_replay *r); /* of the cache: changed, or not in the folder */
 size_t kd_replay_extra(const kd_replay *r);   /* files of the folder that no image of the cache needs */
 

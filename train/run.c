@@ -1,6 +1,5 @@
 #include "train/run.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "common/base/io.h"
@@ -8,168 +7,144 @@
 #include "common/base/progress.h"
 #include "common/base/rng.h"
 #include "common/base/threads.h"
+#include "train/dump.h"
 #include "train/export.h"
+#include "train/logbook.h"
+#include "train/neighbourhood.h"
+#include "train/probe.h"
+#include "train/report.h"
 #include "train/save.h"
-#include "train/step.h"
-#include "train/validate.h"
+#include "train/truth.h"
 
 typedef struct run {
     kd_setup setup;
     kd_save save;
-    int64_t step, validated;             /* kd_position */
-    kd_metrics *metrics;
-    kd_progress *progress;
-    double begun;                        /* time */
-    double step_seconds;                 /* that the last step took; 0 before the first */
-    kd_step_result *results;             /* of the step, by student */
-    double logged_at, logged_wait;       /* at the last line of metrics */
-    int64_t logged_step;
+    kd_position at;
+    kd_logbook *logbook;
+    double step_seconds;                  /* that the last step took; 0 before the first */
+    kd_step_result *results;              /* of the step, by student */
     kd_replay_item *items[KD_MAX_GROUPS]; /* of the epoch's remaining steps */
     uint32_t *order;
 } run;
 
-/* ---- metrics ---- */
-
-/* prefix_TERM of every term: values[i] / n. */
-static void put_terms(json_t *line, const char *prefix, const kd_loss *loss, const double *values, double n) {
-    char key[2 * KD_TERM_NAME];
-    for (int i = 0; i < loss->terms && line != NULL; i++) {
-        snprintf(key, sizeof key, "%s_%s", prefix, loss->term[i].name);
-        json_object_set_new(line, key, json_real(values[i] / n));
-    }
-}
-
-static kd_status log_step(run *r, const kd_student *s, const kd_step_result *x, double lr, kd_err *err) {
-    const kd_setup *u = &r->setup;
-    double seconds = kd_now() - r->logged_at, wait = kd_groups_wait_seconds(&u->groups) - r->logged_wait;
-    double images = (double)((r->step + 1 - r->logged_step) * u->step_images);
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)(r->step + 1), "epoch", (json_int_t)(r->step / u->epoch_steps + 1), "student", s->name, "loss", x->loss);
-    put_terms(line, "loss", &s->loss, x->term, 1);
-    for (int k = 0; k < s->programs && s->programs > 1 && line != NULL; k++) {
-        char key[24];
-        snprintf(key, sizeof key, "loss_recipe_%d", k + 1);
-        json_object_set_new(line, key, json_real(x->group[k]));
-    }
-    json_t *rest = json_pack("{s:f, s:f, s:f, s:f}", "lr", lr, "grad_norm", x->grad_norm, "images_per_s", seconds > 0 ? images / seconds : 0.0, "data_wait",
-                             seconds > 0 ? wait / seconds : 0.0);
-    if (line != NULL)
-        json_object_update(line, rest);
-    json_decref(rest);
-    return kd_metrics_write(r->metrics, line, err);
-}
-
-static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss *loss) {
-    static const char *const name[KD_TARGETS] = {"cls", "patch"};
-    char key[64];
-    snprintf(key, sizeof key, "%s_loss", prefix);
-    json_object_set_new(line, key, json_real(v->loss)); /* json_real refuses NaN; the key is then absent */
-    put_terms(line, key, loss, v->term, 1);
-    for (int f = 0; f < KD_TARGETS; f++) {
-        snprintf(key, sizeof key, "%s_r2_%s", prefix, name[f]);
-        json_object_set_new(line, key, json_real(v->r2[f]));
-        snprintf(key, sizeof key, "%s_cos_%s", prefix, name[f]);
-        json_object_set_new(line, key, json_real(v->cosine[f]));
-    }
-}
-
-/* "R2 cls 0.512 patch 0.401, cos cls 0.7 ..": what means something for the loss. */
-static const char *quality_text(const kd_val_result *v, char *buf, size_t cap) {
-    static const char *const name[KD_TARGETS] = {"cls", "patch"};
-    size_t used = 0;
-    buf[0] = '\0';
-    for (int kind = 0; kind < 2; kind++) {
-        const double *value = kind == 0 ? v->r2 : v->cosine;
-        int said = 0;
-        for (int f = 0; f < KD_TARGETS && used < cap; f++)
-            if (!isnan(value[f]))
-                used += (size_t)snprintf(buf + used, cap - used, "%s%s %.3f", said++ > 0 ? " " : kind == 0 ? ", R2 " : ", cos ", name[f], value[f]);
-    }
-    return buf;
-}
-
-static kd_status log_epoch(run *r, const kd_student *s, const kd_val_result *held, const kd_val_result *seen, int best, kd_err *err) {
-    double n = s->summed > 0 ? (double)s->summed : 1;
-    int64_t epoch = r->validated + 1;
-    char here[120], there[120];
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)r->step, "epoch", (json_int_t)epoch, "student", s->name, "train_loss", s->sum[0] / n);
-    if (line == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory for a line of metrics");
-    put_terms(line, "train_loss", &s->loss, s->sum + 1, n);
-    if (held != NULL)
-        put_validation(line, "val", held, &s->loss);
-    put_validation(line, "seen", seen, &s->loss);
-    json_object_set_new(line, "best", json_boolean(best));
-    const kd_val_result *v = held != NULL ? held : seen;
-    kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f%s (seen: loss %.4f%s)%s", (long long)epoch, (long long)r->setup.config->epochs, s->name, s->sum[0] / n,
-           held != NULL ? "val" : "seen", v->loss, quality_text(v, here, sizeof here), seen->loss, quality_text(seen, there, sizeof there), best ? ", best so far" : "");
-    return kd_metrics_write(r->metrics, line, err);
-}
-
 /* ---- an epoch ---- */
-
-static kd_status save_latest(run *r, kd_err *err) {
-    return kd_save_latest(&r->save, &(kd_position){r->step, r->validated}, err);
-}
 
 /* The states that are worth keeping after a validation. latest.kdt is the last: see save.h. */
 static kd_status save_epoch(run *r, kd_err *err) {
-    kd_position at = {r->step, r->validated};
     for (size_t i = 0; i < r->setup.count; i++)
-        if (r->setup.students[i]->best_epoch == r->validated)
-            KD_TRY(kd_save_best(&r->save, &at, r->setup.students[i], err));
-    KD_TRY(kd_save_epoch(&r->save, &at, err));
-    return save_latest(r, err);
+        if (r->setup.students[i]->best_epoch == r->at.validated)
+            KD_TRY(kd_save_best(&r->save, &r->at, r->setup.students[i], err));
+    KD_TRY(kd_save_epoch(&r->save, &r->at, err));
+    return kd_save_latest(&r->save, &r->at, err);
 }
 
 /* An epoch that is to be validated goes on with its validation. */
 static kd_status leave_validation(run *r, kd_status status, kd_err *err) {
     if (status != KD_ESIGINT && status != KD_ESIGTERM)
         return status;
-    KD_TRY(save_latest(r, err));
-    return kd_fail(err, status, "interrupted after step %lld of %lld, before the validation of epoch %lld; the same command goes on from there", (long long)r->step,
-                   (long long)r->setup.steps, (long long)(r->validated + 1));
+    KD_TRY(kd_save_latest(&r->save, &r->at, err));
+    return kd_fail(err, status, "interrupted after step %lld of %lld, before the validation of epoch %lld; the same command goes on from there", (long long)r->at.step,
+                   (long long)r->setup.steps, (long long)(r->at.validated + 1));
 }
 
-static kd_status validate_epoch(run *r, kd_err *err) {
+/* The losses of all students on some views, and what they keep of the teacher's neighbourhoods. */
+static kd_status validate_on(run *r, kd_val_result *results, const kd_replay_item *items, size_t count, kd_err *err) {
     kd_setup *u = &r->setup;
-    kd_val_result *held, *seen;
+    kd_neighbourhood h = {0};
+    kd_status status = kd_neighbourhood_begin(&h, u, items, count, err);
+    if (status == KD_OK)
+        status = kd_validate(results, u->students, u->count, u->groups.group[0].replay, items, count, &(kd_val_watch){kd_neighbourhood_see, &h}, err);
+    if (status == KD_OK)
+        status = kd_neighbourhood_measure(&h, results, err);
+    kd_neighbourhood_end(&h);
+    return status;
+}
+
+/* Pictures among the events and report.html. They are for looking at: a failure is said and the training goes on. */
+static void tell(run *r) {
+    kd_setup *u = &r->setup;
+    kd_maps maps = {0};
+    kd_err err = {0};
+    kd_status status = kd_maps_make(&maps, u, &err);
+    for (size_t i = 0; i < u->count && status == KD_OK; i++)
+        status = kd_logbook_maps(r->logbook, i, r->at.step, &maps, &err);
+    if (status == KD_OK)
+        status = kd_report_write(u, r->at.step, &maps, &err);
+    kd_maps_free(&maps);
+    if (status != KD_OK)
+        kd_log(KD_LOG_WARN, "%s/report.html isn't up to date: %s", u->config->out, err.msg);
+}
+
+/* What an epoch's end measures, by student. Everything is measured before anything of it is written, so that a run that is interrupted here goes on with the same lines. */
+typedef struct findings {
+    kd_val_result *held, *seen; /* held: nothing in it when nothing is held out */
+    kd_knn_result *knn;         /* [students][KD_PROBE_KS] */
+    int has_knn;
+} findings;
+
+static kd_status measure(run *r, findings *f, kd_err *err) {
+    kd_setup *u = &r->setup;
     kd_replay *replay = u->groups.group[0].replay;
     for (size_t i = 0; i < u->seen_count; i++) {
         const kd_image_entry *e = kd_replay_image(replay, u->seen[i].image);
-        u->seen[i].view = kd_epoch_view(&e->image, (uint32_t)r->validated, e->views);
+        u->seen[i].view = kd_epoch_view(&e->image, (uint32_t)r->at.validated, e->views);
     }
-    KD_TRY(kd_alloc_array(&held, 2 * u->count, sizeof *held, err));
-    seen = held + u->count;
-    kd_status status = u->held_count > 0 ? kd_validate(held, u->students, u->count, replay, u->held, u->held_count, err) : KD_OK;
-    if (status == KD_OK)
-        status = kd_validate(seen, u->students, u->count, replay, u->seen, u->seen_count, err);
-    for (size_t i = 0; i < u->count && status == KD_OK; i++) {
+    if (u->held_count > 0)
+        KD_TRY(validate_on(r, f->held, u->held, u->held_count, err));
+    KD_TRY(validate_on(r, f->seen, u->seen, u->seen_count, err));
+    f->has_knn = kd_probe_is_due(u, r->at.validated + 1);
+    for (size_t i = 0; i < u->count && f->has_knn; i++)
+        KD_TRY(kd_probe_knn(u, u->students[i], f->knn + i * KD_PROBE_KS, err));
+    return KD_OK;
+}
+
+/* The students' lines of the epoch; keeps the best. */
+static kd_status record(run *r, const findings *f, kd_err *err) {
+    kd_setup *u = &r->setup;
+    for (size_t i = 0; i < u->count; i++) {
         kd_student *s = u->students[i];
-        int best = u->held_count == 0 || held[i].loss < s->best_loss;
-        status = log_epoch(r, s, u->held_count > 0 ? &held[i] : NULL, &seen[i], best, err);
-        if (best) {
-            s->best_loss = u->held_count > 0 ? held[i].loss : seen[i].loss;
-            s->best_epoch = r->validated + 1;
+        const kd_val_result *held = u->held_count > 0 ? &f->held[i] : NULL, *v = held != NULL ? held : &f->seen[i];
+        kd_epoch_facts facts = {.epoch = r->at.validated + 1, .held = held, .seen = &f->seen[i], .knn = f->knn + i * KD_PROBE_KS, .knn_count = f->has_knn ? KD_PROBE_KS : 0,
+                                .best = held == NULL || held->loss < s->best_loss};
+        KD_TRY(kd_logbook_epoch(r->logbook, i, r->at.step, &facts, err));
+        if (facts.best) {
+            s->best_loss = v->loss;
+            s->best_epoch = facts.epoch;
         }
         memset(s->sum, 0, sizeof s->sum);
         s->summed = 0;
     }
+    r->at.validated++;
+    return KD_OK;
+}
+
+static kd_status validate_epoch(run *r, kd_err *err) {
+    kd_setup *u = &r->setup;
+    findings f = {0};
+    kd_status status = kd_alloc_array(&f.held, 2 * u->count, sizeof *f.held, err);
     if (status == KD_OK)
-        r->validated++;
-    kd_free(held);
-    r->logged_at = kd_now(); /* speeds are those of training */
-    r->logged_step = r->step;
-    r->logged_wait = kd_groups_wait_seconds(&u->groups);
+        status = kd_alloc_array(&f.knn, u->count * KD_PROBE_KS, sizeof *f.knn, err);
+    if (status == KD_OK) {
+        f.seen = f.held + u->count;
+        status = measure(r, &f, err);
+    }
+    if (status == KD_OK)
+        status = record(r, &f, err);
+    kd_free(f.knn);
+    kd_free(f.held);
+    if (status == KD_OK)
+        tell(r);
+    kd_logbook_resume_clock(r->logbook, r->at.step);
     return status == KD_OK ? save_epoch(r, err) : leave_validation(r, status, err);
 }
 
-/* The remaining items of the epoch of r->step, up to step `end`: the same images for every group. */
+/* The remaining items of the epoch of r->at.step, up to step `end`: the same images for every group. */
 static size_t plan_epoch(run *r, int64_t end) {
     const kd_setup *u = &r->setup;
-    uint32_t epoch = (uint32_t)(r->step / u->epoch_steps);
+    uint32_t epoch = (uint32_t)(r->at.step / u->epoch_steps);
     size_t images = (size_t)u->step_images, n = 0;
     kd_rng_permutation((uint64_t)u->config->seed, epoch, r->order, (uint32_t)u->split.train_count);
-    for (size_t i = (size_t)(r->step % u->epoch_steps) * images; n < (size_t)(end - r->step) * images; i++, n++)
+    for (size_t i = (size_t)(r->at.step % u->epoch_steps) * images; n < (size_t)(end - r->at.step) * images; i++, n++)
         for (size_t k = 0; k < u->groups.count; k++)
             r->items[k][n] = kd_group_item(&u->groups.group[k], u->split.train[r->order[i]], epoch);
     return n;
@@ -221,11 +196,11 @@ static kd_status run_batches(run *r, int *begun, kd_err *err) {
 
 static double lr_of(const run *r, const kd_student *s) {
     kd_schedule schedule = {.base = s->hyper.lr, .warmup = r->setup.warmup_steps, .total = r->setup.steps};
-    return kd_schedule_lr(&schedule, r->step);
+    return kd_schedule_lr(&schedule, r->at.step);
 }
 
 static kd_status not_finite(const run *r, const char *cause, kd_err *err) {
-    return kd_fail(err, KD_ENONFINITE, "step %lld, learning rate %.3g: %.700s; the last good state is %.300s", (long long)(r->step + 1), lr_of(r, r->setup.students[0]), cause,
+    return kd_fail(err, KD_ENONFINITE, "step %lld, learning rate %.3g: %.700s; the last good state is %.300s", (long long)(r->at.step + 1), lr_of(r, r->setup.students[0]), cause,
                    r->save.saved_step >= 0 ? r->save.latest : "the beginning");
 }
 
@@ -244,20 +219,18 @@ static kd_status leave_step(run *r, int begun, kd_status status, const char *cau
             undone = 0;
     }
     if (undone && saved == KD_OK)
-        saved = save_latest(r, &secondary);
+        saved = kd_save_latest(&r->save, &r->at, &secondary);
     if (stopped && saved != KD_OK)
         return kd_fail(err, saved, "%s", secondary.msg);
     if (stopped)
-        return kd_fail(err, status, "interrupted after step %lld of %lld; the same command goes on from there", (long long)r->step, (long long)u->steps);
+        return kd_fail(err, status, "interrupted after step %lld of %lld; the same command goes on from there", (long long)r->at.step, (long long)u->steps);
     if (saved != KD_OK)
-        kd_log(KD_LOG_WARN, "no checkpoint of step %lld: %s", (long long)r->step, secondary.msg);
+        kd_log(KD_LOG_WARN, "no checkpoint of step %lld: %s", (long long)r->at.step, secondary.msg);
     return kd_fail(err, status, "%s", cause);
 }
 
 static kd_status update_students(run *r, kd_err *err) {
     kd_setup *u = &r->setup;
-    int line = (r->step + 1) % u->config->log_every == 0;
-    char extra[64] = "";
     for (size_t i = 0; i < u->count; i++) {
         kd_student *s = u->students[i];
         double lr = lr_of(r, s);
@@ -265,25 +238,18 @@ static kd_status update_students(run *r, kd_err *err) {
         kd_status status = kd_step_update(s, lr, s->hyper.clip, &r->results[i], &cause);
         if (status != KD_OK)
             return status == KD_ENONFINITE ? not_finite(r, cause.msg, err) : kd_fail(err, status, "%s", cause.msg);
-        if (line)
-            KD_TRY(log_step(r, s, &r->results[i], lr, err));
-        snprintf(extra, sizeof extra, "loss %.4f", r->results[i].loss);
+        KD_TRY(kd_dump_step(u, s, r->at.step + 1, lr, &r->results[i], err));
+        kd_logbook_step(r->logbook, i, &r->results[i], lr);
     }
-    r->step++;
-    if (line) {
-        r->logged_at = kd_now();
-        r->logged_step = r->step;
-        r->logged_wait = kd_groups_wait_seconds(&u->groups);
-    }
-    kd_progress_update(r->progress, (uint64_t)(r->step * u->step_images), kd_groups_wait_seconds(&u->groups), extra);
-    return KD_OK;
+    r->at.step++;
+    return kd_logbook_stepped(r->logbook, r->at.step, err);
 }
 
 /* Steps up to `end`, inside one epoch. */
 static kd_status run_steps(run *r, int64_t end, kd_err *err) {
     const kd_setup *u = &r->setup;
     double age = u->config->checkpoint_minutes * 60;
-    while (r->step < end) {
+    while (r->at.step < end) {
         double begin = kd_now();
         int begun;
         kd_err cause = {0};
@@ -295,8 +261,8 @@ static kd_status run_steps(run *r, int64_t end, kd_err *err) {
         status = kd_stop_requested();
         if (status != KD_OK)
             return leave_step(r, 0, status, "", err);
-        if (age > 0 && r->step < end && kd_now() - r->save.saved_at > age)
-            KD_TRY(save_latest(r, err));
+        if (age > 0 && r->at.step < end && kd_now() - r->save.saved_at > age)
+            KD_TRY(kd_save_latest(&r->save, &r->at, err));
     }
     return KD_OK;
 }
@@ -304,11 +270,11 @@ static kd_status run_steps(run *r, int64_t end, kd_err *err) {
 static kd_status train_to(run *r, int64_t last, kd_err *err) {
     kd_setup *u = &r->setup;
     for (;;) {
-        if (r->step / u->epoch_steps > r->validated)
+        if (r->at.step / u->epoch_steps > r->at.validated)
             KD_TRY(validate_epoch(r, err));
-        if (r->step >= last)
+        if (r->at.step >= last)
             return KD_OK;
-        int64_t end = (r->step / u->epoch_steps + 1) * u->epoch_steps;
+        int64_t end = (r->at.step / u->epoch_steps + 1) * u->epoch_steps;
         if (end > last)
             end = last;
         size_t n = plan_epoch(r, end);
@@ -330,25 +296,16 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     kd_setup *u = &r->setup;
     const kd_train_config *c = u->config;
     char *log = kd_arena_printf(arena, "%s/train.log", c->out), *yaml = kd_arena_printf(arena, "%s/config.resolved.yaml", c->out);
-    char *metrics = kd_arena_printf(arena, "%s/metrics.jsonl", c->out);
-    uint64_t keep = 0;
-    kd_position at;
-    if (log == NULL || yaml == NULL || metrics == NULL)
+    if (log == NULL || yaml == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
     KD_TRY(kd_log_open_file(log, err));
     KD_TRY(kd_save_open(&r->save, u, err));
-    KD_TRY(kd_save_resume(&r->save, &at, &keep, err));
-    r->step = at.step;
-    r->validated = at.validated;
-    KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
-    KD_TRY(kd_metrics_open(&r->metrics, metrics, keep, err));
-    r->save.metrics = r->metrics;
+    KD_TRY(kd_save_resume(&r->save, &r->at, &r->logbook, err));
     KD_TRY(kd_alloc_array(&r->results, u->count, sizeof *r->results, err));
+    KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
     KD_TRY(kd_alloc_array(&r->order, u->split.train_count, sizeof *r->order, err));
     for (size_t k = 0; k < u->groups.count; k++)
         KD_TRY(kd_alloc_array(&r->items[k], (size_t)u->epoch_steps * (size_t)u->step_images, sizeof *r->items[k], err));
-    r->begun = r->logged_at = kd_now();
-    r->logged_step = r->step;
     return KD_OK;
 }
 
@@ -392,19 +349,17 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     const kd_train_config *c = u->config;
     KD_TRY(open_run(r, arena, err));
     kd_setup_print(u);
-    int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps, first = r->step;
-    r->progress = kd_progress_create("train", "image", (uint64_t)(u->steps * u->step_images), (uint64_t)(first * u->step_images), c->json);
+    int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps;
+    KD_TRY(kd_truth_watch(u, err));
+    KD_TRY(kd_dump_start(u, r->at.step, err));
     kd_status status = train_to(r, last, err);
-    kd_progress_finish(r->progress);
+    kd_logbook_finish(r->logbook, r->at.step);
     if (status != KD_OK)
         return status;
-    double seconds = kd_now() - r->begun;
-    if (r->step > first)
-        kd_log(KD_LOG_INFO, "%lld steps in %.0f s: %.1f images/s with validation, %.0f%% of the time waiting for data", (long long)(r->step - first), seconds,
-               (double)((r->step - first) * u->step_images) / seconds, 100 * kd_groups_wait_seconds(&u->groups) / seconds);
-    if (r->step < u->steps) {
-        KD_TRY(save_latest(r, err));
-        kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->step, (long long)u->steps);
+    if (r->at.step < u->steps) {
+        tell(r);
+        KD_TRY(kd_save_latest(&r->save, &r->at, err));
+        kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->at.step, (long long)u->steps);
         return KD_OK;
     }
     return export_all(r, err);
@@ -415,9 +370,11 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
     kd_status status = kd_setup_open(&r.setup, c, arena, err);
     if (status == KD_OK && c->dry_run)
         kd_setup_print(&r.setup);
+    else if (status == KD_OK && kd_truth_wanted(c))
+        status = kd_truth_run(&r.setup, err);
     else if (status == KD_OK)
         status = train(&r, arena, err);
-    kd_metrics_close(r.metrics);
+    kd_logbook_close(r.logbook);
     kd_save_close(&r.save);
     kd_free(r.results);
     for (int k = 0; k < KD_MAX_GROUPS; k++)

@@ -20,14 +20,14 @@ static const char *cache_key(size_t k, char key[32]) {
     return key;
 }
 
-static json_t *run_json(const kd_setup *s, const kd_position *at, uint64_t metrics_bytes) {
+static json_t *run_json(const kd_setup *s, const kd_position *at) {
     char sha[65], images[33], key[32];
     json_t *recipe = kd_cache_recipe(s->groups.group[0].cache)->json;
     json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
     kd_hex(sha, kd_cache_recipe(s->groups.group[0].cache)->sha.b, 32);
     kd_hex(images, s->images.b, 16);
-    json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
-                             (json_int_t)at->step, "validated", (json_int_t)at->validated, "steps", (json_int_t)s->steps, "metrics_bytes", (json_int_t)metrics_bytes, "threads",
+    json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
+                             (json_int_t)at->step, "validated", (json_int_t)at->validated, "steps", (json_int_t)s->steps, "threads",
                              s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
         kd_hex(sha, kd_cache_recipe(s->groups.group[k].cache)->sha.b, 32);
@@ -39,15 +39,15 @@ static json_t *run_json(const kd_setup *s, const kd_position *at, uint64_t metri
 /* ---- writing ---- */
 
 static kd_status save(kd_save *s, const kd_position *at, const char *path, kd_student *const *students, size_t n, int with_optimizer, kd_err *err) {
-    uint64_t bytes;
     if (path == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the name of a checkpoint");
-    KD_TRY(kd_metrics_sync(s->metrics, &bytes, err));
-    json_t *json = run_json(s->setup, at, bytes);
+    json_t *json = run_json(s->setup, at);
     if (json == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
     kd_err cause = {0};
-    kd_status status = kd_checkpoint_write(path, students, n, json, with_optimizer, &cause);
+    kd_status status = kd_logbook_store(s->logbook, json, &cause);
+    if (status == KD_OK)
+        status = kd_checkpoint_write(path, students, n, json, with_optimizer, &cause);
     json_decref(json);
     if (status != KD_OK && s->saved_step >= 0)
         return kd_fail(err, status, "step %lld isn't saved: %.800s. %.250s, of step %lld, is as it was: the same command goes on from there", (long long)at->step, cause.msg, s->latest,
@@ -162,7 +162,7 @@ static void warn_of_changes(const kd_setup *u, const json_t *stored, const json_
 static kd_status check_same(const kd_save *s, const json_t *stored, kd_err *err) {
     const kd_setup *u = s->setup;
     char key[32];
-    json_t *now = run_json(u, &(kd_position){0}, 0);
+    json_t *now = run_json(u, &(kd_position){0});
     if (now == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
     kd_status status = KD_OK;
@@ -179,35 +179,36 @@ static kd_status check_same(const kd_save *s, const json_t *stored, kd_err *err)
     return status;
 }
 
-static kd_status restore(kd_save *s, const kd_checkpoint *c, kd_position *at, uint64_t *metrics_bytes, kd_err *err) {
+static kd_status restore(kd_save *s, const kd_checkpoint *c, kd_position *at, kd_err *err) {
     const kd_setup *u = s->setup;
     const json_t *stored = kd_checkpoint_run(c);
-    long long step, validated, bytes;
+    long long step, validated;
     KD_TRY(check_same(s, stored, err));
     for (size_t i = 0; i < u->count; i++)
         KD_TRY(kd_checkpoint_restore(c, u->students[i], err));
     KD_TRY(kd_json_get_int(stored, "step", s->latest, &step, err));
     KD_TRY(kd_json_get_int(stored, "validated", s->latest, &validated, err));
-    KD_TRY(kd_json_get_int(stored, "metrics_bytes", s->latest, &bytes, err));
-    if (step < 0 || step > u->steps || validated < 0 || validated > step / u->epoch_steps || bytes < 0)
+    if (step < 0 || step > u->steps || validated < 0 || validated > step / u->epoch_steps)
         return kd_fail(err, KD_EFAIL, "%s: step %lld of %lld with %lld validated epochs can't be; the file is damaged", s->latest, step, (long long)u->steps, validated);
     *at = (kd_position){.step = step, .validated = validated};
-    *metrics_bytes = (uint64_t)bytes;
     s->saved_step = step;
-    return KD_OK;
+    return kd_logbook_open(&s->logbook, u, stored, step, err);
 }
 
-kd_status kd_save_resume(kd_save *s, kd_position *at, uint64_t *metrics_bytes, kd_err *err) {
+kd_status kd_save_resume(kd_save *s, kd_position *at, kd_logbook **logbook, kd_err *err) {
     kd_checkpoint *c;
+    kd_status status;
     *at = (kd_position){0};
-    *metrics_bytes = 0;
-    if (!kd_io_exists(s->latest))
-        return KD_OK;
-    KD_TRY(kd_checkpoint_open(&c, s->latest, err));
-    kd_status status = restore(s, c, at, metrics_bytes, err);
-    kd_checkpoint_close(c);
-    if (status == KD_OK)
-        kd_log(KD_LOG_INFO, "resuming after step %lld of %lld", (long long)at->step, (long long)s->setup->steps);
+    if (!kd_io_exists(s->latest)) {
+        status = kd_logbook_open(&s->logbook, s->setup, NULL, 0, err);
+    } else {
+        KD_TRY(kd_checkpoint_open(&c, s->latest, err));
+        status = restore(s, c, at, err);
+        kd_checkpoint_close(c);
+        if (status == KD_OK)
+            kd_log(KD_LOG_INFO, "resuming after step %lld of %lld", (long long)at->step, (long long)s->setup->steps);
+    }
+    *logbook = s->logbook;
     return status;
 }
 

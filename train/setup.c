@@ -8,10 +8,12 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include "cache/image_list.h"
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/threads.h"
 #include "common/image/augment.h"
+#include "train/probe.h"
 
 static kd_status lock_run(kd_setup *s, kd_err *err) {
     const char *out = s->config->out;
@@ -106,22 +108,27 @@ static kd_status choose_loss(const kd_setup *s, const kd_student_choice *choice,
     return KD_OK;
 }
 
-static kd_status open_students(kd_setup *s, const kd_loss *losses, kd_err *err) {
+kd_status kd_setup_create_student(kd_student **out, const kd_setup *s, size_t i, kd_backend *backend, kd_err *err) {
     const kd_train_config *c = s->config;
-    kd_student_spec spec = {.views = (int)s->groups.count,
+    const kd_student_choice *choice = &s->choices[i];
+    kd_student_spec spec = {.name = choice->model,
+                            .label = choice->name,
+                            .init = choice->config.init,
+                            .config = &choice->config,
+                            .loss = &s->losses[i],
+                            .teacher_head = s->teacher_head,
+                            .views = (int)s->groups.count,
                             .batch = (int)c->batch_size,
                             .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32,
-                            .seed = (uint64_t)c->seed,
-                            .teacher_head = s->teacher_head};
+                            .seed = (uint64_t)c->seed};
     describe_views(s, spec.view);
-    KD_TRY(kd_alloc_array(&s->students, c->students.count, sizeof *s->students, err));
-    for (size_t i = 0; i < c->students.count; i++) {
-        spec.name = s->choices[i].model;
-        spec.label = s->choices[i].name;
-        spec.init = s->choices[i].config.init;
-        spec.config = &s->choices[i].config;
-        spec.loss = &losses[i];
-        KD_TRY(kd_student_create(&s->students[i], s->backend, &spec, err));
+    return kd_student_create(out, backend, &spec, err);
+}
+
+static kd_status open_students(kd_setup *s, kd_err *err) {
+    KD_TRY(kd_alloc_array(&s->students, s->config->students.count, sizeof *s->students, err));
+    for (size_t i = 0; i < s->config->students.count; i++) {
+        KD_TRY(kd_setup_create_student(&s->students[i], s, i, s->backend, err));
         s->count++;
     }
     return KD_OK;
@@ -170,7 +177,7 @@ static kd_status open_replay(kd_setup *s, size_t k, double share, kd_err *err) {
                            .view_memory = (uint64_t)((double)s->view_memory * share),
                            .ahead = (size_t)c->batch_size + 2 * (size_t)s->threads};
     KD_TRY(choose_targets(s, k, &o, err));
-    char *index = c->dry_run ? NULL : kd_asprintf("%s/image-index", c->out);
+    char *index = kd_train_touches_nothing(c) ? NULL : kd_asprintf("%s/image-index", c->out);
     o.index_path = index;
     kd_status status = kd_replay_create(&g->replay, &o, err);
     kd_free(index);
@@ -188,10 +195,6 @@ static kd_status open_replays(kd_setup *s, kd_err *err) {
     return kd_groups_match(&s->groups, err);
 }
 
-static const kd_hash128 *image_id(const void *ctx, size_t i) {
-    return &kd_group_image(ctx, i)->image;
-}
-
 /* Ids and views, in order: what a resumed run must find again. */
 static void hash_images(kd_setup *s) {
     for (size_t i = 0; i < s->groups.images; i++)
@@ -207,6 +210,54 @@ static void hash_images(kd_setup *s) {
                 s->images = kd_xxh128(next, sizeof next);
             }
         }
+}
+
+/* --val-list: a byte for each image of the run, 1 = named. */
+static kd_status read_val_list(uint8_t **listed, const kd_setup *s, kd_err *err) {
+    const kd_cache *cache = s->groups.group[0].cache;
+    const char *path = s->config->val_list;
+    uint8_t *chosen;
+    size_t unknown, named = 0;
+    KD_TRY(kd_image_list_read(&chosen, cache, path, 0, &unknown, err));
+    kd_status status = kd_alloc_array(listed, s->groups.images, 1, err);
+    for (size_t i = 0; i < s->groups.images && status == KD_OK; i++) {
+        (*listed)[i] = chosen[kd_group_image(&s->groups.group[0], i) - kd_cache_image(cache, 0)];
+        named += (*listed)[i];
+    }
+    kd_free(chosen);
+    if (status == KD_OK && unknown > 0)
+        kd_log(KD_LOG_WARN, "--val-list %s: %zu entries name no image of the cache", path, unknown);
+    if (status == KD_OK && named == 0)
+        status = kd_fail(err, KD_EUSAGE, "--val-list %s: the images that it names are all missing from --images, so nothing would be held out", path);
+    return status;
+}
+
+static kd_status split_by(kd_setup *s, uint64_t *key, const uint8_t *listed, kd_err *err) {
+    const kd_train_config *c = s->config;
+    const kd_group *first = &s->groups.group[0];
+    for (size_t i = 0; i < s->groups.images; i++)
+        key[i] = kd_split_key(&kd_group_image(first, i)->image, kd_replay_name(first->replay, first->image[i]), (int)c->val_group);
+    KD_TRY(kd_split_make(&s->split, s->groups.images, key, listed, c->val_fraction, (uint64_t)c->val_seed, err));
+    if (c->val_group > 0 && s->split.groups == 1 && s->split.held_groups == 1)
+        return kd_fail(err, KD_EUSAGE, "--val-group %d: all %zu images share the first folders of their paths, so they can't be divided; give a larger number, or leave the option out",
+                       (int)c->val_group, s->groups.images);
+    return KD_OK;
+}
+
+static kd_status make_split(kd_setup *s, kd_err *err) {
+    uint64_t *key = NULL;
+    uint8_t *listed = NULL;
+    kd_status status = s->config->val_list != NULL ? read_val_list(&listed, s, err) : KD_OK;
+    if (status == KD_OK)
+        status = kd_alloc_array(&key, s->groups.images, sizeof *key, err);
+    if (status == KD_OK)
+        status = split_by(s, key, listed, err);
+    if (status == KD_OK && listed != NULL) /* a resumed run must hold out the same, whatever the file is called and says now */
+        for (size_t i = 0; i < s->split.held_count; i++)
+            s->images = kd_xxh128_2(s->images.b, sizeof s->images.b, kd_group_image(&s->groups.group[0], s->split.held[i])->image.b, 16);
+    kd_free(key);
+    kd_free(listed);
+    return status;
 }
 
 /* Held-out images show view 0 of the first group; as many training images, evenly spread, show what the validated epoch showed of them. */
@@ -228,11 +279,11 @@ static kd_status choose_validation(kd_setup *s, kd_err *err) {
 static kd_status plan_steps(kd_setup *s, kd_err *err) {
     const kd_train_config *c = s->config;
     double warmup;
-    KD_TRY(kd_split_make(&s->split, s->groups.images, image_id, &s->groups.group[0], c->val_fraction, (uint64_t)c->val_seed, err));
+    hash_images(s);
+    KD_TRY(make_split(s, err));
     if (s->split.train_count < (size_t)s->step_images)
         return kd_fail(err, KD_EUSAGE, "%zu images remain to train on (%zu are held out) and a step takes %lld (--batch-size times --accumulate); give a smaller batch or more images",
                        s->split.train_count, s->split.held_count, (long long)s->step_images);
-    hash_images(s);
     KD_TRY(choose_validation(s, err));
     KD_TRY(kd_train_warmup(&warmup, c, err));
     s->epoch_steps = (int64_t)(s->split.train_count / (size_t)s->step_images);
@@ -298,19 +349,13 @@ static kd_status open_head(kd_setup *s, kd_err *err) {
 /* Losses before students, students before replays: each needs what the one before has chosen. */
 static kd_status open_learning(kd_setup *s, kd_err *err) {
     size_t n = s->config->students.count;
-    kd_loss *losses;
-    KD_TRY(kd_alloc_array(&losses, n, sizeof *losses, err));
-    kd_status status = KD_OK;
-    for (size_t i = 0; i < n && status == KD_OK; i++)
-        status = choose_loss(s, &s->choices[i], &losses[i], err);
-    if (status == KD_OK)
-        status = check_batch(s, err);
-    if (status == KD_OK)
-        status = kd_backend_open(&s->backend, s->config->device, s->threads, err);
-    if (status == KD_OK)
-        status = open_students(s, losses, err);
-    kd_free(losses);
-    return status == KD_OK ? open_replays(s, err) : status;
+    KD_TRY(kd_alloc_array(&s->losses, n, sizeof *s->losses, err));
+    for (size_t i = 0; i < n; i++)
+        KD_TRY(choose_loss(s, &s->choices[i], &s->losses[i], err));
+    KD_TRY(check_batch(s, err));
+    KD_TRY(kd_backend_open(&s->backend, s->config->device, s->threads, err));
+    KD_TRY(open_students(s, err));
+    return open_replays(s, err);
 }
 
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
@@ -322,8 +367,9 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     KD_TRY(open_caches(s, err));
     KD_TRY(kd_student_choices(&s->choices, config, arena, err)); /* copies of the options: after the caches have resolved them */
     KD_TRY(check_students(s, err));
-    if (!config->dry_run)
+    if (!kd_train_touches_nothing(config))
         KD_TRY(lock_run(s, err));
+    KD_TRY(kd_probe_check(config, err));
     KD_TRY(open_head(s, err));
     KD_TRY(open_learning(s, err));
     KD_TRY(plan_steps(s, err));
@@ -338,6 +384,7 @@ void kd_setup_close(kd_setup *s) {
     for (size_t i = 0; i < s->count; i++)
         kd_student_destroy(s->students[i]);
     kd_free(s->students);
+    kd_free(s->losses);
     kd_teacher_head_close(s->teacher_head);
     kd_backend_close(s->backend);
     kd_groups_close(&s->groups);
@@ -391,14 +438,16 @@ static void print_group(const kd_setup *s, size_t k) {
 
 static void print_plan(const kd_setup *s) {
     const kd_train_config *c = s->config;
-    char memory[32], limit[32], views[120], batches[64] = "";
+    char memory[32], limit[32], views[120], groups[100] = "", batches[64] = "";
     uint64_t pixels = 0;
     if (s->groups.count > 1)
         kd_log(KD_LOG_INFO, "every step shows the same images once from each recipe and minimises the mean of the %zu losses; validation is on recipe 1; targets of all are standardised by its "
                             "statistics", s->groups.count);
     if (s->groups.left_out > 0)
         kd_log(KD_LOG_WARN, "%zu images are left out because another recipe lacks them", s->groups.left_out);
-    kd_log(KD_LOG_INFO, "%zu images to train on, %zu held out", s->split.train_count, s->split.held_count);
+    if (c->val_group > 0)
+        snprintf(groups, sizeof groups, " in %zu of %zu groups (paths that share %d folders)", s->split.held_groups, s->split.groups, (int)c->val_group);
+    kd_log(KD_LOG_INFO, "%zu images to train on, %zu held out%s%s", s->split.train_count, s->split.held_count, c->val_list != NULL ? " by --val-list" : "", groups);
     print_views(s, &s->groups.group[0], views, sizeof views);
     if (c->accumulate > 1)
         snprintf(batches, sizeof batches, " (%lld batches of %lld)", (long long)c->accumulate, (long long)c->batch_size);

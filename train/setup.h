@@ -22,6 +22,7 @@ typedef struct kd_setup {
     kd_groups groups;         /* caches and replays, by recipe */
     kd_backend *backend;
     kd_student_choice *choices; /* what each student's settings are; in the arena */
+    kd_loss *losses;            /* what each learns */
     kd_teacher_head *teacher_head; /* NULL: none */
     kd_student **students;
     size_t count;
@@ -36,9 +37,11 @@ typedef struct kd_setup {
 } kd_setup;
 
 /* *s must be zeroed with lock = -1. KD_ELOCKED: another kd-train works in the run directory. KD_EUSAGE: fewer training images than one batch. Creates the run directory
- * unless it is a dry run. */
+ * unless the options touch nothing. */
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err);
 void kd_setup_close(kd_setup *s);
+/* Student i of the options with its first weights, on any backend. The caller destroys it. Errors: kd_student_create's. */
+kd_status kd_setup_create_student(kd_student **out, const kd_setup *s, size_t i, kd_backend *backend, kd_err *err);
 void kd_setup_print(const kd_setup *s); /* through kd_log */
 
 #endif

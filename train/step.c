@@ -31,6 +31,7 @@ kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *
     for (int k = 0; k < s->programs; k++) {
         const kd_student_program *p = &s->program[k];
         double loss = 0;
+        KD_TRY(kd_student_drop_paths(s, k, (uint64_t)(s->optim.steps * s->accumulate + micro), err));
         KD_TRY(kd_exec_forward(p->train, err));
         KD_TRY(kd_exec_backward(p->train, micro > 0 || k > 0, err));
         KD_TRY(read_terms(s, p->train, x->term, &loss, err));
@@ -64,7 +65,7 @@ kd_status kd_step_update(kd_student *s, double lr, double clip, kd_step_result *
 }
 
 kd_status kd_step_run(kd_student *s, double lr, double clip, kd_step_result *x, kd_err *err) {
-    KD_ASSERT(s->accumulate == 1);
-    KD_TRY(kd_step_backward(s, 0, x, err));
+    for (int micro = 0; micro < s->accumulate; micro++)
+        KD_TRY(kd_step_backward(s, micro, x, err));
     return kd_step_update(s, lr, clip, x, err);
 }

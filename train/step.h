@@ -24,7 +24,7 @@ typedef struct kd_step_result {
 kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *err);
 /* Drops the student's mark. KD_ENONFINITE, before a weight is changed, when the gradient isn't finite. */
 kd_status kd_step_update(kd_student *s, double lr, double clip, kd_step_result *x, kd_err *err);
-/* Both, of a step that is one batch. */
+/* Both, of a step whose batches are all the one that was put. */
 kd_status kd_step_run(kd_student *s, double lr, double clip, kd_step_result *x, kd_err *err);
 
 #endif

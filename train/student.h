@@ -74,11 +74,15 @@ typedef struct kd_student {
     kd_params *params;
     kd_student_program program[KD_MAX_GROUPS]; /* one for each group; they work on the gradients of the first */
     int programs;
+    kd_graph *infer_graph;    /* the first program's without drop path */
     kd_exec *infer;           /* at the first group's size, of the moving average if there is one: what is validated; computes the losses too */
     kd_optim optim;
     kd_ema ema;               /* zeroed without --ema */
     int accumulate;           /* batches of a step */
     kd_student_mark mark;
+    uint64_t seed;
+    double drop_path;
+    float *keep;              /* with drop path, host, [batch]: what a residual branch of each image is multiplied with */
     /* history: part of the checkpoint */
     double best_loss;         /* lowest validation loss; infinity before the first */
     int64_t best_epoch;       /* 0 = none */
@@ -96,6 +100,9 @@ kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *
 
 /* Uploads pixels and targets as row `row` of the next training pass on group `group`. */
 kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err);
+/* Draws and uploads, for the batch number `batch` of the run, which residual branches of which images group `group`'s pass drops. Nothing without --drop-path. */
+kd_status kd_student_drop_paths(kd_student *s, int group, uint64_t batch, kd_err *err);
+
 /* Remembers and brings back what a step changes before its update: running statistics, states of losses, the counter. Nothing is allocated. */
 kd_status kd_student_set_mark(kd_student *s, kd_err *err);
 void kd_student_drop_mark(kd_student *s);

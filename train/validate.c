@@ -31,6 +31,7 @@ typedef struct pass {
     size_t width;
     target target[KD_REPLAY_TARGETS];
     measure *measure;     /* n x KD_TARGETS */
+    const kd_val_watch *watch;
     double *term;         /* n x KD_MAX_TERMS: sums over batches */
     float *pred;          /* predictions of one batch */
     kd_sample *held;      /* samples of one batch */
@@ -118,8 +119,8 @@ static kd_status add_terms(const kd_student *s, double *term, kd_err *err) {
     return KD_OK;
 }
 
-/* The first `real` of the held samples are measured; all are in the losses. */
-static kd_status run_batch(pass *p, int batch, int real, kd_err *err) {
+/* Items from `first` on. The first `real` of the held samples are measured; all are in the losses. */
+static kd_status run_batch(pass *p, size_t first, int batch, int real, kd_err *err) {
     for (int at = 0; at < KD_REPLAY_TARGETS; at++)
         for (int i = 0; i < real && p->target[at].rows > 0; i++)
             add_target(&p->target[at], p->held[i].target[at], (double)p->held[i].square[at], p->width);
@@ -131,6 +132,8 @@ static kd_status run_batch(pass *p, int batch, int real, kd_err *err) {
         KD_TRY(add_terms(s, &p->term[k * KD_MAX_TERMS], err));
         for (int f = 0; f < KD_TARGETS; f++)
             KD_TRY(add_measure(p, s, &p->measure[k * KD_TARGETS + (size_t)f], real, err));
+        if (p->watch != NULL)
+            KD_TRY(p->watch->see(p->watch->ctx, k, s->infer, first, real, err));
     }
     return KD_OK;
 }
@@ -143,7 +146,7 @@ static kd_status run_all(pass *p, kd_err *err) {
         KD_TRY(kd_replay_next(p->replay, &p->held[filled++], err));
         if (filled < batch)
             continue;
-        KD_TRY(run_batch(p, batch, done > p->count ? batch - (int)(done - p->count) : batch, err));
+        KD_TRY(run_batch(p, done - (size_t)batch, batch, done > p->count ? batch - (int)(done - p->count) : batch, err));
         while (filled > 0)
             kd_replay_release(p->replay, &p->held[--filled]);
         kd_status stop = kd_stop_requested();
@@ -157,7 +160,7 @@ static void summarise(const pass *p, kd_val_result *results) {
     for (size_t k = 0; k < p->n; k++) {
         kd_val_result *r = &results[k];
         const kd_loss *loss = &p->students[k]->loss;
-        *r = (kd_val_result){0};
+        *r = (kd_val_result){.agreement = NAN};
         for (int i = 0; i < loss->terms; i++) {
             r->term[i] = p->term[k * KD_MAX_TERMS + (size_t)i] / (double)batches(p);
             r->loss += loss->term[i].weight * r->term[i];
@@ -242,8 +245,9 @@ static void release(pass *p) {
     kd_free(p->pred);
 }
 
-kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, kd_err *err) {
-    pass p = {.students = students, .n = n, .replay = replay, .width = (size_t)students[0]->program[0].view.width, .count = count};
+kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, const kd_val_watch *watch,
+                      kd_err *err) {
+    pass p = {.students = students, .n = n, .replay = replay, .watch = watch, .width = (size_t)students[0]->program[0].view.width, .count = count};
     KD_ASSERT(n > 0 && count > 0);
     kd_status status = allocate(&p, items, err);
     if (status == KD_OK)

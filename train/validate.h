@@ -18,10 +18,19 @@ typedef struct kd_val_result {
     double loss;               /* weighted as in training */
     double term[KD_MAX_TERMS]; /* unweighted, in the order of the student's loss */
     double r2[KD_TARGETS], cosine[KD_TARGETS]; /* indexed by KD_FEATURE_CLS and KD_FEATURE_PATCH; NaN: means nothing for this loss */
+    double agreement; /* share of the teacher's neighbours kept (neighbourhood.h fills it in); NAN: not measured */
 } kd_val_result;
 
-/* One pass over `items` for all students (equal batch and image size); results[i] belongs to students[i]. count > 0; the replay prepares at least batch + 1 samples ahead.
+/* Asked after each forward pass of student `student`: its program `infer` has just seen items first .. first + rows - 1. */
+typedef struct kd_val_watch {
+    kd_status (*see)(void *ctx, size_t student, kd_exec *infer, size_t first, int rows, kd_err *err);
+    void *ctx;
+} kd_val_watch;
+
+/* One pass over `items` for all students (equal batch and image size); results[i] belongs to students[i]. count > 0; the replay prepares at least batch + 1 samples ahead. watch: NULL, or who else
+ * looks at the outputs.
  * KD_ESIGINT or KD_ESIGTERM when the user asks to stop. */
-kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, kd_err *err);
+kd_status kd_validate(kd_val_result *results, kd_student *const *students, size_t n, kd_replay *replay, const kd_replay_item *items, size_t count, const kd_val_watch *watch,
+                      kd_err *err);
 
 #endif

@@ -211,16 +211,25 @@ static void add_gain_bias(kd_graph *g, kd_gnode *n, const char *name, int64_t co
     n->param[1] = add_vector(g, name, "bias", count, 0.0);
 }
 
-void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape, int fan_in) {
+static void mark_carried(kd_graph *g, int param) {
+    if (param < 0)
+        return;
+    g->params[param].info.carried = 1;
+    g->params[param].info.decay = 0;
+}
+
+void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape) {
+    if (!g->failed)
+        mark_carried(g, add_param(g, name, NULL, rank, shape, KD_FILL_CONST, 0.0));
+}
+
+void kd_graph_carry_linear(kd_graph *g, const char *name, int in, int out) {
+    kd_gnode n;
     if (g->failed)
         return;
-    int i = add_param(g, name, NULL, rank, shape, KD_FILL_UNIFORM, fan_in > 0 ? 1.0 / sqrt((double)fan_in) : 0.0);
-    if (i < 0)
-        return;
-    g->params[i].info.carried = 1;
-    g->params[i].info.decay = 0;
-    if (fan_in <= 0)
-        g->params[i].fill = KD_FILL_CONST;
+    add_weight_bias(g, &n, name, 2, (int64_t[]){out, in}, 1);
+    mark_carried(g, n.param[0]);
+    mark_carried(g, n.param[1]);
 }
 
 /* ---- nodes ---- */
@@ -317,7 +326,7 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
     if (g->failed)
         return 0;
     int64_t c = last_dim(g, x);
-    int fused = act == KD_ACT_NONE || act == KD_ACT_RELU; /* others take a node of their own */
+    int fused = act == KD_ACT_NONE || act == KD_ACT_RELU || (residual < 0 && (act == KD_ACT_SILU || act == KD_ACT_HARDSWISH)); /* others take a node of their own */
     KD_ASSERT(val(g, x)->rank == 3);
     if (residual >= 0) {
         const kd_gval *a = val(g, x), *r = val(g, residual);

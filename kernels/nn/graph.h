@@ -91,8 +91,10 @@ void kd_graph_kl_queue(kd_graph *g, kd_val pred, kd_val target, int queue_rows, 
 void kd_graph_kl_intra(kd_graph *g, kd_val pred, kd_val target, float temperature, float weight, const char *name); /* [P,D] or [h,w,D] */
 void kd_graph_gram(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);              /* [P,D] or [h,w,D] */
 void kd_graph_koleo(kd_graph *g, kd_val pred, float weight, const char *name);                            /* [D]; programs need a batch of at least 2 */
-/* A parameter that no node uses but that the reference library's state_dict has (torchvision's fc): initialised, loaded and exported with the rest. */
-void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape, int fan_in);
+/* A parameter that no node uses but that the reference library's state_dict has: loaded and exported with the rest. It starts as zeros (DINOv2's mask token), or as a linear layer's
+ * name.weight [out,in] and name.bias would (torchvision's classifiers). */
+void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape);
+void kd_graph_carry_linear(kd_graph *g, const char *name, int in, int out);
 
 /* How parameters start, by the builder calls that follow (default KD_INIT_TORCH). In all of them: gains 1, LayerScale 1 or as given, shifts 0, class token normal 1e-6, positions normal 0.02. Draws: Philox by parameter name (KD_RNG_INIT). */
 typedef enum kd_init {
@@ -166,11 +168,6 @@ void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes);
 size_t kd_exec_device_bytes(const kd_exec *e);
 size_t kd_exec_model_bytes(const kd_exec *e); /* of those, what holds the model: packed weights, and frozen parameters in f32 */
 double kd_exec_flops(const kd_exec *e); /* forward, whole batch */
-/* While on, the device is waited for after every op and its time is added up (a diagnosis: slower). Switching on or off clears the sums. */
-void kd_exec_profile(kd_exec *e, int on);
-/* One line per op, with the mean milliseconds of a pass since profiling was switched on. */
-void kd_exec_print_profile(const kd_exec *e, FILE *out);
-
 /* Inputs: pixels U8 or targets F32, batch x shape elements. */
 kd_status kd_exec_upload(kd_exec *e, const char *input, const void *data, kd_err *err);
 /* A part of the batch: `count` rows from row `first`. */

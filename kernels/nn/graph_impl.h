@@ -1,4 +1,4 @@
-/* What graph.c, graph_loss.c, params.c, plan.c, frozen.c and exec.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
+/* What graph.c, graph_loss.c, params.c, plan.c, frozen.c, exec.c and inspect.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
  *
  * A graph is data: values (shapes without batch), nodes in order of building (an op's attributes and which values and parameters it
  * touches), parameters. plan.c turns it into a kd_exec: the nodes that are needed, each with a complete kd_op_desc, fused where that
@@ -150,6 +150,7 @@ struct kd_exec {
     size_t *kept_at; /* frozen parameters: offset of parameter i in KD_ARENA_PARAMETERS, or KD_NOT_KEPT; else NULL */
     int has_batch_norm, profile;
     int profiled_passes;
+    char *looked_at; /* kd_exec_check_finite: the host's copy of what an op has written; NULL while off */
     uint64_t packed_version, packed_state_version; /* 0 = never */
 };
 
@@ -162,6 +163,16 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err);
 kd_status kd_frozen_plan(kd_exec *e, kd_err *err);
 void kd_frozen_bind(kd_exec *e, kd_pnode *n);
 kd_status kd_frozen_load(kd_exec *e, kd_err *err);
+/* exec.c: the parts of a pass, for those who run it op by op (inspect.c). begin: before the first op; end: after the last forward. */
+kd_status kd_run_begin(kd_exec *e, kd_err *err);
+kd_status kd_run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err);
+void kd_run_end(kd_exec *e);
+kd_status kd_run_zero_gradients(kd_exec *e, kd_err *err);
+/* 0: a join whose gradient is shared and that has no parameter has nothing left to do. */
+int kd_has_backward_work(const kd_pnode *n);
+/* inspect.c. KD_ENONFINITE: kd_exec_check_finite. */
+kd_status kd_check_written(kd_exec *e, const kd_pnode *n, int backward, kd_err *err);
+
 static inline int kd_is_frozen(const kd_params *p) {
     return p->source.read != NULL;
 }

@@ -1,7 +1,7 @@
 /* The builders behind the registry (model_find.c, models.c). Each adds one network to a graph, from the normalised images on, and returns its taps (not yet outputs).
  *
  * A family of CNNs is one file that ends in a kd_model_family: its names, their numbers, its builder, and how to tell its members apart in a weight file. Parameters have the names of the library's
- * state_dict, so loading and exporting need nothing else; what the state_dict has and no feature reads (classifiers) is carried (kd_graph_carry). A new family is such a file, its kind in models.h and
+ * state_dict, so loading and exporting need nothing else; what the state_dict has and no feature reads (classifiers) is carried (kd_graph_carry_linear). A new family is such a file, its kind in models.h and
  * a line in model_find.c. */
 #ifndef KD_KERNELS_NN_MODEL_BUILDERS_H
 #define KD_KERNELS_NN_MODEL_BUILDERS_H
@@ -23,15 +23,18 @@ typedef struct kd_model_family {
     float mean[3], std[3];
     const kd_model_entry *entries;
     size_t count;
-    /* A tensor that every member has and no other family does: where it stands tells the prefix. */
+    /* What all names of the state_dict begin with and a file of a part of the model may lack ("model." of a YOLO, gone from model.model[:10].state_dict()); NULL: nothing. In files such names are
+     * looked for behind the prefix without it. */
+    const char *stem;
+    /* A tensor that every member has and no other family does, without the stem: where it stands tells the prefix. */
     const char *anchor;
-    /* Whether the file holds this member, whole but perhaps for classifiers and counters: decided by a few tensors, so that a damaged file is still recognised and then refused by name. */
+    /* Whether the file holds this member behind the prefix, whole but perhaps for classifiers and counters: decided by a few tensors, so that a damaged file is still recognised and then refused by name. */
     int (*matches)(const kd_weights *w, const char *prefix, const kd_model_entry *e);
     /* x: normalised images [H,W,3]. */
     kd_model_taps (*build)(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o);
 } kd_model_family;
 
-extern const kd_model_family kd_resnet_family;
+extern const kd_model_family kd_resnet_family, kd_mobilenet_family, kd_convnext_family, kd_yolo_family;
 /* The family of m; NULL for a ViT, which has builders of its own. */
 const kd_model_family *kd_model_family_of(const kd_model_info *m);
 
@@ -46,6 +49,9 @@ int kd_model_file_has(const kd_weights *w, const char *prefix, const char *name,
 void kd_model_add_tap(kd_graph *g, kd_model_taps *taps, kd_val x, const char *format, ...) __attribute__((format(printf, 4, 5)));
 /* map, its size, and pooled = cls = its global average: how most CNNs end. */
 void kd_model_set_map(kd_graph *g, kd_model_taps *taps, kd_val x);
+
+/* y, the result of residual branch i before its join, through drop path; y itself where its chance is 0. */
+kd_val kd_model_drop_path(kd_graph *g, kd_val y, const kd_model_info *m, const kd_model_options *o, int branch);
 
 kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o);
 void kd_vit_build_layers(kd_graph *g, kd_val x, const kd_model_info *m, const kd_layer_choice *choice); /* names its outputs */

@@ -9,6 +9,9 @@ enum { MAX_WIDTH = 8192, MAX_DEPTH = 1024, HEAD_WIDTH = 64 };
 
 static const kd_model_family *const families[] = {
     &kd_resnet_family,
+    &kd_mobilenet_family,
+    &kd_convnext_family,
+    &kd_yolo_family,
 };
 enum { FAMILIES = sizeof families / sizeof *families };
 

@@ -77,6 +77,14 @@ void kd_model_set_map(kd_graph *g, kd_model_taps *taps, kd_val x) {
     taps->pooled = taps->cls = kd_graph_mean_tokens(g, x);
 }
 
+kd_val kd_model_drop_path(kd_graph *g, kd_val y, const kd_model_info *m, const kd_model_options *o, int branch) {
+    char name[32];
+    if (!(kd_model_drop_chance(m, o->drop_path, branch) > 0))
+        return y;
+    snprintf(name, sizeof name, "drop_path.%d", branch);
+    return kd_graph_row_scale(g, y, kd_graph_input(g, name, 1, (int64_t[]){1}));
+}
+
 const kd_model_tap *kd_model_tap_find(const kd_model_taps *taps, const char *name) {
     for (int i = 0; i < taps->maps; i++)
         if (strcmp(taps->tap[i].name, name) == 0)

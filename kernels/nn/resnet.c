@@ -66,9 +66,7 @@ static kd_model_taps build(kd_graph *g, kd_val x, const kd_model_info *m, const 
         kd_model_add_tap(g, &taps, x, "layer%d", stage + 1);
     }
     kd_graph_set_init(g, KD_INIT_TORCH);
-    int64_t weight[2] = {CLASSES, m->width}, bias = CLASSES;
-    kd_graph_carry(g, "fc.weight", 2, weight, m->width);
-    kd_graph_carry(g, "fc.bias", 1, &bias, m->width);
+    kd_graph_carry_linear(g, "fc", m->width, CLASSES);
     kd_model_set_map(g, &taps, x);
     return taps;
 }

@@ -32,6 +32,8 @@ static kd_val feed_forward(kd_graph *g, kd_val x, const kd_vit_spec *s, int bloc
 typedef struct trunk {
     kd_graph *g;
     const kd_vit_spec *s;
+    const kd_model_info *m;
+    const kd_model_options *o;
     int64_t map[3]; /* patches: rows, columns, width */
 } trunk;
 
@@ -40,7 +42,7 @@ static int prefix_tokens(const kd_vit_spec *s) {
     return 1 + s->registers;
 }
 
-/* x + ls1 * attention(norm1 x), then x + ls2 * ffn(norm2 x) */
+/* x + ls1 * drop(attention(norm1 x)), then x + ls2 * drop(ffn(norm2 x)) */
 static kd_val block(const trunk *t, kd_val x, int i) {
     kd_graph *g = t->g;
     const kd_vit_spec *s = t->s;
@@ -52,9 +54,9 @@ static kd_val block(const trunk *t, kd_val x, int i) {
         y = kd_graph_rope(g, y, s->heads, prefix_tokens(s), (int)t->map[0], (int)t->map[1], s->period, s->periods);
     y = kd_graph_attention(g, y, s->heads);
     y = kd_graph_linear(g, y, sub(buf, i, "attn.proj"), s->width, 1);
-    x = join(g, x, y, s, i, "ls1.gamma");
-    y = kd_graph_layer_norm(g, x, sub(buf, i, "norm2"), eps);
-    return join(g, x, feed_forward(g, y, s, i), s, i, "ls2.gamma");
+    x = join(g, x, kd_model_drop_path(g, y, t->m, t->o, 2 * i), s, i, "ls1.gamma");
+    y = feed_forward(g, kd_graph_layer_norm(g, x, sub(buf, i, "norm2"), eps), s, i);
+    return join(g, x, kd_model_drop_path(g, y, t->m, t->o, 2 * i + 1), s, i, "ls2.gamma");
 }
 
 /* Normalised images -> tokens before the first block. */
@@ -78,15 +80,14 @@ static kd_val patch_map(const trunk *t, kd_val x) {
 /* ---- the model that the library has: every block, the final norm ---- */
 
 kd_model_taps kd_vit_build(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o) {
-    (void)o;
     const kd_vit_spec *s = &m->vit;
-    trunk t = {.g = g, .s = s};
+    trunk t = {.g = g, .s = s, .m = m, .o = o};
     kd_model_taps taps = {0};
     int64_t width = s->width;
     x = embed(&t, x);
     if (s->family == KD_VIT_DINOV2) { /* in the official file, zero, unused in inference */
         int64_t mask[2] = {1, width};
-        kd_graph_carry(g, "mask_token", 2, mask, 0);
+        kd_graph_carry(g, "mask_token", 2, mask);
     }
     for (int i = 0; i < s->depth; i++) {
         x = block(&t, x, i);
@@ -133,7 +134,7 @@ static void tap_features(const trunk *t, kd_val x, int layer, unsigned features)
 
 void kd_vit_build_layers(kd_graph *g, kd_val x, const kd_model_info *m, const kd_layer_choice *c) {
     const kd_vit_spec *s = &m->vit;
-    trunk t = {.g = g, .s = s};
+    trunk t = {.g = g, .s = s, .m = m, .o = &(kd_model_options){0}};
     kd_val layer[KD_LAYERS_MAX] = {0};
     int last = c->layers - 1; /* the earliest block: layers count from the end */
     x = embed(&t, x);

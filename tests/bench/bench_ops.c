@@ -157,8 +157,8 @@ static void cnn_cases(kd_dtype t, int64_t n) {
         snprintf(name, sizeof name, "%s 80x80x64", kd_op_kind_name(acts[i]));
         add_case(name, (kd_op_desc){.kind = acts[i], .inputs = 1, .x = {map}, .y = map, .train = 1, .need_dx = 1}, t);
     }
-    static const kd_act norm_acts[] = {KD_ACT_NONE, KD_ACT_RELU};
-    static const char *const norm_names[] = {"batch_norm 80x80x64", "batch_norm relu 80x80x64"};
+    static const kd_act norm_acts[] = {KD_ACT_NONE, KD_ACT_RELU, KD_ACT_SILU, KD_ACT_HARDSWISH};
+    static const char *const norm_names[] = {"batch_norm 80x80x64", "batch_norm relu 80x80x64", "batch_norm silu 80x80x64", "batch_norm hardswish 80x80x64"};
     for (size_t i = 0; i < sizeof norm_acts / sizeof *norm_acts; i++)
         add_case(norm_names[i],
                  (kd_op_desc){.kind = KD_OP_BATCH_NORM, .inputs = 1, .x = {map}, .y = map, .act = norm_acts[i], .eps = 1e-3f, .momentum = 0.03f, .train = 1, .need_dx = 1, .need_dparam = 1}, t);

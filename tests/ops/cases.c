@@ -262,11 +262,17 @@ static void batch_norm_cases(void) {
     variants(batch_norm(odd, 1, KD_ACT_RELU), 0, "2x7x5x33 relu");
     variants(batch_norm(points, 1, KD_ACT_NONE), 0, "7x1x1x17");
     variants(batch_norm(wide, 1, KD_ACT_RELU), 0, "3x9x9x64 relu");
+    variants(batch_norm(small, 1, KD_ACT_HARDSWISH), 0, "2x3x3x7 hardswish");
+    variants(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu");
+    variants(batch_norm(wide, 1, KD_ACT_SILU), 0, "3x9x9x64 silu");
+    variants(batch_norm(wide, 1, KD_ACT_HARDSWISH), 0, "3x9x9x64 hardswish");
     variants(batch_norm(small, 2, KD_ACT_NONE), 0, "2x3x3x7 join");
     variants(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu");
     variants(batch_norm(wide, 2, KD_ACT_RELU), 0, "3x9x9x64 join relu");
     variants(batch_norm(shape(4, 1, 1, 7, 1), 1, KD_ACT_NONE), 0, "1x1x7x1");
     mixed(batch_norm(odd, 1, KD_ACT_RELU), 0, "2x7x5x33 relu", KD_BF16, KD_F32, KD_F32);
+    mixed(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu", KD_BF16, KD_F32, KD_F32);
+    mixed(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu", KD_F32, KD_F32, KD_BF16);
     mixed(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu", KD_BF16, KD_BF16, KD_F32);
     mixed(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu", KD_BF16, KD_F32, KD_F32);
 }

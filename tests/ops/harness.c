@@ -98,7 +98,12 @@ void ops_ref_vals_free(kd_ref_vals *v) {
         kd_free(all[i]);
 }
 
-/* On which side of a ReLU's kink a value falls may depend on rounding. Where it lies that near, dy becomes zero, so that the side doesn't matter. */
+/* Where the derivative jumps: a ReLU's at 0, hardswish's at -3 and 3. */
+static int near_kink(kd_act act, double x, double margin) {
+    return act == KD_ACT_RELU ? fabs(x) < margin : act == KD_ACT_HARDSWISH ? fabs(fabs(x) - 3) < margin : 0;
+}
+
+/* On which side of such a kink a value falls may depend on rounding. Where it lies that near, dy becomes zero, so that the side doesn't matter. */
 static void silence_kinks(const kd_op_desc *d, ops_inputs *in) {
     kd_op_desc linear = *d;
     double margin = d->x[0].dtype == KD_BF16 ? 0.05 : 1e-3;
@@ -106,7 +111,7 @@ static void silence_kinks(const kd_op_desc *d, ops_inputs *in) {
     kd_ref_vals v = ops_ref_vals_make(&linear, in);
     kd_ref_core_of(d->kind)->forward(&linear, &v);
     for (size_t i = 0; i < kd_tdesc_numel(&d->y); i++)
-        if (fabs(v.y[i]) < margin)
+        if (near_kink(d->act, v.y[i], margin))
             in->dy[i] = 0;
     ops_ref_vals_free(&v);
 }
@@ -134,7 +139,7 @@ ops_inputs ops_inputs_make(const ops_case *c, uint64_t seed) {
     for (size_t i = 0; i < kd_op_state_numel(d, 1); i++) /* a variance */
         in.state[1][i] = 0.5f + in.state[1][i] * in.state[1][i];
     in.dy = normal_array(kd_tdesc_numel(&d->y), d->y.dtype, 0, 1, seed, 50);
-    if (d->act == KD_ACT_RELU && d->train)
+    if (d->act != KD_ACT_NONE && d->train)
         silence_kinks(d, &in);
     return in;
 }

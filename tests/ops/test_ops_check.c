@@ -178,6 +178,8 @@ static void broken_descs_stop_with_the_ops_name(void **state) {
     WRONG(koleo, d.x[0].rank = 3, d.x[0].shape[2] = 2);
     WRONG(koleo, d.inputs = 2, d.x[1] = d.x[0]);
     WRONG(unit, d.y.shape[1] = 7);
+    WRONG(norm, d.act = KD_ACT_GELU);
+    WRONG(norm, d.inputs = 2, d.x[1] = d.x[0], d.act = KD_ACT_SILU);
     WRONG(norm, d.eps = 0);
     WRONG(norm, d.x[0].shape[2] = d.y.shape[2] = 1);
 }

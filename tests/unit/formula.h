@@ -43,6 +43,8 @@ static inline void formula_fill(float *out, const kd_param_info *p) {
             u = 0.5 * u;
         else if (p->rank >= 2)
             u *= sqrt(4.0 / ((double)p->count / (double)p->shape[0]));
+        else if (formula_ends(p->name, "bn3.weight"))
+            u = 0.25 * (1 + 0.3 * u);
         else if (formula_ends(p->name, ".weight") || formula_ends(p->name, ".gamma"))
             u = 1 + 0.3 * u;
         else

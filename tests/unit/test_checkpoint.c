@@ -127,16 +127,17 @@ static void a_resnet_goes_on_bit_equal_on_cpu(void **state) {
     resume_is_bit_equal("cpu", "resnet18");
 }
 
-/* Every optimizer, with a moving average and with several batches in a step, on networks with and without running statistics. */
+/* Every optimizer, with a moving average, drop path and several batches in a step, on networks with and without running statistics. */
 static void every_optimizer_goes_on_bit_equal(void **state) {
     (void)state;
-    static const char *const optimizers[] = {"adamw", "sgd", "lars"}, *const models[] = {"dinov2_w64_d1", "resnet18"};
+    static const char *const optimizers[] = {"adamw", "sgd", "lars"}, *const models[] = {"dinov2_w64_d2", "resnet18"};
     for (int i = 0; i < 6; i++) {
         kd_train_config config = plain;
         config.optimizer = optimizers[i / 2];
         config.momentum = 0.9;
         config.ema = 0.9;
         config.accumulate = i % 2 + 1;
+        config.drop_path = i % 2 == 0 ? 0.5 : 0;
         resume_with("cpu", models[i % 2], &config);
     }
 }

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "common/base/mem.h"
+#include "common/base/rng.h"
 #include "tests/unit/formula.h"
 #include "tests/unit/loss_fixture.h"
 #include "train/preset.h"
@@ -241,6 +242,70 @@ static void a_step_can_be_undone(void **state) {
     }
 }
 
+/* ---- drop path ---- */
+
+/* Of two blocks' four branches, the second block's two are dropped with the whole rate and the first's never; what stays is scaled so that the mean does. The draws depend on seed, batch, branch and
+ * row alone, and validation drops nothing. */
+static void drop_path_follows_its_chances(void **state) {
+    (void)state;
+    enum { STEPS = 400 };
+    kd_train_config config = config_of("sgd");
+    config.drop_path = 0.25;
+    kd_student *s = make_student("dinov2_w64_d2", &config, 8);
+    int dropped[2] = {0}, both = 0;
+    float keep[2][8], again[8];
+    assert_int_equal(s->model.branches, 4);
+    put_images(s, 0);
+    for (uint64_t batch = 0; batch < STEPS; batch++) {
+        kd_rng r[2];
+        assert_ok(kd_student_drop_paths(s, 0, batch, &err)); /* the last branch's draws are left in s->keep */
+        memcpy(again, s->keep, sizeof again);
+        for (int k = 0; k < 2; k++) {
+            r[k] = kd_rng_make(3, batch, (uint32_t)(2 + k), KD_RNG_DROP_PATH);
+            for (int row = 0; row < 8; row++) {
+                keep[k][row] = kd_rng_unit(&r[k]) < 0.25 ? 0 : 1 / 0.75f;
+                dropped[k] += keep[k][row] == 0;
+            }
+        }
+        for (int row = 0; row < 8; row++)
+            both += keep[0][row] == 0 && keep[1][row] == 0;
+        assert_memory_equal(again, keep[1], sizeof again);
+    }
+    for (int k = 0; k < 2; k++) /* 3,200 draws: 4 standard deviations of a quarter */
+        assert_true(fabs(dropped[k] / 3200.0 - 0.25) < 0.031);
+    assert_true(fabs(both / 3200.0 - 0.0625) < 0.018); /* branches are independent */
+    float with[WIDTH], without[WIDTH];
+    kd_train_config plain_config = config_of("sgd");
+    kd_student *t = make_student("dinov2_w64_d2", &plain_config, 8);
+    put_images(t, 0);
+    kd_step_result x, y;
+    assert_ok(kd_step_run(s, 0, 0, &x, &err));
+    assert_ok(kd_step_run(t, 0, 0, &y, &err));
+    assert_true(x.loss != y.loss);
+    for (int k = 0; k < 2; k++) {
+        kd_student *u = k == 0 ? s : t;
+        static uint8_t pixels[8 * PATCH_SIZE * PATCH_SIZE * 3];
+        formula_pictures(pixels, sizeof pixels);
+        assert_ok(kd_exec_upload(u->infer, "images", pixels, &err));
+        assert_ok(kd_exec_forward(u->infer, &err));
+        assert_ok(kd_exec_download(u->infer, "pred.cls", 1, k == 0 ? with : without, &err));
+    }
+    assert_memory_equal(with, without, sizeof with);
+    kd_student_destroy(s);
+    kd_student_destroy(t);
+}
+
+static void drop_path_needs_branches(void **state) {
+    (void)state;
+    kd_train_config config = config_of("sgd");
+    config.drop_path = 0.1;
+    kd_loss loss = lf_std_mse(1, 0);
+    kd_student_spec spec = {.name = "resnet18", .batch = 2, .config = &config, .loss = &loss, .views = 1, .view = {{.image_h = SIZE, .image_w = SIZE, .width = WIDTH, .grid_h = GRID, .grid_w = GRID}}};
+    kd_student *s;
+    assert_int_equal(kd_student_create(&s, ref, &spec, &err), KD_EUSAGE);
+    assert_contains(err.msg, "resnet18 has no residual branches");
+}
+
 /* ---- learning rates ---- */
 
 static double rate_of(const char *model, const char *optimizer, const char *lr, const char *scale, int64_t reference, int64_t batch, int64_t accumulate) {
@@ -343,6 +408,8 @@ int main(void) {
         WITH_REF(a_moving_average_follows_weights_and_statistics),
         WITH_REF(batches_of_a_step_average_their_gradients),
         WITH_REF(a_step_can_be_undone),
+        WITH_REF(drop_path_follows_its_chances),
+        WITH_REF(drop_path_needs_branches),
         cmocka_unit_test(learning_rates_grow_with_the_images_of_a_step),
         cmocka_unit_test(presets_set_everything_at_once),
         cmocka_unit_test(a_resolved_rate_isnt_scaled_again),
