@@ -8,6 +8,7 @@
 #include "common/base/io.h"
 #include "common/image/augment.h"
 #include "common/tensor/target.h"
+#include "train/preset.h"
 
 #define T kd_train_config
 
@@ -38,9 +39,10 @@ static const kd_option table[] = {
     KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
                       "network to train: resnet18, vit_tiny_patch16_224, dinov2_wW_dD, ... (--list-students); given several times, they share one pass over the images"),
     KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
+    KD_OPTION_CHOICE(T, preset, "preset", "default|lightly-v1|lightly-v2|lightly-v3|vit-kd", "default", "settings of a known recipe at once, listed below; options that are given win"),
     KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
-    KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per step (several recipes: of each)"),
+    KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per forward and backward pass (several recipes: of each); a step of the optimizer takes --accumulate of them"),
     KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the (first) cache must measure: a side, or rows x columns; 0 = whatever the cache has. Of a live teacher: the size of its views; 0 = 224"),
     KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0,
                      "size at which the students see the views (reduced by a box filter): a side, or rows x columns; 0 = the full view. Several recipes: of the first; the views of the others are "
@@ -67,11 +69,22 @@ static const kd_option table[] = {
                      "first, and of the others where they hold it"),
     KD_OPTION_STRING(T, cls_weight, "cls-weight", "auto|X", "auto", 0, "weight of the loss on the CLS token; 0 leaves it out; auto: the loss's own (std-mse: 1)"),
     KD_OPTION_STRING(T, patch_weight, "patch-weight", "auto|X", "auto", 0, "weight of the loss on the patches; 0 leaves it out (for caches of CLS only); auto: the loss's own (std-mse: 1)"),
-    KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw", "adamw", "adamw (beta 0.9, 0.999, eps 1e-8)"),
-    KD_OPTION_STRING(T, lr, "lr", "auto|X", "auto", 0, "peak learning rate; auto: 1e-3 for CNNs with batch norm, 5e-4 for ViTs and ConvNeXt, times sqrt(batch-size / 64)"),
+    KD_OPTION_CHOICE(T, optimizer, "optimizer", "adamw|sgd|lars", "adamw",
+                     "adamw (beta 0.9, 0.999, eps 1e-8); sgd with --momentum; lars: sgd with a rate of its own for every decayed tensor (trust 1e-3, eps 1e-8), tensors without decay take plain sgd"),
+    KD_OPTION_REAL(T, momentum, "momentum", "X", "0.9", 0, 1, "of sgd and lars"),
+    KD_OPTION_STRING(T, lr, "lr", "auto|X", "auto", 0,
+                     "peak learning rate; auto, at 64 images per step: adamw 1e-3 for CNNs with batch norm and 5e-4 for ViTs and ConvNeXt, sgd 0.05, lars 0.37"),
+    KD_OPTION_CHOICE(T, lr_scale, "lr-scale", "auto|none|linear|sqrt", "auto",
+                     "how the learning rate grows with the images per step (--batch-size times --accumulate) from those that it is meant for; auto: sqrt for --lr auto, none for a rate that is given"),
+    KD_OPTION_INT(T, lr_reference_batch, "lr-reference-batch", "N", "64", 1, 1e9, "images per step that a given --lr is meant for; --lr auto is meant for 64"),
     KD_OPTION_STRING(T, weight_decay, "weight-decay", "auto|X", "auto", 0, "decay of weight matrices; auto: 1e-6 for CNNs with batch norm, 0.04 for ViTs and ConvNeXt"),
     KD_OPTION_STRING(T, warmup_epochs, "warmup-epochs", "auto|N", "auto", 0, "epochs of linear warm-up before the cosine; auto: min(10, epochs / 10)"),
     KD_OPTION_REAL(T, clip, "clip", "X", "1", 0, 1e9, "largest norm of the gradient; 0 = no clipping"),
+    KD_OPTION_REAL(T, ema, "ema", "DECAY", "0", 0, 0.999999, "keep the moving average of the weights and of batch norm's statistics, updated every step, and validate and export that; 0 = none"),
+    KD_OPTION_INT(T, accumulate, "accumulate", "N", "1", 1, 65536,
+                  "batches of --batch-size images whose gradients are averaged for one step of the optimizer: as a batch N times as large in the memory of one, but for batch norm, which sees each by itself"),
+    KD_OPTION_REAL(T, drop_path, "drop-path", "RATE", "0", 0, 0.9,
+                   "chance that a residual branch is left out for an image in training (ViTs, ConvNeXt), in the last block; in earlier ones it grows linearly from 0 (timm)"),
     KD_OPTION_REAL(T, val_fraction, "val-fraction", "X", "0.02", 0, 0.5, "share of the images held out for validation, chosen by image id"),
     KD_OPTION_INT(T, val_seed, "val-seed", "N", "0", 0, 9007199254740992.0, "seed of that choice; keep it for all students that are to be compared"),
     KD_OPTION_STRING(T, val_list, "val-list", "FILE", NULL, 0,
@@ -89,6 +102,8 @@ static const kd_option table[] = {
     KD_OPTION_STRING(T, view_memory, "view-memory", "auto|SIZE", "auto", 0, "memory for views that were decoded and proven once (same bits, less work); auto: a quarter of the memory, 0 = off"),
     KD_OPTION_FLAG(T, allow_missing, "allow-missing", "train on the images that are there when some of the cache's are missing"),
     KD_OPTION_REAL(T, checkpoint_minutes, "checkpoint-minutes", "X", "10", 0, 1e6, "also write a checkpoint within an epoch when the last is this old; 0 = only at the end of epochs"),
+    KD_OPTION_INT(T, checkpoint_epochs, "checkpoint-epochs", "N", "0", 0, 1000000, "keep the state after every N epochs as checkpoints/epoch-0010.kdt and so on; 0 = only the latest and the best"),
+    KD_OPTION_INT(T, keep, "keep", "K", "0", 0, 1000000, "of those, how many to keep: the last K; 0 = all"),
     KD_OPTION_INT(T, log_every, "log-every", "N", "20", 1, 1000000, "steps per line of metrics.jsonl"),
     KD_OPTION_INT(T, steps, "steps", "N", "0", 0, 1e15, "pause after this many steps, with a checkpoint and the schedule of --epochs; 0 = train to the end"),
     KD_OPTION_STRING(T, dump, "dump", "DIR", NULL, 0,
@@ -118,6 +133,8 @@ const kd_program kd_train_program = {
               "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 10 cache not found; 12 cache damaged; 13 images or cache\n"
               "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",
     .options = table,
+    .preset_option = "preset",
+    .presets = kd_train_presets,
 };
 
 int kd_train_touches_nothing(const kd_train_config *c) {
@@ -187,11 +204,31 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     return kd_train_view_memory(&bytes, c, err);
 }
 
+/* What --lr auto is for 64 images per step. lars: LightlyTrain v1's 1.8 for 1536, by the root of the batch. */
+static double automatic_lr(kd_optimizer kind, int layer_norm) {
+    switch (kind) {
+    case KD_SGD: return 0.05;
+    case KD_LARS: return 1.8 * sqrt(64.0 / 1536.0);
+    default: return layer_norm ? 5e-4 : 1e-3;
+    }
+}
+
+/* What --lr-scale makes of the rate. */
+static double lr_scale(const kd_train_config *c) {
+    int automatic = strcmp(c->lr, "auto") == 0;
+    const char *how = strcmp(c->lr_scale, "auto") != 0 ? c->lr_scale : automatic ? "sqrt" : "none";
+    double ratio = (double)(c->batch_size * c->accumulate) / (automatic ? 64.0 : (double)c->lr_reference_batch);
+    return strcmp(how, "sqrt") == 0 ? sqrt(ratio) : strcmp(how, "linear") == 0 ? ratio : 1;
+}
+
 kd_status kd_train_hyper(kd_hyper *h, const kd_train_config *c, const kd_model_info *m, kd_err *err) {
     int layer_norm = m->norm == KD_MODEL_LAYER_NORM;
-    double scale = sqrt((double)c->batch_size / 64.0);
-    KD_TRY(number_or(&h->lr, c->lr, "lr", (layer_norm ? 5e-4 : 1e-3) * scale, err));
-    return number_or(&h->weight_decay, c->weight_decay, "weight-decay", layer_norm ? 0.04 : 1e-6, err);
+    h->optim.kind = kd_optimizer_find(c->optimizer);
+    h->optim.momentum = c->momentum;
+    h->clip = c->clip;
+    KD_TRY(number_or(&h->lr, c->lr, "lr", automatic_lr(h->optim.kind, layer_norm), err));
+    h->lr *= lr_scale(c);
+    return number_or(&h->optim.weight_decay, c->weight_decay, "weight-decay", layer_norm ? 0.04 : 1e-6, err);
 }
 
 kd_status kd_train_warmup(double *epochs, const kd_train_config *c, kd_err *err) {
@@ -241,24 +278,28 @@ static kd_status size_text(const char **text, const char *option, kd_arena *aren
 
 kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t students, kd_arena *arena, kd_err *err) {
     double warmup;
-    int same_lr = 1, same_decay = 1;
+    int same_lr = 1, same_decay = 1, own = 0;
     for (size_t i = 1; i < students; i++) {
         same_lr &= h[i].lr == h[0].lr;
-        same_decay &= h[i].weight_decay == h[0].weight_decay;
+        same_decay &= h[i].optim.weight_decay == h[0].optim.weight_decay;
     }
     KD_TRY(size_text(&c->image_size, "--image-size", arena, err));
     KD_TRY(size_text(&c->student_size, "--student-size", arena, err));
-    if (same_lr)
+    for (size_t i = 0; i < c->students.count; i++)
+        own |= strchr(c->students.item[i], ',') != NULL;
+    if (same_lr && !own) { /* the rate as it is used: it isn't to be scaled again, as a student's own would be */
         KD_TRY(number_text(&c->lr, h[0].lr, arena, err));
+        c->lr_scale = "none";
+    }
     if (same_decay)
-        KD_TRY(number_text(&c->weight_decay, h[0].weight_decay, arena, err));
+        KD_TRY(number_text(&c->weight_decay, h[0].optim.weight_decay, arena, err));
     KD_TRY(kd_train_warmup(&warmup, c, err));
     return number_text(&c->warmup_epochs, warmup, arena, err);
 }
 
-/* Where things lie and how fast they go may change within a run. Identity, images and what is held out are compared by content. */
-static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "checkpoint-minutes", "steps", "dry-run", "allow-missing", "list-students",
-                                          "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
+/* Where things lie, how fast they go and what is kept may change within a run. Identity, images and what is held out are compared by content, a preset by the values of the options. */
+static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps",
+                                          "dry-run", "allow-missing", "list-students", "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -164,7 +164,7 @@ static json_t *describe_start(const kd_setup *u, const kd_student *s, int64_t st
         return NULL;
     put_number(j, "step", (double)step);
     put_number(j, "lr", s->hyper.lr);
-    put_number(j, "weight_decay", s->hyper.weight_decay);
+    put_number(j, "weight_decay", s->hyper.optim.weight_decay);
     put_number(j, "clip", u->config->clip);
     put_json(j, "mean", json_pack("[f,f,f]", (double)m->mean[0], (double)m->mean[1], (double)m->mean[2]));
     put_json(j, "std", json_pack("[f,f,f]", (double)m->std[0], (double)m->std[1], (double)m->std[2]));

@@ -83,7 +83,7 @@ kd_status kd_logbook_open(kd_logbook **out, const kd_setup *setup, const json_t 
         return status;
     }
     const kd_train_config *c = setup->config;
-    b->progress = kd_progress_create("train", "image", (uint64_t)(setup->steps * c->batch_size), (uint64_t)(step * c->batch_size), c->json);
+    b->progress = kd_progress_create("train", "image", (uint64_t)(setup->steps * setup->step_images), (uint64_t)(step * setup->step_images), c->json);
     *out = b;
     return KD_OK;
 }
@@ -154,7 +154,7 @@ static json_t *step_line(const kd_logbook *b, size_t i, int64_t step, int outlie
     const kd_student *s = u->students[i];
     const kd_step_result *x = &b->watch[i].result;
     double seconds = b->stepped_at - b->logged_at, wait = kd_groups_wait_seconds(&u->groups) - b->logged_wait;
-    double images = (double)((step - b->logged_step) * u->config->batch_size);
+    double images = (double)((step - b->logged_step) * u->step_images);
     json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)step, "epoch", (json_int_t)((step - 1) / u->epoch_steps + 1), "student", s->name, "loss", x->loss);
     json_t *rest = json_pack("{s:f, s:f, s:f, s:f}", "lr", b->watch[i].lr, "grad_norm", x->grad_norm, "images_per_s", seconds > 0 ? images / seconds : 0.0, "data_wait",
                              seconds > 0 ? wait / seconds : 0.0);
@@ -202,7 +202,7 @@ static void show_progress(kd_logbook *b, int64_t step) {
         n += snprintf(extra + n, sizeof extra - (size_t)n, "%s%.4f", i > 0 ? " / " : " ", b->watch[i].result.loss);
     if (n < (int)sizeof extra)
         snprintf(extra + n, sizeof extra - (size_t)n, ", lr %.2e", b->watch[0].lr);
-    kd_progress_update(b->progress, (uint64_t)(step * u->config->batch_size), kd_groups_wait_seconds(&u->groups), extra);
+    kd_progress_update(b->progress, (uint64_t)(step * u->step_images), kd_groups_wait_seconds(&u->groups), extra);
 }
 
 kd_status kd_logbook_stepped(kd_logbook *b, int64_t step, kd_err *err) {
@@ -320,5 +320,5 @@ void kd_logbook_finish(kd_logbook *b, int64_t step) {
     double seconds = kd_now() - b->begun;
     if (step > b->first)
         kd_log(KD_LOG_INFO, "%lld steps in %.0f s: %.1f images/s with validation, %.0f%% of the time waiting for data", (long long)(step - b->first), seconds,
-               (double)((step - b->first) * b->setup->config->batch_size) / seconds, 100 * kd_groups_wait_seconds(&b->setup->groups) / seconds);
+               (double)((step - b->first) * b->setup->step_images) / seconds, 100 * kd_groups_wait_seconds(&b->setup->groups) / seconds);
 }

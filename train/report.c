@@ -206,7 +206,7 @@ static void put_tables(kd_text *out, const kd_setup *u) {
         const kd_student *s = u->students[i];
         char size[KD_SIZE_TEXT];
         snprintf(text, sizeof text, "%.2f M parameters with heads, at %s px, loss %s, learning rate %.3g, weight decay %.3g", (double)s->optim.total * 1e-6,
-                 kd_image_size_text(s->program[0].view.image_h, s->program[0].view.image_w, size), s->loss.name, s->hyper.lr, s->hyper.weight_decay);
+                 kd_image_size_text(s->program[0].view.image_h, s->program[0].view.image_w, size), s->loss.name, s->hyper.lr, s->hyper.optim.weight_decay);
         row(out, s->name, text);
     }
     kd_text_printf(out, "</table></div>\n<div class=\"card\"><h3>Settings</h3><table>\n");

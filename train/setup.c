@@ -301,12 +301,12 @@ static kd_status plan_steps(kd_setup *s, kd_err *err) {
     double warmup;
     hash_images(s);
     KD_TRY(make_split(s, err));
-    if (s->split.train_count < (size_t)c->batch_size)
-        return kd_fail(err, KD_EUSAGE, "%zu images remain to train on (%zu are held out) and --batch-size is %lld; give a smaller batch or more images",
-                       s->split.train_count, s->split.held_count, (long long)c->batch_size);
+    if (s->split.train_count < (size_t)s->step_images)
+        return kd_fail(err, KD_EUSAGE, "%zu images remain to train on (%zu are held out) and a step takes %lld (--batch-size times --accumulate); give a smaller batch or more images",
+                       s->split.train_count, s->split.held_count, (long long)s->step_images);
     KD_TRY(choose_validation(s, err));
     KD_TRY(kd_train_warmup(&warmup, c, err));
-    s->epoch_steps = (int64_t)(s->split.train_count / (size_t)c->batch_size);
+    s->epoch_steps = (int64_t)(s->split.train_count / (size_t)s->step_images);
     s->steps = s->epoch_steps * c->epochs;
     s->warmup_steps = (int64_t)llround(warmup * (double)s->epoch_steps);
     return KD_OK;
@@ -354,8 +354,8 @@ static kd_status resolve(kd_setup *s, kd_arena *arena, kd_err *err) {
 /* Before memory for such a batch is asked for; how many of them remain to train on is known later. */
 static kd_status check_batch(const kd_setup *s, kd_err *err) {
     size_t images = kd_source_images(&s->groups.group[0].source);
-    if (images < (size_t)s->config->batch_size)
-        return kd_fail(err, KD_EUSAGE, "there are %zu images and --batch-size is %lld; give a smaller batch or more images", images, (long long)s->config->batch_size);
+    if (images < (size_t)s->step_images)
+        return kd_fail(err, KD_EUSAGE, "there are %zu images and a step takes %lld (--batch-size times --accumulate); give a smaller batch or more images", images, (long long)s->step_images);
     return KD_OK;
 }
 
@@ -392,6 +392,7 @@ static kd_status open_learning(kd_setup *s, kd_err *err) {
 kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, kd_err *err) {
     s->config = config;
     s->lock = -1;
+    s->step_images = config->batch_size * config->accumulate;
     s->threads = config->threads > 0 ? (int)config->threads : kd_cpu_count();
     KD_TRY(kd_train_config_check(config, err));
     KD_TRY(open_sources(s, arena, err));
@@ -440,7 +441,7 @@ static void print_views(const kd_setup *s, const kd_group *g, char *text, size_t
         snprintf(range, sizeof range, "%" PRIu32, most);
     else
         snprintf(range, sizeof range, "%" PRIu32 " to %" PRIu32, least, most);
-    snprintf(text, cap, "one of its %s views: each view is seen about %.1f times", range, (double)(s->steps * s->config->batch_size) / (double)views);
+    snprintf(text, cap, "one of its %s views: each view is seen about %.1f times", range, (double)(s->steps * s->step_images) / (double)views);
 }
 
 /* Another aspect ratio than the views', by more than rounding a side explains. */
@@ -469,7 +470,7 @@ static void print_group(const kd_setup *s, size_t k) {
 
 static void print_plan(const kd_setup *s) {
     const kd_train_config *c = s->config;
-    char memory[32], limit[32], views[120], groups[100] = "";
+    char memory[32], limit[32], views[120], groups[100] = "", batches[64] = "";
     uint64_t pixels = 0;
     if (s->groups.count > 1)
         kd_log(KD_LOG_INFO, "every step shows the same images once from each recipe and minimises the mean of the %zu losses; validation is on recipe 1; targets of all are standardised by its "
@@ -480,8 +481,10 @@ static void print_plan(const kd_setup *s) {
         snprintf(groups, sizeof groups, " in %zu of %zu groups (paths that share %d folders)", s->split.held_groups, s->split.groups, (int)c->val_group);
     kd_log(KD_LOG_INFO, "%zu images to train on, %zu held out%s%s", s->split.train_count, s->split.held_count, c->val_list != NULL ? " by --val-list" : "", groups);
     print_views(s, &s->groups.group[0], views, sizeof views);
-    kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images = %lld steps, warm-up %lld steps; an epoch shows each image once, with %s", (long long)c->epochs, (long long)s->epoch_steps,
-           (long long)c->batch_size, (long long)s->steps, (long long)s->warmup_steps, views);
+    if (c->accumulate > 1)
+        snprintf(batches, sizeof batches, " (%lld batches of %lld)", (long long)c->accumulate, (long long)c->batch_size);
+    kd_log(KD_LOG_INFO, "%lld epochs of %lld steps of %lld images%s = %lld steps, warm-up %lld steps; an epoch shows each image once, with %s", (long long)c->epochs, (long long)s->epoch_steps,
+           (long long)s->step_images, batches, (long long)s->steps, (long long)s->warmup_steps, views);
     for (size_t k = 1; k < s->groups.count; k++) {
         print_views(s, &s->groups.group[k], views, sizeof views);
         kd_log(KD_LOG_INFO, "and from recipe %zu with %s", k + 1, views);
@@ -511,8 +514,8 @@ static void print_student(const kd_setup *s, const kd_student *t) {
             snprintf(targets + learnt, sizeof targets - learnt, "%s%s", k > 0 ? " and " : ", patch target ", kd_target_text(&p->target[patches].form, target));
         flops += kd_exec_flops(p->train) / (double)t->batch;
     }
-    kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, lr %.3g, weight decay %.3g, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
-           (double)t->optim.total * 1e-6, t->hyper.lr, t->hyper.weight_decay, s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
+    kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, %s, lr %.3g, weight decay %.3g%s, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
+           (double)t->optim.total * 1e-6, s->config->optimizer, t->hyper.lr, t->hyper.optim.weight_decay, t->ema.average != NULL ? ", averaged (--ema)" : "", s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
     kd_log(KD_LOG_INFO, "student %s learns %s", t->name, kd_loss_text(&t->loss, loss, sizeof loss));
 }
 

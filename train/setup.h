@@ -29,6 +29,7 @@ typedef struct kd_setup {
     kd_split split;           /* of the run's images: kd_group_image */
     kd_replay_item *held, *seen; /* validation, on the first group; seen[].view is filled in per epoch */
     size_t held_count, seen_count;
+    int64_t step_images;      /* in a step: --batch-size times --accumulate */
     int64_t epoch_steps, steps, warmup_steps;
     uint64_t view_memory;
     kd_hash128 images;        /* of the ids, and view numbers in all groups, of all images in use */

@@ -3,12 +3,17 @@
  *
  *     KD_TRY(kd_student_create(&s, backend, &spec, err));
  *     for every group g and row: kd_student_put(s, g, row, &sample, err);  kd_step_run(s, lr, clip, &result, err);       // step.h
+ *
+ * A step that has begun can be undone until the optimizer has changed the weights: kd_student_set_mark before it, kd_student_rewind after what was run of it. While a student is marked, a
+ * request to stop (kd_stop_requested) ends its passes between two ops.
+ *
  *     kd_student_destroy(s);
  */
 #ifndef KD_TRAIN_STUDENT_H
 #define KD_TRAIN_STUDENT_H
 
 #include "train/config.h"
+#include "train/ema.h"
 #include "train/group.h"
 #include "train/loss.h"
 #include "train/optim.h"
@@ -39,6 +44,14 @@ typedef struct kd_student_spec {
     const kd_train_config *config; /* the student's own settings, "auto" resolved by the kind of model. Borrowed while it is created */
 } kd_student_spec;
 
+/* What a pass changes besides gradients, as it was at the last kd_student_mark. */
+typedef struct kd_student_mark {
+    float *states; /* host, as long as kd_params_states */
+    size_t count;
+    int64_t counter;
+    int set;
+} kd_student_mark;
+
 /* The network at one group's size, with the parameters that all sizes share. */
 typedef struct kd_student_program {
     kd_student_view view;
@@ -61,8 +74,15 @@ typedef struct kd_student {
     kd_params *params;
     kd_student_program program[KD_MAX_GROUPS]; /* one for each group; they work on the gradients of the first */
     int programs;
-    kd_exec *infer;           /* at the first group's size: what is validated and exported; computes the losses too */
+    kd_graph *infer_graph;    /* the first program's without drop path */
+    kd_exec *infer;           /* at the first group's size, of the moving average if there is one: what is validated; computes the losses too */
     kd_optim optim;
+    kd_ema ema;               /* zeroed without --ema */
+    int accumulate;           /* batches of a step */
+    kd_student_mark mark;
+    uint64_t seed;
+    double drop_path;
+    float *keep;              /* with drop path, host, [batch]: what a residual branch of each image is multiplied with */
     /* history: part of the checkpoint */
     double best_loss;         /* lowest validation loss; infinity before the first */
     int64_t best_epoch;       /* 0 = none */
@@ -80,6 +100,14 @@ kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *
 
 /* Uploads pixels and targets as row `row` of the next training pass on group `group`. */
 kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err);
+/* Draws and uploads, for the batch number `batch` of the run, which residual branches of which images group `group`'s pass drops. Nothing without --drop-path. */
+kd_status kd_student_drop_paths(kd_student *s, int group, uint64_t batch, kd_err *err);
+
+/* Remembers and brings back what a step changes before its update: running statistics, states of losses, the counter. Nothing is allocated. */
+kd_status kd_student_set_mark(kd_student *s, kd_err *err);
+void kd_student_drop_mark(kd_student *s);
+kd_status kd_student_rewind(kd_student *s, kd_err *err); /* drops the mark, which must be set */
+
 /* The same for the next validation pass, which sees the first group. */
 kd_status kd_student_show(kd_student *s, int row, const kd_sample *sample, kd_err *err);
 

@@ -6,8 +6,9 @@
 enum { LONGEST_NAME = 60 };
 
 /* What may differ between the students of a run. */
-static const char *const own[] = {"init",  "loss",        "cls-weight",   "patch-weight", "patch-target", "head",      "head-hidden", "temperature", "queue-size",
-                                   "beta",  "cosine-share", "gram-weight", "koleo-weight", "optimizer",    "lr",        "weight-decay", "clip"};
+static const char *const own[] = {"init", "loss",         "cls-weight",  "patch-weight", "patch-target", "head",  "head-hidden", "temperature",        "queue-size",   "beta",
+                                  "clip", "cosine-share", "gram-weight", "koleo-weight", "optimizer",    "lr",    "lr-scale",    "lr-reference-batch", "weight-decay", "momentum",
+                                  "ema",  "drop-path"};
 
 static int is_own(const char *key) {
     for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)

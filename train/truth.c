@@ -170,15 +170,15 @@ static kd_status profile_student(const kd_setup *s, kd_student *t, kd_err *err) 
     kd_step_result x;
     KD_TRY(put_first_batch(s, &t, 1, err));
     for (int i = 0; i < WARM_UP_STEPS; i++)
-        KD_TRY(kd_step_run(t, t->hyper.lr, s->config->clip, &x, err));
+        KD_TRY(kd_step_run(t, t->hyper.lr, t->hyper.clip, &x, err));
     double begin = kd_now();
     for (int i = 0; i < PROFILED_STEPS; i++)
-        KD_TRY(kd_step_run(t, t->hyper.lr, s->config->clip, &x, err));
+        KD_TRY(kd_step_run(t, t->hyper.lr, t->hyper.clip, &x, err));
     double plain = (kd_now() - begin) / PROFILED_STEPS;
     for (int k = 0; k < t->programs; k++)
         kd_exec_profile(t->program[k].train, 1);
     for (int i = 0; i < PROFILED_STEPS; i++)
-        KD_TRY(kd_step_run(t, t->hyper.lr, s->config->clip, &x, err));
+        KD_TRY(kd_step_run(t, t->hyper.lr, t->hyper.clip, &x, err));
     for (int k = 0; k < t->programs; k++) {
         if (!s->config->json)
             printf("%s%s:\n", t->name, k > 0 ? ", next recipe" : "");
@@ -202,7 +202,7 @@ static kd_status overfit_student(const kd_setup *s, kd_student *t, kd_err *err) 
     KD_TRY(put_first_batch(s, &t, 1, err));
     for (int64_t i = 0; i < steps; i++) {
         kd_step_result x;
-        KD_TRY(kd_step_run(t, i < warm_up ? t->hyper.lr * (double)(i + 1) / (double)warm_up : t->hyper.lr, s->config->clip, &x, err));
+        KD_TRY(kd_step_run(t, i < warm_up ? t->hyper.lr * (double)(i + 1) / (double)warm_up : t->hyper.lr, t->hyper.clip, &x, err));
         first = i == 0 ? x.loss : first;
         last = x.loss;
         if (!s->config->json && ((i + 1) % every == 0 || i == 0))

@@ -23,11 +23,11 @@ typedef struct parse {
     kd_err *err;
     int *json;
     const char *config_file;
-    unsigned char *given; /* per option of the table: 0 default, 1 config file, 2 command line */
+    unsigned char *given; /* per option of the table: where its value comes from */
     size_t count;
 } parse;
 
-enum { GIVEN_DEFAULT = 0, GIVEN_FILE = 1, GIVEN_COMMAND = 2 };
+enum { GIVEN_DEFAULT = 0, GIVEN_FILE = 1, GIVEN_COMMAND = 2, GIVEN_PRESET = 3 };
 
 /* ---- nearest name ---- */
 
@@ -111,11 +111,13 @@ static kd_status unknown_option(const parse *p, const char *typed, const char *n
 
 /* ---- one value ---- */
 
-/* How the sentence names the option: "--batch-size", the positional's name, or "FILE.yaml: batch-size". */
+/* How the sentence names the option: "--batch-size", the positional's name, "FILE.yaml: batch-size", or "preset: batch-size". */
 static const char *label(const parse *p, const kd_option *o, int source, char *buf, size_t cap)
 {
     if (source == GIVEN_FILE)
         snprintf(buf, cap, "%s: %s", p->config_file, o->name);
+    else if (source == GIVEN_PRESET)
+        snprintf(buf, cap, "%s: %s", p->prog->preset_option, o->name);
     else
         snprintf(buf, cap, "%s%s", o->flags & KD_OPT_POSITIONAL ? "" : "--", o->name);
     return buf;
@@ -484,6 +486,28 @@ static kd_status walk(parse *p, int argc, char **argv, int apply)
     return KD_OK;
 }
 
+/* ---- presets ---- */
+
+/* When everything that is given is known: the chosen preset's values for what isn't. */
+static kd_status apply_preset(parse *p)
+{
+    if (!p->prog->preset_option)
+        return KD_OK;
+    size_t which = find(p, p->prog->preset_option, strlen(p->prog->preset_option), 0);
+    KD_ASSERT(which < p->count && p->prog->options[which].kind == KD_OPT_CHOICE);
+    const char *chosen = *(const char **)(void *)(p->config + p->prog->options[which].offset);
+    const kd_preset *preset = p->prog->presets;
+    while (preset->name && !(chosen && strcmp(preset->name, chosen) == 0))
+        preset++;
+    for (int k = 0; preset->name && k < KD_PRESET_VALUES && preset->value[k][0]; k++) {
+        size_t i = find(p, preset->value[k][0], strlen(preset->value[k][0]), 0);
+        KD_ASSERT(i < p->count); /* a preset that names an option which isn't there is a bug in the table */
+        if (p->given[i] == GIVEN_DEFAULT)
+            KD_TRY(set_value(p, i, preset->value[k][1], GIVEN_PRESET));
+    }
+    return KD_OK;
+}
+
 static int runs_alone(const parse *p)
 {
     for (size_t i = 0; i < p->count; i++)
@@ -523,6 +547,7 @@ kd_status kd_options_parse(const kd_program *prog, void *config, int argc, char 
     KD_TRY(set_defaults(&p));
     KD_TRY(apply_config(&p));
     KD_TRY(walk(&p, argc, argv, 1));
+    KD_TRY(apply_preset(&p));
     return check_required(&p);
 }
 

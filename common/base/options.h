@@ -10,7 +10,7 @@
  *     status = kd_options_parse(&prog, &cfg, argc, argv, arena, err);   // KD_DONE: help or version was printed
  *
  * Names are long (--batch-size 32 or --batch-size=32); -h, --help, --version, -v, -q, --json, --config are common to all
- * programs. A flag on the command line wins over the config file, which wins over the default. Unknown names are an error
+ * programs. A flag on the command line wins over the config file, which wins over a preset, which wins over the default. Unknown names are an error
  * that suggests the nearest one. Strings live in the arena. */
 #ifndef KD_COMMON_BASE_OPTIONS_H
 #define KD_COMMON_BASE_OPTIONS_H
@@ -61,12 +61,21 @@ typedef struct kd_option {
 #define KD_OPTION_STRINGS(T, f, n, m, fl, h) {n, KD_OPT_STRINGS, offsetof(T, f), m, NULL, 0, 0, fl, h}
 #define KD_OPTION_END {NULL, KD_OPT_FLAG, 0, NULL, NULL, 0, 0, 0, NULL}
 
+/* Values for several options at once, by a name that one option (KD_OPT_CHOICE) chooses: "--preset fast". Options that are given, on the command line or in the config file, win. */
+enum { KD_PRESET_VALUES = 16 };
+typedef struct kd_preset {
+    const char *name;                        /* a choice of that option; NULL ends the list */
+    const char *value[KD_PRESET_VALUES][2];  /* {option, text of its value}; NULL ends */
+} kd_preset;
+
 typedef struct kd_program {
     const char *name;     /* "kd-train" or "kd-cache list" */
     const char *summary;  /* one sentence */
     const char *examples; /* shown first in --help; lines "  $ command" */
     const char *epilog;   /* exit codes, files; may be NULL */
     const kd_option *options;
+    const char *preset_option; /* which of them chooses a preset; NULL: there are none */
+    const kd_preset *presets;  /* may leave out choices, which then set nothing */
 } kd_program;
 
 /* Fills *config (of the table's struct, zeroed by the caller). KD_DONE after --help or --version; KD_EUSAGE otherwise.

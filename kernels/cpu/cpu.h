@@ -42,6 +42,9 @@ size_t kd_cpu_depthwise_bytes(const kd_op_desc *d, int threads);
 kd_status kd_cpu_sum_squares(kd_backend *b, float *out, const float *x, size_t n, kd_err *err);
 kd_status kd_cpu_clip_scale(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err);
 kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
+kd_status kd_cpu_sgd(kd_backend *b, float *w, const float *g, float *m, size_t n, const kd_sgd *h, const float *scale, kd_err *err);
+kd_status kd_cpu_lars(kd_backend *b, float *w, const float *g, float *m, const uint64_t *begin, float *rate, size_t tensors, const kd_lars *h, const float *scale, kd_err *err);
+kd_status kd_cpu_ema(kd_backend *b, float *e, const float *w, size_t n, float decay, kd_err *err);
 
 /* --- target encoding (cpu_encode.c) --- */
 kd_status kd_cpu_encode(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err);

@@ -204,6 +204,9 @@ static const kd_backend_table table = {
     .sum_squares = kd_cpu_sum_squares,
     .clip_scale = kd_cpu_clip_scale,
     .adamw = kd_cpu_adamw,
+    .sgd = kd_cpu_sgd,
+    .lars = kd_cpu_lars,
+    .ema = kd_cpu_ema,
     .encode = kd_cpu_encode,
 };
 

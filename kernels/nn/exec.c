@@ -102,6 +102,8 @@ static kd_status run_profiled(kd_exec *e, kd_pnode *n, int backward, kd_err *err
 }
 
 kd_status kd_run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err) {
+    if (e->config.stop != NULL)
+        KD_TRY(e->config.stop(e->config.stop_ctx, err));
     KD_TRY(run_profiled(e, n, backward, err));
     return e->looked_at != NULL ? kd_check_written(e, n, backward, err) : KD_OK;
 }

@@ -137,6 +137,7 @@ kd_status kd_params_init(kd_params *p, uint64_t seed, kd_err *err);
 int kd_params_count(const kd_params *p);
 kd_param_info kd_params_info(const kd_params *p, int i);        /* order = order of building */
 int kd_params_find(const kd_params *p, const char *name);       /* -1 when absent */
+size_t kd_params_offset(const kd_params *p, int i);              /* its first element in its flat array: kd_params_states' for states and carried ones, else kd_params_trained's */
 kd_status kd_params_set(kd_params *p, int i, const float *values, kd_err *err); /* count values; marks the parameters as changed */
 kd_status kd_params_get(kd_params *p, int i, float *values, kd_err *err);
 int64_t kd_params_counter(const kd_params *p);                   /* training forward passes so far = num_batches_tracked of every batch norm */
@@ -153,6 +154,9 @@ typedef struct kd_exec_config {
     int train;          /* backward, batch statistics, losses */
     int losses;         /* of an inference program: compute the losses as well, as validation does. Running statistics, queues stay as they are, no gradients. Training programs always do */
     struct kd_exec *gradients; /* of a training program: the one of the same parameters whose gradients its backward pass works on, and which must outlive it; NULL: its own */
+    /* Asked before every op of a pass; NULL: never. What isn't KD_OK ends the pass and is its result: outputs, gradients and running statistics are then as far as it had come. */
+    kd_status (*stop)(void *ctx, kd_err *err);
+    void *stop_ctx;
 } kd_exec_config;
 
 typedef struct kd_exec kd_exec;

@@ -252,6 +252,9 @@ const kd_backend_table *kd_backend_ref_table(void) {
         .sum_squares = kd_ref_sum_squares,
         .clip_scale = kd_ref_clip_scale,
         .adamw = kd_ref_adamw,
+        .sgd = kd_ref_sgd,
+        .lars = kd_ref_lars,
+        .ema = kd_ref_ema,
         .encode = kd_ref_encode,
     };
     return &table;

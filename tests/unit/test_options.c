@@ -463,6 +463,43 @@ static void resolved_values_read_back(void **state)
     json_decref(b);
 }
 
+static const kd_option preset_table[] = {
+    KD_OPTION_INT(config, batch, "batch-size", "N", "64", 1, 65536, "images per step"),
+    KD_OPTION_REAL(config, lr, "lr", "X", "0.001", 0, 10, "learning rate"),
+    KD_OPTION_CHOICE(config, device, "preset", "default|fast|wrong", "default", "settings at once"),
+    KD_OPTION_STRING(config, teacher, "teacher", "NAME", "auto", 0, "family of the weights"), KD_OPTION_END};
+static const kd_preset presets[] = {{"fast", {{"batch-size", "8"}, {"lr", "0.5"}, {"teacher", "small"}}}, {"wrong", {{"lr", "11"}}}, {NULL, {{NULL, NULL}}}};
+static const kd_program with_presets = {.name = "kd-test", .summary = "Tests presets.", .options = preset_table, .preset_option = "preset", .presets = presets};
+
+#define PARSE_PRESET(c, ...) parsed_with(&with_presets, (c), NULL, (const char *const[]){__VA_ARGS__, NULL})
+
+static void what_is_given_wins_over_a_preset(void **state)
+{
+    config c;
+    (void)state;
+    assert_ok(PARSE_PRESET(&c, "--lr", "0.25"));
+    assert_true(c.batch == 64 && c.lr == 0.25);
+    assert_ok(PARSE_PRESET(&c, "--preset", "fast"));
+    assert_true(c.batch == 8 && c.lr == 0.5);
+    assert_string_equal(c.teacher, "small");
+    assert_ok(PARSE_PRESET(&c, "--lr", "0.001", "--preset", "fast")); /* the default's value, but given */
+    assert_true(c.batch == 8 && c.lr == 0.001);
+    unit_write(path, "preset: fast\nteacher: auto\n", 27);
+    assert_ok(PARSE_PRESET(&c, "--config", path, "--batch-size", "3"));
+    assert_true(c.batch == 3 && c.lr == 0.5);
+    assert_string_equal(c.teacher, "auto");
+    assert_int_equal(PARSE_PRESET(&c, "--preset", "wrong"), KD_EUSAGE);
+    assert_contains(err.msg, "preset: lr: 11 is outside");
+    assert_int_equal(PARSE_PRESET(&c, "--preset", "fats"), KD_EUSAGE);
+    assert_contains(err.msg, "did you mean fast?");
+    char *text = printed(kd_options_help, &with_presets);
+    assert_contains(text, "fast                      --batch-size 8 --lr 0.5 --teacher small\n");
+    free(text);
+    text = printed(kd_options_man, &with_presets);
+    assert_contains(text, ".B \\-\\-preset fast\nstands for \\-\\-batch\\-size 8");
+    free(text);
+}
+
 static void nearest_names(void **state)
 {
     static const char *const names[] = {"cache", "batch-size", "seed", "lr"};
@@ -512,6 +549,7 @@ int main(void)
         OPTIONS_TEST(completion_is_valid_bash),
         OPTIONS_TEST(commands_are_found_and_documented),
         OPTIONS_TEST(resolved_values_read_back),
+        OPTIONS_TEST(what_is_given_wins_over_a_preset),
         OPTIONS_TEST(nearest_names),
         OPTIONS_TEST(out_of_memory_is_reported),
     };

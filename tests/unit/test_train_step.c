@@ -30,7 +30,7 @@ static const curve_case wide_resnet = {"resnet18", GOLDEN "curve_resnet18_wide.s
 static kd_student *make_student_for(kd_backend *b, const curve_case *c, kd_dtype precision, kd_target target) {
     static kd_train_config config;
     kd_student *s;
-    config = (kd_train_config){.lr = c->lr, .weight_decay = "0.05", .batch_size = BATCH};
+    config = (kd_train_config){.lr = c->lr, .weight_decay = "0.05", .batch_size = BATCH, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     kd_loss loss = lf_std_mse(1, 1);
     kd_student_spec spec = {.name = c->model, .batch = BATCH, .precision = precision, .config = &config, .loss = &loss, .views = 1,
                             .view = {{.image_h = c->height, .image_w = c->width, .width = WIDTH, .grid_h = c->grid_h, .grid_w = c->grid_w, .target = target}}};
@@ -253,7 +253,7 @@ enum { SMALL = 32, LARGE = 64 };
 
 /* resnet18 on views of these sides, its gradient after one step that moves nothing; *loss: of that step. */
 static float *gradient_of(kd_backend *b, const int *sides, int views, double *loss, size_t *count) {
-    kd_train_config config = {.lr = "0", .weight_decay = "0", .batch_size = BATCH};
+    kd_train_config config = {.lr = "0", .weight_decay = "0", .batch_size = BATCH, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     kd_loss terms = lf_std_mse(1, 0.5);
     kd_student_spec spec = {.name = "resnet18", .batch = BATCH, .seed = 1, .config = &config, .loss = &terms, .views = views};
     kd_student *s;
@@ -445,7 +445,7 @@ static void names_sizes_and_files_of_students_are_checked(void **state) {
     (void)state;
     kd_backend *b;
     kd_student *s;
-    kd_train_config config = {.lr = "auto", .weight_decay = "auto", .batch_size = 256};
+    kd_train_config config = {.lr = "auto", .weight_decay = "auto", .batch_size = 256, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     kd_loss loss = lf_std_mse(1, 0);
     kd_student_spec spec = {.name = "resnet19", .batch = 2, .config = &config, .loss = &loss, .views = 1, .view = {{.image_h = 56, .image_w = 56, .width = 8, .grid_h = 2, .grid_w = 2}}};
     assert_ok(kd_backend_open(&b, "ref", 1, &err));
@@ -460,7 +460,7 @@ static void names_sizes_and_files_of_students_are_checked(void **state) {
     assert_contains(err.msg, "no/such/file.safetensors");
     spec.init = NULL;
     assert_ok(kd_student_create(&s, b, &spec, &err));
-    assert_true(fabs(s->hyper.lr - 1e-3) < 1e-9 && fabs(s->hyper.weight_decay - 0.04) < 1e-9); /* 5e-4 sqrt(256 / 64) */
+    assert_true(fabs(s->hyper.lr - 1e-3) < 1e-9 && fabs(s->hyper.optim.weight_decay - 0.04) < 1e-9); /* 5e-4 sqrt(256 / 64) */
     kd_student_destroy(s);
     kd_backend_close(b);
 }
