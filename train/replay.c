@@ -608,7 +608,8 @@ const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i) {
 }
 
 const char *kd_replay_name(const kd_replay *r, size_t i) {
-    return kd_locator_show(r->locator, atomic_load(&r->file[i]), kd_replay_image(r, i)->rel);
+    const char *rel = kd_replay_image(r, i)->rel;
+    return r->o.source.live != NULL ? rel : kd_locator_show(r->locator, atomic_load(&r->file[i]), rel); /* a live teacher reads names from the folder itself: none is hidden */
 }
 
 size_t kd_replay_missing(const kd_replay *r) {
