@@ -8,6 +8,7 @@
 static kd_status read_teacher(kd_neighbourhood *h, const kd_replay_item *items, kd_err *err) {
     const kd_group *g = &h->setup->groups.group[0];
     kd_reader *reader;
+    KD_TRY(kd_alloc_array(&h->teacher, h->count, h->teacher_width * sizeof(float), err));
     KD_TRY(kd_reader_create(&reader, g->source.cache, err));
     kd_status status = KD_OK;
     for (size_t i = 0; i < h->count && status == KD_OK; i++) {
@@ -18,53 +19,28 @@ static kd_status read_teacher(kd_neighbourhood *h, const kd_replay_item *items, 
     return status;
 }
 
-/* Which of a sample's targets has the teacher's CLS features; -1: none. */
-static int find_target(const kd_setup *u) {
-    for (size_t i = 0; i < u->count; i++) {
-        const kd_student *s = u->students[i];
-        for (int p = 0; p < s->loss.pairs; p++)
-            if (s->loss.pair[p].feature == KD_FEATURE_CLS && s->loss.pair[p].layer == u->config->teacher_layer)
-                return s->program[0].sample[p];
-    }
-    return -1;
-}
-
 kd_status kd_neighbourhood_begin(kd_neighbourhood *h, const kd_setup *setup, const kd_replay_item *items, size_t count, kd_err *err) {
     const kd_recipe *r = kd_source_recipe(&setup->groups.group[0].source);
-    int cached = setup->groups.group[0].source.cache != NULL;
     h->setup = setup;
-    h->live = cached ? -1 : find_target(setup);
     h->count = count < KD_AGREEMENT_MAX ? count : KD_AGREEMENT_MAX;
-    if (h->count < 3 || (cached ? !kd_recipe_has(r, KD_FEATURE_CLS) : h->live < 0))
+    if (h->count < 3 || !kd_recipe_has(r, KD_FEATURE_CLS) || setup->groups.group[0].source.cache == NULL) /* a live teacher keeps no features to compare with */
         h->count = 0;
     if (h->count == 0)
         return KD_OK;
     h->teacher_width = (size_t)r->width;
-    KD_TRY(kd_alloc_array(&h->teacher, h->count, h->teacher_width * sizeof(float), err));
-    if (cached)
-        KD_TRY(read_teacher(h, items, err));
+    KD_TRY(read_teacher(h, items, err));
     KD_TRY(kd_alloc_array(&h->student, setup->count, sizeof *h->student, err));
     for (size_t i = 0; i < setup->count; i++)
         KD_TRY(kd_alloc_array(&h->student[i], h->count, (size_t)setup->students[i]->model.width * sizeof(float), err));
     return KD_OK;
 }
 
-/* The teacher's features as it gave them. */
-static void take_teacher(kd_neighbourhood *h, const kd_sample *sample, size_t item) {
-    const kd_replay_target *t = kd_replay_target_at(h->setup->groups.group[0].replay, h->live);
-    float *out = h->teacher + item * h->teacher_width;
-    for (size_t c = 0; c < h->teacher_width; c++)
-        out[c] = t->raw ? sample->target[h->live][c] : sample->target[h->live][c] * t->std + t->mean[c];
-}
-
-kd_status kd_neighbourhood_see(void *ctx, size_t student, kd_exec *infer, const kd_sample *samples, size_t first, int rows, kd_err *err) {
+kd_status kd_neighbourhood_see(void *ctx, size_t student, kd_exec *infer, size_t first, int rows, kd_err *err) {
     kd_neighbourhood *h = ctx;
     if (first >= h->count)
         return KD_OK;
     if ((size_t)rows > h->count - first)
         rows = (int)(h->count - first);
-    for (int i = 0; i < rows && h->live >= 0 && student == 0; i++)
-        take_teacher(h, &samples[i], first + (size_t)i);
     return kd_exec_download(infer, "pooled", rows, h->student[student] + first * (size_t)h->setup->students[student]->model.width, err);
 }
 

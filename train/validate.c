@@ -133,7 +133,7 @@ static kd_status run_batch(pass *p, size_t first, int batch, int real, kd_err *e
         for (int f = 0; f < KD_TARGETS; f++)
             KD_TRY(add_measure(p, s, &p->measure[k * KD_TARGETS + (size_t)f], real, err));
         if (p->watch != NULL)
-            KD_TRY(p->watch->see(p->watch->ctx, k, s->infer, p->held, first, real, err));
+            KD_TRY(p->watch->see(p->watch->ctx, k, s->infer, first, real, err));
     }
     return KD_OK;
 }

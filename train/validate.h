@@ -21,9 +21,9 @@ typedef struct kd_val_result {
     double agreement; /* share of the teacher's neighbours kept (neighbourhood.h fills it in); NAN: not measured */
 } kd_val_result;
 
-/* Asked after each forward pass of student `student`: its program `infer` has just seen items first .. first + rows - 1, whose samples these are. */
+/* Asked after each forward pass of student `student`: its program `infer` has just seen items first .. first + rows - 1. */
 typedef struct kd_val_watch {
-    kd_status (*see)(void *ctx, size_t student, kd_exec *infer, const kd_sample *samples, size_t first, int rows, kd_err *err);
+    kd_status (*see)(void *ctx, size_t student, kd_exec *infer, size_t first, int rows, kd_err *err);
     void *ctx;
 } kd_val_watch;
 
