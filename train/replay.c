@@ -608,6 +608,8 @@ const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i) {
 }
 
 const char *kd_replay_name(const kd_replay *r, size_t i) {
+    if (r->o.source.live != NULL)
+        return kd_replay_image(r, i)->rel;
     return kd_locator_show(r->locator, atomic_load(&r->file[i]), kd_replay_image(r, i)->rel);
 }
 
