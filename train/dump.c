@@ -148,6 +148,15 @@ static json_t *decayed_names(const kd_student *s) {
     return list;
 }
 
+static json_t *terms_of(const kd_student *s) {
+    json_t *list = json_array();
+    for (int i = 0; i < s->loss.terms; i++) {
+        const kd_term *t = &s->loss.term[i];
+        json_array_append_new(list, json_pack("{s:s, s:s, s:s, s:f}", "name", t->name, "kind", kd_term_facts_of(t->kind)->name, "pair", s->loss.pair[t->pair].name, "weight", t->weight));
+    }
+    return list;
+}
+
 static json_t *describe_start(const kd_setup *u, const kd_student *s, int64_t step) {
     const kd_model_info *m = &s->model;
     json_t *j = json_pack("{s:s, s:s}", "student", s->name, "library", m->library);
@@ -160,6 +169,7 @@ static json_t *describe_start(const kd_setup *u, const kd_student *s, int64_t st
     put_json(j, "mean", json_pack("[f,f,f]", (double)m->mean[0], (double)m->mean[1], (double)m->mean[2]));
     put_json(j, "std", json_pack("[f,f,f]", (double)m->std[0], (double)m->std[1], (double)m->std[2]));
     put_json(j, "decayed", decayed_names(s));
+    put_json(j, "terms", terms_of(s));
     put_json(j, "options", json_incref(u->options));
     return j;
 }

@@ -8,7 +8,8 @@
  *
  *     DIR/STUDENT/step-0000.safetensors (the number of steps done before)
  *         param/NAME           every parameter and running statistic, heads (kd_head.*) included
- *         metadata             student, library, step, peak lr, weight_decay, clip, mean and std (JSON lists), decayed (JSON list of the parameters with weight decay), options (JSON)
+ *         metadata             student, library, step, peak lr, weight_decay, clip, mean and std (JSON lists), decayed (JSON list of the parameters with weight decay), terms (JSON list
+ *                              of the loss: name, kind, pair, weight), options (JSON)
  *     DIR/STUDENT/step-0001.safetensors, ...
  *         input/NAME           what the step was given: input/images U8, input/target.cls, ... as standardised; of further recipes input.2/NAME, ...
  *         output/NAME          the graph's outputs: features, predictions, unweighted loss terms [1]; of further recipes output.2/NAME, ...

@@ -41,11 +41,11 @@ int kd_loss_add_term(kd_loss *l, const kd_term *t) {
     return l->terms++;
 }
 
-int kd_pair_single_tokens(const kd_loss *l, int pair) {
-    int needs = l->pair[pair].scaling == KD_SCALING_UNIT;
+const char *kd_pair_single_tokens(const kd_loss *l, int pair) {
     for (int i = 0; i < l->terms; i++)
-        needs |= l->term[i].pair == pair && facts[l->term[i].kind].single_tokens;
-    return needs;
+        if (l->term[i].pair == pair && facts[l->term[i].kind].single_tokens)
+            return facts[l->term[i].kind].name;
+    return l->pair[pair].scaling == KD_SCALING_UNIT ? "unit lengths" : NULL;
 }
 
 int kd_pair_is_grid(const kd_pair *p) {
@@ -70,38 +70,43 @@ int kd_loss_representative(const kd_loss *l, kd_feature f, int *regresses) {
 
 /* ---- the student's side ---- */
 
-/* The feature that a pair reads. KD_EUSAGE: no such tap. */
-static kd_status tap_of(kd_graph *g, const kd_pair *p, const kd_model_taps *taps, const char *student, kd_val *x, kd_err *err) {
+static kd_status refuse_tap(const kd_pair *p, const kd_model_taps *taps, const char *student, kd_err *err) {
     char list[400] = "";
     int grid = kd_pair_is_grid(p);
-    if (strcmp(p->tap, "map") == 0 || strcmp(p->tap, "mean") == 0) {
-        *x = grid ? taps->map : kd_graph_mean_tokens(g, taps->map);
-        return KD_OK;
-    }
-    if (!grid && (strcmp(p->tap, "cls") == 0 || strcmp(p->tap, "pooled") == 0)) {
-        *x = p->tap[0] == 'c' ? taps->cls : taps->pooled;
-        return KD_OK;
-    }
-    const kd_model_tap *t = kd_model_tap_find(taps, p->tap);
-    if (t != NULL) {
-        *x = grid ? t->val : kd_graph_mean_tokens(g, t->val);
-        return KD_OK;
-    }
     for (int i = 0; i < taps->maps; i++)
         snprintf(list + strlen(list), sizeof list - strlen(list), ", %s", taps->tap[i].name);
     return kd_fail(err, KD_EUSAGE, "pair %s: \"%s\" isn't a feature of %s that can learn %s; it has %s%s", p->name, p->tap, student, grid ? "patches" : "one vector",
                    grid ? "map" : "cls, pooled, mean", list);
 }
 
-void kd_pair_map(const kd_pair *p, const kd_model_taps *taps, int *h, int *w) {
+/* The feature that a pair reads. */
+static kd_status tap_of(kd_graph *g, const kd_pair *p, const kd_model_taps *taps, const char *student, kd_val *x, kd_err *err) {
+    int grid = kd_pair_is_grid(p);
     const kd_model_tap *t = kd_model_tap_find(taps, p->tap);
+    if (!grid && strcmp(p->tap, "cls") == 0)
+        *x = taps->cls;
+    else if (!grid && strcmp(p->tap, "pooled") == 0)
+        *x = taps->pooled;
+    else if (strcmp(p->tap, "map") == 0 || (!grid && strcmp(p->tap, "mean") == 0))
+        *x = grid ? taps->map : kd_graph_mean_tokens(g, taps->map);
+    else if (t != NULL)
+        *x = grid ? t->val : kd_graph_mean_tokens(g, t->val);
+    else
+        return refuse_tap(p, taps, student, err);
+    return KD_OK;
+}
+
+kd_status kd_pair_map(const kd_pair *p, const kd_model_taps *taps, const char *student, int *h, int *w, kd_err *err) {
+    const kd_model_tap *t = kd_model_tap_find(taps, p->tap);
+    int last = strcmp(p->tap, "map") == 0;
     *h = *w = 0;
     if (!kd_pair_is_grid(p))
-        return;
-    if (strcmp(p->tap, "map") == 0 || t != NULL) {
-        *h = t != NULL ? t->h : taps->map_h;
-        *w = t != NULL ? t->w : taps->map_w;
-    }
+        return KD_OK;
+    if (!last && t == NULL)
+        return refuse_tap(p, taps, student, err);
+    *h = last ? taps->map_h : t->h;
+    *w = last ? taps->map_w : t->w;
+    return KD_OK;
 }
 
 static const char *part(char name[2 * KD_TERM_NAME], const kd_pair *p, const char *what) {
@@ -171,7 +176,7 @@ static kd_status grid_pair(kd_graph *g, const kd_pair *p, const kd_model_taps *t
     int64_t shape[3] = {full ? t->grid_h : t->form.h, full ? t->grid_w : t->form.w, t->width}, one = 1;
     kd_val x;
     KD_TRY(tap_of(g, p, taps, student, &x, err));
-    kd_pair_map(p, taps, &h, &w);
+    KD_TRY(kd_pair_map(p, taps, student, &h, &w, err));
     *s = (sides){.pred = head(g, x, p, t->width), .adjoint = t->form.kind == KD_TARGET_ADJOINT};
     KD_ASSERT(!s->adjoint || (h == shape[0] && w == shape[1]));
     s->pred = kd_graph_resize_bilinear(g, s->pred, (int)shape[0], (int)shape[1]);

@@ -48,7 +48,7 @@ typedef enum kd_head {
 
 typedef struct kd_pair {
     char name[KD_TERM_NAME];
-    char tap[KD_MODEL_TAP_NAME]; /* of the student: "cls", "pooled", "map", "mean" (of the map), or a tap of the model ("layer3"), of which the mean is taken for a feature that is one vector */
+    char tap[KD_MODEL_TAP_NAME]; /* of the student: For a vector: "cls", "pooled", "mean" (of the last map; "map" is the same), or a tap of the model ("layer3"), of which the mean is taken. For patches: "map", the last, or a tap */
     kd_feature feature;          /* of the teacher: CLS, MEAN: a vector; PATCH: in whatever form (patch_target.h) */
     uint16_t layer;              /* of the teacher, from the end */
     kd_scaling scaling;
@@ -89,8 +89,8 @@ typedef struct kd_term_facts {
 const kd_term_facts *kd_term_facts_of(kd_term_kind kind);
 int kd_term_kind_find(const char *name); /* -1: none */
 
-/* Whether a pair's terms need single tokens of the teacher: one of their kinds does, or unit scaling. */
-int kd_pair_single_tokens(const kd_loss *l, int pair);
+/* What of a pair needs single tokens of the teacher, in words: "unit lengths", or the kind of one of its terms; NULL: nothing does. */
+const char *kd_pair_single_tokens(const kd_loss *l, int pair);
 int kd_pair_is_grid(const kd_pair *p);
 /* The first pair of this feature (CLS or PATCH) that has a term which aligns, or -1; *regresses: one of its terms regresses, and its scaling keeps lengths. What validation speaks of. */
 int kd_loss_representative(const kd_loss *l, kd_feature f, int *regresses);
@@ -103,7 +103,7 @@ typedef struct kd_pair_target {
 
 /* target[i] belongs to pair i. Every term's weight in the graph is its own times `share` (1 / number of recipes). KD_EUSAGE: the student has no such tap (naming those that it has). */
 kd_status kd_loss_build(kd_graph *g, const kd_model_taps *taps, const kd_loss *l, const kd_pair_target *target, double share, const char *student, kd_err *err);
-/* Size of the map that pair p's prediction is made on; 0 for a vector, or when there is no such tap. */
-void kd_pair_map(const kd_pair *p, const kd_model_taps *taps, int *h, int *w);
+/* Size of the map that pair p's prediction is made on; 0 for a vector. KD_EUSAGE: as kd_loss_build. */
+kd_status kd_pair_map(const kd_pair *p, const kd_model_taps *taps, const char *student, int *h, int *w, kd_err *err);
 
 #endif

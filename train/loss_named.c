@@ -79,27 +79,34 @@ static int number(const char *text, double above, double *out) {
     return end != text && *end == '\0' && isfinite(*out) && *out > above && *out <= 1e6;
 }
 
-static kd_status queue_rows(const build *b, const char *text, const char *where, int *rows) {
+/* pair: "--pair ..." when that says it, NULL for --queue-size. */
+static kd_status queue_rows(const build *b, const char *text, const char *pair, int *rows) {
+    const char *where = pair != NULL ? pair : "", *option = pair != NULL ? ": queue-size" : "--queue-size";
     double v;
     *rows = kd_loss_queue_rows(b->offer->images);
     if (strcmp(text, "auto") == 0)
         return KD_OK;
     if (!number(text, 0, &v) || v != floor(v))
-        return kd_fail(b->err, KD_EUSAGE, "%s %s: expected a whole number from 1 on, or auto", where, text);
+        return kd_fail(b->err, KD_EUSAGE, "%s%s %s: expected a whole number from 1 on, or auto", where, option, text);
     if (v >= (double)b->offer->images)
-        return kd_fail(b->err, KD_EUSAGE, "%s %s: %s has %zu images, and a queue must be shorter than the data set, or every image would meet itself in it; give a smaller one, or auto (%d)", where, text,
-                       b->offer->cache, b->offer->images, *rows);
+        return kd_fail(b->err, KD_EUSAGE, "%s%s %s: %s has %zu images, and a queue must be shorter than the data set, or every image would meet itself in it; give a smaller one, or auto (%d)", where, option,
+                       text, b->offer->cache, b->offer->images, *rows);
     *rows = (int)v;
     return KD_OK;
 }
 
 /* ---- pairs and terms, checked ---- */
 
-static kd_status add_pair(const build *b, const kd_pair *p, int *at) {
+static kd_status add_pair(const build *b, const kd_pair *p, int from_pair_option, int *at) {
     const kd_recipe *r = b->offer->recipe;
-    if (!kd_recipe_has(r, p->feature))
-        return kd_fail(b->err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch (pair %s of loss %s learns them)", b->offer->cache,
-                       kd_feature_name(p->feature), p->feature == KD_FEATURE_PATCH ? "patch" : "cls", p->name, b->loss->name);
+    if (!kd_recipe_has(r, p->feature)) {
+        const char *name = kd_feature_name(p->feature);
+        char without[40] = "leave the pair out";
+        if (!from_pair_option)
+            snprintf(without, sizeof without, "give --%s-weight 0", name);
+        return kd_fail(b->err, KD_EUSAGE, "%s: the cache holds no %s features, which pair %s of loss %s learns; %s, or make a cache that has them with kd-precompute --features", b->offer->cache, name,
+                       p->name, b->loss->name, without);
+    }
     if (kd_recipe_layer_index(r, p->layer) < 0)
         return kd_fail(b->err, KD_EUSAGE, "pair %s: %s holds no layer %u; kd-cache info lists those that it has", p->name, b->offer->cache, p->layer);
     for (int i = 0; i < b->loss->pairs; i++)
@@ -115,9 +122,11 @@ static kd_status add_term(const build *b, const kd_term *t) {
     if (kd_pair_is_grid(p) ? !f->grids : !f->vectors)
         return kd_fail(b->err, KD_EUSAGE, "pair %s: loss %s is for %s, and its teacher feature is %s", p->name, f->name, f->grids ? "patches" : "features that are one vector",
                        kd_feature_name(p->feature));
+    if (t->kind == KD_TERM_KOLEO && b->c->batch_size < 2)
+        return kd_fail(b->err, KD_EUSAGE, "koleo spreads the images of a batch, and --batch-size is %lld; give at least 2, or leave koleo out", (long long)b->c->batch_size);
     for (int i = 0; i < b->loss->terms; i++)
         if (strcmp(b->loss->term[i].name, t->name) == 0)
-            return kd_fail(b->err, KD_EUSAGE, "two terms are called %s; give their pairs other names", t->name);
+            return kd_fail(b->err, KD_EUSAGE, "two terms are called %s; name each loss of a pair once, and give pairs names that differ", t->name);
     return kd_loss_add_term(b->loss, t) >= 0 ? KD_OK : kd_fail(b->err, KD_EUSAGE, "loss %s has more than %d terms", b->loss->name, KD_MAX_TERMS);
 }
 
@@ -134,9 +143,7 @@ static kd_status fill_term(const build *b, kd_term *t) {
     t->temperature = t->kind == KD_TERM_KL_LOGITS ? 1 : 0.07;
     if (strcmp(temperature, "auto") != 0 && !number(temperature, 0, &t->temperature))
         return kd_fail(b->err, KD_EUSAGE, "--temperature %s: expected a number above 0, or auto", temperature);
-    if (t->kind == KD_TERM_KL_QUEUE)
-        return queue_rows(b, b->c->queue_size, "--queue-size", &t->queue_rows);
-    return KD_OK;
+    return queue_rows(b, b->c->queue_size, NULL, &t->queue_rows); /* checked whatever the kind is, as the temperature is */
 }
 
 /* ---- the named ones ---- */
@@ -149,18 +156,23 @@ static kd_status weight_of(const build *b, const char *text, const char *option,
     return kd_fail(b->err, KD_EUSAGE, "--%s %s: expected a number from 0 on, or auto", option, text);
 }
 
+/* --head, or for auto what the loss is defined with. */
+static kd_head head_of(const build *b, kd_head automatic) {
+    int chosen = index_of(b->c->head, head_names, sizeof head_names / sizeof head_names[0]);
+    return chosen >= 0 ? (kd_head)chosen : automatic;
+}
+
 static kd_status add_side(const build *b, const named *n, const side *s, kd_feature feature, uint16_t layer, const char *suffix, double weight) {
-    kd_pair p = {.feature = feature, .layer = layer, .scaling = n->scaling, .head = n->head, .hidden = (int)b->c->head_hidden};
-    int at, chosen = index_of(b->c->head, head_names, sizeof head_names / sizeof head_names[0]);
+    kd_pair p = {.feature = feature, .layer = layer, .scaling = n->scaling, .head = head_of(b, n->head), .hidden = (int)b->c->head_hidden};
+    int at;
     snprintf(p.name, sizeof p.name, "%s%s", s->name, suffix);
     snprintf(p.tap, sizeof p.tap, "%s", s->tap);
-    p.head = chosen >= 0 ? (kd_head)chosen : n->head;
     if (s->kind[0] == KD_TERM_KL_LOGITS) {
         if (b->offer->classes == 0)
             return kd_fail(b->err, KD_EUSAGE, "--loss kl-logits compares class probabilities and needs --teacher-head FILE with the teacher's classifier: weight [classes, width] and bias [classes]");
         p.classes = b->offer->classes;
     }
-    KD_TRY(add_pair(b, &p, &at));
+    KD_TRY(add_pair(b, &p, 0, &at));
     for (int i = 0; i < 2 && s->share[i] != 0; i++) {
         kd_term t = {.kind = s->kind[i], .pair = at};
         double share = s->share[i] == SHARE ? (i == 0 ? b->c->cosine_share : 1 - b->c->cosine_share) : s->share[i];
@@ -198,8 +210,8 @@ static kd_status add_named(const build *b, const named *n) {
         KD_TRY(add_side(b, n, &n->patch, KD_FEATURE_PATCH, layer[i], suffix, patch / layers));
     }
     if (n->last_two && patch > 0 && layers == 1 && !b->offer->recipe->concat)
-        kd_log(KD_LOG_WARN, "--loss %s: LightlyTrain learns the last two blocks, and %s holds layer %u alone of them; it is learnt by itself (a cache of both: kd-precompute --layers 2)", n->name,
-               b->offer->cache, layer[0]);
+        kd_log(KD_LOG_WARN, "--loss %s: LightlyTrain learns the last two blocks; of those that %s holds, layer %u is learnt alone (both: a cache of kd-precompute --layers 1,2, and no --teacher-layer but 1)",
+               n->name, b->offer->cache, layer[0]);
     return KD_OK;
 }
 
@@ -224,8 +236,9 @@ static kd_status add_extra(const build *b, kd_term_kind kind, double weight) {
 /* What a --pair says beside the pair itself. */
 typedef struct pair_text {
     const char *where; /* "--pair ..." */
-    const char *losses, *queue;
+    const char *losses;
     double weight, temperature, beta;
+    int queue_rows; /* 0: as --queue-size says */
 } pair_text;
 
 static kd_status parse_feature(const build *b, kd_pair *p, const pair_text *x, char *value) {
@@ -256,8 +269,8 @@ static kd_status parse_choice(const build *b, const pair_text *x, const char *ke
                    names[2], n > 3 ? ", " : "", n > 3 ? names[3] : "");
 }
 
-static kd_status parse_number(const build *b, const pair_text *x, const char *key, const char *value, double above, double *out) {
-    return number(value, above, out) ? KD_OK : kd_fail(b->err, KD_EUSAGE, "%s: %s \"%s\" isn't a number %s 0", x->where, key, value, above < 0 ? "from" : "above");
+static kd_status parse_number(const build *b, const pair_text *x, const char *key, const char *value, double *out) {
+    return number(value, 0, out) ? KD_OK : kd_fail(b->err, KD_EUSAGE, "%s: %s \"%s\" isn't a number above 0", x->where, key, value);
 }
 
 static kd_status parse_key(const build *b, kd_pair *p, pair_text *x, const char *key, char *value) {
@@ -277,7 +290,7 @@ static kd_status parse_key(const build *b, kd_pair *p, pair_text *x, const char 
         return KD_OK;
     case 2: return parse_feature(b, p, x, value);
     case 3: x->losses = value; return KD_OK;
-    case 4: return parse_number(b, x, key, value, 0, &x->weight);
+    case 4: return parse_number(b, x, key, value, &x->weight);
     case 5:
         status = parse_choice(b, x, key, value, scaling_names, sizeof scaling_names / sizeof scaling_names[0], &choice);
         p->scaling = (kd_scaling)choice;
@@ -287,12 +300,12 @@ static kd_status parse_key(const build *b, kd_pair *p, pair_text *x, const char 
         p->head = (kd_head)choice;
         return status;
     case 7:
-        KD_TRY(parse_number(b, x, key, value, 0, &hidden));
+        KD_TRY(parse_number(b, x, key, value, &hidden));
         p->hidden = (int)hidden;
-        return hidden >= 1 && hidden <= 65536 ? KD_OK : kd_fail(b->err, KD_EUSAGE, "%s: hidden \"%s\" isn't between 1 and 65536", x->where, value);
-    case 8: return parse_number(b, x, key, value, 0, &x->temperature);
-    case 9: return parse_number(b, x, key, value, 0, &x->beta);
-    case 10: x->queue = value; return KD_OK;
+        return hidden >= 1 && hidden <= 65536 && hidden == floor(hidden) ? KD_OK : kd_fail(b->err, KD_EUSAGE, "%s: hidden \"%s\" isn't a whole number from 1 to 65536", x->where, value);
+    case 8: return parse_number(b, x, key, value, &x->temperature);
+    case 9: return parse_number(b, x, key, value, &x->beta);
+    case 10: return queue_rows(b, value, x->where, &x->queue_rows);
     default: break;
     }
     const char *near = kd_nearest_name(key, keys, sizeof keys / sizeof keys[0]);
@@ -309,7 +322,7 @@ static kd_status add_pair_terms(const build *b, int at, const pair_text *x, char
         if (share != NULL)
             *share++ = '\0';
         if (share != NULL)
-            KD_TRY(parse_number(b, x, "share", share, 0, &part));
+            KD_TRY(parse_number(b, x, "share", share, &part));
         int kind = kd_term_kind_find(one);
         if (kind < 0 || kind == KD_TERM_KL_LOGITS)
             return kd_fail(b->err, KD_EUSAGE, "%s: loss \"%s\" isn't one of mse, cosine, smooth-l1, kl-queue, kl-intra, gram, koleo", x->where, one);
@@ -318,8 +331,7 @@ static kd_status add_pair_terms(const build *b, int at, const pair_text *x, char
         KD_TRY(fill_term(b, &t));
         t.temperature = x->temperature > 0 ? x->temperature : t.temperature;
         t.beta = x->beta > 0 ? x->beta : t.beta;
-        if (kind == KD_TERM_KL_QUEUE)
-            KD_TRY(queue_rows(b, x->queue, "queue-size", &t.queue_rows));
+        t.queue_rows = x->queue_rows > 0 ? x->queue_rows : t.queue_rows;
         KD_TRY(add_term(b, &t));
     }
     return KD_OK;
@@ -327,8 +339,8 @@ static kd_status add_pair_terms(const build *b, int at, const pair_text *x, char
 
 static kd_status add_explicit(const build *b, const char *text, size_t number_of, double *sum) {
     char copy[600], losses[200], where[640], *rest = copy;
-    pair_text x = {.where = where, .losses = "mse", .queue = "auto", .weight = 1};
-    kd_pair p = {.tap = "", .feature = KD_FEATURE_PATCH, .layer = (uint16_t)b->c->teacher_layer, .scaling = KD_SCALING_STANDARD, .head = KD_HEAD_NORM_LINEAR, .hidden = (int)b->c->head_hidden};
+    pair_text x = {.where = where, .losses = "mse", .weight = 1};
+    kd_pair p = {.tap = "", .feature = KD_FEATURE_PATCH, .layer = (uint16_t)b->c->teacher_layer, .scaling = KD_SCALING_STANDARD, .head = head_of(b, KD_HEAD_NORM_LINEAR), .hidden = (int)b->c->head_hidden};
     int at;
     snprintf(where, sizeof where, "--pair %.600s", text);
     snprintf(p.name, sizeof p.name, "pair%zu", number_of);
@@ -345,7 +357,7 @@ static kd_status add_explicit(const build *b, const char *text, size_t number_of
         snprintf(p.tap, sizeof p.tap, "%s", kd_pair_is_grid(&p) ? "map" : "cls");
     if (snprintf(losses, sizeof losses, "%s", x.losses) >= (int)sizeof losses)
         return kd_fail(b->err, KD_EUSAGE, "%s: too many losses", where);
-    KD_TRY(add_pair(b, &p, &at));
+    KD_TRY(add_pair(b, &p, 1, &at));
     KD_TRY(add_pair_terms(b, at, &x, losses));
     *sum += x.weight;
     return KD_OK;

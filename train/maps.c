@@ -44,7 +44,8 @@ static int subject_of(subject *x, const kd_student *s) {
         x->h = t->form.h;
         x->w = t->form.w;
     }
-    snprintf(x->title, sizeof x->title, "teacher, layer %d, %d x %d patches (%s)", s->loss.pair[pair].layer, x->h, x->w, kd_target_text(&x->form, form));
+    snprintf(x->title, sizeof x->title, "teacher, layer %d, %d x %d patches (%s%s)", s->loss.pair[pair].layer, x->h, x->w, kd_target_text(&x->form, form),
+             s->loss.pair[pair].scaling == KD_SCALING_STANDARD ? "" : ", not standardised");
     return 1;
 }
 

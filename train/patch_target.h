@@ -18,8 +18,8 @@ typedef struct kd_patch_offer {
 
 /* Who wants to learn from it. */
 typedef struct kd_patch_learner {
-    const char *student, *loss; /* names, for messages */
-    int single_tokens;    /* the loss looks at single tokens of the teacher */
+    const char *student, *loss, *pair; /* names, for messages */
+    const char *compares; /* what looks at single tokens of the teacher ("cosine"); NULL: nothing does */
     int map_h, map_w;     /* of the map that the prediction is made on ... */
     int image_h, image_w; /* ... when it sees views of this size */
 } kd_patch_learner;

@@ -71,7 +71,7 @@ static void draw_key(const drawing *d, const plot *p, const kd_series *series, s
         const kd_series *first = NULL;
         for (size_t k = 0; k < n && first == NULL; k++)
             first = series[k].label == p->role[r].label ? &series[k] : NULL;
-        if (first == NULL || (p->roles == 1 && d->students > 1))
+        if (first == NULL || p->roles == 1)
             continue;
         const char *colour = d->students > 1 && p->role[r].style != MARKS ? "#475569" : first->colour;
         kd_text_printf(d->out, "<span class=\"key\"><svg width=\"26\" height=\"10\" viewBox=\"0 0 26 10\">");

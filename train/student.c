@@ -12,10 +12,10 @@
 static kd_status choose_form(kd_student *s, const kd_train_config *c, const kd_model_taps *taps, int k, int pair, kd_err *err) {
     kd_student_program *p = &s->program[k];
     const kd_student_view *v = &p->view;
-    kd_patch_learner learner = {.student = s->name, .loss = s->loss.name, .single_tokens = kd_pair_single_tokens(&s->loss, pair), .image_h = v->image_h, .image_w = v->image_w};
+    kd_patch_learner learner = {.student = s->name, .loss = s->loss.name, .pair = s->loss.pair[pair].name, .compares = kd_pair_single_tokens(&s->loss, pair), .image_h = v->image_h, .image_w = v->image_w};
     const char *wish = c->patch_target;
     kd_target t;
-    kd_pair_map(&s->loss.pair[pair], taps, &learner.map_h, &learner.map_w);
+    KD_TRY(kd_pair_map(&s->loss.pair[pair], taps, s->name, &learner.map_h, &learner.map_w, err));
     if (k > 0 && strcmp(wish, "auto") != 0) {
         KD_TRY(kd_target_parse(&t, wish, "--patch-target", err));
         wish = kd_patch_target_find(&v->offer, &t) >= 0 ? wish : "auto";

@@ -33,8 +33,8 @@ static kd_status find_matrix(const kd_weights *w, int width, int *at, kd_err *er
 /* The bias beside a matrix "x.weight": -1 when there is none. */
 static int find_bias(const kd_weights *w, const char *matrix) {
     char name[300];
-    const char *end = strstr(matrix, "weight");
-    if (end == NULL || snprintf(name, sizeof name, "%.*sbias", (int)(end - matrix), matrix) >= (int)sizeof name)
+    size_t n = strlen(matrix), end = strlen("weight");
+    if (n < end || strcmp(matrix + n - end, "weight") != 0 || snprintf(name, sizeof name, "%.*sbias", (int)(n - end), matrix) >= (int)sizeof name)
         return -1;
     return kd_weights_find(w, name);
 }

@@ -15,7 +15,7 @@ typedef struct kd_teacher_head {
     float *bias;   /* [classes]; zeros when the file has none */
 } kd_teacher_head;
 
-/* The file's one matrix [classes, width], and the vector [classes] called as it with "bias" in place of "weight". KD_EUSAGE: no such matrix, or several, naming shapes. */
+/* The file's one matrix [classes, width], and the vector [classes] called as it with "bias" in place of "weight" at the end. KD_EUSAGE: no such matrix, or several, naming shapes. */
 kd_status kd_teacher_head_open(kd_teacher_head **out, const char *path, int width, kd_err *err);
 void kd_teacher_head_close(kd_teacher_head *h); /* accepts NULL */
 /* cls [width], raw as the teacher gives it -> logits [classes], each a sum in double in the order of the channels. */

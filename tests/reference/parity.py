@@ -171,7 +171,7 @@ class Trainer:
         if options["loss"] != "std-mse" or options["optimizer"] != "adamw":
             sys.exit("--loss %s with --optimizer %s isn't replayed here" % (options["loss"], options["optimizer"]))
         self.student, self.backwards, self.clip = Student(start, params), backwards, float(start["clip"])
-        self.weights = {t: options[t + "-weight"] for t in ("cls", "patch")}
+        self.weights = {t["name"]: t["weight"] for t in json.loads(start["terms"])}
         decayed, named = set(json.loads(start["decayed"])), self.student.named()
         groups = [{"params": [p for k, p in named.items() if k in decayed], "weight_decay": float(start["weight_decay"])},
                   {"params": [p for k, p in named.items() if k not in decayed], "weight_decay": 0.0}]

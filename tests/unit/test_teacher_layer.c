@@ -155,7 +155,7 @@ static void caches_without_a_target_are_refused_by_name(void **state) {
     j = both_layers();
     json_object_set_new(j, "features", json_pack("[s,s]", "patch", "mean"));
     make(j);
-    refused(config(NULL, NULL), KD_EUSAGE, "no cls features; give --cls-weight 0");
+    refused(config(NULL, NULL), KD_EUSAGE, "no cls features, which pair cls of loss std-mse learns; give --cls-weight 0");
 }
 
 static double last_loss(void) {

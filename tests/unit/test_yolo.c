@@ -392,6 +392,40 @@ static void files_of_every_kind_are_loaded(void **state) {
     }
 }
 
+/* yolov8n_checkpoint.pt of yolo.py: element [o,...] of every tensor is o / 1024. */
+static void an_ultralytics_checkpoint_is_loaded_as_it_is(void **state) {
+    (void)state;
+    kd_weights *w = NULL;
+    kd_model_info m;
+    kd_graph *g = NULL;
+    kd_params *p = NULL;
+    float *x = NULL;
+    kd_backend *b = open_ref();
+    assert_ok(kd_weights_open(&w, GOLDEN "yolov8n_checkpoint.pt", &err));
+    assert_int_equal(kd_weights_count(w), 355);
+    assert_ok(kd_model_find(&m, "auto", w, &err));
+    assert_string_equal(m.name, "yolov8n");
+    assert_ok(kd_model_graph(&g, &m, &err));
+    assert_ok(kd_params_create(&p, g, b, &err));
+    assert_ok(kd_model_load(p, &m, w, 224, 224, &err));
+    assert_ok(kd_alloc_array(&x, LARGEST, sizeof *x, &err));
+    for (int i = 0; i < kd_params_count(p); i++) {
+        kd_param_info info = kd_params_info(p, i);
+        if (info.is_counter)
+            continue;
+        size_t row = info.count / (size_t)info.shape[0];
+        assert_ok(kd_params_get(p, i, x, &err));
+        for (size_t k = 0; k < info.count; k++)
+            assert_true(x[k] == (float)(k / row) / 1024);
+    }
+    assert_int_equal(kd_params_counter(p), 7);
+    kd_free(x);
+    kd_params_destroy(p);
+    kd_graph_destroy(g);
+    kd_weights_close(w);
+    kd_backend_close(b);
+}
+
 static void each_scale_is_told_from_the_others(void **state) {
     (void)state;
     for (int i = 0; i < NAMES; i++) {
@@ -482,6 +516,7 @@ int main(void) {
         cmocka_unit_test(unknown_names_get_the_nearest),
         cmocka_unit_test(convolutions_start_as_torchs),
         cmocka_unit_test(files_of_every_kind_are_loaded),
+        cmocka_unit_test(an_ultralytics_checkpoint_is_loaded_as_it_is),
         cmocka_unit_test(each_scale_is_told_from_the_others),
         cmocka_unit_test(bad_files_are_named_with_what_is_wrong),
         cmocka_unit_test(an_export_has_the_backbones_state_dict),

@@ -7,6 +7,8 @@ versions since YOLO26 build the first convolution of SPPF without its activation
 
     train_yolov8n, train_yolo11n   one training step (generate.py's training_step)
     yolo_maps                      evaluation at 64x64, "<model>/<layer>": the three maps; in full for n, samples for the others. "<model>/parameters": parameters, tensors of the state_dict
+    yolov8n_checkpoint.pt          what ultralytics' trainer saves: the whole model, pickled, in half precision under "ema". Element [o,...] of every tensor is o / 1024 (views of one storage, so that
+                                   the file is small), counters are 7
 """
 import json
 import platform
@@ -50,7 +52,22 @@ def features(m, x):
     return last.mean((1, 2)), last
 
 
+def checkpoint():
+    model = YOLO("yolov8n.yaml").model.half()
+    base, counter = (torch.arange(1024) / 1024).half(), torch.tensor(7)
+    for m in model.modules():
+        for name, p in m.named_parameters(recurse=False):
+            p.data = base.as_strided(p.shape, (1,) + (0,) * (p.ndim - 1))
+        for name, b in m.named_buffers(recurse=False):
+            m._buffers[name] = base.as_strided(b.shape, (1,)) if b.ndim else counter
+    torch.save({"epoch": 99, "best_fitness": 0.5, "model": None, "ema": model, "updates": 1000, "optimizer": None, "train_args": {"imgsz": 640}, "date": "", "version": ultralytics.__version__},
+               "yolov8n_checkpoint.pt")
+    again = torch.load("yolov8n_checkpoint.pt", weights_only=False)["ema"].state_dict()
+    assert len(again) == 355 and again["model.9.cv2.conv.weight"][255, 100, 0, 0] == 255 / 1024 and again["model.0.bn.num_batches_tracked"] == 7
+
+
 def main():
+    checkpoint()
     for name in ("yolov8n", "yolo11n"):
         training_step(f"train_{name}.safetensors", Backbone(name), features, pictures(3, 64), PLAIN, MODELS[name], 4)
     out = {}
