@@ -241,72 +241,127 @@ kd_status kd_live_target(kd_live *l, kd_feature f, uint16_t layer, int count, fl
     return status;
 }
 
-/* ---- statistics ---- */
+/* ---- passes over many views ---- */
 
-/* A pass over the first views in key order. */
-typedef struct census {
+/* Views that go through the teacher batch by batch; `take` is called with the pass after each: rows views, from place `first` on, have been run. */
+typedef struct pass {
     kd_live *l;
-    uint8_t *pixels; /* [batch] views */
-    float *values;   /* [batch] of the largest target */
-    double *square;  /* [batch] */
-    int rows;        /* in pixels */
-} census;
+    const kd_live_item *items; /* NULL: every view in the order of keys */
+    uint64_t count;
+    kd_status (*take)(struct pass *p, kd_err *err);
+    uint64_t first;
+    int rows;
+    uint8_t *pixels;           /* [batch] views */
+    double *square;            /* [batch] */
+    float *values;             /* of the statistics: [batch] of the largest target; else all that is asked for */
+    kd_feature feature;        /* of the latter, as the next */
+    uint16_t layer;
+    kd_progress *progress;     /* may be NULL */
+} pass;
 
 static kd_status make_view(void *ctx, int thread, uint64_t index, void *slot, kd_err *err) {
-    kd_live *l = ctx;
+    const pass *p = ctx;
+    kd_live *l = p->l;
     kd_image picture;
-    KD_TRY(kd_live_view(l, thread, (size_t)(index / l->run.count), (uint32_t)(index % l->run.count), &picture, NULL, err));
+    kd_live_item item = {(uint32_t)(index / l->run.count), (uint32_t)(index % l->run.count)};
+    if (p->items != NULL)
+        item = p->items[index];
+    KD_TRY(kd_live_view(l, thread, item.image, item.view, &picture, NULL, err));
     memcpy(slot, picture.rgb, view_bytes(l));
     return KD_OK;
 }
+
+static kd_status run_batch(pass *p, kd_err *err) {
+    if (p->rows == 0)
+        return KD_OK;
+    KD_TRY(kd_live_run(p->l, p->pixels, p->rows, err));
+    KD_TRY(p->take(p, err));
+    p->first += (uint64_t)p->rows;
+    p->rows = 0;
+    return KD_OK;
+}
+
+static kd_status run_all(pass *p, kd_ordered *q, kd_err *err) {
+    for (;;) {
+        void *slot;
+        kd_status status = kd_ordered_next(q, &slot, err);
+        if (status == KD_DONE)
+            return run_batch(p, err);
+        KD_TRY(status);
+        memcpy(p->pixels + (size_t)p->rows * view_bytes(p->l), slot, view_bytes(p->l));
+        kd_ordered_release(q, slot);
+        if (++p->rows == p->l->batch)
+            KD_TRY(run_batch(p, err));
+        kd_progress_update(p->progress, p->first + (uint64_t)p->rows, kd_ordered_wait_seconds(q), NULL);
+    }
+}
+
+static kd_status run_pass(pass *p, kd_err *err) {
+    kd_live *l = p->l;
+    kd_ordered *q = NULL;
+    kd_status status = kd_alloc_array(&p->pixels, (size_t)l->batch, view_bytes(l), err);
+    if (status == KD_OK)
+        status = kd_alloc_array(&p->square, (size_t)l->batch, sizeof *p->square, err);
+    if (status == KD_OK)
+        status = kd_ordered_create(&q, l->threads, kd_view_stage_slots(l->threads), view_bytes(l), p->count, make_view, NULL, p, err);
+    if (status == KD_OK)
+        status = run_all(p, q, err);
+    kd_ordered_destroy(q);
+    kd_free(p->pixels);
+    kd_free(p->square);
+    return status;
+}
+
+static size_t values_of(const kd_live *l, kd_feature f) {
+    return kd_recipe_rows(&l->recipe, f) * (size_t)l->recipe.width;
+}
+
+static kd_status take_features(pass *p, kd_err *err) {
+    return kd_live_target(p->l, p->feature, p->layer, p->rows, p->values + p->first * values_of(p->l, p->feature), p->square, err);
+}
+
+static kd_status check_offered(const kd_live *l, kd_feature f, uint16_t layer, kd_err *err) {
+    if (kd_recipe_has(&l->recipe, f) && kd_recipe_layer_index(&l->recipe, layer) >= 0)
+        return KD_OK;
+    return kd_fail(err, KD_ENOTFOUND, "%s: the live teacher gives no %s features of layer %u; --layers chooses them", l->name, kd_feature_name(f), (unsigned)layer);
+}
+
+kd_status kd_live_features(kd_live *l, const kd_live_item *items, size_t count, kd_feature f, uint16_t layer, float *values, kd_err *err) {
+    pass p = {.l = l, .items = items, .count = count, .take = take_features, .values = values, .feature = f, .layer = layer};
+    KD_TRY(check_offered(l, f, layer, err));
+    return run_pass(&p, err);
+}
+
+/* ---- statistics ---- */
 
 static kd_stats *sums_of(const kd_live *l, kd_feature f, int layer) {
     return &l->sums[(int)f * l->recipe.layers + layer];
 }
 
-static kd_status count_target(census *c, kd_feature f, int layer, kd_err *err) {
-    kd_live *l = c->l;
+static kd_status count_target(pass *p, kd_feature f, int layer, kd_err *err) {
+    kd_live *l = p->l;
     const kd_recipe *r = &l->recipe;
-    size_t rows = kd_recipe_rows(r, f), values = rows * (size_t)r->width;
+    size_t rows = kd_recipe_rows(r, f), values = values_of(l, f);
     int adjoint = kd_recipe_target(r, f).kind == KD_TARGET_ADJOINT;
-    KD_TRY(kd_live_target(l, f, r->layer[layer], c->rows, c->values, c->square, err));
-    for (int i = 0; i < c->rows; i++) {
+    KD_TRY(kd_live_target(l, f, r->layer[layer], p->rows, p->values, p->square, err));
+    for (int i = 0; i < p->rows; i++) {
         if (adjoint)
-            kd_stats_add_adjoint(sums_of(l, f, layer), c->values + (size_t)i * values, rows, c->square[i], (size_t)r->grid_h * (size_t)r->grid_w);
+            kd_stats_add_adjoint(sums_of(l, f, layer), p->values + (size_t)i * values, rows, p->square[i], (size_t)r->grid_h * (size_t)r->grid_w);
         else
-            kd_stats_add_view(sums_of(l, f, layer), c->values + (size_t)i * values, rows);
+            kd_stats_add_view(sums_of(l, f, layer), p->values + (size_t)i * values, rows);
     }
     return KD_OK;
 }
 
-static kd_status count_batch(census *c, kd_err *err) {
-    if (c->rows == 0)
-        return KD_OK;
-    KD_TRY(kd_live_run(c->l, c->pixels, c->rows, err));
+static kd_status count_batch(pass *p, kd_err *err) {
+    const kd_recipe *r = &p->l->recipe;
+    kd_status status = kd_stop_requested();
+    if (status != KD_OK)
+        return kd_fail(err, status, "stopped while the statistics of the live teacher's targets were made; the same command begins again");
     for (kd_feature f = 0; f < KD_FEATURES; f++)
-        for (int layer = 0; layer < c->l->recipe.layers && kd_recipe_has(&c->l->recipe, f); layer++)
-            KD_TRY(count_target(c, f, layer, err));
-    c->rows = 0;
+        for (int layer = 0; layer < r->layers && kd_recipe_has(r, f); layer++)
+            KD_TRY(count_target(p, f, layer, err));
     return KD_OK;
-}
-
-static kd_status count_views(census *c, kd_ordered *q, kd_progress *progress, kd_err *err) {
-    uint64_t done = 0;
-    for (;;) {
-        void *slot;
-        kd_status status = kd_stop_requested();
-        if (status != KD_OK)
-            return kd_fail(err, status, "stopped while the statistics of the live teacher's targets were made; the same command begins again");
-        status = kd_ordered_next(q, &slot, err);
-        if (status == KD_DONE)
-            return count_batch(c, err);
-        KD_TRY(status);
-        memcpy(c->pixels + (size_t)c->rows * view_bytes(c->l), slot, view_bytes(c->l));
-        kd_ordered_release(q, slot);
-        if (++c->rows == c->l->batch)
-            KD_TRY(count_batch(c, err));
-        kd_progress_update(progress, ++done, kd_ordered_wait_seconds(q), NULL);
-    }
 }
 
 /* Nothing counted yet: means 0, and deviations 1. */
@@ -320,34 +375,18 @@ static kd_status open_sums(kd_live *l, kd_err *err) {
     return KD_OK;
 }
 
-static kd_status open_census(census *c, kd_err *err) {
-    kd_live *l = c->l;
-    size_t batch = (size_t)l->batch;
-    KD_TRY(kd_alloc_array(&c->pixels, batch, view_bytes(l), err));
-    KD_TRY(kd_alloc_array(&c->square, batch, sizeof *c->square, err));
-    return kd_alloc_array(&c->values, batch, kd_recipe_largest(&l->recipe) * sizeof *c->values, err);
-}
-
 static kd_status take_census(kd_live *l, kd_err *err) {
-    census c = {.l = l};
-    kd_ordered *q = NULL;
     uint64_t views = (uint64_t)l->images * l->run.count;
-    views = views < KD_STATS_VIEWS ? views : KD_STATS_VIEWS;
-    kd_log(KD_LOG_INFO, "statistics of the live teacher's targets, from the first %" PRIu64 " views in the order of image ids, as a cache would have them", views);
-    kd_progress *progress = kd_progress_create("statistics", "view", views, 0, l->json);
-    kd_status status = open_census(&c, err);
-    if (status == KD_OK)
-        status = kd_ordered_create(&q, l->threads, kd_view_stage_slots(l->threads), view_bytes(l), views, make_view, NULL, l, err);
-    if (status == KD_OK)
-        status = count_views(&c, q, progress, err);
-    kd_ordered_destroy(q);
-    kd_progress_finish(progress);
+    pass p = {.l = l, .count = views < KD_STATS_VIEWS ? views : KD_STATS_VIEWS, .take = count_batch};
+    KD_TRY(kd_alloc_array(&p.values, (size_t)l->batch, kd_recipe_largest(&l->recipe) * sizeof *p.values, err));
+    kd_log(KD_LOG_INFO, "statistics of the live teacher's targets, from the first %" PRIu64 " views in the order of image ids, as a cache would have them", p.count);
+    p.progress = kd_progress_create("statistics", "view", p.count, 0, l->json);
+    kd_status status = run_pass(&p, err);
+    kd_progress_finish(p.progress);
+    kd_free(p.values);
     for (int i = 0; i < KD_FEATURES * l->recipe.layers && status == KD_OK; i++)
         if (l->sums[i].mean != NULL)
             kd_stats_finish(&l->sums[i]);
-    kd_free(c.pixels);
-    kd_free(c.square);
-    kd_free(c.values);
     l->seconds = 0;
     return status;
 }
@@ -384,15 +423,14 @@ static kd_status make_sums(kd_live *l, kd_err *err) {
 }
 
 kd_status kd_live_mean(kd_live *l, kd_feature f, uint16_t layer, const float **mean, float *scalar_std, kd_err *err) {
-    int at = kd_recipe_layer_index(&l->recipe, layer);
-    if (!kd_recipe_has(&l->recipe, f) || at < 0)
-        return kd_fail(err, KD_ENOTFOUND, "%s: the live teacher gives no %s features of layer %u; --layers chooses them", l->name, kd_feature_name(f), (unsigned)layer);
+    KD_TRY(check_offered(l, f, layer, err));
     kd_status status = l->sums == NULL ? make_sums(l, err) : KD_OK;
     if (status != KD_OK) {
         free_sums(l);
         return status;
     }
-    *mean = sums_of(l, f, at)->mean;
-    *scalar_std = sums_of(l, f, at)->scalar_std;
+    const kd_stats *sums = sums_of(l, f, kd_recipe_layer_index(&l->recipe, layer));
+    *mean = sums->mean;
+    *scalar_std = sums->scalar_std;
     return KD_OK;
 }

@@ -71,7 +71,12 @@ kd_status kd_live_view(kd_live *l, int worker, size_t image, uint32_t view, kd_i
 kd_status kd_live_run(kd_live *l, const uint8_t *views, int count, kd_err *err);
 /* Of those views: values [count, rows, width], and of adjoint targets |t|^2 [count], of others 0. KD_ENONFINITE. */
 kd_status kd_live_target(kd_live *l, kd_feature f, uint16_t layer, int count, float *values, double *square, kd_err *err);
+/* values [count, rows, width] of any views, made on all loader threads (nobody else may use them meanwhile). KD_ENOTFOUND as kd_live_mean; errors of the three above. */
+typedef struct kd_live_item {
+    uint32_t image, view;
+} kd_live_item;
+kd_status kd_live_features(kd_live *l, const kd_live_item *items, size_t count, kd_feature f, uint16_t layer, float *values, kd_err *err);
 int kd_live_batch(const kd_live *l);
-double kd_live_seconds(const kd_live *l); /* that kd_live_run and kd_live_target have taken since kd_live_mean */
+double kd_live_seconds(const kd_live *l); /* that kd_live_run and kd_live_target have taken since the statistics were made */
 
 #endif

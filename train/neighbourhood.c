@@ -5,10 +5,23 @@
 #include "common/base/mem.h"
 #include "train/agreement.h"
 
+/* A live teacher sees the views once more; its replay numbers images as it does. */
+static kd_status ask_teacher(kd_neighbourhood *h, kd_live *live, const kd_replay_item *items, kd_err *err) {
+    kd_live_item *views;
+    KD_TRY(kd_alloc_array(&views, h->count, sizeof *views, err));
+    for (size_t i = 0; i < h->count; i++)
+        views[i] = (kd_live_item){items[i].image, items[i].view};
+    kd_status status = kd_live_features(live, views, h->count, KD_FEATURE_CLS, (uint16_t)h->setup->config->teacher_layer, h->teacher, err);
+    kd_free(views);
+    return status;
+}
+
 static kd_status read_teacher(kd_neighbourhood *h, const kd_replay_item *items, kd_err *err) {
     const kd_group *g = &h->setup->groups.group[0];
     kd_reader *reader;
     KD_TRY(kd_alloc_array(&h->teacher, h->count, h->teacher_width * sizeof(float), err));
+    if (g->source.live != NULL)
+        return ask_teacher(h, g->source.live, items, err);
     KD_TRY(kd_reader_create(&reader, g->source.cache, err));
     kd_status status = KD_OK;
     for (size_t i = 0; i < h->count && status == KD_OK; i++) {
@@ -23,7 +36,7 @@ kd_status kd_neighbourhood_begin(kd_neighbourhood *h, const kd_setup *setup, con
     const kd_recipe *r = kd_source_recipe(&setup->groups.group[0].source);
     h->setup = setup;
     h->count = count < KD_AGREEMENT_MAX ? count : KD_AGREEMENT_MAX;
-    if (h->count < 3 || !kd_recipe_has(r, KD_FEATURE_CLS) || setup->groups.group[0].source.cache == NULL) /* a live teacher keeps no features to compare with */
+    if (h->count < 3 || !kd_recipe_has(r, KD_FEATURE_CLS))
         h->count = 0;
     if (h->count == 0)
         return KD_OK;

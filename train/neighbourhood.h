@@ -1,4 +1,4 @@
-/* Neighbourhood: agreement.h for a run: the pooled features of the students against the teacher's stored CLS features, raw as the teacher gave them, so that the number doesn't depend on the loss or
+/* Neighbourhood: agreement.h for a run: the pooled features of the students against the teacher's CLS features, raw as the teacher gave them, so that the number doesn't depend on the loss or
  * on how it standardises. Collected while kd_validate runs, from the first KD_AGREEMENT_MAX items (in the order of ids, which are hashes).
  *
  *     kd_neighbourhood h = {0};
@@ -20,7 +20,7 @@ typedef struct kd_neighbourhood {
     float **student;       /* [students], each [count, width of the model] */
 } kd_neighbourhood;
 
-/* Reads the teacher's features of the items. *h must be zeroed. KD_EDAMAGED: the cache. */
+/* Reads the teacher's features of the items. *h must be zeroed. KD_EDAMAGED: the cache. Of a live teacher: errors of kd_live_features. */
 kd_status kd_neighbourhood_begin(kd_neighbourhood *h, const kd_setup *setup, const kd_replay_item *items, size_t count, kd_err *err);
 /* For kd_val_watch: ctx is the kd_neighbourhood. */
 kd_status kd_neighbourhood_see(void *ctx, size_t student, kd_exec *infer, size_t first, int rows, kd_err *err);

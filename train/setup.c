@@ -232,21 +232,20 @@ static void hash_images(kd_setup *s) {
 
 /* --val-list: a byte for each image of the run, 1 = named. */
 static kd_status read_val_list(uint8_t **listed, const kd_setup *s, kd_err *err) {
-    const kd_cache *cache = s->groups.group[0].source.cache;
+    const kd_source *source = &s->groups.group[0].source;
+    const kd_image_set set = {.image = kd_source_image(source, 0), .count = kd_source_images(source), .name = kd_source_name(source), .is_cache = source->cache != NULL};
     const char *path = s->config->val_list;
     uint8_t *chosen;
     size_t unknown, named = 0;
-    if (cache == NULL)
-        return kd_fail(err, KD_EUSAGE, "--val-list names images of a cache, and there is a live teacher; leave it out, and --val-fraction with the same --val-seed holds out the images that it would of a cache");
-    KD_TRY(kd_image_list_read(&chosen, cache, path, 0, &unknown, err));
+    KD_TRY(kd_image_list_read(&chosen, &set, path, 0, &unknown, err));
     kd_status status = kd_alloc_array(listed, s->groups.images, 1, err);
     for (size_t i = 0; i < s->groups.images && status == KD_OK; i++) {
-        (*listed)[i] = chosen[kd_group_image(&s->groups.group[0], i) - kd_cache_image(cache, 0)];
+        (*listed)[i] = chosen[kd_group_image(&s->groups.group[0], i) - set.image];
         named += (*listed)[i];
     }
     kd_free(chosen);
     if (status == KD_OK && unknown > 0)
-        kd_log(KD_LOG_WARN, "--val-list %s: %zu entries name no image of the cache", path, unknown);
+        kd_log(KD_LOG_WARN, "--val-list %s: %zu entries name no image of %s", path, unknown, set.is_cache ? "the cache" : "--images");
     if (status == KD_OK && named == 0)
         status = kd_fail(err, KD_EUSAGE, "--val-list %s: the images that it names are all missing from --images, so nothing would be held out", path);
     return status;

@@ -26,11 +26,16 @@ for store in f16 i8; do
     check "a run from it" train --cache "$work/$store.kdc" --out "$work/$store"
 done
 check "a run with the teacher in the step" train "${live[@]}" --out "$work/live"
-check "says what it is and what it costs" eval 'grep -q "live teacher .*demo_teacher" "$work/err" && grep -q "the teacher runs in every step, on 16 views at once in f32, memory" "$work/err" && grep -q "% in the teacher" "$work/err"'
+check "says what it is and what it costs" eval 'grep -q "live teacher .*demo_teacher" "$work/err" && grep -q "the teacher runs in every step, on 16 views at once in f32, memory" "$work/err" && grep -q "s of them in the teacher" "$work/err"'
 check "its first losses are those from the f16 cache" near "$work/live" "$work/f16" 1e-4
 check "and those from the i8 cache, less closely" near "$work/live" "$work/i8" 1e-3
 check "other views give other losses" eval 'train "${live[@]}" --view-seed 6 --steps 3 --out "$work/others" && ! near "$work/others" "$work/f16" 3e-3'
 check "the images held out are the same, and views seen too" eval '[ "$(grep -c val_loss "$work/live/metrics.jsonl")" = 3 ] && paste -d " " <(sed -n "s/.*\"val_loss\":\([^,]*\),.*/\1/p" "$work/live/metrics.jsonl") <(sed -n "s/.*\"val_loss\":\([^,]*\),.*/\1/p" "$work/f16/metrics.jsonl") | awk "{ d = (\$1 - \$2) / \$1; if (d < 0) d = -d; if (d > 0.02) bad = 1 } END { exit bad }"'
+
+agreement() { sed -n 's/.*"val_agreement":\([^,}]*\).*/\1/p' "$1/metrics.jsonl"; }
+check "the students' neighbours are compared with the teacher's, too" eval '[ "$(agreement "$work/live" | wc -l)" = 3 ] && paste -d " " <(agreement "$work/live") <(agreement "$work/f16") | awk "{ d = \$1 - \$2; if (d < 0) d = -d; if (d > 0.1) bad = 1 } END { exit bad }"'
+(cd "$images" && ls */*.jpg | head -n 5) >"$work/held"
+check "images to hold out may be named" eval 'train "${live[@]}" --val-list "$work/held" --steps 1 --out "$work/named" && grep -q "19 images to train on, 5 held out" "$work/err"'
 
 check "mixed views: cached" pre --store f16 --augment lightly+mixup --cache "$work/mixed.kdc"
 check "mixed views: live" eval 'train --cache "$work/mixed.kdc" --steps 3 --out "$work/mixed" && train "${live[@]}" --augment lightly+mixup --steps 3 --out "$work/mixed-live" && near "$work/mixed-live" "$work/mixed" 1e-4'

@@ -90,6 +90,14 @@ check "a k-NN folder that isn't there is said before the first step" test $? -eq
 "$KD_BIN/kd-train" --images "$pictures/train" --cache "$cache" --student $student --epochs 1 --knn-train "$pictures/train" --out "$work/k" 2>"$work/err"
 check "half of a k-NN is a usage error" test $? -eq 2
 
+# ---- a live teacher's neighbours are those that a cache has ----
+"$KD_BIN/kd-train" --images "$pictures/train" --live-teacher "$weights" --image-size 112 --views 2 --student $student --epochs 1 --batch-size 8 --val-fraction 0.3 --device cpu --threads 2 --out "$work/live" \
+    2>"$work/err"
+check "a run with a live teacher has a report" has "$work/live/report.html" 'What teacher and students see'
+"$KD_BIN/kd-train" --images "$pictures/train" --cache "$cache" --student $student --epochs 1 --batch-size 8 --val-fraction 0.3 --device cpu --threads 2 --out "$work/cached" 2>"$work/err"
+live=$(value val_agreement <"$work/live/metrics.jsonl") cached=$(value val_agreement <"$work/cached/metrics.jsonl")
+check "its agreement ($live) is the cached one's ($cached) but for the codec" awk "BEGIN { d = $live - $cached; exit !(d * d < 0.02 * 0.02 && $live > 0.3) }"
+
 # ---- who is held out ----
 plan() { train --out "$work/p" --dry-run "$@" 2>&1; }
 printf 'star/001.jpg\nring/000.jpg\nnot/there.jpg\n' >"$work/list"

@@ -218,6 +218,26 @@ static void statistics_are_those_of_the_seal(void **state) {
     kd_cache_close(c);
 }
 
+/* Any views in any order, in batches of which the last is short: what a batch of its own gives each. */
+static void features_of_chosen_views_are_theirs(void **state) {
+    (void)state;
+    static const kd_live_item items[] = {{5, 2}, {0, 0}, {3, 1}, {0, 0}, {2, 2}, {4, 0}};
+    enum { COUNT = sizeof items / sizeof *items };
+    static float together[COUNT * 200], alone[200];
+    double square;
+    kd_live *l = open_live("lightly", 3);
+    size_t width = (size_t)kd_live_recipe(l)->width;
+    assert_true(width <= 200);
+    assert_ok(kd_live_features(l, items, COUNT, KD_FEATURE_CLS, 2, together, &err));
+    for (size_t i = 0; i < COUNT; i++) {
+        run_views(l, items[i].image * VIEWS + items[i].view, 1);
+        assert_ok(kd_live_target(l, KD_FEATURE_CLS, 2, 1, alone, &square, &err));
+        assert_memory_equal(alone, together + i * width, width * sizeof *alone);
+    }
+    assert_int_equal(kd_live_features(l, items, COUNT, KD_FEATURE_REGISTERS, 2, together, &err), KD_ENOTFOUND);
+    kd_live_close(l);
+}
+
 /* Mean and deviation of cls of layer 1 with the options as they are. */
 static float deviation(const kd_live_options *o) {
     kd_live *l;
@@ -339,6 +359,8 @@ static void replay(kd_source source, int threads, outcome *out) {
     }
     assert_ok(kd_replay_create(&r, &o, &err));
     assert_int_equal(kd_replay_images(r), IMAGES);
+    for (size_t i = 0; i < IMAGES; i++)
+        assert_string_equal(kd_replay_name(r, i), kd_source_image(&source, i)->rel);
     for (uint32_t i = 0; i < ALL; i++)
         items[i] = (kd_replay_item){.image = i * 5 % ALL / VIEWS, .view = i * 5 % ALL % VIEWS};
     for (int pass = 0; pass < 2; pass++) {
@@ -495,6 +517,7 @@ int main(void) {
         IN_FOLDER(the_recipe_is_that_of_the_cache),
         IN_FOLDER(targets_differ_by_the_stated_fidelity),
         IN_FOLDER(statistics_are_those_of_the_seal),
+        IN_FOLDER(features_of_chosen_views_are_theirs),
         IN_FOLDER(statistics_are_kept_for_the_run),
         IN_FOLDER(a_plan_needs_no_statistics),
         IN_FOLDER(statistics_end_with_the_views_that_a_seal_counts),
