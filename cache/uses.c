@@ -5,8 +5,10 @@
 
 #include "common/image/augment.h"
 
-/* Losses that need no single patch token of the teacher; so far kd-train has no other. */
-static const char losses_of_any_form[] = "std-mse";
+/* By what of the teacher they learn with their own weights (docs/losses.md): the CLS token; patches; patches, but no single token of them. tests/unit/test_uses.c holds them against kd-train's rule. */
+static const char losses_of_cls[] = "std-mse, kl-queue, kl-queue+intra, mse-normalized, cosine, cos-sl1, radio, unic, smooth-l1, kl-logits";
+static const char losses_of_patches[] = "std-mse, mse, kl-queue+intra, mse-normalized, cosine, cos-sl1, radio, unic, smooth-l1, gram";
+static const char losses_of_sums[] = "std-mse, mse";
 
 /* "resnet18" or, where its map fits at a smaller size, "resnet18 --student-size 112". 0: its map is never h x w. */
 static int fitting(char out[KD_USE_TEXT], const char *name, const kd_recipe *r, int h, int w)
@@ -40,10 +42,11 @@ int kd_recipe_uses(kd_use use[1 + KD_MAX_TARGETS], const kd_recipe *r)
     int n = 0;
     char target[KD_TARGET_TEXT];
     if (kd_recipe_has(r, KD_FEATURE_CLS))
-        use[n++] = (kd_use){.stored = "cls", .every = 1, .losses = losses_of_any_form};
+        use[n++] = (kd_use){.stored = "cls", .every = 1, .losses = losses_of_cls};
     for (int i = 0; i < r->targets; i++) {
         kd_use *u = &use[n++];
-        *u = (kd_use){.every = r->target[i].kind != KD_TARGET_ADJOINT, .losses = losses_of_any_form};
+        int adjoint = r->target[i].kind == KD_TARGET_ADJOINT;
+        *u = (kd_use){.every = !adjoint, .losses = adjoint ? losses_of_sums : losses_of_patches};
         snprintf(u->stored, sizeof u->stored, "patch %s", kd_target_text(&r->target[i], target));
         if (!u->every)
             find_students(u, r, &r->target[i]);

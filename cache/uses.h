@@ -14,7 +14,7 @@ typedef struct kd_use {
     char student[KD_USE_STUDENTS][KD_USE_TEXT];      /* "resnet18", "resnet18 --student-size 112"; none for "every student" */
     int students;
     int every;                                       /* every student can learn it */
-    const char *losses;                              /* names as --loss takes them, separated by commas */
+    const char *losses;                              /* those that learn from it, as --loss names them, separated by ", " */
 } kd_use;
 
 /* What the recipe's cls (if stored) and patch targets can train; returns how many lines. */

@@ -281,9 +281,9 @@ static kd_status parse_key(const build *b, kd_pair *p, pair_text *x, const char 
     switch (index_of(key, keys, sizeof keys / sizeof keys[0])) {
     case 0:
         snprintf(p->name, sizeof p->name, "%s", value);
-        return strlen(value) < 30 && value[0] != '\0' && strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == strlen(value)
+        return strlen(value) < 30 && value[0] != '\0' && strncmp(value, "recipe_", 7) != 0 && strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_") == strlen(value)
                    ? KD_OK
-                   : kd_fail(b->err, KD_EUSAGE, "%s: name \"%s\" must be 1 to 29 letters, digits or '_'", x->where, value);
+                   : kd_fail(b->err, KD_EUSAGE, "%s: name \"%s\" must be 1 to 29 letters, digits or '_', and not begin with recipe_, as other metrics do", x->where, value);
     case 1:
         if (snprintf(p->tap, sizeof p->tap, "%s", value) >= (int)sizeof p->tap)
             return kd_fail(b->err, KD_EUSAGE, "%s: no student has a feature called \"%s\"", x->where, value);

@@ -7,6 +7,7 @@ cd "$work" || exit 1
 ln -s caltech101/train photos
 for name in vitt14_dinov2_layout.pth dinov2_vits14_pretrain.pth; do ln -s "$top/tests/golden/models/tiny_dinov2.pth" $name; done
 ln -s "$top/docs/augment/local.yaml" local.yaml
+ln -s "$top/docs/losses/pairs.yaml" "$top/docs/losses/students.yaml" .
 PATH=$KD_BIN:$PATH
 kd-precompute --images photos --weights dinov2_vits14_pretrain.pth --cache photos.kdc --views 1 --device cpu 2>"$work/err" || { cat "$work/err"; exit 1; }
 id=$(kd-cache list photos.kdc --json | sed -n '1s/.*"id": *"\([0-9a-f]*\)".*/\1/p')
