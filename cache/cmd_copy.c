@@ -126,7 +126,8 @@ static kd_status run(const kd_cache_config *config, kd_err *err)
     kd_status status;
     KD_TRY(kd_view_ranges_parse(&job.views, config->views, "--views", err));
     KD_TRY(kd_cache_open_files(&job.cache, config, err));
-    status = config->images ? kd_image_list_read(&chosen, job.cache, config->images, config->null, err) : KD_OK;
+    kd_image_set set = kd_image_set_of(job.cache);
+    status = config->images ? kd_image_list_read(&chosen, &set, config->images, config->null, NULL, err) : KD_OK;
     job.chosen = chosen;
     if (status == KD_OK)
         status = copy_chosen(config, &derive, &job, err);

@@ -4,7 +4,7 @@
 
 #include "cache/budget.h"
 #include "cache/commands.h"
-#include "cache/feature_list.h"
+#include "common/tensor/feature_list.h"
 #include "common/base/io.h"
 #include "common/image/augment.h"
 #include "common/weights/vit_spec.h"

@@ -3,7 +3,7 @@
 
 #include "cache/commands.h"
 #include "cache/export.h"
-#include "cache/feature_list.h"
+#include "common/tensor/feature_list.h"
 
 static const kd_option table[] = {
     KD_CACHE_FILES,

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "cache/feature_list.h"
+#include "common/tensor/feature_list.h"
 #include "cache/size_model.h"
 
 /* *bits: 1 << kd_feature, below KD_OUTPUTS. */

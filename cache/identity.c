@@ -249,7 +249,16 @@ static kd_status read_dataset(kd_recipe *r, const json_t *augment, const char *w
     return KD_OK;
 }
 
-static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
+/* Values that no cache holds, of a teacher that runs beside its students. */
+static kd_status read_live_dtype(kd_dtype *dtype, const json_t *store, const char *what, kd_err *err)
+{
+    const char *s;
+    KD_TRY(kd_json_get_string(store, "dtype", what, &s, err));
+    *dtype = KD_F32;
+    return strcmp(s, kd_dtype_name(KD_F32)) == 0 ? KD_OK : kd_fail(err, KD_EDAMAGED, "%s: a live teacher's element type is f32, not \"%s\"", what, s);
+}
+
+static kd_status read_recipe(kd_recipe *r, int live, const char *what, kd_err *err)
 {
     const json_t *store, *augment;
     teacher_facts facts;
@@ -275,7 +284,7 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     KD_TRY(read_shape(r, &facts, chosen, what, err));
     KD_TRY(read_targets(r, what, err));
     KD_TRY(get_object(r->json, "store", what, &store, err));
-    KD_TRY(read_dtype(&r->dtype, store, what, err));
+    KD_TRY(live ? read_live_dtype(&r->dtype, store, what, err) : read_dtype(&r->dtype, store, what, err));
     KD_TRY(read_source(r, what, err));
     text = kd_json_canonical(r->json);
     if (!text)
@@ -285,17 +294,27 @@ static kd_status read_recipe(kd_recipe *r, const char *what, kd_err *err)
     return KD_OK;
 }
 
-kd_status kd_recipe_from_json(kd_recipe *r, json_t *json, const char *what, kd_err *err)
+static kd_status from_json(kd_recipe *r, json_t *json, int live, const char *what, kd_err *err)
 {
     kd_status status;
     memset(r, 0, sizeof *r);
     r->json = json;
     if (!json)
         return kd_fail(err, KD_EFAIL, "%s: out of memory while making the recipe", what);
-    status = read_recipe(r, what, err);
+    status = read_recipe(r, live, what, err);
     if (status != KD_OK)
         kd_recipe_free(r);
     return status;
+}
+
+kd_status kd_recipe_from_json(kd_recipe *r, json_t *json, const char *what, kd_err *err)
+{
+    return from_json(r, json, 0, what, err);
+}
+
+kd_status kd_recipe_of_live(kd_recipe *r, json_t *json, const char *what, kd_err *err)
+{
+    return from_json(r, json, 1, what, err);
 }
 
 void kd_recipe_free(kd_recipe *r)

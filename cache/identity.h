@@ -18,8 +18,6 @@
 #include "common/base/json.h"
 #include "common/image/image.h"
 
-enum { KD_MAX_LAYERS = 64 };
-
 typedef struct kd_recipe {
     json_t *json;      /* owned */
     kd_sha256 sha;     /* of its canonical text */
@@ -34,11 +32,13 @@ typedef struct kd_recipe {
     unsigned features; /* bits 1 << kd_feature; each patch target is one */
     int targets;       /* of patches; 0 without them */
     kd_target target[KD_MAX_TARGETS];
-    kd_dtype dtype;    /* KD_F16, KD_BF16, KD_I8 */
+    kd_dtype dtype;    /* KD_F16, KD_BF16, KD_I8; of a live teacher KD_F32 */
 } kd_recipe;
 
 /* Takes over json (also on failure). KD_EDAMAGED when a field is missing, out of range or at odds with another; `what` names the source. */
 kd_status kd_recipe_from_json(kd_recipe *r, json_t *json, const char *what, kd_err *err);
+/* The same for values that aren't stored: "dtype":"f32", which no cache has. */
+kd_status kd_recipe_of_live(kd_recipe *r, json_t *json, const char *what, kd_err *err);
 void kd_recipe_free(kd_recipe *r);
 /* KD_EMISMATCH naming the first differing field with both values ("teacher.sha256 is 12ab.. in X, 98cd.. in Y") and what to do. */
 kd_status kd_recipe_compare(const kd_recipe *a, const char *what_a, const kd_recipe *b, const char *what_b, kd_err *err);

@@ -21,23 +21,6 @@ enum { CODEC_ZSTD = 1 };
 enum { MAX_ROWS = 1 << 20, MAX_WIDTH = 1 << 16 }; /* 2^36 values at most: no size product below can overflow */
 static const uint8_t magic[4] = {'K', 'D', 'F', 'R'};
 
-const char *kd_feature_name(kd_feature f)
-{
-    static const char *const name[KD_FEATURES] = {"cls", "patch", "registers", "mean", "patch2", "patch3", "patch4"};
-    return (unsigned)f < KD_FEATURES ? name[f] : "unknown";
-}
-
-kd_feature kd_patch_feature(int target)
-{
-    KD_ASSERT(target >= 0 && target < KD_MAX_TARGETS);
-    return target == 0 ? KD_FEATURE_PATCH : (kd_feature)(KD_FEATURE_PATCH2 + target - 1);
-}
-
-int kd_feature_target(kd_feature f)
-{
-    return f == KD_FEATURE_PATCH ? 0 : f >= KD_FEATURE_PATCH2 && f < KD_FEATURES ? (int)f - (int)KD_FEATURE_PATCH2 + 1 : -1;
-}
-
 /* <x,q> from |x - q|^2 = |x|^2 - 2 <x,q> + |q|^2. The sums are of rounded numbers, so it may come out a little above 1. */
 double kd_fidelity_cosine(const kd_fidelity *f)
 {
@@ -48,13 +31,6 @@ double kd_fidelity_cosine(const kd_fidelity *f)
 double kd_fidelity_relative_l2(const kd_fidelity *f)
 {
     return f->xx > 0 ? sqrt(f->err2 / f->xx) : 0;
-}
-
-const char *kd_square_name(int target)
-{
-    static const char *const name[KD_MAX_TARGETS] = {"square", "square2", "square3", "square4"};
-    KD_ASSERT(target >= 0 && target < KD_MAX_TARGETS);
-    return name[target];
 }
 
 void kd_key_encode(uint8_t out[KD_KEY_BYTES], const kd_key *k)

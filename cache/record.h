@@ -7,21 +7,8 @@
 #define KD_CACHE_RECORD_H
 
 #include "common/base/hash.h"
+#include "common/tensor/feature.h"
 #include "common/tensor/target.h"
-
-/* cls: the class token. patch: the patch tokens, in the form of the recipe's first patch target; patch2 to patch4 in that of the others. registers: the register (storage) tokens.
- * mean: the mean of the patch tokens. */
-typedef enum kd_feature {
-    KD_FEATURE_CLS = 0, KD_FEATURE_PATCH = 1, KD_FEATURE_REGISTERS = 2, KD_FEATURE_MEAN = 3,
-    KD_OUTPUTS = 4, /* features below this are outputs of a teacher; the others are further forms of its patches */
-    KD_FEATURE_PATCH2 = 4, KD_FEATURE_PATCH3 = 5, KD_FEATURE_PATCH4 = 6, KD_FEATURES = 7
-} kd_feature;
-const char *kd_feature_name(kd_feature f); /* "cls", "patch", "registers", "mean", "patch2", ..: also the names of the databases */
-/* The feature that holds patch target i of a recipe, and the inverse: -1 when f isn't a patch target. */
-enum { KD_MAX_TARGETS = 4 };
-kd_feature kd_patch_feature(int target);
-int kd_feature_target(kd_feature f);
-const char *kd_square_name(int target); /* "square", "square2", ..: what |t|^2 of adjoint target i is called where features are written out */
 
 /* Key = image id 16 bytes | view u32 | layer u16, big endian, so that memcmp order is (id, view, layer). The views database uses the first 20 bytes, images the first 16. */
 enum { KD_KEY_BYTES = 22, KD_VIEW_KEY_BYTES = 20, KD_IMAGE_KEY_BYTES = 16 };

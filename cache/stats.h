@@ -1,4 +1,4 @@
-/* Statistics of a feature: mean vector and one scalar, accumulated in double in the order of the rows given. Inside cache/ only. */
+/* Statistics of a feature: mean vector and one scalar, accumulated in double in the order of the rows given. Of what a cache stores, and of a live teacher's targets. */
 #ifndef KD_CACHE_STATS_H
 #define KD_CACHE_STATS_H
 

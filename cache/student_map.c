@@ -14,10 +14,13 @@ enum {
 /* CNNs: the last map is a stride'th of the view. */
 static const struct cnn {
     const char *name;
-    int stride; /* the smallest view, too */
-    int up;     /* padded layers round up at every halving, those without padding down */
-} cnns[] = {{"resnet18", 32, 1},           {"resnet34", 32, 1},           {"resnet50", 32, 1},      {"resnet101", 32, 1},
-            {"mobilenet_v3_small", 32, 1}, {"mobilenet_v3_large", 32, 1}, {"convnext_tiny", 32, 0}, {"convnext_small", 32, 0}};
+    int stride;   /* the smallest view, too */
+    int up;       /* padded layers round up at every halving, those without padding down */
+    int multiple; /* of which the sides of its views must be */
+} cnns[] = {{"resnet18", 32, 1, 1},           {"resnet34", 32, 1, 1},           {"resnet50", 32, 1, 1},      {"resnet101", 32, 1, 1},
+            {"mobilenet_v3_small", 32, 1, 1}, {"mobilenet_v3_large", 32, 1, 1}, {"convnext_tiny", 32, 0, 1}, {"convnext_small", 32, 0, 1},
+            {"yolov8n", 32, 1, 32},           {"yolov8s", 32, 1, 32},           {"yolov8m", 32, 1, 32},      {"yolov8l", 32, 1, 32},
+            {"yolov8x", 32, 1, 32},           {"yolo11n", 32, 1, 32},           {"yolo11s", 32, 1, 32}};
 enum { CNNS = sizeof cnns / sizeof cnns[0] };
 
 static const char *const examples[] = {"resnet18",      "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224", "dinov2_vits14",
@@ -57,7 +60,7 @@ static kd_status unknown(const char *name, kd_err *err)
             names[count++] = vits[i];
     }
     near = kd_nearest_name(name, names, count);
-    return kd_fail(err, KD_EUSAGE, "no student is called \"%s\"%s%s; students are CNNs (resnet18, resnet50, ...), DINOv2's and timm's ViTs (vit_small_patch16_224, dinov2_vits14, ...) and dinov2_wW_dD", name,
+    return kd_fail(err, KD_EUSAGE, "no student is called \"%s\"%s%s; students are CNNs (resnet18, yolov8n, ...), DINOv2's and timm's ViTs (vit_small_patch16_224, dinov2_vits14, ...) and dinov2_wW_dD", name,
                    near ? "; the nearest is " : "", near ? near : "");
 }
 
@@ -77,6 +80,8 @@ static kd_status cnn_map(kd_map_size *map, const struct cnn *c, int height, int 
     int more = c->up ? c->stride - 1 : 0;
     if (height < c->stride || width < c->stride || height > MAX_SIDE || width > MAX_SIDE)
         return kd_fail(err, KD_EUSAGE, "%s takes views of %d to %d pixels a side, not %d x %d", c->name, c->stride, MAX_SIDE, height, width);
+    if (height % c->multiple || width % c->multiple)
+        return kd_fail(err, KD_EUSAGE, "%s takes views whose sides are multiples of %d, not %d x %d", c->name, c->multiple, height, width);
     *map = (kd_map_size){(height + more) / c->stride, (width + more) / c->stride};
     return KD_OK;
 }

@@ -11,7 +11,7 @@ typedef struct kd_map_size {
     int h, w;
 } kd_map_size;
 
-/* The map of a student by its name (kernels/nn/models.h) that sees views of height x width pixels: CNNs have a stride of 32, rounded up (ConvNeXt: down), ViTs that of their patch. KD_EUSAGE: not a student's name
+/* The map of a student by its name (kernels/nn/models.h) that sees views of height x width pixels: CNNs have a stride of 32, rounded up (ConvNeXt: down; YOLO: multiples of 32 only), ViTs that of their patch. KD_EUSAGE: not a student's name
  * (the nearest is given), or a size that this student can't have. */
 kd_status kd_student_map(kd_map_size *map, const char *name, int height, int width, kd_err *err);
 

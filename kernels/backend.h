@@ -35,6 +35,19 @@ typedef struct kd_adamw {
     int64_t step; /* t, from 1 */
 } kd_adamw;
 
+/* SGD with momentum (torch.optim.SGD, dampening 0, no Nesterov): the decay is part of the gradient.
+ * d = g + wd w;  m = mu m + d;  w -= lr m.  torch's first step sets m = d, which m = 0 gives too. */
+typedef struct kd_sgd {
+    float lr, momentum, weight_decay;
+} kd_sgd;
+
+/* LARS (You, Gitman & Ginsburg 2017, as lightly's LARS): SGD whose gradient has, for every tensor, a rate of its own:
+ * d = r (g + wd w) with r = trust |w| / (|g| + wd |w| + eps);  m = mu m + d;  w -= lr m.
+ * r = 1 for a tensor of zeros, and 0 for one without gradient (which then isn't decayed either). */
+typedef struct kd_lars {
+    float lr, momentum, weight_decay, trust, eps;
+} kd_lars;
+
 typedef struct kd_backend_table {
     int abi;
     const char *name; /* "ref", "cpu", "cuda" */
@@ -69,6 +82,13 @@ typedef struct kd_backend_table {
     kd_status (*clip_scale)(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err);
     /* One AdamW step with gradient *scale * g. When *scale is NaN nothing is changed. */
     kd_status (*adamw)(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
+    /* One SGD step, in the same way. */
+    kd_status (*sgd)(kd_backend *b, float *w, const float *g, float *m, size_t n, const kd_sgd *h, const float *scale, kd_err *err);
+    /* One LARS step, in the same way (|g| is that of *scale * g), over `tensors` tensors: number i is [begin[i], begin[i+1]) of the vectors. begin (tensors + 1 values) lies on the device.
+     * rate[i] (device) becomes the tensor's r. Norms are summed in a fixed order. */
+    kd_status (*lars)(kd_backend *b, float *w, const float *g, float *m, const uint64_t *begin, float *rate, size_t tensors, const kd_lars *h, const float *scale, kd_err *err);
+    /* Exponential moving average: e = decay e + (1 - decay) w (timm ModelEmaV2). decay 0 copies. */
+    kd_status (*ema)(kd_backend *b, float *e, const float *w, size_t n, float decay, kd_err *err);
 
     /* Target encoding for storage (common/tensor/encode.h): x = `records` grids of f32 tokens -> kd_encode_bytes(spec) bytes and one kd_encode_stats each, all on the device. scratch:
      * kd_encode_scratch_bytes(spec, records), 64-byte aligned; nothing is allocated. */

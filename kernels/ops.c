@@ -33,6 +33,14 @@ static const char *const kind_names[KD_OP_KINDS] = {
     [KD_OP_RESIZE_BILINEAR] = "resize_bilinear",
     [KD_OP_MSE] = "mse",
     [KD_OP_MSE_ADJOINT] = "mse_adjoint",
+    [KD_OP_L2_NORMALIZE] = "l2_normalize",
+    [KD_OP_COSINE] = "cosine",
+    [KD_OP_SMOOTH_L1] = "smooth_l1",
+    [KD_OP_KL_LOGITS] = "kl_logits",
+    [KD_OP_KL_QUEUE] = "kl_queue",
+    [KD_OP_KL_INTRA] = "kl_intra",
+    [KD_OP_GRAM] = "gram",
+    [KD_OP_KOLEO] = "koleo",
 };
 
 const char *kd_op_kind_name(kd_op_kind k) {
@@ -74,6 +82,8 @@ size_t kd_op_param_numel(const kd_op_desc *d, int i) {
 }
 
 size_t kd_op_state_numel(const kd_op_desc *d, int i) {
+    if (d->kind == KD_OP_KL_QUEUE)
+        return i == 0 ? (size_t)d->queue_rows * (size_t)last_dim(&d->x[0]) : 0;
     return d->kind == KD_OP_BATCH_NORM && i < KD_OP_MAX_STATE ? (size_t)last_dim(&d->x[0]) : 0;
 }
 
@@ -242,7 +252,40 @@ static void check_mse_adjoint(const kd_op_desc *d) {
     CHECK(d, (d->need_dx & 6u) == 0);
 }
 
+/* The losses over a prediction and a target of its shape. */
+static int is_pair_loss(kd_op_kind k) {
+    return k == KD_OP_MSE || (k >= KD_OP_COSINE && k <= KD_OP_GRAM);
+}
+
+static void check_pair_loss(const kd_op_desc *d) {
+    const kd_tdesc *x = &d->x[0];
+    CHECK(d, same_shape(x, &d->x[1]) && kd_tdesc_numel(&d->y) == 1);
+    CHECK(d, x->dtype == KD_F32 && d->x[1].dtype == KD_F32 && d->y.dtype == KD_F32);
+    CHECK(d, (d->need_dx & 2u) == 0);
+    if (d->kind == KD_OP_SMOOTH_L1)
+        CHECK(d, d->beta > 0);
+    if (d->kind == KD_OP_KL_LOGITS || d->kind == KD_OP_KL_QUEUE || d->kind == KD_OP_KL_INTRA)
+        CHECK(d, d->temperature > 0);
+    if (d->kind == KD_OP_KL_QUEUE) {
+        CHECK(d, x->rank == 2 && d->queue_rows >= 1);
+        CHECK(d, countable((int64_t[]){d->queue_rows, x->shape[0]}, 2) && countable((int64_t[]){d->queue_rows, x->shape[1]}, 2));
+    }
+    if (d->kind == KD_OP_KL_INTRA || d->kind == KD_OP_GRAM) {
+        int64_t patches = x->rank == 4 ? x->shape[1] * x->shape[2] : x->shape[1];
+        CHECK(d, x->rank == 3 || x->rank == 4);
+        CHECK(d, countable((int64_t[]){x->shape[0], patches, patches}, 3));
+    }
+}
+
+static void check_koleo(const kd_op_desc *d) {
+    const kd_tdesc *x = &d->x[0];
+    CHECK(d, x->rank == 2 && x->shape[0] >= 2 && kd_tdesc_numel(&d->y) == 1);
+    CHECK(d, x->dtype == KD_F32 && d->y.dtype == KD_F32);
+}
+
 static int fewest_inputs(const kd_op_desc *d) {
+    if (is_pair_loss(d->kind))
+        return 2;
     switch (d->kind) {
     case KD_OP_MSE_ADJOINT:
         return 3;
@@ -251,7 +294,6 @@ static int fewest_inputs(const kd_op_desc *d) {
     case KD_OP_CONCAT:
     case KD_OP_CHANNEL_GATE:
     case KD_OP_ROW_SCALE:
-    case KD_OP_MSE:
         return 2;
     case KD_OP_LINEAR:
         return d->residual ? 2 : 1;
@@ -284,8 +326,10 @@ static void check_act(const kd_op_desc *d) {
     case KD_OP_LINEAR:
         CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU || d->act == KD_ACT_GELU);
         break;
-    case KD_OP_CONV2D:
     case KD_OP_BATCH_NORM:
+        CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU || (d->inputs == 1 && (d->act == KD_ACT_SILU || d->act == KD_ACT_HARDSWISH)));
+        break;
+    case KD_OP_CONV2D:
     case KD_OP_ADD:
         CHECK(d, d->act == KD_ACT_NONE || d->act == KD_ACT_RELU);
         break;
@@ -323,6 +367,7 @@ void kd_op_check(const kd_op_desc *d) {
         break;
     case KD_OP_RELU:
     case KD_OP_GELU:
+    case KD_OP_L2_NORMALIZE:
     case KD_OP_SILU:
     case KD_OP_HARDSWISH:
     case KD_OP_HARDSIGMOID:
@@ -361,12 +406,19 @@ void kd_op_check(const kd_op_desc *d) {
         CHECK(d, x->rank == 4 && y->rank == 4 && x->shape[0] == y->shape[0] && x->shape[3] == y->shape[3]);
         break;
     case KD_OP_MSE:
-        CHECK(d, same_shape(x, &d->x[1]) && kd_tdesc_numel(y) == 1);
-        CHECK(d, x->dtype == KD_F32 && d->x[1].dtype == KD_F32 && y->dtype == KD_F32);
-        CHECK(d, (d->need_dx & 2u) == 0);
+    case KD_OP_COSINE:
+    case KD_OP_SMOOTH_L1:
+    case KD_OP_KL_LOGITS:
+    case KD_OP_KL_QUEUE:
+    case KD_OP_KL_INTRA:
+    case KD_OP_GRAM:
+        check_pair_loss(d);
         break;
     case KD_OP_MSE_ADJOINT:
         check_mse_adjoint(d);
+        break;
+    case KD_OP_KOLEO:
+        check_koleo(d);
         break;
     case KD_OP_KINDS:
         break;
@@ -382,6 +434,13 @@ double kd_op_flops(const kd_op_desc *d) {
         return 2.0 * out * in;
     case KD_OP_ATTENTION:
         return 4.0 * out * (double)d->y.shape[1];
+    case KD_OP_KL_QUEUE: /* both sides with the queue */
+        return 4.0 * (double)kd_tdesc_numel(&d->x[0]) * d->queue_rows;
+    case KD_OP_KL_INTRA:
+    case KD_OP_GRAM: /* both sides with themselves, image by image */
+        return 4.0 * (double)kd_tdesc_numel(&d->x[0]) * ((double)kd_tdesc_numel(&d->x[0]) / (in * (double)d->x[0].shape[0]));
+    case KD_OP_KOLEO:
+        return 2.0 * (double)kd_tdesc_numel(&d->x[0]) * (double)d->x[0].shape[0];
     default:
         return 0.0;
     }

@@ -29,7 +29,7 @@ typedef enum kd_op_kind {
     /* x0 [.., I] -> y [.., O] (leading dimensions are rows): y = act(x W^T + b), param0 weight [O,I], param1 bias [O] if desc.bias. act NONE, RELU, GELU (exact, erf).
      * With desc.residual (inference only): y = x1 + param2 * (x W^T + b), x1 like y, param2 gamma [O] or absent (then 1); act NONE. */
     KD_OP_LINEAR,
-    /* x0 [N,H,W,C], param0 weight [C], param1 bias [C], state0 running mean [C], state1 running variance [C] -> y. act NONE or RELU, applied last.
+    /* x0 [N,H,W,C], param0 weight [C], param1 bias [C], state0 running mean [C], state1 running variance [C] -> y. act NONE or RELU, with one input also SILU or HARDSWISH; applied last.
      * train: batch statistics (biased variance to normalise), running = (1-momentum) running + momentum * batch (unbiased variance), torch.nn.BatchNorm2d. Otherwise the running ones.
      * With two inputs: y = act(bn(x0) + x1), the join of a residual block; dx1 = gradient after the activation. */
     KD_OP_BATCH_NORM,
@@ -78,6 +78,32 @@ typedef enum kd_op_kind {
      * resize_bilinear (common/tensor/target.h, adjoint): x0 prediction s F32 [N,K,L,D], x1 F32 like x0, x2 F32 [N,1] -> y F32 [1] = sum over n (|U s_n|^2 - 2 <s_n, a_n> + x2_n)
      * / (N H W D), the mean of (U s - t)^2, summed in f64. dx0 = *dy * 2 / (N H W D) * (U^T U s - a); no dx1, dx2. */
     KD_OP_MSE_ADJOINT,
+    /* x0 [.., D] -> y: each row (over the last dimension) x / max(|x|, KD_OP_L2_EPS) (torch.nn.functional.normalize). dx = (dy - y <y, dy>) / |x|; where |x| is below the limit, which is
+     * then a constant, dx = dy / KD_OP_L2_EPS. */
+    KD_OP_L2_NORMALIZE,
+    /* The losses from here on: x0 prediction F32, x1 target F32 of the same shape -> y F32 [1]. dx0 = *dy times the derivative; no dx1. A NaN in x0 or x1 gives NaN. "rows" are the vectors over
+     * the last dimension, R their number, s and t a row of x0 and x1, s^ and t^ those rows as l2_normalize makes them, T = temperature > 0, and
+     *     KL(t || s) = sum over j of p_j (log p_j - log q_j), p = softmax(t), q = softmax(s)
+     * Sums over rows are in f64. */
+    /* mean over rows of 1 - <s, t> / (max(|s|, KD_OP_COSINE_EPS) max(|t|, KD_OP_COSINE_EPS)) (torch.nn.functional.cosine_similarity) */
+    KD_OP_COSINE,
+    /* mean over all elements of e^2 / (2 beta) where |e| < beta, else |e| - beta / 2, with e = x0 - x1 and beta > 0 (torch.nn.SmoothL1Loss) */
+    KD_OP_SMOOTH_L1,
+    /* T^2 / R times the sum over rows of KL(t / T || s / T): Hinton's distillation of logits (torch.nn.KLDivLoss, batchmean over rows). d = *dy T / R (q - p). */
+    KD_OP_KL_LOGITS,
+    /* x0, x1 [N,D], state0 queue Q [queue_rows, D] -> 1 / N times the sum over rows of KL(Q t^ / T || Q s^ / T), without a factor T^2 (LightlyTrain's first distillation method).
+     * train: before the loss, the queue moves down by N rows (the last ones fall out) and the batch's t^ become its first rows, row 0 = image 0; with N >= queue_rows it is the first queue_rows
+     * of them. Otherwise the queue stays as it is. Rows never filled are zero and take part with similarity 0. Backward reads the queue as forward left it. */
+    KD_OP_KL_QUEUE,
+    /* x0, x1 [N,P,D] or [N,h,w,D] with P = h w -> 1 / (N P) times the sum over images and patches i of KL(t^_i T^ / T || s^_i S^ / T), where s^_i S^ are the P similarities of patch i with all
+     * patches of its image, itself included (the local term of LightlyTrain's third method). The gradient flows through both factors. */
+    KD_OP_KL_INTRA,
+    /* x0, x1 as for kl_intra -> mean over N, i, j of (<s^_i, s^_j> - <t^_i, t^_j>)^2 (DINOv3 loss/gram_loss.py: normalized, img_level, remove_neg false) */
+    KD_OP_GRAM,
+    /* x0 [N,D], N >= 2, no x1 -> - mean over i of log(|u_i| + KD_OP_KOLEO_EPS), u_i = y_i - y_j + KD_OP_KOLEO_EPS in every element, y = x / max(|x|, KD_OP_KOLEO_EPS), j the row other than i with the
+     * largest <y_i, y_j>, of equals the lowest (DINOv2 loss/koleo_loss.py with torch.nn.PairwiseDistance(2, eps=1e-8), which adds eps to the difference; there the row itself counts
+     * with -1 instead of being left out, which is the same but for rounding). The gradient flows into y_i and y_j; the choice of j is a constant, and where u_i = 0, so is |u_i|. */
+    KD_OP_KOLEO,
     KD_OP_KINDS
 } kd_op_kind;
 
@@ -110,7 +136,15 @@ typedef struct kd_op_desc {
     float period[KD_OP_MAX_PERIODS];
     float eps, momentum;
     float mean[3], std[3]; /* normalize */
+    float temperature;     /* kl_logits, kl_queue, kl_intra */
+    float beta;            /* smooth_l1 */
+    int queue_rows;        /* kl_queue */
 } kd_op_desc;
+
+/* Below these norms a row is divided by the limit instead: torch.nn.functional.normalize, cosine_similarity, DINOv2's koleo_loss.py. */
+#define KD_OP_L2_EPS 1e-12
+#define KD_OP_COSINE_EPS 1e-8
+#define KD_OP_KOLEO_EPS 1e-8
 
 /* What an op wants from the planner, in bytes (each region is 64-byte aligned). */
 typedef struct kd_op_needs {
@@ -149,7 +183,7 @@ static inline int kd_op_groups(const kd_op_desc *d) {
  * f32 as ops.h says above, each cosine and sine rounded once from double, so that every backend turns by the same numbers. d must have passed kd_op_check. */
 size_t kd_op_rope_table_floats(const kd_op_desc *d);
 void kd_op_rope_table(const kd_op_desc *d, float *table);
-/* Floating-point operations of one forward call (2 per multiply-add): for plans and benches. Matrix work only (conv2d, linear, attention); the rest is memory traffic and counts 0. */
+/* Floating-point operations of one forward call (2 per multiply-add): for plans and benches. Matrix work only (conv2d, linear, attention, losses over similarities); the rest is memory traffic and counts 0. */
 double kd_op_flops(const kd_op_desc *d);
 
 #endif

@@ -6,7 +6,7 @@
 #include "precompute/kinds.h"
 #include "precompute/plan.h"
 #include "precompute/probe.h"
-#include "precompute/teacher.h"
+#include "kernels/nn/teacher.h"
 
 typedef struct kd_run_facts {
     const kd_precompute_config *config;

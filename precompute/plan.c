@@ -5,9 +5,10 @@
 #include <string.h>
 
 #include "cache/budget.h"
+#include "cache/recipe.h"
 #include "cache/shard_writer.h"
 #include "common/base/io.h"
-#include "common/image/mix.h"
+#include "kernels/nn/teacher.h"
 
 unsigned kd_plan_features(const kd_run_plan *p) {
     unsigned features = p->choice.features;
@@ -72,7 +73,7 @@ static kd_status choose_storage(kd_run_plan *p, const kd_precompute_config *c, c
 
 kd_status kd_run_plan_make(kd_run_plan *plan, const kd_precompute_config *config, const kd_policy *policy, const kd_model_info *model, uint64_t images, kd_err *err) {
     *plan = (kd_run_plan){.images = images, .views = (uint32_t)config->views, .registers = (uint32_t)model->vit.registers, .mixed = policy->mix_p > 0};
-    KD_TRY(kd_selection_parse(&plan->choice, config, model, err));
+    KD_TRY(kd_selection_parse(&plan->choice, &(kd_selection_text){config->features, config->layers, config->layer_norm, config->layer_concat}, model, err));
     plan->grid_h = (uint32_t)(policy->image_h / model->multiple);
     plan->grid_w = (uint32_t)(policy->image_w / model->multiple);
     plan->width = kd_selection_width(&plan->choice, model);
@@ -118,62 +119,10 @@ kd_status kd_run_plan_guard(const kd_run_plan *plan, const kd_precompute_config 
                    config->cache, need_text, free_text, smaller.views, kd_features_text(smaller.choice.features, features, sizeof features), fit_text);
 }
 
-static json_t *feature_list(const kd_run_plan *plan) {
-    json_t *list = json_array();
-    for (kd_feature f = 0; f < KD_OUTPUTS; f++)
-        if (plan->choice.features & 1u << f)
-            json_array_append_new(list, json_string(kd_feature_name(f)));
-    return list;
-}
-
-static json_t *layer_list(const kd_run_plan *plan) {
-    json_t *list = json_array();
-    for (int i = 0; i < plan->choice.layers; i++)
-        json_array_append_new(list, json_integer(plan->choice.layer[i]));
-    return list;
-}
-
-static json_t *target_list(const kd_run_plan *plan) {
-    json_t *list = json_array();
-    char text[KD_TARGET_TEXT];
-    for (int i = 0; i < plan->targets && plan->choice.features & 1u << KD_FEATURE_PATCH; i++)
-        json_array_append_new(list, json_string(kd_target_text(&plan->target[i], text)));
-    return list;
-}
-
-/* NULL when memory is out. */
-static json_t *teacher_json(const kd_model_info *model, const char *weights_hex) {
-    const kd_vit_spec *v = &model->vit;
-    const char *positions = v->periods > 0 ? "rope" : kd_pos_profile_name(v->positions);
-    const float *m = model->mean, *s = model->std;
-    return json_pack("{s:s, s:s, s:s, s:i, s:i, s:i, s:i, s:i, s:s, s:f, s:[f,f,f], s:[f,f,f]}", "sha256", weights_hex, "tensors", v->prefix, "family", kd_vit_family_name(v->family),
-                     "width", v->width, "depth", v->depth, "heads", v->heads, "patch", v->patch, "registers", v->registers, "positions", positions, "layer_norm_eps", v->ln_eps,
-                     "mean", (double)m[0], (double)m[1], (double)m[2], "std", (double)s[0], (double)s[1], (double)s[2]);
-}
-
-static json_t *dataset_json(const kd_hash128 *ids, size_t n) {
-    kd_sha256 digest = kd_mix_digest(ids, n);
-    char hex[65];
-    kd_hex(hex, digest.b, sizeof digest.b);
-    return json_pack("{s:s, s:I}", "digest", hex, "images", (json_int_t)n);
-}
-
 kd_status kd_run_recipe(kd_recipe *recipe, const kd_precompute_config *config, const kd_run_plan *plan, const kd_policy *policy,
                         const kd_model_info *model, const kd_sha256 *weights, const kd_hash128 *ids, size_t n, kd_err *err) {
-    kd_hash128 decoder;
-    KD_TRY(kd_decoder_hash(&decoder, err));
-    char weights_hex[65], decoder_hex[33];
-    kd_hex(weights_hex, weights->b, sizeof weights->b);
-    kd_hex(decoder_hex, decoder.b, sizeof decoder.b);
-    json_t *json = json_pack("{s:i, s:o, s:o, s:b, s:b, s:o, s:I, s:[i,i], s:s, s:s, s:o, s:[i,i], s:i, s:i, s:o, s:{s:s}}",
-                             "format_version", KD_FORMAT_VERSION, "teacher", teacher_json(model, weights_hex), "layers", layer_list(plan), "layer_norm", plan->choice.norm,
-                             "layer_concat", plan->choice.concat, "augment", kd_policy_json(policy), "seed", (json_int_t)config->seed,
-                             "image_size", policy->image_h, policy->image_w, "decoder", decoder_hex, "exif", config->exif, "features", feature_list(plan),
-                             "grid", (int)plan->grid_h, (int)plan->grid_w, "registers", (int)plan->registers, "width", (int)plan->width,
-                             "patch_targets", target_list(plan), "store", "dtype", kd_dtype_name(plan->dtype));
-    if (json == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory for the recipe");
-    if (policy->mix_p > 0)
-        json_object_set_new(json, "dataset", dataset_json(ids, n));
-    return kd_recipe_from_json(recipe, json, config->cache, err);
+    kd_recipe_parts parts = {.teacher = kd_teacher_json(model, weights), .layer = plan->choice.layer, .layers = plan->choice.layers, .norm = plan->choice.norm, .concat = plan->choice.concat,
+                             .policy = policy, .seed = (uint64_t)config->seed, .exif = config->exif, .features = plan->choice.features, .grid_h = (int)plan->grid_h, .grid_w = (int)plan->grid_w,
+                             .registers = (int)plan->registers, .width = (int)plan->width, .target = plan->target, .targets = plan->targets, .dtype = plan->dtype, .ids = ids, .images = n};
+    return kd_recipe_make(recipe, &parts, config->cache, err);
 }

@@ -6,7 +6,9 @@
 #define KD_PRECOMPUTE_PLAN_H
 
 #include "common/image/augment.h"
-#include "precompute/selection.h"
+#include "cache/identity.h"
+#include "kernels/nn/selection.h"
+#include "precompute/config.h"
 
 typedef struct kd_run_plan {
     uint64_t images; /* files in the data set, duplicates included */

@@ -77,7 +77,7 @@ static kd_status take_item(pass *a, const kd_view_item *item, kd_err *err) {
 
 static kd_status run_pass(pass *a, const kd_dataset *sample, double most_seconds, kd_err *err) {
     const kd_probe *p = a->probe;
-    kd_view_stage stage = {.data = sample, .policy = p->policy, .decode = p->decode, .seed = p->seed, .views = p->views, .done = never_stored};
+    kd_view_stage stage = {.make = {.data = sample, .policy = p->policy, .decode = p->decode, .seed = p->seed}, .views = p->views, .done = never_stored};
     kd_ordered *q = NULL;
     double start = kd_now();
     a->begin = a->end = start;

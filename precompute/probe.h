@@ -5,7 +5,7 @@
 #ifndef KD_PRECOMPUTE_PROBE_H
 #define KD_PRECOMPUTE_PROBE_H
 
-#include "precompute/views.h"
+#include "common/data/views.h"
 
 typedef struct kd_probe {
     const kd_dataset *data;

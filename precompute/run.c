@@ -17,7 +17,7 @@
 #include "precompute/output.h"
 #include "precompute/probe.h"
 #include "precompute/sealed.h"
-#include "precompute/views.h"
+#include "common/data/views.h"
 
 /* One row of the teacher's batch. */
 typedef struct batch_row {
@@ -150,13 +150,6 @@ static kd_status open_teacher(run *r, kd_err *err) {
     return kd_teacher_open(&r->teacher, r->backend, r->weights, &t, err);
 }
 
-/* The teacher's output that a feature of the cache is made from, and which of the patch targets. */
-static kd_feature output_of(kd_feature f, int *target) {
-    int t = kd_feature_target(f);
-    *target = t < 0 ? 0 : t;
-    return t < 0 ? f : KD_FEATURE_PATCH;
-}
-
 static kd_status open_slots(run *r, kd_err *err) {
     int layers = kd_selection_layers(&r->plan.choice);
     size_t batch = (size_t)r->config->batch_size;
@@ -164,7 +157,7 @@ static kd_status open_slots(run *r, kd_err *err) {
     for (int i = 0; i < layers; i++)
         for (kd_feature f = 0; f < KD_FEATURES; f++) {
             int target;
-            kd_feature output = output_of(f, &target);
+            kd_feature output = kd_feature_output(f, &target);
             if ((kd_plan_features(&r->plan) & 1u << f) == 0)
                 continue;
             kd_encode_spec spec = kd_teacher_spec(r->teacher, output, target);
@@ -262,7 +255,7 @@ static kd_status compute(run *r, double *teacher, double *storing, kd_err *err) 
     KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
     for (int k = 0; k < r->slots; k++) {
         int target;
-        kd_feature output = output_of(r->slot[k].feature, &target);
+        kd_feature output = kd_feature_output(r->slot[k].feature, &target);
         KD_TRY(kd_teacher_encode(r->teacher, output, r->slot[k].layer, target, r->rows, r->slot[k].payload, r->slot[k].stats, err));
     }
     computed = kd_now();
@@ -464,8 +457,8 @@ static kd_status finish_skip_list(run *r, kd_err *err) {
 
 static kd_status fill_cache(run *r, kd_err *err) {
     kd_decode_options decode = {.exif_apply = r->recipe.exif_apply, .max_pixels = r->config->max_pixels};
-    kd_view_stage stage = {.data = r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .views = r->plan.views,
-                           .mix = r->policy.mix_p > 0 ? &r->mix : NULL, .done = view_is_stored, .ctx = r};
+    kd_view_maker make = {.data = r->data, .policy = &r->policy, .decode = decode, .seed = (uint64_t)r->config->seed, .mix = r->policy.mix_p > 0 ? &r->mix : NULL};
+    kd_view_stage stage = {.make = make, .views = r->plan.views, .done = view_is_stored, .ctx = r};
     kd_ordered *q = NULL;
     double begin = kd_now();
     kd_status status = kd_skip_list_create(&r->skip_list, r->out.product, err);

@@ -61,15 +61,39 @@ static double dot(const float *x, const float *y, size_t n) {
     return sum;
 }
 
+/* Element (j, k) of U^T U. */
+static double gram(const kd_adjoint *a, int j, int k) {
+    return a->gram_h[j / a->w * a->h + k / a->w] * a->gram_w[j % a->w * a->w + k % a->w];
+}
+
 /* s^T (gram_h x gram_w) s over pairs of rows; only neighbours have a product. */
 double kd_adjoint_upsampled_square(const kd_adjoint *a, const float *s, size_t width) {
     int n = a->h * a->w;
     double sum = 0;
     for (int j = 0; j < n; j++)
         for (int k = 0; k <= j; k++) {
-            double g = a->gram_h[j / a->w * a->h + k / a->w] * a->gram_w[j % a->w * a->w + k % a->w];
+            double g = gram(a, j, k);
             if (g != 0)
                 sum += (j == k ? g : 2 * g) * dot(s + (size_t)j * width, s + (size_t)k * width, width);
         }
     return sum;
+}
+
+void kd_adjoint_of_prediction(const kd_adjoint *a, float *out, const float *s, size_t width) {
+    int n = a->h * a->w;
+    for (int j = 0; j < n; j++)
+        for (size_t c = 0; c < width; c++) {
+            double sum = 0;
+            for (int k = 0; k < n; k++)
+                sum += gram(a, j, k) * (double)s[(size_t)k * width + c];
+            out[(size_t)j * width + c] = (float)sum;
+        }
+}
+
+void kd_adjoint_means(const kd_adjoint *a, float *tokens, size_t width) {
+    for (int k = 0; k < a->h * a->w; k++) {
+        double ones = a->ones_h[k / a->w] * a->ones_w[k % a->w];
+        for (size_t c = 0; c < width; c++)
+            tokens[(size_t)k * width + c] = ones > 0 ? (float)((double)tokens[(size_t)k * width + c] / ones) : 0;
+    }
 }

@@ -26,5 +26,9 @@ void kd_adjoint_free(kd_adjoint *a); /* accepts a zeroed one */
 double kd_adjoint_standardise(const kd_adjoint *a, float *tokens, double square, const float *mean, float std, size_t width);
 /* |U s|^2 of a prediction s [h * w, width], in double. */
 double kd_adjoint_upsampled_square(const kd_adjoint *a, const float *s, size_t width);
+/* out [h * w, width] = U^T U s: what the target of an upsampled prediction s would be. */
+void kd_adjoint_of_prediction(const kd_adjoint *a, float *out, const float *s, size_t width);
+/* In place: U^T t divided by U^T 1: each token the weighted mean of the grid around it, for looking at. A token that no point of the grid reaches stays 0. */
+void kd_adjoint_means(const kd_adjoint *a, float *tokens, size_t width);
 
 #endif

@@ -6,7 +6,8 @@
 #include "common/base/mem.h"
 #include "common/weights/safetensors.h"
 
-enum { VERSION = 1 };
+enum { VERSION = 2 };
+static const char AVERAGE[] = "ema."; /* before the names of averaged parameters */
 static const char VERSION_KEY[] = "kdcache_checkpoint", JSON_KEY[] = "state", HASH_KEY[] = "state_xxh3";
 
 struct kd_checkpoint {
@@ -50,47 +51,67 @@ static kd_status add_tensor(file *f, const char *student, const char *name, int 
     return KD_OK;
 }
 
-static kd_status add_params(file *f, const kd_student *s, kd_hash128 *hash, kd_err *err) {
-    for (int i = 0; i < kd_params_count(s->params); i++) {
-        kd_param_info info = kd_params_info(s->params, i);
+static kd_status add_params(file *f, const char *student, const char *prefix, kd_params *p, kd_hash128 *hash, kd_err *err) {
+    for (int i = 0; i < kd_params_count(p); i++) {
+        kd_param_info info = kd_params_info(p, i);
+        char name[256];
         float *data;
         size_t count;
         if (info.is_counter)
             continue;
-        KD_TRY(add_tensor(f, s->name, info.name, info.rank, info.shape, &data, &count, err));
-        KD_TRY(kd_params_get(s->params, i, data, err));
-        add_hash(hash, info.name, data, count * sizeof *data);
+        snprintf(name, sizeof name, "%s%s", prefix, info.name);
+        KD_TRY(add_tensor(f, student, name, info.rank, info.shape, &data, &count, err));
+        KD_TRY(kd_params_get(p, i, data, err));
+        add_hash(hash, name, data, count * sizeof *data);
     }
     return KD_OK;
 }
 
-static kd_status add_moments(file *f, const kd_student *s, kd_hash128 *hash, kd_err *err) {
-    const float *device[2] = {s->optim.m, s->optim.v};
-    static const char *const name[2] = {"adam.m", "adam.v"};
-    for (int k = 0; k < 2; k++) {
+static kd_status add_slots(file *f, const kd_student *s, json_t *names, kd_hash128 *hash, kd_err *err) {
+    for (int k = 0; k < s->optim.slots; k++) {
+        const kd_optim_slot *slot = &s->optim.slot[k];
         int64_t shape[1] = {(int64_t)s->optim.total};
         float *data;
         size_t count;
-        KD_TRY(add_tensor(f, s->name, name[k], 1, shape, &data, &count, err));
-        KD_TRY(s->backend->v->download(s->backend, data, device[k], count * sizeof *data, err));
-        add_hash(hash, name[k], data, count * sizeof *data);
+        KD_TRY(add_tensor(f, s->name, slot->name, 1, shape, &data, &count, err));
+        KD_TRY(s->backend->v->download(s->backend, data, slot->data, count * sizeof *data, err));
+        add_hash(hash, slot->name, data, count * sizeof *data);
+        json_array_append_new(names, json_string(slot->name));
     }
     return KD_OK;
 }
 
-static kd_status add_student(file *f, const kd_student *s, int with_moments, json_t *list, kd_err *err) {
-    kd_hash128 tensors = {{0}}, moments = {{0}};
-    KD_TRY(add_params(f, s, &tensors, err));
-    if (with_moments)
-        KD_TRY(add_moments(f, s, &moments, err));
-    json_t *j = json_pack("{s:s, s:s, s:[i,i], s:I, s:I, s:o, s:I, s:[f,f,f], s:I}", "name", s->name, "model", s->model.name, "image_size", s->program[0].view.image_h, s->program[0].view.image_w, "counter",
-                          (json_int_t)kd_params_counter(s->params), "steps", (json_int_t)s->optim.steps, "best_loss", isfinite(s->best_loss) ? json_real(s->best_loss) : json_null(),
-                          "best_epoch", (json_int_t)s->best_epoch, "sum", s->sum[0], s->sum[1], s->sum[2], "summed", (json_int_t)s->summed);
+/* Loss, then the terms. */
+static json_t *sums_json(const kd_student *s) {
+    json_t *list = json_array();
+    for (int i = 0; i <= s->loss.terms; i++)
+        json_array_append_new(list, json_real(s->sum[i]));
+    return list;
+}
+
+/* Everything but tensors; hashes are added to it. */
+static json_t *student_json(const kd_student *s) {
+    return json_pack("{s:s, s:s, s:[i,i], s:I, s:I, s:o, s:I, s:o, s:I, s:[]}", "name", s->name, "model", s->model.name, "image_size", s->program[0].view.image_h,
+                     s->program[0].view.image_w, "counter", (json_int_t)kd_params_counter(s->params), "steps", (json_int_t)s->optim.steps, "best_loss",
+                     isfinite(s->best_loss) ? json_real(s->best_loss) : json_null(), "best_epoch", (json_int_t)s->best_epoch, "sum", sums_json(s), "summed",
+                     (json_int_t)s->summed, "slots");
+}
+
+static kd_status add_student(file *f, const kd_student *s, int with_optimizer, json_t *list, kd_err *err) {
+    kd_hash128 tensors = {{0}}, average = {{0}}, optimizer = {{0}};
+    json_t *j = student_json(s);
     if (j == NULL || json_array_append_new(list, j) != 0)
         return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
+    KD_TRY(add_params(f, s->name, "", s->params, &tensors, err));
     hash_text(j, "tensors", tensors);
-    if (with_moments)
-        hash_text(j, "moments", moments);
+    if (s->ema.average != NULL) {
+        KD_TRY(add_params(f, s->name, AVERAGE, s->ema.average, &average, err));
+        hash_text(j, "average", average);
+    }
+    if (with_optimizer) {
+        KD_TRY(add_slots(f, s, json_object_get(j, "slots"), &optimizer, err));
+        hash_text(j, "optimizer", optimizer);
+    }
     return KD_OK;
 }
 
@@ -100,23 +121,23 @@ static json_t *metadata_of(const json_t *json) {
         return NULL;
     kd_hash128 h = kd_xxh128(text, strlen(text));
     kd_hex(hex, h.b, sizeof h.b);
-    json_t *m = json_pack("{s:s, s:s, s:s}", VERSION_KEY, "1", JSON_KEY, text, HASH_KEY, hex);
+    json_t *m = json_pack("{s:s, s:s, s:s}", VERSION_KEY, "2", JSON_KEY, text, HASH_KEY, hex);
     kd_free(text);
     return m;
 }
 
-kd_status kd_checkpoint_write(const char *path, kd_student *const *students, size_t n, const json_t *run, int with_moments, kd_err *err) {
+kd_status kd_checkpoint_write(const char *path, kd_student *const *students, size_t n, const json_t *run, int with_optimizer, kd_err *err) {
     file f = {.names = kd_arena_create()};
     size_t tensors = 0;
     json_t *list = json_array(), *metadata = NULL;
     json_t *json = json_pack("{s:O, s:O}", "run", run, "students", list);
     for (size_t i = 0; i < n; i++)
-        tensors += (size_t)kd_params_count(students[i]->params) + 2;
+        tensors += 2 * (size_t)kd_params_count(students[i]->params) + KD_OPTIM_SLOTS;
     kd_status status = f.names != NULL && json != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
     if (status == KD_OK)
         status = kd_alloc_array(&f.tensors, tensors, sizeof *f.tensors, err);
     for (size_t i = 0; i < n && status == KD_OK; i++)
-        status = add_student(&f, students[i], with_moments, list, err);
+        status = add_student(&f, students[i], with_optimizer, list, err);
     if (status == KD_OK && (metadata = metadata_of(json)) == NULL)
         status = kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
     if (status == KD_OK)
@@ -143,7 +164,7 @@ static kd_status read_json(kd_checkpoint *c, kd_err *err) {
     const char *text = json_string_value(json_object_get(m, JSON_KEY)), *hash = json_string_value(json_object_get(m, HASH_KEY));
     if (version == NULL || text == NULL || hash == NULL)
         return bad(c, "has no checkpoint metadata", err);
-    if (strcmp(version, "1") != 0)
+    if (strcmp(version, "2") != 0)
         return kd_fail(err, KD_EFAIL, "%s: checkpoint version %s and this program knows %d; resume with the program that wrote it", kd_weights_path(c->weights), version, VERSION);
     kd_hash128 h = kd_xxh128(text, strlen(text));
     char hex[33];
@@ -233,14 +254,16 @@ static kd_status check_hash(const kd_checkpoint *c, const json_t *student, const
     return want != NULL && strcmp(want, hex) == 0 ? KD_OK : bad(c, "the values of a student fail their hash", err);
 }
 
-static kd_status read_params(const kd_checkpoint *c, const json_t *student, kd_params *p, float **values, kd_hash128 *hash, kd_err *err) {
+static kd_status read_params(const kd_checkpoint *c, const json_t *student, const char *prefix, kd_params *p, float **values, kd_hash128 *hash, kd_err *err) {
     const char *name = json_string_value(json_object_get(student, "name"));
     long long counter;
     for (int i = 0; i < kd_params_count(p); i++) {
         kd_param_info info = kd_params_info(p, i);
+        char full[256];
         if (info.is_counter)
             continue;
-        KD_TRY(read_tensor(c, name, info.name, values, info.count, hash, err));
+        snprintf(full, sizeof full, "%s%s", prefix, info.name);
+        KD_TRY(read_tensor(c, name, full, values, info.count, hash, err));
         KD_TRY(kd_params_set(p, i, *values, err));
     }
     KD_TRY(kd_json_get_int(student, "counter", "the checkpoint", &counter, err));
@@ -248,15 +271,19 @@ static kd_status read_params(const kd_checkpoint *c, const json_t *student, kd_p
     return KD_OK;
 }
 
-static kd_status read_moments(const kd_checkpoint *c, const json_t *student, kd_student *s, float **values, kd_err *err) {
+static kd_status read_slots(const kd_checkpoint *c, const json_t *student, kd_student *s, float **values, kd_err *err) {
     kd_hash128 hash = {{0}};
-    float *device[2] = {s->optim.m, s->optim.v};
-    static const char *const name[2] = {"adam.m", "adam.v"};
-    for (int k = 0; k < 2; k++) {
-        KD_TRY(read_tensor(c, s->name, name[k], values, s->optim.total, &hash, err));
-        KD_TRY(s->backend->v->upload(s->backend, device[k], *values, s->optim.total * sizeof(float), err));
+    for (int k = 0; k < s->optim.slots; k++) {
+        KD_TRY(read_tensor(c, s->name, s->optim.slot[k].name, values, s->optim.total, &hash, err));
+        KD_TRY(s->backend->v->upload(s->backend, s->optim.slot[k].data, *values, s->optim.total * sizeof(float), err));
     }
-    return check_hash(c, student, "moments", hash, err);
+    return check_hash(c, student, "optimizer", hash, err);
+}
+
+static kd_status read_average(const kd_checkpoint *c, const json_t *student, kd_student *s, float **values, kd_err *err) {
+    kd_hash128 hash = {{0}};
+    KD_TRY(read_params(c, student, AVERAGE, s->ema.average, values, &hash, err));
+    return check_hash(c, student, "average", hash, err);
 }
 
 static kd_status read_history(const json_t *j, kd_student *s, kd_err *err) {
@@ -269,7 +296,7 @@ static kd_status read_history(const json_t *j, kd_student *s, kd_err *err) {
     s->best_epoch = best_epoch;
     s->summed = summed;
     s->best_loss = json_is_real(best) ? json_real_value(best) : INFINITY;
-    for (size_t i = 0; i < 3; i++)
+    for (size_t i = 0; i <= (size_t)s->loss.terms; i++)
         s->sum[i] = json_number_value(json_array_get(sum, i));
     return KD_OK;
 }
@@ -280,38 +307,54 @@ kd_status kd_checkpoint_restore(const kd_checkpoint *c, kd_student *s, kd_err *e
     float *values = NULL;
     KD_TRY(kd_checkpoint_find(c, s->name, &i, err));
     const json_t *j = kd_checkpoint_student(c, i);
-    kd_status status = read_params(c, j, s->params, &values, &hash, err);
+    kd_status status = read_params(c, j, "", s->params, &values, &hash, err);
     if (status == KD_OK)
         status = check_hash(c, j, "tensors", hash, err);
+    if (status == KD_OK && s->ema.average != NULL)
+        status = read_average(c, j, s, &values, err);
     if (status == KD_OK)
-        status = read_moments(c, j, s, &values, err);
+        status = read_slots(c, j, s, &values, err);
     if (status == KD_OK)
         status = read_history(j, s, err);
     kd_free(values);
     return status;
 }
 
-/* The hash covers the heads too: what the model doesn't have is read only to be hashed. */
-static kd_status hash_rest(const kd_checkpoint *c, const char *student, const kd_params *p, float **values, kd_hash128 *hash, kd_err *err) {
-    size_t prefix = strlen(student) + 1;
+static int is_slot(const json_t *student, const char *name) {
+    size_t i;
+    json_t *slot;
+    json_array_foreach(json_object_get(student, "slots"), i, slot)
+        if (json_is_string(slot) && strcmp(json_string_value(slot), name) == 0)
+            return 1;
+    return 0;
+}
+
+/* The hash covers the heads too: what the model doesn't have of the parameters, or of the averages, is read only to be hashed. */
+static kd_status hash_rest(const kd_checkpoint *c, const json_t *student, const char *prefix, const kd_params *p, float **values, kd_hash128 *hash, kd_err *err) {
+    const char *owner = json_string_value(json_object_get(student, "name"));
+    size_t length = strlen(owner);
     for (int i = 0; i < kd_weights_count(c->weights); i++) {
         kd_tensor t = kd_weights_info(c->weights, i);
-        if (strncmp(t.name, student, prefix - 1) == 0 && t.name[prefix - 1] == '/' && kd_params_find(p, t.name + prefix) < 0 && strncmp(t.name + prefix, "adam.", 5) != 0)
-            KD_TRY(read_tensor(c, student, t.name + prefix, values, kd_tensor_numel(&t), hash, err));
+        if (strncmp(t.name, owner, length) != 0 || t.name[length] != '/')
+            continue;
+        const char *name = t.name + length + 1;
+        int averaged = strncmp(name, AVERAGE, strlen(AVERAGE)) == 0;
+        if (averaged == (prefix[0] != '\0') && !is_slot(student, name) && kd_params_find(p, name + strlen(prefix)) < 0)
+            KD_TRY(read_tensor(c, owner, name, values, kd_tensor_numel(&t), hash, err));
     }
     return KD_OK;
 }
 
 kd_status kd_checkpoint_restore_model(const kd_checkpoint *c, size_t i, kd_params *p, kd_err *err) {
     const json_t *j = kd_checkpoint_student(c, i);
-    const char *name = json_string_value(json_object_get(j, "name"));
+    const char *set = json_object_get(j, "average") != NULL ? "average" : "tensors", *prefix = strcmp(set, "average") == 0 ? AVERAGE : "";
     kd_hash128 hash = {{0}};
     float *values = NULL;
-    kd_status status = read_params(c, j, p, &values, &hash, err);
+    kd_status status = read_params(c, j, prefix, p, &values, &hash, err);
     if (status == KD_OK)
-        status = hash_rest(c, name, p, &values, &hash, err);
+        status = hash_rest(c, j, prefix, p, &values, &hash, err);
     if (status == KD_OK)
-        status = check_hash(c, j, "tensors", hash, err);
+        status = check_hash(c, j, set, hash, err);
     kd_free(values);
     return status;
 }

@@ -11,28 +11,38 @@
 
 #include "common/base/options.h"
 #include "kernels/nn/models.h"
+#include "train/optim.h"
 
 typedef struct kd_train_config {
-    kd_strings cache, students;
-    const char *images, *out, *init;
+    kd_strings cache, students, pairs;
+    const char *images, *out, *init, *dump;
     const char *image_size, *student_size; /* "224" or "112x168"; "0" = the cache's, the view's */
+    const char *live_teacher, *teacher, *weights_key, *positions, *normalize; /* live_teacher, weights_key: NULL when absent */
+    const char *augment, *exif, *layers, *layer_norm, *layer_concat, *teacher_precision;
+    int64_t views, view_seed, max_pixels, teacher_batch; /* of a live teacher, as the two lines above */
     const char *patch_target; /* "auto" or a target (patch_target.h) */
-    const char *loss, *optimizer, *device, *precision;
-    const char *lr, *weight_decay, *warmup_epochs, *view_memory; /* a number or "auto" */
-    int64_t epochs, batch_size, teacher_layer, seed, val_seed, threads, log_every, steps;
-    double cls_weight, patch_weight, clip, val_fraction, checkpoint_minutes;
-    int null, allow_missing, dry_run, list_students, json;
+    const char *preset, *loss, *head, *teacher_head, *optimizer, *lr_scale, *device, *precision;
+    const char *val_list, *knn_train, *knn_test; /* NULL: none */
+    const char *lr, *weight_decay, *warmup_epochs, *view_memory, *cls_weight, *patch_weight, *temperature, *queue_size; /* a number or "auto" */
+    int64_t epochs, batch_size, accumulate, lr_reference_batch, teacher_layer, head_hidden, seed, val_seed, val_group, knn_every, threads, log_every, steps, overfit_batch, checkpoint_epochs, keep;
+    double cosine_share, beta, gram_weight, koleo_weight, clip, momentum, ema, drop_path, val_fraction, checkpoint_minutes;
+    int null, allow_missing, dry_run, list_students, json, compare_backends, check_finite, profile;
 } kd_train_config;
 
 extern const kd_program kd_train_program;
 
-/* What the table can't say: KD_EUSAGE for a student named twice, --init with several students, no loss term at all, numbers and sizes that aren't. */
+/* A dry run and the modes of truth.h: the run directory is neither made nor read. */
+int kd_train_touches_nothing(const kd_train_config *c);
+
+/* What the table can't say: KD_EUSAGE for numbers and sizes that aren't, for no or two sources of targets, for options of a live teacher where there is none. The students' own settings are
+ * checked by the same function. */
 kd_status kd_train_config_check(const kd_train_config *c, kd_err *err);
 
-/* A student's own settings. auto: lr 1e-3 for models of batch norm and 5e-4 for those of layer norm (ViTs, ConvNeXt) at batch 64, times sqrt(batch / 64); weight decay 1e-6 and 0.04
- * (LightlyTrain's). */
+/* A student's own settings. lr is the peak rate, scaled: --lr auto stands for 1e-3 for models of batch norm and 5e-4 for those of layer norm (ViTs, ConvNeXt) with adamw, 0.05 with sgd and 0.37
+ * with lars, at 64 images per step. --weight-decay auto: 1e-6 and 0.04 (LightlyTrain's). */
 typedef struct kd_hyper {
-    double lr, weight_decay;
+    double lr, clip;
+    kd_optim_spec optim;
 } kd_hyper;
 kd_status kd_train_hyper(kd_hyper *h, const kd_train_config *c, const kd_model_info *m, kd_err *err);
 

@@ -9,7 +9,7 @@
 #include "common/image/augment.h"
 #include "common/weights/safetensors.h"
 #include "train/features.h"
-#include "train/knn.h"
+#include "train/knn_folders.h"
 
 typedef struct eval_config {
     const char *model, *weights, *images, *out, *train, *test, *k, *feature, *device, *precision, *image_size, *student_size;
@@ -70,10 +70,10 @@ static kd_status open_network(kd_extractor **x, const eval_config *c, kd_err *er
     return kd_extractor_open(x, &o, err);
 }
 
-static kd_status warn_skipped(const kd_feature_set *set, const char *images, kd_err *err) {
-    if (set->skipped == 0)
+static kd_status warn_skipped(size_t skipped, size_t count, const char *images, kd_err *err) {
+    if (skipped == 0)
         return KD_OK;
-    return kd_fail(err, KD_ESKIPPED, "%s: %zu files could not be read (listed above); the result is over the other %zu", images, set->skipped, set->count);
+    return kd_fail(err, KD_ESKIPPED, "%s: %zu files could not be read (listed above); the result is over the other %zu", images, skipped, count);
 }
 
 /* ---- features ---- */
@@ -111,12 +111,12 @@ static kd_status run_features(const eval_config *c, kd_err *err) {
     if (status == KD_OK)
         status = open_network(&x, c, err);
     if (status == KD_OK)
-        status = kd_extractor_run(x, c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, 1u << KD_TAP_POOLED | 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, err);
+        status = kd_features_run(kd_extractor_network(x), c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, 1u << KD_TAP_POOLED | 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, err);
     if (status == KD_OK)
-        status = write_features(c->out, &set, kd_extractor_model(x), err);
+        status = write_features(c->out, &set, kd_extractor_network(x)->model, err);
     if (status == KD_OK) {
         kd_log(KD_LOG_INFO, "%s: %zu images, width %zu, %zu patches", c->out, set.count, set.width, set.patches);
-        status = warn_skipped(&set, c->images, err);
+        status = warn_skipped(set.skipped, set.count, c->images, err);
     }
     kd_feature_set_free(&set);
     kd_extractor_close(x);
@@ -142,118 +142,40 @@ static kd_status parse_ks(const char *text, int ks[MAX_KS], size_t *n, kd_err *e
     return kd_fail(err, KD_EUSAGE, "--k %s: expected at most %d numbers from 1 to %d separated by commas, such as 10,20", text, MAX_KS, KD_KNN_MAX_K);
 }
 
-/* Borrowed from a data set's names. */
-typedef struct class_name {
-    const char *at;
-    size_t size; /* 0: no class */
-} class_name;
-
-/* Class = the first folder of the relative path, as torchvision's ImageFolder has it. For a member of a tar: the first folder in the tar, or the tar's own name when the images lie
- * in it without folders (as ImageNet's archives of one class each). */
-static class_name class_of(const kd_feature_set *set, size_t i) {
-    const kd_data_file *f = &set->data.file[set->file[i]];
-    const char *inner = kd_dataset_inner_name(&set->data, set->file[i]), *slash;
-    while (strncmp(inner, "./", 2) == 0)
-        inner += 2;
-    slash = strchr(inner, '/');
-    if (slash != NULL || f->tar == 0)
-        return (class_name){inner, slash != NULL ? (size_t)(slash - inner) : 0};
-    size_t n = set->data.tar[f->tar - 1].rel_length - strlen(".tar/"), at = n;
-    while (at > 0 && f->rel[at - 1] != '/')
-        at--;
-    return (class_name){f->rel + at, n - at};
-}
-
-/* The newest first, because paths are sorted. -1: none. */
-static int32_t find_class(const class_name *name, size_t classes, class_name wanted) {
-    for (size_t c = classes; wanted.size > 0 && c-- > 0;)
-        if (name[c].size == wanted.size && memcmp(name[c].at, wanted.at, wanted.size) == 0)
-            return (int32_t)c;
-    return -1;
-}
-
-static kd_status label_train(const kd_feature_set *set, const char *dir, int32_t *label, class_name *name, size_t *classes, kd_err *err) {
-    *classes = 0;
-    for (size_t i = 0; i < set->count; i++) {
-        class_name mine = class_of(set, i);
-        if (mine.size == 0)
-            return kd_fail(err, KD_EUSAGE, "%s/%s: the image lies in no class folder; expected %s/CLASS/image.jpg", dir, set->data.file[set->file[i]].rel, dir);
-        label[i] = find_class(name, *classes, mine);
-        if (label[i] >= 0)
-            continue;
-        label[i] = (int32_t)*classes;
-        name[(*classes)++] = mine;
-    }
-    return KD_OK;
-}
-
-static void label_test(const kd_feature_set *set, int32_t *label, const class_name *name, size_t classes) {
-    size_t unknown = 0;
-    for (size_t i = 0; i < set->count; i++) {
-        label[i] = find_class(name, classes, class_of(set, i));
-        unknown += label[i] < 0;
-    }
-    if (unknown > 0)
-        kd_log(KD_LOG_WARN, "%zu test images have a class that the training folder lacks; they count as wrong", unknown);
-}
-
-static void print_knn(const eval_config *c, const kd_extractor *x, const kd_feature_set *train, const kd_feature_set *test, size_t classes, const kd_knn_result *result,
-                      size_t n) {
-    const char *model = kd_extractor_model(x)->name;
+static void print_knn(const eval_config *c, const kd_model_info *m, const kd_knn_sets *sets, const kd_knn_result *result, size_t n) {
     if (!c->json)
-        printf("%s, %zu classes, %zu training and %zu test images, feature %s of width %zu\n", model, classes, train->count, test->count, c->feature, train->width);
+        printf("%s, %zu classes, %zu training and %zu test images, feature %s of width %d\n", m->name, sets->classes, sets->train, sets->test, c->feature, m->width);
     for (size_t i = 0; i < n; i++) {
         if (!c->json) {
             printf("k = %-3d  top-1 %6.2f %%   top-5 %6.2f %%\n", result[i].k, 100 * result[i].top1, 100 * result[i].top5);
             continue;
         }
-        json_t *line = json_pack("{s:s, s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "type", "result", "protocol", "knn", "model", model, "feature", c->feature, "k",
-                                 result[i].k, "top1", result[i].top1, "top5", result[i].top5, "classes", (json_int_t)classes, "train", (json_int_t)train->count, "test",
-                                 (json_int_t)test->count, "temperature", 0.07);
+        json_t *line = json_pack("{s:s, s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "type", "result", "protocol", "knn", "model", m->name, "feature", c->feature, "k",
+                                 result[i].k, "top1", result[i].top1, "top5", result[i].top5, "classes", (json_int_t)sets->classes, "train", (json_int_t)sets->train, "test",
+                                 (json_int_t)sets->test, "temperature", 0.07);
         kd_json_line(line);
         json_decref(line);
     }
 }
 
-typedef struct knn_run {
-    kd_extractor *x;
-    kd_feature_set train, test;
-    int32_t *train_label, *test_label;
-    class_name *name;
-} knn_run;
-
-static kd_status run_knn_on(knn_run *r, const eval_config *c, const int *ks, size_t n_k, kd_err *err) {
+static kd_status run_knn(const eval_config *c, kd_err *err) {
+    kd_extractor *x = NULL;
     kd_tap tap = strcmp(c->feature, "cls") == 0 ? KD_TAP_CLS : KD_TAP_POOLED;
     kd_knn_result result[MAX_KS];
-    size_t classes = 0;
-    KD_TRY(open_network(&r->x, c, err));
-    KD_TRY(kd_extractor_run(r->x, c->train, KD_LIST_LINES, 1u << tap, &r->train, err));
-    KD_TRY(kd_extractor_run(r->x, c->test, KD_LIST_LINES, 1u << tap, &r->test, err));
-    KD_TRY(kd_alloc_array(&r->train_label, r->train.count, sizeof *r->train_label, err));
-    KD_TRY(kd_alloc_array(&r->test_label, r->test.count, sizeof *r->test_label, err));
-    KD_TRY(kd_alloc_array(&r->name, r->train.count, sizeof *r->name, err));
-    KD_TRY(label_train(&r->train, c->train, r->train_label, r->name, &classes, err));
-    label_test(&r->test, r->test_label, r->name, classes);
-    kd_knn_data train = {r->train.values[tap], r->train_label, r->train.count}, test = {r->test.values[tap], r->test_label, r->test.count};
-    int threads = c->threads > 0 ? (int)c->threads : kd_cpu_count();
-    KD_TRY(kd_knn(&train, &test, r->train.width, classes, ks, n_k, threads, result, NULL, err));
-    print_knn(c, r->x, &r->train, &r->test, classes, result, n_k);
-    KD_TRY(warn_skipped(&r->train, c->train, err));
-    return warn_skipped(&r->test, c->test, err);
-}
-
-static kd_status run_knn(const eval_config *c, kd_err *err) {
-    knn_run r = {0};
+    kd_knn_sets sets;
     int ks[MAX_KS];
     size_t n_k = 0;
     KD_TRY(parse_ks(c->k, ks, &n_k, err));
-    kd_status status = run_knn_on(&r, c, ks, n_k, err);
-    kd_free(r.train_label);
-    kd_free(r.test_label);
-    kd_free(r.name);
-    kd_feature_set_free(&r.train);
-    kd_feature_set_free(&r.test);
-    kd_extractor_close(r.x);
+    kd_status status = open_network(&x, c, err);
+    if (status == KD_OK)
+        status = kd_knn_folders(kd_extractor_network(x), c->train, c->test, tap, ks, n_k, result, &sets, err);
+    if (status == KD_OK) {
+        print_knn(c, kd_extractor_network(x)->model, &sets, result, n_k);
+        status = warn_skipped(sets.train_skipped, sets.train, c->train, err);
+    }
+    if (status == KD_OK)
+        status = warn_skipped(sets.test_skipped, sets.test, c->test, err);
+    kd_extractor_close(x);
     return status;
 }
 

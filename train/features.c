@@ -13,10 +13,9 @@ static const char *const tap_name[KD_TAPS] = {"pooled", "cls", "map"};
 
 struct kd_extractor {
     kd_extractor_options options;
-    int height, width;      /* of the pixels that the network sees */
+    kd_network network;     /* of what follows */
     kd_backend *backend;
     kd_model_info model;
-    kd_model_taps taps;
     kd_graph *graph;
     kd_params *params;
     kd_exec *exec;
@@ -27,7 +26,7 @@ struct kd_extractor {
 /* From a file they only pass through on their way into the program, so that a big teacher needs no second copy. */
 static kd_status open_parameters(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     if (weights != NULL)
-        return kd_model_params_frozen(&x->params, x->graph, x->backend, &x->model, weights, x->height, x->width, err);
+        return kd_model_params_frozen(&x->params, x->graph, x->backend, &x->model, weights, x->network.height, x->network.width, err);
     KD_TRY(kd_params_create(&x->params, x->graph, x->backend, err));
     return kd_params_init(x->params, x->options.seed, err);
 }
@@ -35,16 +34,19 @@ static kd_status open_parameters(kd_extractor *x, const kd_weights *weights, kd_
 static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     const kd_extractor_options *o = &x->options;
     KD_TRY(kd_model_find(&x->model, o->model, weights, err));
-    KD_TRY(kd_model_check_size(&x->model, x->height, x->width, err));
+    KD_TRY(kd_model_check_size(&x->model, x->network.height, x->network.width, err));
     KD_TRY(kd_backend_open(&x->backend, o->device, o->threads, err));
     if (o->precision == KD_BF16)
         KD_TRY(x->backend->v->check_bf16(x->backend, err));
     x->graph = kd_graph_create();
     if (x->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
-    x->taps = kd_model_build(x->graph, &x->model, x->height, x->width);
+    kd_model_taps taps = kd_model_build(x->graph, &x->model, x->network.height, x->network.width);
+    x->network.patches = (size_t)taps.map_h * (size_t)taps.map_w;
     KD_TRY(open_parameters(x, weights, err));
-    return kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err);
+    KD_TRY(kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err));
+    x->network.exec = x->exec;
+    return KD_OK;
 }
 
 kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *options, kd_err *err) {
@@ -55,12 +57,14 @@ kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *opti
     x->options = *options;
     if (x->options.threads <= 0)
         x->options.threads = kd_cpu_count();
-    x->height = options->student_h > 0 ? options->student_h : options->image_h;
-    x->width = options->student_h > 0 ? options->student_w : options->image_w;
+    x->network = (kd_network){.model = &x->model, .batch = options->batch, .image_h = options->image_h, .image_w = options->image_w, .threads = x->options.threads,
+                              .progress = "features", .json = options->json};
+    x->network.height = options->student_h > 0 ? options->student_h : options->image_h;
+    x->network.width = options->student_h > 0 ? options->student_w : options->image_w;
     kd_weights *weights = NULL;
     kd_status status = KD_OK;
-    if (x->height > options->image_h || x->width > options->image_w)
-        status = kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the view measures %dx%d and can only be reduced", x->height, x->width, options->image_h, options->image_w);
+    if (x->network.height > options->image_h || x->network.width > options->image_w)
+        status = kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the view measures %dx%d and can only be reduced", x->network.height, x->network.width, options->image_h, options->image_w);
     else if (strcmp(options->weights, "random") != 0)
         status = kd_weights_open(&weights, options->weights, err);
     if (status == KD_OK)
@@ -84,8 +88,8 @@ void kd_extractor_close(kd_extractor *x) {
     kd_free(x);
 }
 
-const kd_model_info *kd_extractor_model(const kd_extractor *x) {
-    return &x->model;
+const kd_network *kd_extractor_network(const kd_extractor *x) {
+    return &x->network;
 }
 
 /* ---- images: file -> pixels of the network's size, on loader threads ---- */
@@ -147,7 +151,7 @@ static size_t tap_values(const kd_feature_set *set, int tap) {
     return tap == KD_TAP_PATCH ? set->patches * set->width : set->width;
 }
 
-static kd_status run_batch(kd_extractor *x, int rows, unsigned taps, kd_feature_set *set, kd_err *err) {
+static kd_status run_batch(const kd_network *x, int rows, unsigned taps, kd_feature_set *set, kd_err *err) {
     KD_TRY(kd_exec_forward(x->exec, err));
     for (int t = 0; t < KD_TAPS; t++)
         if (taps & 1u << t)
@@ -156,7 +160,7 @@ static kd_status run_batch(kd_extractor *x, int rows, unsigned taps, kd_feature_
     return KD_OK;
 }
 
-static kd_status run_all(kd_extractor *x, kd_ordered *q, kd_progress *progress, unsigned taps, kd_feature_set *set, kd_err *err) {
+static kd_status run_all(const kd_network *x, kd_ordered *q, kd_progress *progress, unsigned taps, kd_feature_set *set, kd_err *err) {
     int rows = 0;
     kd_status status;
     for (uint64_t done = 1;; done++) {
@@ -173,13 +177,14 @@ static kd_status run_all(kd_extractor *x, kd_ordered *q, kd_progress *progress, 
             status = kd_exec_upload_rows(x->exec, "images", rows++, 1, item->pixels, err);
         }
         kd_ordered_release(q, slot);
-        if (status == KD_OK && rows == x->options.batch) {
+        if (status == KD_OK && rows == x->batch) {
             status = run_batch(x, rows, taps, set, err);
             rows = 0;
         }
-        if (status == KD_OK)
-            status = kd_stop_requested();
         KD_TRY(status);
+        kd_status stop = kd_stop_requested();
+        if (stop != KD_OK)
+            return kd_fail(err, stop, "interrupted while features were computed");
         kd_progress_update(progress, done, kd_ordered_wait_seconds(q), NULL);
     }
     if (status == KD_DONE)
@@ -187,9 +192,9 @@ static kd_status run_all(kd_extractor *x, kd_ordered *q, kd_progress *progress, 
     return status;
 }
 
-static kd_status reserve(const kd_extractor *x, unsigned taps, kd_feature_set *set, kd_err *err) {
-    set->width = (size_t)x->model.width;
-    set->patches = (size_t)x->taps.map_h * (size_t)x->taps.map_w;
+static kd_status reserve(const kd_network *x, unsigned taps, kd_feature_set *set, kd_err *err) {
+    set->width = (size_t)x->model->width;
+    set->patches = x->patches;
     KD_TRY(kd_alloc_array(&set->file, set->data.count, sizeof *set->file, err));
     for (int t = 0; t < KD_TAPS; t++)
         if (taps & 1u << t)
@@ -197,18 +202,18 @@ static kd_status reserve(const kd_extractor *x, unsigned taps, kd_feature_set *s
     return KD_OK;
 }
 
-static kd_status extract(kd_extractor *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
-    int threads = x->options.threads;
+static kd_status extract(const kd_network *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
+    int threads = x->threads;
     kd_status status;
     eval_stage stage = {.data = &set->data, .height = x->height, .width = x->width};
-    KD_TRY(kd_policy_load(&stage.policy, "eval", x->options.image_h, x->options.image_w, err));
+    KD_TRY(kd_policy_load(&stage.policy, "eval", x->image_h, x->image_w, err));
     KD_TRY(kd_dataset_open(&set->data, images, list, err));
     KD_TRY(reserve(x, taps, set, err));
     KD_TRY(kd_alloc_array(&stage.worker, (size_t)threads, sizeof *stage.worker, err));
     kd_ordered *q = NULL;
     status = kd_ordered_create(&q, threads, (size_t)threads + 8, sizeof(eval_item), set->data.count, make_item, free_item, &stage, err);
     if (status == KD_OK) {
-        kd_progress *progress = kd_progress_create("features", "image", set->data.count, 0, x->options.json);
+        kd_progress *progress = x->progress != NULL ? kd_progress_create(x->progress, "image", set->data.count, 0, x->json) : NULL;
         status = run_all(x, q, progress, taps, set, err);
         kd_progress_finish(progress);
     }
@@ -226,7 +231,7 @@ static kd_status extract(kd_extractor *x, const char *images, kd_list_format lis
     return KD_OK;
 }
 
-kd_status kd_extractor_run(kd_extractor *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
+kd_status kd_features_run(const kd_network *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
     memset(set, 0, sizeof *set);
     kd_status status = extract(x, images, list, taps, set, err);
     if (status != KD_OK)

@@ -1,11 +1,11 @@
 /* Features: a network (teacher or student) run over image files with the evaluation transform.
  *
- * Used by kd-eval. images -> eval view (the policy "eval" of augment.h) -> optional BOX reduction -> network -> pooled, cls, patch.
+ * Used by kd-eval, which opens the network from a weight file (kd_extractor), and by kd-train, which has it (kd_network). images -> eval view (the policy "eval" of augment.h) -> optional BOX reduction -> network -> pooled, cls, patch.
  * Bad images are skipped with a warning and counted. Results are in path order and don't depend on the thread count.
  *
  *     kd_extractor *x;
  *     KD_TRY(kd_extractor_open(&x, &options, err));
- *     KD_TRY(kd_extractor_run(x, "photos", KD_LIST_LINES, KD_TAP_POOLED, &set, err));
+ *     KD_TRY(kd_features_run(kd_extractor_network(x), "photos", KD_LIST_LINES, KD_TAP_POOLED, &set, err));
  *     ... set.values[KD_TAP_POOLED][i * x_width + c] ...
  *     kd_feature_set_free(&set); kd_extractor_close(x); */
 #ifndef KD_TRAIN_FEATURES_H
@@ -15,6 +15,19 @@
 #include "kernels/nn/models.h"
 
 typedef enum kd_tap { KD_TAP_POOLED = 0, KD_TAP_CLS = 1, KD_TAP_PATCH = 2, KD_TAPS = 3 } kd_tap;
+
+/* A compiled inference program and what it needs to be fed and read. Everything is borrowed. */
+typedef struct kd_network {
+    kd_exec *exec;         /* input "images" [height,width,3]; outputs as kd_model_build names them */
+    const kd_model_info *model;
+    size_t patches;        /* positions of the output "map"; 0 where that isn't asked for */
+    int batch;             /* of exec */
+    int height, width;     /* of the pixels that the network sees: the eval view's BOX reduction, or the view itself */
+    int image_h, image_w;  /* of the eval view */
+    int threads;           /* that load images */
+    const char *progress;  /* label of progress lines; NULL: none */
+    int json;              /* progress as JSON lines */
+} kd_network;
 
 typedef struct kd_extractor_options {
     const char *model;     /* name, or "auto" with a weight file */
@@ -32,7 +45,7 @@ typedef struct kd_extractor kd_extractor;
 /* KD_EUSAGE: unknown model, size that the model can't take. Otherwise the causes of kd_weights_open, kd_model_params_frozen and kd_backend_open. */
 kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *options, kd_err *err);
 void kd_extractor_close(kd_extractor *x); /* accepts NULL */
-const kd_model_info *kd_extractor_model(const kd_extractor *x);
+const kd_network *kd_extractor_network(const kd_extractor *x); /* borrowed */
 
 typedef struct kd_feature_set {
     size_t count;               /* images that could be read */
@@ -43,8 +56,8 @@ typedef struct kd_feature_set {
     float *values[KD_TAPS];     /* NULL, [count][width], [count][width], [count][patches][width] */
 } kd_feature_set;
 
-/* taps: bit i set = kd_tap i is wanted. KD_EFAIL when no image could be read. */
-kd_status kd_extractor_run(kd_extractor *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err);
+/* taps: bit i set = kd_tap i is wanted. KD_EFAIL when no image could be read; KD_ESIGINT, KD_ESIGTERM when the user asks to stop. Parameters aren't changed. */
+kd_status kd_features_run(const kd_network *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err);
 void kd_feature_set_free(kd_feature_set *set);
 
 #endif

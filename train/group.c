@@ -11,13 +11,13 @@
 static kd_status find_group(kd_groups *g, kd_cache **cache, const char *path, size_t *at, kd_err *err) {
     const kd_recipe *r = kd_cache_recipe(*cache);
     for (*at = 0; *at < g->count; ++*at)
-        if (memcmp(&kd_cache_recipe(g->group[*at].cache)->sha, &r->sha, sizeof r->sha) == 0)
+        if (memcmp(&kd_source_recipe(&g->group[*at].source)->sha, &r->sha, sizeof r->sha) == 0)
             return KD_OK;
     if (g->count > 0)
-        KD_TRY(kd_recipe_same_teacher(kd_cache_recipe(g->group[0].cache), kd_cache_shard_path(g->group[0].cache, 0), r, path, err));
+        KD_TRY(kd_recipe_same_teacher(kd_source_recipe(&g->group[0].source), kd_source_name(&g->group[0].source), r, path, err));
     if (g->count == KD_MAX_GROUPS)
         return kd_fail(err, KD_EUSAGE, "--cache %s is of a recipe of its own, the %dth; a run learns from at most %d recipes, leave some out", path, KD_MAX_GROUPS + 1, KD_MAX_GROUPS);
-    g->group[g->count++].cache = *cache;
+    g->group[g->count++].source.cache = *cache;
     *cache = NULL;
     return KD_OK;
 }
@@ -32,9 +32,8 @@ static kd_status join(kd_groups *g, size_t at, const char *const *paths, const s
             own[n++] = paths[i];
     kd_status status = KD_OK;
     if (n > 1) {
-        kd_cache_close(g->group[at].cache);
-        g->group[at].cache = NULL;
-        status = kd_cache_open(&g->group[at].cache, own, n, err);
+        kd_source_close(&g->group[at].source);
+        status = kd_cache_open(&g->group[at].source.cache, own, n, err);
     }
     kd_free(own);
     return status;
@@ -57,10 +56,15 @@ kd_status kd_groups_open(kd_groups *g, const char *const *paths, size_t count, k
     return status;
 }
 
+void kd_groups_live(kd_groups *g, kd_live *live) {
+    g->group[0].source.live = live;
+    g->count = 1;
+}
+
 void kd_groups_close(kd_groups *g) {
     for (size_t k = 0; k < g->count; k++) {
         kd_replay_destroy(g->group[k].replay);
-        kd_cache_close(g->group[k].cache);
+        kd_source_close(&g->group[k].source);
         kd_free(g->group[k].image);
     }
     *g = (kd_groups){0};
@@ -76,9 +80,9 @@ static int scaled(int side, int part, int whole) {
 
 void kd_groups_scale(kd_groups *g) {
     const kd_group *first = &g->group[0];
-    const kd_recipe *whole = kd_cache_recipe(first->cache);
+    const kd_recipe *whole = kd_source_recipe(&first->source);
     for (size_t k = 1; k < g->count; k++) {
-        const kd_recipe *r = kd_cache_recipe(g->group[k].cache);
+        const kd_recipe *r = kd_source_recipe(&g->group[k].source);
         g->group[k].student_h = scaled(r->image_h, first->student_h, whole->image_h);
         g->group[k].student_w = scaled(r->image_w, first->student_w, whole->image_w);
     }
@@ -132,7 +136,7 @@ kd_status kd_groups_match(kd_groups *g, kd_err *err) {
     g->left_out = sum - g->count * g->images;
     if (g->images == 0 && g->count > 1)
         return kd_fail(err, KD_EMISMATCH, "no image is in all %zu recipes (%s has %zu, %s has %zu): they were made from different images; make the caches from the same --images, or train on them apart",
-                       g->count, kd_cache_shard_path(g->group[0].cache, 0), kd_replay_images(g->group[0].replay), kd_cache_shard_path(g->group[1].cache, 0),
+                       g->count, kd_source_name(&g->group[0].source), kd_replay_images(g->group[0].replay), kd_source_name(&g->group[1].source),
                        kd_replay_images(g->group[1].replay));
     return KD_OK;
 }

@@ -1,4 +1,4 @@
-/* Group: what a training run draws from the caches of one recipe. Ordinarily there is one group. Several recipes of one teacher make several (multi-crop as two caches: one of global, one
+/* Group: what a training run draws from the caches of one recipe, or from a live teacher. Ordinarily there is one group. Several recipes of one teacher make several (multi-crop as two caches: one of global, one
  * of local crops): every step then shows the students the same images once from each group, each as one of that group's views.
  *
  *     kd_groups g = {0};
@@ -15,7 +15,7 @@
 enum { KD_MAX_GROUPS = 4 };
 
 typedef struct kd_group {
-    kd_cache *cache;
+    kd_source source;
     kd_replay *replay;
     int student_h, student_w; /* what the students see of a view */
     uint32_t *image;          /* image of the run -> image of the replay */
@@ -31,6 +31,8 @@ typedef struct kd_groups {
 /* Opens every path (sealed cache, or folder of shards); those of equal recipe are shards of one cache. *g must be zeroed. KD_EMISMATCH: another teacher, other layers
  * (kd_recipe_same_teacher), or shards that don't belong together. KD_EUSAGE: more than KD_MAX_GROUPS recipes. */
 kd_status kd_groups_open(kd_groups *g, const char *const *paths, size_t count, kd_err *err);
+/* One group, of a live teacher, which is taken over. *g must be zeroed. */
+void kd_groups_live(kd_groups *g, kd_live *live);
 void kd_groups_close(kd_groups *g); /* replays too; accepts a zeroed one */
 
 /* Size at which the students see the views of groups 1, 2, ..., from that of the first: reduced by the same factors, rounded to whole pixels. */

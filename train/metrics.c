@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "common/base/io.h"
 #include "common/base/mem.h"
 
 struct kd_metrics {
@@ -24,9 +25,14 @@ kd_status kd_metrics_open(kd_metrics **out, const char *path, uint64_t keep_byte
     if (!bad)
         m->file = fdopen(fd, "a");
     if (m->file == NULL) {
-        kd_status status = kd_fail_errno(err, KD_EFAIL, "%s can't be opened for writing", path);
+        kd_status status = kd_io_write_failed(path, "can't be opened for writing", err);
         if (fd >= 0)
             close(fd);
+        kd_metrics_close(m);
+        return status;
+    }
+    kd_status status = kd_io_fsync_dir_of(path, err); /* a new file's name must be as durable as what checkpoints count of it */
+    if (status != KD_OK) {
         kd_metrics_close(m);
         return status;
     }
@@ -40,7 +46,7 @@ kd_status kd_metrics_write(kd_metrics *m, json_t *line, kd_err *err) {
     if (text == NULL)
         status = kd_fail(err, KD_EFAIL, "out of memory for a line of %s", m->path);
     else if (fprintf(m->file, "%s\n", text) < 0 || fflush(m->file) != 0)
-        status = kd_fail_errno(err, KD_EFAIL, "%s can't be written", m->path);
+        status = kd_io_write_failed(m->path, "can't be written", err);
     free(text); /* jansson's allocator */
     json_decref(line);
     return status;
@@ -49,7 +55,7 @@ kd_status kd_metrics_write(kd_metrics *m, json_t *line, kd_err *err) {
 kd_status kd_metrics_sync(kd_metrics *m, uint64_t *bytes, kd_err *err) {
     off_t size;
     if (fflush(m->file) != 0 || fsync(fileno(m->file)) != 0 || (size = lseek(fileno(m->file), 0, SEEK_END)) < 0)
-        return kd_fail_errno(err, KD_EFAIL, "%s can't be written", m->path);
+        return kd_io_write_failed(m->path, "can't be written", err);
     *bytes = (uint64_t)size;
     return KD_OK;
 }

@@ -8,7 +8,7 @@
 enum { LIST_TEXT = 160 };
 
 static int serves(const kd_target *t, const kd_patch_learner *l) {
-    return t->kind != KD_TARGET_ADJOINT || (!l->loss->single_tokens && t->h == l->map_h && t->w == l->map_w);
+    return t->kind != KD_TARGET_ADJOINT || (l->compares == NULL && t->h == l->map_h && t->w == l->map_w);
 }
 
 /* "full, adjoint:7" */
@@ -38,8 +38,8 @@ static int best(const kd_patch_offer *offer, const kd_patch_learner *l) {
 }
 
 static kd_status refuse_loss(const char *what, const kd_patch_offer *offer, const kd_patch_learner *l, kd_err *err) {
-    return kd_fail(err, KD_EUSAGE, "--loss %s compares single patch tokens, and of %s in %s nothing but sums over the grid is stored; give --loss std-mse, or a cache with --patch-target full or "
-                   "pool:K", l->loss->name, what, offer->cache);
+    return kd_fail(err, KD_EUSAGE, "--loss %s: pair %s compares single patch tokens (%s), and of %s in %s nothing but sums over the grid is stored; learn patches with squared error (--loss std-mse or "
+                   "mse), or make a cache with --patch-target full or pool:K", l->loss, l->pair, l->compares, what, offer->cache);
 }
 
 /* `what`: the adjoint targets in question. */
@@ -53,7 +53,7 @@ static kd_status refuse_map(const char *what, const kd_patch_offer *offer, const
 }
 
 static kd_status refuse(const char *what, const kd_patch_offer *offer, const kd_patch_learner *l, kd_err *err) {
-    return l->loss->single_tokens ? refuse_loss(what, offer, l, err) : refuse_map(what, offer, l, err);
+    return l->compares != NULL ? refuse_loss(what, offer, l, err) : refuse_map(what, offer, l, err);
 }
 
 int kd_patch_target_find(const kd_patch_offer *offer, const kd_target *t) {

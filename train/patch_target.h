@@ -1,14 +1,13 @@
 /* Patch target: which of the forms in which a cache holds the teacher's patch tokens a student learns.
  *
  * Every form serves every student and loss, but one: adjoint:KxL stands for a full grid only towards predictions on a map of exactly KxL that are upsampled bilinearly (std-mse's head is
- * LayerNorm -> Linear on the student's own map, so the prediction's map is the student's), and only for losses that need no single token.
+ * made on the student's own map, so the prediction's map is the student's), and only for losses that need no single token.
  *
  * Thread rule: pure functions. */
 #ifndef KD_TRAIN_PATCH_TARGET_H
 #define KD_TRAIN_PATCH_TARGET_H
 
 #include "common/tensor/target.h"
-#include "train/loss.h"
 
 /* What a cache has. */
 typedef struct kd_patch_offer {
@@ -19,9 +18,9 @@ typedef struct kd_patch_offer {
 
 /* Who wants to learn from it. */
 typedef struct kd_patch_learner {
-    const char *student;
-    const kd_loss_kind *loss;
-    int map_h, map_w;     /* of the student's feature map ... */
+    const char *student, *loss, *pair; /* names, for messages */
+    const char *compares; /* what looks at single tokens of the teacher ("cosine"); NULL: nothing does */
+    int map_h, map_w;     /* of the map that the prediction is made on ... */
     int image_h, image_w; /* ... when it sees views of this size */
 } kd_patch_learner;
 

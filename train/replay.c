@@ -31,14 +31,23 @@ typedef enum kd_culprit {
     CULPRIT_PARTNER      /* the partner's file isn't there; the error says so */
 } kd_culprit;
 
+/* The samples whose views went through the live teacher together: given out one by one, in their order. */
+typedef struct block {
+    void **slot;      /* [batch] */
+    int count, next;  /* in slot; the next one to be given out */
+    uint8_t *views;   /* [batch] full-size views */
+    float *values;    /* [batch] of the largest target */
+    double *square;   /* [batch] */
+} block;
+
 struct kd_replay {
     kd_replay_options o;
     const kd_recipe *recipe;
     kd_locator *locator;
-    uint32_t *cache_index;          /* replay image -> image of the cache */
+    uint32_t *cache_index;          /* replay image -> image of the source */
     _Atomic int64_t *file;          /* replay image -> file of the locator */
     size_t *first_view;             /* replay image -> its first place in `kept` */
-    uint8_t *_Atomic *kept;         /* proven, reduced views; NULL = not yet */
+    uint8_t *_Atomic *kept;         /* proven, reduced views; NULL = not yet. Of a cache, as all above but cache_index */
     size_t images, missing, extra, views;
     worker *workers;
     pthread_mutex_t hashing;
@@ -47,9 +56,10 @@ struct kd_replay {
     kd_ordered *queue;              /* the open pass */
     const kd_replay_item *items;
     size_t count;                   /* of items */
-    size_t cls_floats, patch_floats[KD_REPLAY_PATCHES], floats, pixel_bytes; /* floats: of all targets of a sample, with a square for each patch target */
-    kd_adjoint adjoint[KD_REPLAY_PATCHES]; /* of those patch targets that are */
+    size_t target_floats[KD_REPLAY_TARGETS], floats, pixel_bytes; /* floats: of all targets of a sample, with a square for each */
+    kd_adjoint adjoint[KD_REPLAY_TARGETS]; /* of those targets that are */
     double waited;                  /* of passes that ended */
+    block block;                    /* of a live teacher */
 };
 
 /* ---- finding the files ---- */
@@ -73,7 +83,7 @@ static kd_status refuse_missing(const kd_replay *r, const kd_search *search, siz
 static size_t count_in_place(const kd_replay *r, size_t total) {
     size_t n = 0;
     for (size_t i = 0; i < total; i++) {
-        const kd_image_entry *e = kd_cache_image(r->o.cache, i);
+        const kd_image_entry *e = kd_cache_image(r->o.source.cache, i);
         n += kd_locator_by_path(r->locator, e->rel, e->file_size) >= 0;
     }
     return n;
@@ -95,10 +105,10 @@ static kd_status drop_without_partner(kd_replay *r, kd_err *err) {
     size_t found = r->images;
     kd_reader *reader;
     kd_status status = KD_OK;
-    KD_TRY(kd_reader_create(&reader, r->o.cache, err));
+    KD_TRY(kd_reader_create(&reader, r->o.source.cache, err));
     r->images = r->views = 0;
     for (size_t i = 0; i < found && status == KD_OK; i++) {
-        const kd_image_entry *e = kd_cache_image(r->o.cache, r->cache_index[i]);
+        const kd_image_entry *e = kd_cache_image(r->o.source.cache, r->cache_index[i]);
         int all;
         status = has_partners(r, reader, e, &all, err);
         if (status != KD_OK || !all)
@@ -120,7 +130,7 @@ static kd_status drop_without_partner(kd_replay *r, kd_err *err) {
 
 /* Fills file[] and cache_index[] with the images that are there. */
 static kd_status find_files(kd_replay *r, kd_err *err) {
-    size_t total = kd_cache_images(r->o.cache), in_place = count_in_place(r, total);
+    size_t total = kd_cache_images(r->o.source.cache), in_place = count_in_place(r, total);
     kd_search search = {0};
     char text[600];
     if (in_place < total) {
@@ -130,7 +140,7 @@ static kd_status find_files(kd_replay *r, kd_err *err) {
         r->hashed = 1;
     }
     for (size_t i = 0; i < total; i++) {
-        const kd_image_entry *e = kd_cache_image(r->o.cache, i);
+        const kd_image_entry *e = kd_cache_image(r->o.source.cache, i);
         int64_t file;
         kd_whereabouts where = kd_locator_find(r->locator, &e->image, e->rel, e->file_size, &file);
         kd_search_count(&search, where, kd_locator_show(r->locator, file, e->rel));
@@ -155,7 +165,7 @@ static kd_status find_files(kd_replay *r, kd_err *err) {
 /* ---- one view ---- */
 
 static const kd_image_entry *entry_of(const kd_replay *r, uint32_t image) {
-    return kd_cache_image(r->o.cache, r->cache_index[image]);
+    return kd_source_image(&r->o.source, r->cache_index[image]);
 }
 
 static kd_status relocate(kd_replay *r, const kd_hash128 *id, int64_t *file, kd_err *err);
@@ -172,7 +182,7 @@ static kd_status read_by_id(kd_replay *r, worker *w, int64_t file, const kd_hash
 /* Blends the partner's view into w->view. Its file is proven by its id, for the view's hash couldn't tell which of the two files is another one. */
 static kd_status mix(kd_replay *r, worker *w, const kd_view_entry *v, kd_culprit *culprit, kd_err *err) {
     const kd_hash128 *id = &v->plan.mix_partner;
-    const kd_image_entry *e = kd_cache_find_image(r->o.cache, id); /* NULL: it was skipped for a partner of its own, and is found by id alone */
+    const kd_image_entry *e = kd_cache_find_image(r->o.source.cache, id); /* NULL: it was skipped for a partner of its own, and is found by id alone */
     int64_t file = e != NULL ? kd_locator_by_path(r->locator, e->rel, e->file_size) : -1;
     char path[KD_DATA_NAME], hex[33], own[33];
     size_t size = 0;
@@ -277,7 +287,15 @@ static kd_status prove(kd_replay *r, worker *w, uint32_t image, const kd_view_en
     return status;
 }
 
-/* Pixels as the student sees them. Reducing is Pillow's box filter over the proven view. */
+/* Pixels as the student sees them: Pillow's box filter over the view. */
+static kd_status reduce(const kd_replay *r, worker *w, const kd_image *view, uint8_t *out, kd_err *err) {
+    if (r->o.student_w != view->width || r->o.student_h != view->height)
+        return kd_resample(out, r->o.student_w, r->o.student_h, view, 0, 0, view->width, view->height, KD_FILTER_BOX, &w->reduce, err);
+    memcpy(out, view->rgb, r->pixel_bytes);
+    return KD_OK;
+}
+
+/* The same of a cached view, proven or known to be. */
 static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item, const kd_view_entry *v, uint8_t *out, kd_err *err) {
     uint8_t *_Atomic *place = &r->kept[r->first_view[item->image] + item->view];
     const uint8_t *known = atomic_load(place);
@@ -286,10 +304,7 @@ static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item
         return KD_OK;
     }
     KD_TRY(prove(r, w, item->image, v, err));
-    if (r->o.student_w == w->view.width && r->o.student_h == w->view.height)
-        memcpy(out, w->view.rgb, r->pixel_bytes);
-    else
-        KD_TRY(kd_resample(out, r->o.student_w, r->o.student_h, &w->view, 0, 0, w->view.width, w->view.height, KD_FILTER_BOX, &w->reduce, err));
+    KD_TRY(reduce(r, w, &w->view, out, err));
     if (atomic_fetch_add(&r->kept_bytes, r->pixel_bytes) + r->pixel_bytes > r->o.view_memory) {
         atomic_fetch_sub(&r->kept_bytes, r->pixel_bytes);
         return KD_OK;
@@ -304,9 +319,9 @@ static kd_status load_pixels(kd_replay *r, worker *w, const kd_replay_item *item
 }
 
 /* Values as they are stored. */
-static kd_status read_target(kd_replay *r, worker *w, const kd_replay_target *t, const kd_view_entry *v, float *out, double *square, kd_err *err) {
+static kd_status read_target(worker *w, const kd_replay_target *t, const kd_view_entry *v, float *out, double *square, kd_err *err) {
     kd_record_facts facts;
-    KD_TRY(kd_reader_feature(w->reader, t->feature, &v->image, v->view, r->o.layer, out, &facts, err));
+    KD_TRY(kd_reader_feature(w->reader, t->feature, &v->image, v->view, t->layer, out, &facts, err));
     *square = facts.square;
     if (memcmp(&facts.view_hash, &v->view_hash, sizeof facts.view_hash) == 0)
         return KD_OK;
@@ -325,36 +340,40 @@ static void standardise(const kd_replay_target *t, size_t floats, size_t width, 
             out[row + c] = (out[row + c] - t->mean[c]) * inverse;
 }
 
-static kd_status load_cls(kd_replay *r, worker *w, const kd_view_entry *v, float *out, kd_err *err) {
-    double ignored;
-    KD_TRY(read_target(r, w, &r->o.cls, v, out, &ignored, err));
-    standardise(&r->o.cls, r->cls_floats, (size_t)r->recipe->width, out);
-    return KD_OK;
-}
-
-static kd_status load_patch(kd_replay *r, worker *w, int i, const kd_view_entry *v, float *out, float *square, kd_err *err) {
-    const kd_replay_target *t = &r->o.patch[i];
+/* Turns values as the teacher gave them, with their |t|^2 of adjoint targets, into what is given out. */
+static void finish_target(const kd_replay *r, int i, float *out, double stored, float *square) {
+    const kd_replay_target *t = &r->o.target[i];
     size_t width = (size_t)r->recipe->width;
-    double stored;
-    KD_TRY(read_target(r, w, t, v, out, &stored, err));
-    *square = 0;
+    *square = (float)stored;
+    if (t->raw)
+        return;
     if (r->adjoint[i].tokens > 0)
         *square = (float)kd_adjoint_standardise(&r->adjoint[i], out, stored, t->mean, t->std, width);
     else
-        standardise(t, r->patch_floats[i], width, out);
+        standardise(t, r->target_floats[i], width, out);
+}
+
+static kd_status load_target(kd_replay *r, worker *w, int i, const kd_view_entry *v, float *out, float *square, kd_err *err) {
+    double stored;
+    KD_TRY(read_target(w, &r->o.target[i], v, out, &stored, err));
+    finish_target(r, i, out, stored, square);
     return KD_OK;
 }
 
-/* A slot is cls | patches | squares | pixels. */
+/* A slot is targets | squares | pixels, and of a live teacher the full-size view. */
+static uint8_t *pixels_of(const kd_replay *r, void *slot) {
+    return (uint8_t *)((float *)slot + r->floats);
+}
+
 static kd_sample sample_of(const kd_replay *r, void *slot) {
-    float *next = (float *)slot + r->cls_floats;
-    kd_sample s = {.cls = r->cls_floats > 0 ? slot : NULL, .slot = slot};
-    for (int i = 0; i < r->o.patches; i++) {
-        s.patch[i] = next;
-        next += r->patch_floats[i];
+    float *next = slot;
+    kd_sample s = {.slot = slot};
+    for (int i = 0; i < r->o.targets; i++) {
+        s.target[i] = next;
+        next += r->target_floats[i];
     }
     s.square = next;
-    s.pixels = (const uint8_t *)((float *)slot + r->floats);
+    s.pixels = pixels_of(r, slot);
     return s;
 }
 
@@ -367,10 +386,8 @@ static void ask_ahead(kd_replay *r, worker *w, uint64_t index) {
     for (uint64_t i = index == 0 ? 0 : index + READ_AHEAD; i <= last; i++) {
         const kd_image_entry *e = entry_of(r, r->items[i].image);
         uint32_t view = kd_image_view(e, r->items[i].view);
-        if (r->cls_floats > 0)
-            (void)kd_reader_will_need(w->reader, r->o.cls.feature, &e->image, view, r->o.layer, NULL);
-        for (int k = 0; k < r->o.patches; k++)
-            (void)kd_reader_will_need(w->reader, r->o.patch[k].feature, &e->image, view, r->o.layer, NULL);
+        for (int k = 0; k < r->o.targets; k++)
+            (void)kd_reader_will_need(w->reader, r->o.target[k].feature, &e->image, view, r->o.target[k].layer, NULL);
     }
 }
 
@@ -380,35 +397,104 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
     const kd_replay_item *item = &r->items[index];
     kd_view_entry v;
     if (w->reader == NULL)
-        KD_TRY(kd_reader_create(&w->reader, r->o.cache, err));
+        KD_TRY(kd_reader_create(&w->reader, r->o.source.cache, err));
     ask_ahead(r, w, index);
     const kd_image_entry *e = entry_of(r, item->image);
     KD_TRY(kd_reader_view(w->reader, &e->image, kd_image_view(e, item->view), &v, err));
     if (v.plan.out_w != r->recipe->image_w || v.plan.out_h != r->recipe->image_h)
         return kd_fail(err, KD_EDAMAGED, "%s: view %" PRIu32 " measures %dx%d in its plan and the recipe says %dx%d; check the cache with kd-cache check",
-                       kd_cache_shard_path(r->o.cache, 0), v.view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
+                       kd_cache_shard_path(r->o.source.cache, 0), v.view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
     float *next = slot;
-    KD_TRY(load_pixels(r, w, item, &v, (uint8_t *)(next + r->floats), err));
-    if (r->cls_floats > 0)
-        KD_TRY(load_cls(r, w, &v, next, err));
-    next += r->cls_floats;
-    float *square = (float *)slot + r->floats - r->o.patches;
-    for (int i = 0; i < r->o.patches; next += r->patch_floats[i++])
-        KD_TRY(load_patch(r, w, i, &v, next, &square[i], err));
+    KD_TRY(load_pixels(r, w, item, &v, pixels_of(r, slot), err));
+    float *square = (float *)slot + r->floats - r->o.targets;
+    for (int i = 0; i < r->o.targets; next += r->target_floats[i++])
+        KD_TRY(load_target(r, w, i, &v, next, &square[i], err));
+    return KD_OK;
+}
+
+/* ---- live ---- */
+
+static size_t view_bytes(const kd_replay *r) {
+    return (size_t)r->recipe->image_h * (size_t)r->recipe->image_w * 3;
+}
+
+/* Pixels alone: the targets follow when the teacher has seen them. */
+static kd_status make_live_sample(void *ctx, int thread, uint64_t index, void *slot, kd_err *err) {
+    kd_replay *r = ctx;
+    const kd_replay_item *item = &r->items[index];
+    kd_image picture;
+    uint8_t *pixels = pixels_of(r, slot);
+    KD_TRY(kd_live_view(r->o.source.live, thread, item->image, item->view, &picture, NULL, err));
+    memcpy(pixels + r->pixel_bytes, picture.rgb, view_bytes(r));
+    atomic_fetch_add(&r->decoded, 1);
+    return reduce(r, &r->workers[thread], &picture, pixels, err);
+}
+
+static kd_status teach_target(kd_replay *r, int i, size_t offset, kd_err *err) {
+    block *b = &r->block;
+    const kd_replay_target *t = &r->o.target[i];
+    KD_TRY(kd_live_target(r->o.source.live, t->feature, t->layer, b->count, b->values, b->square, err));
+    for (int row = 0; row < b->count; row++) {
+        float *slot = b->slot[row];
+        memcpy(slot + offset, b->values + (size_t)row * r->target_floats[i], r->target_floats[i] * sizeof *slot);
+        finish_target(r, i, slot + offset, b->square[row], slot + r->floats - r->o.targets + i);
+    }
+    return KD_OK;
+}
+
+/* Takes as many samples as the teacher sees at once, or what is left of the pass, and fills in their targets. KD_DONE: none was left. */
+static kd_status teach_block(kd_replay *r, kd_err *err) {
+    block *b = &r->block;
+    kd_live *live = r->o.source.live;
+    size_t offset = 0;
+    b->count = b->next = 0;
+    while (b->count < kd_live_batch(live)) {
+        kd_status status = kd_ordered_next(r->queue, &b->slot[b->count], err);
+        if (status == KD_DONE && b->count > 0)
+            break;
+        if (status != KD_OK)
+            return status;
+        memcpy(b->views + (size_t)b->count * view_bytes(r), pixels_of(r, b->slot[b->count]) + r->pixel_bytes, view_bytes(r));
+        b->count++;
+    }
+    KD_TRY(kd_live_run(live, b->views, b->count, err));
+    for (int i = 0; i < r->o.targets; offset += r->target_floats[i++])
+        KD_TRY(teach_target(r, i, offset, err));
+    return KD_OK;
+}
+
+static kd_status next_slot(kd_replay *r, void **slot, kd_err *err) {
+    if (r->o.source.live == NULL)
+        return kd_ordered_next(r->queue, slot, err);
+    if (r->block.next == r->block.count) {
+        kd_status status = teach_block(r, err);
+        if (status != KD_OK) {
+            r->block.count = r->block.next = 0; /* nothing of it is given out */
+            return status;
+        }
+    }
+    *slot = r->block.slot[r->block.next++];
     return KD_OK;
 }
 
 /* ---- life ---- */
 
-kd_status kd_replay_target_of(kd_replay_target *t, kd_cache *c, kd_feature f, uint16_t layer, kd_err *err) {
-    const char *path = kd_cache_shard_path(c, 0), *name = kd_feature_name(f);
-    *t = (kd_replay_target){.feature = f};
-    if (!kd_recipe_has(kd_cache_recipe(c), f))
+kd_status kd_replay_target_of(kd_replay_target *t, const kd_source *s, kd_feature f, uint16_t layer, kd_err *err) {
+    const char *path = kd_source_name(s), *name = kd_feature_name(f);
+    *t = (kd_replay_target){.feature = f, .layer = layer};
+    if (!kd_recipe_has(kd_source_recipe(s), f))
         return kd_fail(err, KD_EUSAGE, "%s: the cache holds no %s features; give --%s-weight 0, or make a cache with --features cls,patch", path, name, name);
-    KD_TRY(kd_cache_mean(c, f, layer, &t->mean, &t->std, err));
+    KD_TRY(kd_source_mean(s, f, layer, &t->mean, &t->std, err));
     if (!(t->std > 0))
         return kd_fail(err, KD_EDAMAGED, "%s: the %s features of layer %u have standard deviation %g; there is nothing to learn from them", path, name, layer, (double)t->std);
     return KD_OK;
+}
+
+int kd_replay_target_find(const kd_replay_target *list, int n, const kd_replay_target *t) {
+    int i = 0;
+    while (i < n && (list[i].feature != t->feature || list[i].layer != t->layer || list[i].raw != t->raw || list[i].mean != t->mean))
+        i++;
+    return i;
 }
 
 kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w, kd_err *err) {
@@ -417,21 +503,9 @@ kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w,
     return kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the cache's views measure %dx%d and can only be reduced", student_h, student_w, r->image_h, r->image_w);
 }
 
-static kd_status prepare(kd_replay *r, kd_err *err) {
-    size_t total = kd_cache_images(r->o.cache), width = (size_t)r->recipe->width;
-    KD_TRY(kd_replay_check_size(r->recipe, r->o.student_h, r->o.student_w, err));
+static kd_status prepare_cache(kd_replay *r, kd_err *err) {
+    size_t total = kd_cache_images(r->o.source.cache);
     KD_TRY(kd_recipe_check_decoder(r->recipe, err));
-    r->floats = r->cls_floats = r->o.cls.mean != NULL ? width : 0;
-    for (int i = 0; i < r->o.patches; i++) {
-        r->patch_floats[i] = kd_recipe_rows(r->recipe, r->o.patch[i].feature) * width;
-        r->floats += r->patch_floats[i] + 1;
-        kd_target t = kd_recipe_target(r->recipe, r->o.patch[i].feature);
-        if (t.kind == KD_TARGET_ADJOINT)
-            KD_TRY(kd_adjoint_create(&r->adjoint[i], &t, r->recipe->grid_h, r->recipe->grid_w, err));
-    }
-    r->pixel_bytes = (size_t)r->o.student_h * (size_t)r->o.student_w * 3;
-    KD_TRY(kd_alloc_array(&r->workers, (size_t)r->o.threads, sizeof *r->workers, err));
-    KD_TRY(kd_alloc_array(&r->cache_index, total, sizeof *r->cache_index, err));
     KD_TRY(kd_alloc_array(&r->file, total, sizeof *r->file, err));
     KD_TRY(kd_alloc_array(&r->first_view, total, sizeof *r->first_view, err));
     KD_TRY(kd_locator_create(&r->locator, r->o.images, r->o.list, err));
@@ -439,14 +513,45 @@ static kd_status prepare(kd_replay *r, kd_err *err) {
     return kd_alloc_array(&r->kept, r->views, sizeof *r->kept, err);
 }
 
+/* The teacher has found its images. Views aren't kept: each goes through the teacher whole. */
+static kd_status prepare_live(kd_replay *r, kd_err *err) {
+    size_t batch = (size_t)kd_live_batch(r->o.source.live), largest = 0;
+    for (int i = 0; i < r->o.targets; i++)
+        largest = r->target_floats[i] > largest ? r->target_floats[i] : largest;
+    r->images = kd_live_images(r->o.source.live);
+    r->extra = kd_live_extra(r->o.source.live);
+    for (size_t i = 0; i < r->images; i++)
+        r->cache_index[i] = (uint32_t)i;
+    KD_TRY(kd_alloc_array(&r->block.slot, batch, sizeof *r->block.slot, err));
+    KD_TRY(kd_alloc_array(&r->block.views, batch, view_bytes(r), err));
+    KD_TRY(kd_alloc_array(&r->block.square, batch, sizeof *r->block.square, err));
+    return kd_alloc_array(&r->block.values, batch, largest * sizeof *r->block.values, err);
+}
+
+static kd_status prepare(kd_replay *r, kd_err *err) {
+    size_t width = (size_t)r->recipe->width;
+    KD_TRY(kd_replay_check_size(r->recipe, r->o.student_h, r->o.student_w, err));
+    for (int i = 0; i < r->o.targets; i++) {
+        r->target_floats[i] = kd_recipe_rows(r->recipe, r->o.target[i].feature) * width;
+        r->floats += r->target_floats[i] + 1;
+        kd_target t = kd_recipe_target(r->recipe, r->o.target[i].feature);
+        if (t.kind == KD_TARGET_ADJOINT)
+            KD_TRY(kd_adjoint_create(&r->adjoint[i], &t, r->recipe->grid_h, r->recipe->grid_w, err));
+    }
+    r->pixel_bytes = (size_t)r->o.student_h * (size_t)r->o.student_w * 3;
+    KD_TRY(kd_alloc_array(&r->workers, (size_t)r->o.threads, sizeof *r->workers, err));
+    KD_TRY(kd_alloc_array(&r->cache_index, kd_source_images(&r->o.source), sizeof *r->cache_index, err));
+    return r->o.source.live != NULL ? prepare_live(r, err) : prepare_cache(r, err);
+}
+
 kd_status kd_replay_create(kd_replay **out, const kd_replay_options *options, kd_err *err) {
     *out = NULL;
-    KD_ASSERT(options->threads >= 1 && options->ahead >= 1 && options->patches <= KD_REPLAY_PATCHES && (options->cls.mean != NULL || options->patches > 0));
+    KD_ASSERT(options->threads >= 1 && options->ahead >= 1 && options->targets >= 1 && options->targets <= KD_REPLAY_TARGETS);
     kd_replay *r;
     KD_TRY(kd_alloc_array(&r, 1, sizeof *r, err));
     r->o = *options;
     r->o.index_path = NULL; /* needed for as long as files may be searched: an own copy */
-    r->recipe = kd_cache_recipe(options->cache);
+    r->recipe = kd_source_recipe(&options->source);
     pthread_mutex_init(&r->hashing, NULL);
     kd_status status = KD_OK;
     if (options->index_path != NULL && (r->o.index_path = kd_strdup(options->index_path)) == NULL)
@@ -476,7 +581,7 @@ void kd_replay_destroy(kd_replay *r) {
     }
     for (size_t i = 0; r->kept != NULL && i < r->views; i++)
         kd_free(atomic_load(&r->kept[i]));
-    for (int i = 0; i < r->o.patches; i++)
+    for (int i = 0; i < r->o.targets; i++)
         kd_adjoint_free(&r->adjoint[i]);
     kd_locator_destroy(r->locator);
     pthread_mutex_destroy(&r->hashing);
@@ -486,6 +591,10 @@ void kd_replay_destroy(kd_replay *r) {
     kd_free(r->file);
     kd_free(r->first_view);
     kd_free(r->kept);
+    kd_free(r->block.slot);
+    kd_free(r->block.views);
+    kd_free(r->block.values);
+    kd_free(r->block.square);
     kd_free(r);
 }
 
@@ -498,12 +607,22 @@ const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i) {
     return entry_of(r, (uint32_t)i);
 }
 
+const char *kd_replay_name(const kd_replay *r, size_t i) {
+    const char *rel = kd_replay_image(r, i)->rel;
+    return r->o.source.live != NULL ? rel : kd_locator_show(r->locator, atomic_load(&r->file[i]), rel); /* a live teacher reads names from the folder itself: none is hidden */
+}
+
 size_t kd_replay_missing(const kd_replay *r) {
     return r->missing;
 }
 
 size_t kd_replay_extra(const kd_replay *r) {
     return r->extra;
+}
+
+const kd_replay_target *kd_replay_target_at(const kd_replay *r, int i) {
+    KD_ASSERT(i >= 0 && i < r->o.targets);
+    return &r->o.target[i];
 }
 
 kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t count, kd_err *err) {
@@ -513,13 +632,16 @@ kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t coun
     r->items = items;
     r->count = count;
     size_t bytes = r->floats * sizeof(float) + r->pixel_bytes;
-    return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead, bytes, count, make_sample, NULL, r, err);
+    if (r->o.source.live == NULL)
+        return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead, bytes, count, make_sample, NULL, r, err);
+    r->block.count = r->block.next = 0;
+    return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead + (size_t)kd_live_batch(r->o.source.live), bytes + view_bytes(r), count, make_live_sample, NULL, r, err);
 }
 
 kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err) {
     void *slot;
     *sample = (kd_sample){0};
-    kd_status status = kd_ordered_next(r->queue, &slot, err);
+    kd_status status = next_slot(r, &slot, err);
     if (status != KD_OK)
         return status;
     *sample = sample_of(r, slot);

@@ -1,4 +1,5 @@
-/* Replay: from cached views back to pixels and targets. Fourth station of the way of the data: cache + images -> samples for the students.
+/* Replay: from cached views back to pixels and targets. Fourth station of the way of the data: cache + images -> samples for the students. Where a live teacher stands in for the cache, its views are made and its
+ * targets computed here: loader threads make pixels, the calling thread runs the teacher on a batch of them when their first sample is asked for.
  *
  * Every sample is proven: the view that is rebuilt from the image file and the recorded plan has the hash of the view that the teacher saw, and so has every feature
  * record that is used with it. A view that was proven in this process may be kept in memory (reduced, as the students see it); its bytes are the same.
@@ -12,33 +13,33 @@
 #ifndef KD_TRAIN_REPLAY_H
 #define KD_TRAIN_REPLAY_H
 
-#include "cache/store.h"
 #include "common/data/dataset.h"
+#include "train/source.h"
 
-/* Kinds of targets: cls and patch. Arrays of this length are indexed by KD_FEATURE_CLS and KD_FEATURE_PATCH. */
-enum { KD_TARGETS = 2, KD_REPLAY_PATCHES = 16 };
+enum { KD_REPLAY_TARGETS = 32 };
 
-/* A stored feature and how it is standardised: (x - mean) / std; an adjoint target becomes that of the standardised grid. */
+/* A stored feature of a layer of the teacher, and how it is given out: as it is, or standardised, (x - mean) / std; an adjoint target becomes that of the standardised grid. */
 typedef struct kd_replay_target {
     kd_feature feature;
+    uint16_t layer;    /* counted from the end, 1 = last */
+    int raw;           /* mean and std are there but not applied */
     const float *mean; /* [width]; borrowed */
     float std;
 } kd_replay_target;
-
-/* Feature f of a layer, standardised by the cache's own statistics. KD_EUSAGE: the cache doesn't hold it. KD_EDAMAGED: it doesn't vary. */
-kd_status kd_replay_target_of(kd_replay_target *t, kd_cache *c, kd_feature f, uint16_t layer, kd_err *err);
+/* Feature f of a layer, standardised by the source's own statistics. KD_EUSAGE: it doesn't hold it. KD_EDAMAGED: it doesn't vary. */
+kd_status kd_replay_target_of(kd_replay_target *t, const kd_source *s, kd_feature f, uint16_t layer, kd_err *err);
+/* Place of an equal target among n, or n. */
+int kd_replay_target_find(const kd_replay_target *list, int n, const kd_replay_target *t);
 
 typedef struct kd_replay_options {
-    kd_cache *cache;         /* borrowed for the life of the replay */
+    kd_source source;        /* borrowed for the life of the replay; a live teacher has been started and has its images: images, list, index_path, allow_missing and view_memory aren't read then */
     const char *images;      /* folder, tar or list */
     kd_list_format list;
     const char *index_path;  /* where to keep (path, size, mtime -> id) when files had to be hashed; NULL: nowhere */
     int threads;
     int student_h, student_w; /* of the samples; each at most the view's */
-    kd_replay_target cls;    /* mean NULL: not wanted */
-    kd_replay_target patch[KD_REPLAY_PATCHES];
-    int patches;             /* in use; 0: none wanted */
-    uint16_t layer;          /* of the teacher, stored in the cache: counted from the end, 1 = last */
+    kd_replay_target target[KD_REPLAY_TARGETS]; /* all different */
+    int targets;             /* in use, at least 1 */
     int allow_missing;
     uint64_t view_memory;    /* bytes for kept views */
     size_t ahead;            /* samples that loaders may prepare ahead */
@@ -53,11 +54,15 @@ void kd_replay_destroy(kd_replay *r); /* accepts NULL */
 /* KD_EUSAGE: views of this recipe can't be reduced to student_h x student_w. */
 kd_status kd_replay_check_size(const kd_recipe *r, int student_h, int student_w, kd_err *err);
 
-/* Images of the cache that were found, in the order of their ids. */
+/* Images of the source that were found, in the order of their ids. */
 size_t kd_replay_images(const kd_replay *r);
 const kd_image_entry *kd_replay_image(const kd_replay *r, size_t i);
+/* Its recorded path; where that is a hidden one, the path of its file. Borrowed. */
+const char *kd_replay_name(const kd_replay *r, size_t i);
 size_t kd_replay_missing(const kd_replay *r); /* of the cache: changed, or not in the folder */
 size_t kd_replay_extra(const kd_replay *r);   /* files of the folder that no image of the cache needs */
+
+const kd_replay_target *kd_replay_target_at(const kd_replay *r, int i); /* target i of the options */
 
 typedef struct kd_replay_item {
     uint32_t image; /* index as in kd_replay_image */
@@ -67,20 +72,19 @@ typedef struct kd_replay_item {
 /* Borrowed until released. */
 typedef struct kd_sample {
     const uint8_t *pixels; /* student_h x student_w x 3 */
-    const float *cls;      /* [width], standardised; NULL when not wanted */
-    const float *patch[KD_REPLAY_PATCHES]; /* [rows, width], standardised, in the order of the options; NULL behind the last */
-    const float *square;   /* of adjoint targets |t|^2 of the standardised grid, in the order of the options; 0 for others */
+    const float *target[KD_REPLAY_TARGETS]; /* [rows, width], in the order of the options; NULL behind the last */
+    const float *square;   /* of adjoint targets |t|^2 of the grid as it is given out, in the order of the options; 0 for others */
     void *slot;
 } kd_sample;
 
 kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t count, kd_err *err);
-/* KD_DONE after the last. KD_EMISMATCH: the pixels aren't the teacher's (image, view, both hashes, likely causes). KD_EFAIL: an image that can't be read or
+/* KD_DONE after the last. Of a live teacher: errors of kd_live_view, kd_live_run, kd_live_target. KD_EMISMATCH: the pixels aren't the teacher's (image, view, both hashes, likely causes). KD_EFAIL: an image that can't be read or
  * decoded. KD_EDAMAGED: the cache. */
 kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err);
 void kd_replay_release(kd_replay *r, kd_sample *sample);
 void kd_replay_end(kd_replay *r); /* nothing when no pass is open */
 
-double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has blocked, over all passes */
+double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has waited for loaders, over all passes; a live teacher's work isn't part of it */
 uint64_t kd_replay_decoded(const kd_replay *r);    /* views rebuilt from files so far; the others came from memory */
 
 #endif

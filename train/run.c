@@ -1,249 +1,150 @@
 #include "train/run.h"
 
-#include <dirent.h>
-#include <math.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
 #include "common/base/rng.h"
 #include "common/base/threads.h"
-#include "train/checkpoint.h"
+#include "train/dump.h"
 #include "train/export.h"
-#include "train/metrics.h"
-#include "train/setup.h"
-#include "train/step.h"
-#include "train/validate.h"
+#include "train/logbook.h"
+#include "train/neighbourhood.h"
+#include "train/probe.h"
+#include "train/report.h"
+#include "train/save.h"
+#include "train/truth.h"
 
-/* Where a run stands. `step` and `validated` say everything about what comes next: all draws are functions of them. */
 typedef struct run {
     kd_setup setup;
-    int64_t step;      /* steps done */
-    int64_t validated; /* epochs that were validated and logged */
-    kd_metrics *metrics;
-    kd_progress *progress;
-    char *latest;
-    double begun, checkpointed;          /* times */
-    double logged_at, logged_wait;       /* at the last line of metrics */
-    int64_t logged_step;
+    kd_save save;
+    kd_position at;
+    kd_logbook *logbook;
+    double step_seconds;                  /* that the last step took; 0 before the first */
+    kd_step_result *results;              /* of the step, by student */
     kd_replay_item *items[KD_MAX_GROUPS]; /* of the epoch's remaining steps */
     uint32_t *order;
 } run;
 
-/* ---- checkpoints ---- */
-
-/* Under which the recipe of group k stands: cache, cache_2, ... */
-static const char *cache_key(size_t k, char key[32]) {
-    if (k == 0)
-        return "cache";
-    snprintf(key, 32, "cache_%zu", k + 1);
-    return key;
-}
-
-static json_t *run_json(const run *r, uint64_t metrics_bytes) {
-    const kd_setup *s = &r->setup;
-    char sha[65], images[33], key[32];
-    json_t *recipe = kd_cache_recipe(s->groups.group[0].cache)->json;
-    json_t *teacher = json_object_get(json_object_get(recipe, "teacher"), "sha256");
-    kd_hex(sha, kd_cache_recipe(s->groups.group[0].cache)->sha.b, 32);
-    kd_hex(images, s->images.b, 16);
-    json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
-                             (json_int_t)r->step, "validated", (json_int_t)r->validated, "steps", (json_int_t)s->steps, "metrics_bytes", (json_int_t)metrics_bytes, "threads",
-                             s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
-    for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
-        kd_hex(sha, kd_cache_recipe(s->groups.group[k].cache)->sha.b, 32);
-        json_object_set_new(json, cache_key(k, key), json_string(sha));
-    }
-    return json;
-}
-
-/* best: only the student at that place, without optimizer. */
-static kd_status save(run *r, const char *path, kd_student *const *students, size_t n, int with_moments, kd_err *err) {
-    uint64_t bytes;
-    KD_TRY(kd_metrics_sync(r->metrics, &bytes, err));
-    json_t *json = run_json(r, bytes);
-    if (json == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
-    kd_status status = kd_checkpoint_write(path, students, n, json, with_moments, err);
-    json_decref(json);
-    return status;
-}
-
-static kd_status save_latest(run *r, kd_err *err) {
-    KD_TRY(save(r, r->latest, r->setup.students, r->setup.count, 1, err));
-    r->checkpointed = kd_now();
-    return KD_OK;
-}
-
-static kd_status save_best(run *r, kd_student *student, kd_err *err) {
-    char *path = kd_checkpoint_path(r->setup.config->out, "best", student->name);
-    if (path == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory");
-    kd_status status = save(r, path, &student, 1, 0, err);
-    kd_free(path);
-    return status;
-}
-
-/* A stored text that must be what this run has. */
-static kd_status same(const json_t *stored, const char *key, const json_t *now, const char *latest, const char *advice, kd_err *err) {
-    const char *a = json_string_value(json_object_get(stored, key)), *b = json_string_value(json_object_get(now, key));
-    if (a != NULL && b != NULL && strcmp(a, b) == 0)
-        return KD_OK;
-    return kd_fail(err, KD_EMISMATCH, "%s: %s was %.16s when the run was begun and is %.16s now; %s", latest, key, a != NULL ? a : "absent", b != NULL ? b : "absent", advice);
-}
-
-static kd_status check_same(run *r, const json_t *stored, kd_err *err) {
-    char key[32];
-    json_t *now = run_json(r, 0);
-    if (now == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory");
-    kd_status status = KD_OK;
-    for (size_t k = 0; k < KD_MAX_GROUPS && status == KD_OK; k++)
-        if (json_object_get(stored, cache_key(k, key)) != NULL || json_object_get(now, key) != NULL || k == 0)
-            status = same(stored, cache_key(k, key), now, r->latest, "give the caches of the run in their order (recipes are compared), or another --out", err);
-    if (status == KD_OK)
-        status = kd_train_same_run(json_object_get(stored, "options"), r->setup.options, r->setup.config->out, err);
-    if (status == KD_OK)
-        status = same(stored, "images", now, r->latest, "the images or views in use have changed: restore them, or give another --out", err);
-    if (status == KD_OK && json_integer_value(json_object_get(stored, "threads")) != r->setup.threads)
-        kd_log(KD_LOG_WARN, "the run used %lld threads so far and goes on with %d: results stay valid, but aren't bit-equal to an uninterrupted run",
-               (long long)json_integer_value(json_object_get(stored, "threads")), r->setup.threads);
-    if (status == KD_OK && !json_equal(json_object_get(stored, "device"), json_object_get(now, "device")))
-        kd_log(KD_LOG_WARN, "the run was on %s and goes on on %s: results stay valid, but aren't bit-equal to an uninterrupted run",
-               json_string_value(json_object_get(stored, "device")), json_string_value(json_object_get(now, "device")));
-    json_decref(now);
-    return status;
-}
-
-static kd_status resume(run *r, uint64_t *metrics_bytes, kd_err *err) {
-    kd_checkpoint *c;
-    long long step = 0, validated = 0, bytes = 0;
-    KD_TRY(kd_checkpoint_open(&c, r->latest, err));
-    const json_t *stored = kd_checkpoint_run(c);
-    kd_status status = check_same(r, stored, err);
-    for (size_t i = 0; i < r->setup.count && status == KD_OK; i++)
-        status = kd_checkpoint_restore(c, r->setup.students[i], err);
-    if (status == KD_OK)
-        status = kd_json_get_int(stored, "step", r->latest, &step, err);
-    if (status == KD_OK)
-        status = kd_json_get_int(stored, "validated", r->latest, &validated, err);
-    if (status == KD_OK)
-        status = kd_json_get_int(stored, "metrics_bytes", r->latest, &bytes, err);
-    kd_checkpoint_close(c);
-    if (status == KD_OK && (step < 0 || step > r->setup.steps || validated < 0 || validated > step / r->setup.epoch_steps))
-        status = kd_fail(err, KD_EFAIL, "%s: step %lld of %lld with %lld validated epochs can't be; the file is damaged", r->latest, step, (long long)r->setup.steps, validated);
-    r->step = step;
-    r->validated = validated;
-    *metrics_bytes = (uint64_t)bytes;
-    return status;
-}
-
-/* ---- metrics ---- */
-
-static kd_status log_step(run *r, const kd_student *s, const kd_step_result *x, double lr, kd_err *err) {
-    const kd_setup *u = &r->setup;
-    double seconds = kd_now() - r->logged_at, wait = kd_groups_wait_seconds(&u->groups) - r->logged_wait;
-    double images = (double)((r->step + 1 - r->logged_step) * u->config->batch_size);
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f}", "step", (json_int_t)(r->step + 1), "epoch", (json_int_t)(r->step / u->epoch_steps + 1), "student", s->name, "loss", x->loss);
-    if (line != NULL && u->config->cls_weight > 0)
-        json_object_set_new(line, "loss_cls", json_real(x->cls));
-    if (line != NULL && u->config->patch_weight > 0)
-        json_object_set_new(line, "loss_patch", json_real(x->patch));
-    for (int k = 0; k < s->programs && s->programs > 1 && line != NULL; k++) {
-        char key[24];
-        snprintf(key, sizeof key, "loss_recipe_%d", k + 1);
-        json_object_set_new(line, key, json_real(x->group[k]));
-    }
-    json_t *rest = json_pack("{s:f, s:f, s:f, s:f}", "lr", lr, "grad_norm", x->grad_norm, "images_per_s", seconds > 0 ? images / seconds : 0.0, "data_wait",
-                             seconds > 0 ? wait / seconds : 0.0);
-    if (line != NULL)
-        json_object_update(line, rest);
-    json_decref(rest);
-    return kd_metrics_write(r->metrics, line, err);
-}
-
-static void put_validation(json_t *line, const char *prefix, const kd_val_result *v, const kd_loss_spec *loss) {
-    static const char *const name[KD_TARGETS] = {"cls", "patch"};
-    const double weight[KD_TARGETS] = {loss->cls_weight, loss->patch_weight};
-    char key[32];
-    snprintf(key, sizeof key, "%s_loss", prefix);
-    json_object_set_new(line, key, json_real(v->loss)); /* json_real refuses NaN; the key is then absent */
-    for (int f = 0; f < KD_TARGETS; f++) {
-        if (!(weight[f] > 0))
-            continue;
-        snprintf(key, sizeof key, "%s_r2_%s", prefix, name[f]);
-        json_object_set_new(line, key, json_real(v->r2[f]));
-        snprintf(key, sizeof key, "%s_cos_%s", prefix, name[f]);
-        json_object_set_new(line, key, json_real(v->cosine[f]));
-    }
-}
-
-static kd_status log_epoch(run *r, const kd_student *s, const kd_val_result *held, const kd_val_result *seen, int best, kd_err *err) {
-    double n = s->summed > 0 ? (double)s->summed : 1;
-    int64_t epoch = r->validated + 1;
-    const kd_loss_spec *loss = &s->program[0].view.loss;
-    json_t *line = json_pack("{s:I, s:I, s:s, s:f, s:f, s:f}", "step", (json_int_t)r->step, "epoch", (json_int_t)epoch, "student", s->name, "train_loss", s->sum[0] / n,
-                             "train_loss_cls", s->sum[1] / n, "train_loss_patch", s->sum[2] / n);
-    if (line == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory for a line of metrics");
-    if (held != NULL)
-        put_validation(line, "val", held, loss);
-    put_validation(line, "seen", seen, loss);
-    json_object_set_new(line, "best", json_boolean(best));
-    const kd_val_result *v = held != NULL ? held : seen;
-    kd_log(KD_LOG_INFO, "epoch %lld/%lld %s: loss %.4f, %s loss %.4f, R2 cls %.3f patch %.3f, cos cls %.3f patch %.3f (seen: R2 cls %.3f patch %.3f)%s", (long long)epoch,
-           (long long)r->setup.config->epochs, s->name, s->sum[0] / n, held != NULL ? "val" : "seen", v->loss, v->r2[0], v->r2[1], v->cosine[0], v->cosine[1], seen->r2[0],
-           seen->r2[1], best ? ", best so far" : "");
-    return kd_metrics_write(r->metrics, line, err);
-}
-
 /* ---- an epoch ---- */
 
-static kd_status validate_epoch(run *r, kd_err *err) {
+/* The states that are worth keeping after a validation. latest.kdt is the last: see save.h. */
+static kd_status save_epoch(run *r, kd_err *err) {
+    for (size_t i = 0; i < r->setup.count; i++)
+        if (r->setup.students[i]->best_epoch == r->at.validated)
+            KD_TRY(kd_save_best(&r->save, &r->at, r->setup.students[i], err));
+    KD_TRY(kd_save_epoch(&r->save, &r->at, err));
+    return kd_save_latest(&r->save, &r->at, err);
+}
+
+/* An epoch that is to be validated goes on with its validation. */
+static kd_status leave_validation(run *r, kd_status status, kd_err *err) {
+    if (status != KD_ESIGINT && status != KD_ESIGTERM)
+        return status;
+    KD_TRY(kd_save_latest(&r->save, &r->at, err));
+    return kd_fail(err, status, "interrupted after step %lld of %lld, before the validation of epoch %lld; the same command goes on from there", (long long)r->at.step,
+                   (long long)r->setup.steps, (long long)(r->at.validated + 1));
+}
+
+/* The losses of all students on some views, and what they keep of the teacher's neighbourhoods. */
+static kd_status validate_on(run *r, kd_val_result *results, const kd_replay_item *items, size_t count, kd_err *err) {
     kd_setup *u = &r->setup;
-    kd_val_result *held, *seen;
+    kd_neighbourhood h = {0};
+    kd_status status = kd_neighbourhood_begin(&h, u, items, count, err);
+    if (status == KD_OK)
+        status = kd_validate(results, u->students, u->count, u->groups.group[0].replay, items, count, &(kd_val_watch){kd_neighbourhood_see, &h}, err);
+    if (status == KD_OK)
+        status = kd_neighbourhood_measure(&h, results, err);
+    kd_neighbourhood_end(&h);
+    return status;
+}
+
+/* Pictures among the events and report.html. They are for looking at: a failure is said and the training goes on. */
+static void tell(run *r) {
+    kd_setup *u = &r->setup;
+    kd_maps maps = {0};
+    kd_err err = {0};
+    kd_status status = kd_maps_make(&maps, u, &err);
+    for (size_t i = 0; i < u->count && status == KD_OK; i++)
+        status = kd_logbook_maps(r->logbook, i, r->at.step, &maps, &err);
+    if (status == KD_OK)
+        status = kd_report_write(u, r->at.step, &maps, &err);
+    kd_maps_free(&maps);
+    if (status != KD_OK)
+        kd_log(KD_LOG_WARN, "%s/report.html isn't up to date: %s", u->config->out, err.msg);
+}
+
+/* What an epoch's end measures, by student. Everything is measured before anything of it is written, so that a run that is interrupted here goes on with the same lines. */
+typedef struct findings {
+    kd_val_result *held, *seen; /* held: nothing in it when nothing is held out */
+    kd_knn_result *knn;         /* [students][KD_PROBE_KS] */
+    int has_knn;
+} findings;
+
+static kd_status measure(run *r, findings *f, kd_err *err) {
+    kd_setup *u = &r->setup;
     kd_replay *replay = u->groups.group[0].replay;
     for (size_t i = 0; i < u->seen_count; i++) {
         const kd_image_entry *e = kd_replay_image(replay, u->seen[i].image);
-        u->seen[i].view = kd_epoch_view(&e->image, (uint32_t)r->validated, e->views);
+        u->seen[i].view = kd_epoch_view(&e->image, (uint32_t)r->at.validated, e->views);
     }
-    KD_TRY(kd_alloc_array(&held, 2 * u->count, sizeof *held, err));
-    seen = held + u->count;
-    kd_status status = u->held_count > 0 ? kd_validate(held, u->students, u->count, replay, u->held, u->held_count, err) : KD_OK;
-    if (status == KD_OK)
-        status = kd_validate(seen, u->students, u->count, replay, u->seen, u->seen_count, err);
-    for (size_t i = 0; i < u->count && status == KD_OK; i++) {
+    if (u->held_count > 0)
+        KD_TRY(validate_on(r, f->held, u->held, u->held_count, err));
+    KD_TRY(validate_on(r, f->seen, u->seen, u->seen_count, err));
+    f->has_knn = kd_probe_is_due(u, r->at.validated + 1);
+    for (size_t i = 0; i < u->count && f->has_knn; i++)
+        KD_TRY(kd_probe_knn(u, u->students[i], f->knn + i * KD_PROBE_KS, err));
+    return KD_OK;
+}
+
+/* The students' lines of the epoch; keeps the best. */
+static kd_status record(run *r, const findings *f, kd_err *err) {
+    kd_setup *u = &r->setup;
+    for (size_t i = 0; i < u->count; i++) {
         kd_student *s = u->students[i];
-        int best = u->held_count == 0 || held[i].loss < s->best_loss;
-        status = log_epoch(r, s, u->held_count > 0 ? &held[i] : NULL, &seen[i], best, err);
-        if (best) {
-            s->best_loss = u->held_count > 0 ? held[i].loss : seen[i].loss;
-            s->best_epoch = r->validated + 1;
+        const kd_val_result *held = u->held_count > 0 ? &f->held[i] : NULL, *v = held != NULL ? held : &f->seen[i];
+        kd_epoch_facts facts = {.epoch = r->at.validated + 1, .held = held, .seen = &f->seen[i], .knn = f->knn + i * KD_PROBE_KS, .knn_count = f->has_knn ? KD_PROBE_KS : 0,
+                                .best = held == NULL || held->loss < s->best_loss};
+        KD_TRY(kd_logbook_epoch(r->logbook, i, r->at.step, &facts, err));
+        if (facts.best) {
+            s->best_loss = v->loss;
+            s->best_epoch = facts.epoch;
         }
         memset(s->sum, 0, sizeof s->sum);
         s->summed = 0;
     }
-    if (status == KD_OK)
-        r->validated++;
-    for (size_t i = 0; i < u->count && status == KD_OK; i++)
-        if (u->students[i]->best_epoch == r->validated)
-            status = save_best(r, u->students[i], err);
-    kd_free(held);
-    r->logged_at = kd_now(); /* speeds are those of training */
-    r->logged_step = r->step;
-    r->logged_wait = kd_groups_wait_seconds(&u->groups);
-    return status == KD_OK ? save_latest(r, err) : status;
+    r->at.validated++;
+    return KD_OK;
 }
 
-/* The remaining items of the epoch of r->step, up to step `end`: the same images for every group. */
+static kd_status validate_epoch(run *r, kd_err *err) {
+    kd_setup *u = &r->setup;
+    findings f = {0};
+    kd_status status = kd_alloc_array(&f.held, 2 * u->count, sizeof *f.held, err);
+    if (status == KD_OK)
+        status = kd_alloc_array(&f.knn, u->count * KD_PROBE_KS, sizeof *f.knn, err);
+    if (status == KD_OK) {
+        f.seen = f.held + u->count;
+        status = measure(r, &f, err);
+    }
+    if (status == KD_OK)
+        status = record(r, &f, err);
+    kd_free(f.knn);
+    kd_free(f.held);
+    if (status == KD_OK)
+        tell(r);
+    kd_logbook_resume_clock(r->logbook, r->at.step);
+    return status == KD_OK ? save_epoch(r, err) : leave_validation(r, status, err);
+}
+
+/* The remaining items of the epoch of r->at.step, up to step `end`: the same images for every group. */
 static size_t plan_epoch(run *r, int64_t end) {
     const kd_setup *u = &r->setup;
-    uint32_t epoch = (uint32_t)(r->step / u->epoch_steps);
-    size_t batch = (size_t)u->config->batch_size, n = 0;
+    uint32_t epoch = (uint32_t)(r->at.step / u->epoch_steps);
+    size_t images = (size_t)u->step_images, n = 0;
     kd_rng_permutation((uint64_t)u->config->seed, epoch, r->order, (uint32_t)u->split.train_count);
-    for (size_t i = (size_t)(r->step % u->epoch_steps) * batch; n < (size_t)(end - r->step) * batch; i++, n++)
+    for (size_t i = (size_t)(r->at.step % u->epoch_steps) * images; n < (size_t)(end - r->at.step) * images; i++, n++)
         for (size_t k = 0; k < u->groups.count; k++)
             r->items[k][n] = kd_group_item(&u->groups.group[k], u->split.train[r->order[i]], epoch);
     return n;
@@ -254,6 +155,9 @@ static kd_status fill_batch(run *r, kd_err *err) {
     for (size_t k = 0; k < u->groups.count; k++)
         for (int row = 0; row < (int)u->config->batch_size; row++) {
             kd_sample sample;
+            kd_status stop = kd_stop_requested();
+            if (stop != KD_OK)
+                return kd_fail(err, stop, "interrupted while images were read");
             KD_TRY(kd_replay_next(u->groups.group[k].replay, &sample, err));
             for (size_t i = 0; i < u->count; i++)
                 KD_TRY(kd_student_put(u->students[i], (int)k, row, &sample, err));
@@ -262,58 +166,103 @@ static kd_status fill_batch(run *r, kd_err *err) {
     return KD_OK;
 }
 
-static kd_status step_students(run *r, kd_err *err) {
-    kd_setup *u = &r->setup;
-    int line = (r->step + 1) % u->config->log_every == 0;
-    char extra[64] = "";
-    for (size_t i = 0; i < u->count; i++) {
-        kd_student *s = u->students[i];
-        kd_schedule schedule = {.base = s->hyper.lr, .warmup = u->warmup_steps, .total = u->steps};
-        double lr = kd_schedule_lr(&schedule, r->step);
-        kd_step_result x;
-        kd_err cause = {0};
-        kd_status status = kd_step_run(s, lr, u->config->clip, &x, &cause);
-        if (status == KD_ENONFINITE)
-            return kd_fail(err, status, "step %lld: %.700s; the last good state is %.300s", (long long)(r->step + 1), cause.msg,
-                           kd_io_exists(r->latest) ? r->latest : "the beginning");
-        if (status != KD_OK) {
-            *err = cause;
-            return status;
-        }
-        if (line)
-            KD_TRY(log_step(r, s, &x, lr, err));
-        snprintf(extra, sizeof extra, "loss %.4f", x.loss);
-    }
-    r->step++;
-    if (line) {
-        r->logged_at = kd_now();
-        r->logged_step = r->step;
-        r->logged_wait = kd_groups_wait_seconds(&u->groups);
-    }
-    kd_progress_update(r->progress, (uint64_t)(r->step * u->config->batch_size), kd_groups_wait_seconds(&u->groups), extra);
+/* ---- a step ---- */
+
+/* A step that is over in a moment is waited for. Others, and the first, can be left in the middle. */
+static const double LONG_STEP = 3; /* seconds; a run that is asked to stop has 25 for the rest of its step and a checkpoint */
+
+static kd_status mark_students(run *r, kd_err *err) {
+    const kd_setup *u = &r->setup;
+    if (u->config->accumulate == 1 && r->step_seconds > 0 && r->step_seconds < LONG_STEP)
+        return KD_OK;
+    for (size_t i = 0; i < u->count; i++)
+        KD_TRY(kd_student_set_mark(u->students[i], err));
     return KD_OK;
 }
 
-/* Steps up to `end`, inside one epoch. At every step boundary the run can stop. */
+/* The gradients of a step. *begun: a student has changed. */
+static kd_status run_batches(run *r, int *begun, kd_err *err) {
+    const kd_setup *u = &r->setup;
+    *begun = 0;
+    KD_TRY(mark_students(r, err));
+    for (int micro = 0; micro < (int)u->config->accumulate; micro++) {
+        KD_TRY(fill_batch(r, err));
+        *begun = 1;
+        for (size_t i = 0; i < u->count; i++)
+            KD_TRY(kd_step_backward(u->students[i], micro, &r->results[i], err));
+    }
+    return KD_OK;
+}
+
+static double lr_of(const run *r, const kd_student *s) {
+    kd_schedule schedule = {.base = s->hyper.lr, .warmup = r->setup.warmup_steps, .total = r->setup.steps};
+    return kd_schedule_lr(&schedule, r->at.step);
+}
+
+static kd_status not_finite(const run *r, const char *cause, kd_err *err) {
+    return kd_fail(err, KD_ENONFINITE, "step %lld, learning rate %.3g: %.700s; the last good state is %.300s", (long long)(r->at.step + 1), lr_of(r, r->setup.students[0]), cause,
+                   r->save.saved_step >= 0 ? r->save.latest : "the beginning");
+}
+
+/* The step ends with a failure before any weight has changed: it is undone, and what was learned before it is kept. */
+static kd_status leave_step(run *r, int begun, kd_status status, const char *cause, kd_err *err) {
+    const kd_setup *u = &r->setup;
+    kd_err secondary = {0};
+    kd_status saved = KD_OK;
+    int stopped = status == KD_ESIGINT || status == KD_ESIGTERM, undone = 1;
+    if (status == KD_ENONFINITE)
+        return not_finite(r, cause, err);
+    for (size_t i = 0; i < u->count && begun; i++) {
+        if (u->students[i]->mark.set && saved == KD_OK)
+            saved = kd_student_rewind(u->students[i], &secondary);
+        else
+            undone = 0;
+    }
+    if (undone && saved == KD_OK)
+        saved = kd_save_latest(&r->save, &r->at, &secondary);
+    if (stopped && saved != KD_OK)
+        return kd_fail(err, saved, "%s", secondary.msg);
+    if (stopped)
+        return kd_fail(err, status, "interrupted after step %lld of %lld; the same command goes on from there", (long long)r->at.step, (long long)u->steps);
+    if (saved != KD_OK)
+        kd_log(KD_LOG_WARN, "no checkpoint of step %lld: %s", (long long)r->at.step, secondary.msg);
+    return kd_fail(err, status, "%s", cause);
+}
+
+static kd_status update_students(run *r, kd_err *err) {
+    kd_setup *u = &r->setup;
+    for (size_t i = 0; i < u->count; i++) {
+        kd_student *s = u->students[i];
+        double lr = lr_of(r, s);
+        kd_err cause = {0};
+        kd_status status = kd_step_update(s, lr, s->hyper.clip, &r->results[i], &cause);
+        if (status != KD_OK)
+            return status == KD_ENONFINITE ? not_finite(r, cause.msg, err) : kd_fail(err, status, "%s", cause.msg);
+        KD_TRY(kd_dump_step(u, s, r->at.step + 1, lr, &r->results[i], err));
+        kd_logbook_step(r->logbook, i, &r->results[i], lr);
+    }
+    r->at.step++;
+    return kd_logbook_stepped(r->logbook, r->at.step, err);
+}
+
+/* Steps up to `end`, inside one epoch. */
 static kd_status run_steps(run *r, int64_t end, kd_err *err) {
     const kd_setup *u = &r->setup;
     double age = u->config->checkpoint_minutes * 60;
-    while (r->step < end) {
-        kd_err secondary = {0};
-        kd_status status = fill_batch(r, err);
-        if (status != KD_OK) { /* the images failed, not the training: what was learned is kept */
-            if (save_latest(r, &secondary) != KD_OK)
-                kd_log(KD_LOG_WARN, "no checkpoint of step %lld: %s", (long long)r->step, secondary.msg);
-            return status;
-        }
-        KD_TRY(step_students(r, err));
+    while (r->at.step < end) {
+        double begin = kd_now();
+        int begun;
+        kd_err cause = {0};
+        kd_status status = run_batches(r, &begun, &cause);
+        if (status != KD_OK)
+            return leave_step(r, begun, status, cause.msg, err);
+        KD_TRY(update_students(r, err));
+        r->step_seconds = kd_now() - begin;
         status = kd_stop_requested();
-        if (status != KD_OK) {
-            KD_TRY(save_latest(r, err));
-            return kd_fail(err, status, "interrupted after step %lld of %lld; the same command goes on from there", (long long)r->step, (long long)u->steps);
-        }
-        if (age > 0 && r->step < end && kd_now() - r->checkpointed > age)
-            KD_TRY(save_latest(r, err));
+        if (status != KD_OK)
+            return leave_step(r, 0, status, "", err);
+        if (age > 0 && r->at.step < end && kd_now() - r->save.saved_at > age)
+            KD_TRY(kd_save_latest(&r->save, &r->at, err));
     }
     return KD_OK;
 }
@@ -321,11 +270,11 @@ static kd_status run_steps(run *r, int64_t end, kd_err *err) {
 static kd_status train_to(run *r, int64_t last, kd_err *err) {
     kd_setup *u = &r->setup;
     for (;;) {
-        if (r->step / u->epoch_steps > r->validated)
+        if (r->at.step / u->epoch_steps > r->at.validated)
             KD_TRY(validate_epoch(r, err));
-        if (r->step >= last)
+        if (r->at.step >= last)
             return KD_OK;
-        int64_t end = (r->step / u->epoch_steps + 1) * u->epoch_steps;
+        int64_t end = (r->at.step / u->epoch_steps + 1) * u->epoch_steps;
         if (end > last)
             end = last;
         size_t n = plan_epoch(r, end);
@@ -343,44 +292,20 @@ static kd_status train_to(run *r, int64_t last, kd_err *err) {
 
 /* ---- beginning and end ---- */
 
-/* Half-written files of a run that was killed while it replaced a checkpoint or an export. The run directory is locked, so nobody is writing them. */
-static void remove_leftovers(const char *run_folder, const char *folder) {
-    char *path = kd_asprintf("%s/%s", run_folder, folder);
-    DIR *d = path != NULL ? opendir(path) : NULL;
-    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        char *file = strstr(e->d_name, ".tmp.") != NULL ? kd_asprintf("%s/%s", path, e->d_name) : NULL;
-        if (file != NULL)
-            unlink(file);
-        kd_free(file);
-    }
-    if (d != NULL)
-        closedir(d);
-    kd_free(path);
-}
-
 static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     kd_setup *u = &r->setup;
     const kd_train_config *c = u->config;
     char *log = kd_arena_printf(arena, "%s/train.log", c->out), *yaml = kd_arena_printf(arena, "%s/config.resolved.yaml", c->out);
-    char *metrics = kd_arena_printf(arena, "%s/metrics.jsonl", c->out);
-    uint64_t keep = 0;
-    r->latest = kd_checkpoint_path(c->out, "latest", NULL);
-    if (log == NULL || yaml == NULL || metrics == NULL || r->latest == NULL)
+    if (log == NULL || yaml == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
     KD_TRY(kd_log_open_file(log, err));
-    remove_leftovers(c->out, "checkpoints");
-    remove_leftovers(c->out, "exported");
-    if (kd_io_exists(r->latest)) {
-        KD_TRY(resume(r, &keep, err));
-        kd_log(KD_LOG_INFO, "resuming after step %lld of %lld", (long long)r->step, (long long)u->steps);
-    }
+    KD_TRY(kd_save_open(&r->save, u, err));
+    KD_TRY(kd_save_resume(&r->save, &r->at, &r->logbook, err));
+    KD_TRY(kd_alloc_array(&r->results, u->count, sizeof *r->results, err));
     KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
-    KD_TRY(kd_metrics_open(&r->metrics, metrics, keep, err));
     KD_TRY(kd_alloc_array(&r->order, u->split.train_count, sizeof *r->order, err));
     for (size_t k = 0; k < u->groups.count; k++)
-        KD_TRY(kd_alloc_array(&r->items[k], (size_t)u->epoch_steps * (size_t)c->batch_size, sizeof *r->items[k], err));
-    r->begun = r->checkpointed = r->logged_at = kd_now();
-    r->logged_step = r->step;
+        KD_TRY(kd_alloc_array(&r->items[k], (size_t)u->epoch_steps * (size_t)u->step_images, sizeof *r->items[k], err));
     return KD_OK;
 }
 
@@ -424,19 +349,20 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     const kd_train_config *c = u->config;
     KD_TRY(open_run(r, arena, err));
     kd_setup_print(u);
-    int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps, first = r->step;
-    r->progress = kd_progress_create("train", "image", (uint64_t)(u->steps * c->batch_size), (uint64_t)(first * c->batch_size), c->json);
+    int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps;
+    KD_TRY(kd_truth_watch(u, err));
+    KD_TRY(kd_dump_start(u, r->at.step, err));
     kd_status status = train_to(r, last, err);
-    kd_progress_finish(r->progress);
+    kd_logbook_finish(r->logbook, r->at.step);
     if (status != KD_OK)
         return status;
-    double seconds = kd_now() - r->begun;
-    if (r->step > first)
-        kd_log(KD_LOG_INFO, "%lld steps in %.0f s: %.1f images/s with validation, %.0f%% of the time waiting for data", (long long)(r->step - first), seconds,
-               (double)((r->step - first) * c->batch_size) / seconds, 100 * kd_groups_wait_seconds(&u->groups) / seconds);
-    if (r->step < u->steps) {
-        KD_TRY(save_latest(r, err));
-        kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->step, (long long)u->steps);
+    const kd_live *live = u->groups.group[0].source.live;
+    if (live != NULL)
+        kd_log(KD_LOG_INFO, "%.0f s of them in the teacher", kd_live_seconds(live));
+    if (r->at.step < u->steps) {
+        tell(r);
+        KD_TRY(kd_save_latest(&r->save, &r->at, err));
+        kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->at.step, (long long)u->steps);
         return KD_OK;
     }
     return export_all(r, err);
@@ -447,10 +373,13 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
     kd_status status = kd_setup_open(&r.setup, c, arena, err);
     if (status == KD_OK && c->dry_run)
         kd_setup_print(&r.setup);
+    else if (status == KD_OK && kd_truth_wanted(c))
+        status = kd_truth_run(&r.setup, err);
     else if (status == KD_OK)
         status = train(&r, arena, err);
-    kd_metrics_close(r.metrics);
-    kd_free(r.latest);
+    kd_logbook_close(r.logbook);
+    kd_save_close(&r.save);
+    kd_free(r.results);
     for (int k = 0; k < KD_MAX_GROUPS; k++)
         kd_free(r.items[k]);
     kd_free(r.order);

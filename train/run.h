@@ -1,6 +1,6 @@
 /* Run: kd-train from its options to its exports: plan, resume, epochs, validation, checkpoints.
  *
- * Files of the run directory: config.resolved.yaml, metrics.jsonl, train.log, image-index (when files had to be hashed), checkpoints/latest.kdt,
+ * Files of the run directory: report.html, config.resolved.yaml, metrics.jsonl, events.out.tfevents.*, train.log, image-index (when files had to be hashed), checkpoints/latest.kdt,
  * checkpoints/best-STUDENT.kdt, exported/STUDENT.safetensors (the last state), exported/STUDENT-best.safetensors (the best
  * validation loss). */
 #ifndef KD_TRAIN_RUN_H

@@ -328,10 +328,12 @@ kd_status kd_io_mkdirs(const char *path, kd_err *err)
         if (here != '/' && here != '\0')
             continue;
         *p = '\0';
-        if (mkdir(copy, 0777) != 0 && !(errno == EEXIST && kd_io_is_dir(copy))) {
+        if (mkdir(copy, 0777) == 0) {
+            status = kd_io_fsync_dir_of(copy, err);
+        } else if (!(errno == EEXIST && kd_io_is_dir(copy))) {
             if (errno == EEXIST)
                 errno = ENOTDIR;
-            status = kd_fail_errno(err, KD_EFAIL, "%s: the folder can't be created", copy);
+            status = kd_io_write_failed(copy, "the folder can't be created", err);
         }
         if (here == '\0')
             break;

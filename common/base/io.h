@@ -48,7 +48,7 @@ kd_status kd_io_replace_write(kd_replace *r, const void *bytes, size_t size, kd_
 kd_status kd_io_replace_commit(kd_replace *r, kd_err *err); /* frees r, also after a failure */
 void kd_io_replace_abort(kd_replace *r);                    /* removes the temporary file; accepts NULL */
 
-kd_status kd_io_mkdirs(const char *path, kd_err *err);   /* like mkdir -p */
+kd_status kd_io_mkdirs(const char *path, kd_err *err);   /* like mkdir -p; what it creates is durable */
 kd_status kd_io_fsync_dir_of(const char *path, kd_err *err); /* makes a rename of `path` durable */
 int kd_io_exists(const char *path);
 int kd_io_is_dir(const char *path);

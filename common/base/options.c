@@ -23,11 +23,11 @@ typedef struct parse {
     kd_err *err;
     int *json;
     const char *config_file;
-    unsigned char *given; /* per option of the table: 0 default, 1 config file, 2 command line */
+    unsigned char *given; /* per option of the table: where its value comes from */
     size_t count;
 } parse;
 
-enum { GIVEN_DEFAULT = 0, GIVEN_FILE = 1, GIVEN_COMMAND = 2 };
+enum { GIVEN_DEFAULT = 0, GIVEN_FILE = 1, GIVEN_COMMAND = 2, GIVEN_PRESET = 3 };
 
 /* ---- nearest name ---- */
 
@@ -111,11 +111,13 @@ static kd_status unknown_option(const parse *p, const char *typed, const char *n
 
 /* ---- one value ---- */
 
-/* How the sentence names the option: "--batch-size", the positional's name, or "FILE.yaml: batch-size". */
+/* How the sentence names the option: "--batch-size", the positional's name, "FILE.yaml: batch-size", or "preset: batch-size". */
 static const char *label(const parse *p, const kd_option *o, int source, char *buf, size_t cap)
 {
     if (source == GIVEN_FILE)
         snprintf(buf, cap, "%s: %s", p->config_file, o->name);
+    else if (source == GIVEN_PRESET)
+        snprintf(buf, cap, "%s: %s", p->prog->preset_option, o->name);
     else
         snprintf(buf, cap, "%s%s", o->flags & KD_OPT_POSITIONAL ? "" : "--", o->name);
     return buf;
@@ -272,6 +274,30 @@ static kd_status set_from_json(parse *p, size_t i, const json_t *v)
     return set_value(p, i, value, GIVEN_FILE);
 }
 
+/* A mapping in a list of strings becomes "key=value,key=value", in the file's order. */
+static kd_status add_mapping(parse *p, size_t i, const json_t *map)
+{
+    const char *key, *text = "", *name = p->prog->options[i].name;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)map, key, v) /* jansson's iterator takes no const */
+    {
+        char number[64];
+        const char *value = json_is_boolean(v) ? (json_is_true(v) ? "true" : "false") : json_is_string(v) ? json_string_value(v) : number;
+        if (json_is_integer(v))
+            snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+        else if (json_is_real(v))
+            snprintf(number, sizeof number, "%.17g", json_real_value(v));
+        else if (value == number)
+            return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: one value is expected", p->config_file, name, key);
+        if (strpbrk(value, ","))
+            return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: \"%s\" has a comma, which separates settings", p->config_file, name, key, value);
+        text = kd_arena_printf(p->arena, "%s%s%s=%s", text, *text ? "," : "", key, value);
+        if (!text)
+            return kd_fail(p->err, KD_EFAIL, "out of memory while reading the options");
+    }
+    return set_value(p, i, text, GIVEN_FILE);
+}
+
 static kd_status set_common_from_json(parse *p, int id, const json_t *v)
 {
     if (!json_is_boolean(v))
@@ -299,8 +325,10 @@ static kd_status apply_config_key(parse *p, const char *key, json_t *value)
     if (json_is_null(value)) /* absent: the default stays */
         return KD_OK;
     if (p->prog->options[i].kind == KD_OPT_STRINGS && json_is_array(value)) {
-        for (size_t k = 0; k < json_array_size(value); k++)
-            KD_TRY(set_from_json(p, i, json_array_get(value, k)));
+        for (size_t k = 0; k < json_array_size(value); k++) {
+            const json_t *item = json_array_get(value, k);
+            KD_TRY(json_is_object(item) ? add_mapping(p, i, item) : set_from_json(p, i, item));
+        }
         return KD_OK;
     }
     return set_from_json(p, i, value);
@@ -458,6 +486,28 @@ static kd_status walk(parse *p, int argc, char **argv, int apply)
     return KD_OK;
 }
 
+/* ---- presets ---- */
+
+/* When everything that is given is known: the chosen preset's values for what isn't. */
+static kd_status apply_preset(parse *p)
+{
+    if (!p->prog->preset_option)
+        return KD_OK;
+    size_t which = find(p, p->prog->preset_option, strlen(p->prog->preset_option), 0);
+    KD_ASSERT(which < p->count && p->prog->options[which].kind == KD_OPT_CHOICE);
+    const char *chosen = *(const char **)(void *)(p->config + p->prog->options[which].offset);
+    const kd_preset *preset = p->prog->presets;
+    while (preset->name && !(chosen && strcmp(preset->name, chosen) == 0))
+        preset++;
+    for (int k = 0; preset->name && k < KD_PRESET_VALUES && preset->value[k][0]; k++) {
+        size_t i = find(p, preset->value[k][0], strlen(preset->value[k][0]), 0);
+        KD_ASSERT(i < p->count); /* a preset that names an option which isn't there is a bug in the table */
+        if (p->given[i] == GIVEN_DEFAULT)
+            KD_TRY(set_value(p, i, preset->value[k][1], GIVEN_PRESET));
+    }
+    return KD_OK;
+}
+
 static int runs_alone(const parse *p)
 {
     for (size_t i = 0; i < p->count; i++)
@@ -497,7 +547,26 @@ kd_status kd_options_parse(const kd_program *prog, void *config, int argc, char 
     KD_TRY(set_defaults(&p));
     KD_TRY(apply_config(&p));
     KD_TRY(walk(&p, argc, argv, 1));
+    KD_TRY(apply_preset(&p));
     return check_required(&p);
+}
+
+kd_status kd_options_set(const kd_program *prog, void *config, const char *name, const char *value, const char *where, kd_arena *arena, kd_err *err)
+{
+    parse p = {.prog = prog, .config = config, .arena = arena, .err = err, .config_file = where};
+    while (prog->options[p.count].name)
+        p.count++;
+    p.given = kd_arena_alloc(arena, p.count + 1);
+    if (!p.given)
+        return kd_fail(err, KD_EFAIL, "out of memory while reading the options");
+    size_t i = find(&p, name, strlen(name), 1);
+    if (i == p.count) {
+        const char *near = suggestion(&p, name, 1);
+        return kd_fail(err, KD_EUSAGE, "%s: unknown setting \"%s\"%s%s%s", where, name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    }
+    if (prog->options[i].kind == KD_OPT_FLAG && strcmp(value, "true") != 0 && strcmp(value, "false") != 0)
+        return kd_fail(err, KD_EUSAGE, "%s: %s: true or false is expected", where, name);
+    return set_value(&p, i, value, GIVEN_FILE);
 }
 
 /* ---- resolved values ---- */

@@ -10,7 +10,7 @@
  *     status = kd_options_parse(&prog, &cfg, argc, argv, arena, err);   // KD_DONE: help or version was printed
  *
  * Names are long (--batch-size 32 or --batch-size=32); -h, --help, --version, -v, -q, --json, --config are common to all
- * programs. A flag on the command line wins over the config file, which wins over the default. Unknown names are an error
+ * programs. A flag on the command line wins over the config file, which wins over a preset, which wins over the default. Unknown names are an error
  * that suggests the nearest one. Strings live in the arena. */
 #ifndef KD_COMMON_BASE_OPTIONS_H
 #define KD_COMMON_BASE_OPTIONS_H
@@ -28,7 +28,7 @@ typedef enum kd_option_kind {
     KD_OPT_REAL,   /* double within [min, max], finite */
     KD_OPT_SIZE,   /* uint64_t bytes, "32GB" */
     KD_OPT_CHOICE, /* const char *, one of the '|' separated choices in `metavar` */
-    KD_OPT_STRINGS /* kd_strings: may be given several times */
+    KD_OPT_STRINGS /* kd_strings: may be given several times; in a config file a list, whose mappings become "key=value,key=value" */
 } kd_option_kind;
 
 /* KD_OPT_ALONE: a flag that, when it is set, makes a run of its own for which no other option is required ("--inspect"). */
@@ -61,17 +61,30 @@ typedef struct kd_option {
 #define KD_OPTION_STRINGS(T, f, n, m, fl, h) {n, KD_OPT_STRINGS, offsetof(T, f), m, NULL, 0, 0, fl, h}
 #define KD_OPTION_END {NULL, KD_OPT_FLAG, 0, NULL, NULL, 0, 0, 0, NULL}
 
+/* Values for several options at once, by a name that one option (KD_OPT_CHOICE) chooses: "--preset fast". Options that are given, on the command line or in the config file, win. */
+enum { KD_PRESET_VALUES = 16 };
+typedef struct kd_preset {
+    const char *name;                        /* a choice of that option; NULL ends the list */
+    const char *value[KD_PRESET_VALUES][2];  /* {option, text of its value}; NULL ends */
+} kd_preset;
+
 typedef struct kd_program {
     const char *name;     /* "kd-train" or "kd-cache list" */
     const char *summary;  /* one sentence */
     const char *examples; /* shown first in --help; lines "  $ command" */
     const char *epilog;   /* exit codes, files; may be NULL */
     const kd_option *options;
+    const char *preset_option; /* which of them chooses a preset; NULL: there are none */
+    const kd_preset *presets;  /* may leave out choices, which then set nothing */
 } kd_program;
 
 /* Fills *config (of the table's struct, zeroed by the caller). KD_DONE after --help or --version; KD_EUSAGE otherwise.
  * *json (may be NULL) receives whether --json was given: set as soon as it is seen, so errors can be reported in kind. */
 kd_status kd_options_parse(const kd_program *prog, void *config, int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
+
+/* Sets one option of a filled config from text. `where` begins the message of a mistake ("--student resnet18,lr=x"). KD_EUSAGE: unknown name (the nearest is given), or a value that
+ * the option refuses. The text is copied to the arena. */
+kd_status kd_options_set(const kd_program *prog, void *config, const char *name, const char *value, const char *where, kd_arena *arena, kd_err *err);
 
 void kd_options_help(const kd_program *prog, FILE *out);
 void kd_options_man(const kd_program *prog, FILE *out);        /* roff, section 1 */

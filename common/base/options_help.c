@@ -108,6 +108,16 @@ static const char *option_text(const kd_option *o, char *buf, size_t cap)
     return buf;
 }
 
+/* "--loss mse --lr 0.1" */
+static const char *preset_text(const kd_preset *p, char *buf, size_t cap)
+{
+    size_t n = 0;
+    buf[0] = '\0';
+    for (int k = 0; k < KD_PRESET_VALUES && p->value[k][0] && n < cap; k++)
+        n += (size_t)snprintf(buf + n, cap - n, "%s--%s %s", k > 0 ? " " : "", p->value[k][0], p->value[k][1]);
+    return buf;
+}
+
 static int ends_with_newline(const char *s)
 {
     size_t n = strlen(s);
@@ -116,7 +126,7 @@ static int ends_with_newline(const char *s)
 
 void kd_options_help(const kd_program *prog, FILE *out)
 {
-    char left[256], extra[256];
+    char left[256], extra[256], all[800];
     fprintf(out, "usage: ");
     usage(prog, out);
     fprintf(out, "\n%s\n", prog->summary);
@@ -125,6 +135,10 @@ void kd_options_help(const kd_program *prog, FILE *out)
     fprintf(out, "\noptions:\n");
     for (const kd_option *o = prog->options; o->name; o++)
         entry(out, option_text(o, left, sizeof left), o->help, facts(o, extra, sizeof extra));
+    if (prog->preset_option)
+        fprintf(out, "\n--%s stands for these, of which those win that are given:\n", prog->preset_option);
+    for (const kd_preset *p = prog->presets; prog->preset_option && p->name; p++)
+        entry(out, p->name, preset_text(p, all, sizeof all), "");
     fprintf(out, "\ncommon options:\n");
     for (int i = 0; i < KD_COMMON_COUNT; i++)
         entry(out, common_name(&kd_common_options[i], left, sizeof left), kd_common_options[i].help, "");
@@ -185,6 +199,17 @@ static void man_options(const kd_program *prog, FILE *out)
     }
 }
 
+static void man_presets(const kd_program *prog, FILE *out)
+{
+    char all[800];
+    for (const kd_preset *p = prog->presets; prog->preset_option && p->name; p++) {
+        fprintf(out, ".TP\n.B \\-\\-%s ", prog->preset_option);
+        kd_options_roff(out, "", p->name);
+        roff(out, "stands for ");
+        kd_options_roff(out, "", preset_text(p, all, sizeof all));
+    }
+}
+
 static void man_common_options(FILE *out)
 {
     char left[256];
@@ -200,6 +225,7 @@ void kd_options_man_body(const kd_program *prog, FILE *out, const char *section)
     usage(prog, out);
     fprintf(out, ".fi\n%s OPTIONS\n", section);
     man_options(prog, out);
+    man_presets(prog, out);
     man_common_options(out);
     if (prog->examples) {
         fprintf(out, "%s EXAMPLES\n.nf\n", section);

@@ -18,7 +18,8 @@ typedef enum kd_rng_purpose {
     KD_RNG_INIT = 2,    /* a parameter's initial values; "image id" is XXH3-64 of the parameter's name */
     KD_RNG_SHUFFLE = 3, /* order of an epoch; "view" is the epoch */
     KD_RNG_SPLIT = 4,   /* held-out part */
-    KD_RNG_TEST = 5     /* tests and benches */
+    KD_RNG_TEST = 5,     /* tests and benches */
+    KD_RNG_DROP_PATH = 6 /* residual branches of a training pass: "image id" is the number of the batch in the run, "view" the branch and the recipe; one number for each row */
 } kd_rng_purpose;
 
 /* One block: out = philox4x32-10(ctr, key). */

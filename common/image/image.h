@@ -59,6 +59,8 @@ int kd_exif_orientation(const uint8_t *bytes, size_t size);
 kd_status kd_image_resize_buffer(kd_image *img, int width, int height, kd_err *err);
 void kd_image_free(kd_image *img);
 
+/* Encodes an RGB image as PNG into a fresh buffer (*bytes, kd_free'd by the caller; NULL after a failure). `name` is for the sentence. KD_EFAIL: memory. */
+kd_status kd_png_encode(uint8_t **bytes, size_t *size, const uint8_t *rgb, int width, int height, const char *name, kd_err *err);
 /* Writes an RGB image as PNG, atomically. */
 kd_status kd_png_write(const char *path, const uint8_t *rgb, int width, int height, kd_err *err);
 /* Encodes as baseline JPEG, 4:2:0, with Huffman tables made for the picture, into a growing buffer (*buf of *cap bytes). One build of libjpeg gives one result. `name` is for the sentence. */

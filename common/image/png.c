@@ -160,14 +160,27 @@ static kd_status encode_guarded(png_job *j, const uint8_t *rgb, int width, int h
     return KD_OK;
 }
 
-kd_status kd_png_write(const char *path, const uint8_t *rgb, int width, int height, kd_err *err) {
-    png_job j = {.name = path, .err = err};
+kd_status kd_png_encode(uint8_t **bytes, size_t *size, const uint8_t *rgb, int width, int height, const char *name, kd_err *err) {
+    png_job j = {.name = name, .err = err};
     j.png = png_create_write_struct_2(PNG_LIBPNG_VER_STRING, &j, on_error, on_warning, NULL, on_malloc, on_free);
     j.info = j.png ? png_create_info_struct(j.png) : NULL;
-    kd_status status = j.info ? encode_guarded(&j, rgb, width, height) : kd_fail(err, KD_EFAIL, "%s: out of memory in the PNG encoder", path);
+    kd_status status = j.info ? encode_guarded(&j, rgb, width, height) : kd_fail(err, KD_EFAIL, "%s: out of memory in the PNG encoder", name);
     png_destroy_write_struct(&j.png, &j.info);
-    if (status == KD_OK)
-        status = kd_io_write_atomic(path, j.out, j.out_size, err);
-    kd_free(j.out);
+    if (status != KD_OK) {
+        kd_free(j.out);
+        j.out = NULL;
+        j.out_size = 0;
+    }
+    *bytes = j.out;
+    *size = j.out_size;
+    return status;
+}
+
+kd_status kd_png_write(const char *path, const uint8_t *rgb, int width, int height, kd_err *err) {
+    uint8_t *bytes;
+    size_t size;
+    KD_TRY(kd_png_encode(&bytes, &size, rgb, width, height, path, err));
+    kd_status status = kd_io_write_atomic(path, bytes, size, err);
+    kd_free(bytes);
     return status;
 }

@@ -1,5 +1,6 @@
 #include "common/tensor/encode.h"
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -10,7 +11,7 @@ static size_t aligned(size_t bytes)
 
 void kd_encode_check(const kd_encode_spec *s)
 {
-    KD_ASSERT(s->dtype == KD_F16 || s->dtype == KD_BF16 || s->dtype == KD_I8);
+    KD_ASSERT(s->dtype == KD_F32 || s->dtype == KD_F16 || s->dtype == KD_BF16 || s->dtype == KD_I8);
     KD_ASSERT(s->grid_h >= 1 && s->grid_w >= 1 && s->width >= 1);
     KD_ASSERT(s->target.kind == KD_TARGET_FULL || (s->target.h >= 1 && s->target.w >= 1 && s->target.h <= KD_TARGET_MAX_SIDE && s->target.w <= KD_TARGET_MAX_SIDE));
     KD_ASSERT(kd_hadamard_block(s->width) <= KD_ENCODE_MAX_BLOCK);
@@ -28,7 +29,7 @@ size_t kd_encode_bytes(const kd_encode_spec *s)
 
 float kd_encode_limit(kd_dtype dtype)
 {
-    return dtype == KD_F16 ? 65504.0f : dtype == KD_BF16 ? 0x1.FEp127f : 1e30f;
+    return dtype == KD_F32 ? FLT_MAX : dtype == KD_F16 ? 65504.0f : dtype == KD_BF16 ? 0x1.FEp127f : 1e30f;
 }
 
 /* ---- reductions ---- */
@@ -188,6 +189,11 @@ static size_t count_bad(const float *x, size_t n, float limit)
 static void store_token(const encoder *e, uint8_t *out, float *y, const float *x, size_t r, size_t bad)
 {
     size_t n = e->rows * e->width, at = r * e->width;
+    if (e->spec->dtype == KD_F32) {
+        memcpy(out + at * sizeof *x, x, e->width * sizeof *x);
+        memcpy(y, x, e->width * sizeof *x);
+        return;
+    }
     if (e->spec->dtype == KD_I8) {
         int8_t *q = (int8_t *)out + 4 * e->rows + at;
         float scale = 0;

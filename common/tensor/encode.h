@@ -10,6 +10,7 @@
  * Arithmetic, the same in every backend, so that equal inputs give equal payloads:
  *   reduction  y[k,l] = sum over the grid's rows i (wy[k,i] * (sum over its columns j (wx[l,j] * t[i,j]))), for pool divided by the number of tokens: in f64, i and j ascending from the
  *              first to the last weight that isn't 0, nothing fused, one rounding to f32 at the end. Weights of pool: 1; of adjoint: what kd_bilinear_tap gives the point.
+ *   f32        the values as they are, in the machine's order: what a live teacher's students are given; no cache stores them
  *   f16, bf16  round to nearest even; payload in byte planes (kd_stored_bytes)
  *   i8         v = the token's blocks times Sylvester's matrix, in f32: butterflies a + b, a - b over distances 1, 2, 4 .. block/2 in this order, then one multiplication by
  *              kd_hadamard_norm. scale = max |v| / 127; q = v / scale rounded to the nearest integer (ties to even) within +-127; scale 0: q = 0. Payload: scales, then q.
@@ -26,7 +27,7 @@ typedef struct kd_encode_spec {
     kd_target target;
     int grid_h, grid_w; /* of the tokens; for class tokens, registers and means: rows x 1, full */
     int width;
-    kd_dtype dtype;     /* KD_F16, KD_BF16, KD_I8 */
+    kd_dtype dtype;     /* KD_F32, KD_F16, KD_BF16, KD_I8 */
 } kd_encode_spec;
 
 /* Of one record, over the values x that are left after the reduction (f32) and what a reader decodes of them, q. Where bad isn't 0 the other numbers mean nothing. */
@@ -44,7 +45,7 @@ size_t kd_encode_rows(const kd_encode_spec *s);
 size_t kd_encode_bytes(const kd_encode_spec *s);
 /* Memory for one call (of a backend: on its device), 64-byte aligned. */
 size_t kd_encode_scratch_bytes(const kd_encode_spec *s, size_t records);
-/* 65504 in f16, the largest bf16, and 1e30 in i8, where sums of a block must stay finite. */
+/* The largest finite value of f32, 65504 in f16, the largest bf16, and 1e30 in i8, where sums of a block must stay finite. */
 float kd_encode_limit(kd_dtype dtype);
 
 /* ---- for the backends ---- */

@@ -81,7 +81,7 @@ void kd_bilinear_tap(int64_t from, int64_t to, int64_t i, int64_t *i0, int64_t *
 
 size_t kd_stored_bytes(kd_dtype dtype, size_t rows, size_t width)
 {
-    return dtype == KD_I8 ? rows * (4 + width) : rows * width * 2;
+    return dtype == KD_I8 ? rows * (4 + width) : rows * width * (dtype == KD_F32 ? 4 : 2);
 }
 
 int kd_hadamard_block(int width)

@@ -34,9 +34,9 @@ uint32_t kd_target_rows(const kd_target *t, int grid_h, int grid_w);
 /* One axis of bilinear resizing from `from` to `to` points, align_corners = false (torch.nn.functional.interpolate): output i is (1 - *w1) x[*i0] + *w1 x[*i1]. */
 void kd_bilinear_tap(int64_t from, int64_t to, int64_t i, int64_t *i0, int64_t *i1, double *w1);
 
-/* ---- element types: KD_F16, KD_BF16, KD_I8 ---- */
+/* ---- element types: KD_F16, KD_BF16, KD_I8; KD_F32 for what isn't stored ---- */
 
-/* Bytes of rows x width values before compression. f16, bf16: a plane of high bytes, then one of low bytes. i8: rows f32 scales, then rows x width signed bytes. */
+/* Bytes of rows x width values before compression. f32: the values. f16, bf16: a plane of high bytes, then one of low bytes. i8: rows f32 scales, then rows x width signed bytes. */
 size_t kd_stored_bytes(kd_dtype dtype, size_t rows, size_t width);
 /* Block of the rotation of i8: the largest power of two that divides width. A token x is stored as q = round(H x / scale), where H is block-diagonal with Sylvester's Hadamard matrices of this
  * order, H[i][j] = (-1)^popcount(i & j) / sqrt(block), and scale = max |H x| / 127; reading gives back H q scale: the integer sums of q are exact, then one multiplication by

@@ -58,6 +58,9 @@ void kd_entry_set_dense_strides(kd_weight_entry *e);
 struct kd_pickle_tensor;
 kd_status kd_entry_set_pickled(kd_weights *w, kd_weight_entry *e, const struct kd_pickle_tensor *t, uint64_t storage, kd_err *err);
 
+/* Sets kd_weights_container of a PyTorch file of this kind ("zip", "legacy"); module as in kd_pickle_list. */
+kd_status kd_weights_set_container(kd_weights *w, const char *kind, const char *module, kd_err *err);
+
 /* Runs fn under kd_io_guard over the mapped file. A weight file whose pages can't be read is a bad weight file (KD_EFAIL, exit 1),
  * not a damaged cache. fn must not own memory while it touches the mapping. */
 kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *arg, kd_err *err), void *arg, kd_err *err);

@@ -16,8 +16,7 @@ enum { FIRST_READ = 1 << 20, PROTOCOL = 1001, MAX_STORAGES = 2 * KD_WEIGHTS_MAX_
 /* The pickles, and where the file goes on after them. */
 typedef struct legacy {
     kd_arena *arena;
-    kd_pickle_tensor *tensors;
-    size_t count;
+    kd_pickle_list list;
     kd_pickle_result object;
     const kd_pickle_value *keys;
     uint64_t *at; /* by index in keys: where the storage's data begins */
@@ -64,7 +63,7 @@ static kd_status run_pickles(const uint8_t *bytes, size_t size, const char *path
     KD_TRY(kd_pickle_run(bytes, size, r.end, path, l->arena, &r, err));
     KD_TRY(check_system(r.root, path, err));
     KD_TRY(kd_pickle_run(bytes, size, r.end, path, l->arena, &l->object, err));
-    KD_TRY(kd_pickle_collect(l->object.root, path, l->arena, &l->tensors, &l->count, err));
+    KD_TRY(kd_pickle_collect(l->object.root, path, l->arena, &l->list, err));
     KD_TRY(kd_pickle_run(bytes, size, l->object.end, path, l->arena, &r, err));
     KD_TRY(check_keys(r.root, path, err));
     l->keys = r.root;
@@ -148,11 +147,11 @@ static kd_status index_storages(const kd_weights *w, const legacy *l, kd_name_ma
 
 static kd_status make_entries(kd_weights *w, const legacy *l, const kd_name_map *in_list, kd_err *err)
 {
-    w->entries = kd_arena_alloc(w->arena, l->count * sizeof *w->entries);
+    w->entries = kd_arena_alloc(w->arena, l->list.count * sizeof *w->entries);
     if (w->entries == NULL)
-        return kd_fail(err, KD_EFAIL, "%s: out of memory for %zu tensors", w->path, l->count);
-    for (; w->count < l->count; w->count++) {
-        const kd_pickle_tensor *t = &l->tensors[w->count];
+        return kd_fail(err, KD_EFAIL, "%s: out of memory for %zu tensors", w->path, l->list.count);
+    for (; w->count < l->list.count; w->count++) {
+        const kd_pickle_tensor *t = &l->list.tensors[w->count];
         int storage = kd_name_map_find(in_list, t->storage.key);
         if (storage < 0)
             return kd_fail(err, KD_EFAIL, "%s: tensor '%s' lies in storage '%s', which the file doesn't have; it is damaged, copy it again", w->path,
@@ -167,8 +166,9 @@ kd_status kd_legacy_pth_parse(kd_weights *w, kd_err *err)
     legacy l = {0};
     kd_name_map *by_key = NULL, *in_list = NULL;
     uint64_t end = 0;
-    w->container = "PyTorch .pth (legacy)";
     kd_status status = read_pickles(w, &l, &end, err);
+    if (status == KD_OK)
+        status = kd_weights_set_container(w, "legacy", l.list.module, err);
     if (status == KD_OK)
         status = kd_name_map_create(&by_key, l.object.storage_count, err);
     if (status == KD_OK)

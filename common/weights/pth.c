@@ -168,18 +168,18 @@ static kd_status read_tensors(kd_weights *w, const char *prefix, kd_arena *scrat
 {
     uint8_t *pickle = NULL;
     uint64_t size = 0;
-    kd_pickle_tensor *tensors = NULL;
-    size_t count = 0;
+    kd_pickle_list list;
     KD_TRY(read_entry(w->pth, (uint64_t)locate(w->pth, prefix, "data.pkl"), &pickle, &size, err));
-    kd_status status = kd_unpickle_tensors(pickle, (size_t)size, w->path, scratch, &tensors, &count, err);
+    kd_status status = kd_unpickle_tensors(pickle, (size_t)size, w->path, scratch, &list, err);
     kd_free(pickle);
     if (status != KD_OK)
         return status;
-    w->entries = kd_arena_alloc(w->arena, count * sizeof *w->entries);
+    KD_TRY(kd_weights_set_container(w, "zip", list.module, err));
+    w->entries = kd_arena_alloc(w->arena, list.count * sizeof *w->entries);
     if (w->entries == NULL)
-        return kd_fail(err, KD_EFAIL, "%s: out of memory for %zu tensors", w->path, count);
-    for (; w->count < count; w->count++)
-        KD_TRY(make_entry(w, prefix, &tensors[w->count], &w->entries[w->count], err));
+        return kd_fail(err, KD_EFAIL, "%s: out of memory for %zu tensors", w->path, list.count);
+    for (; w->count < list.count; w->count++)
+        KD_TRY(make_entry(w, prefix, &list.tensors[w->count], &w->entries[w->count], err));
     return KD_OK;
 }
 
@@ -193,7 +193,6 @@ kd_status kd_pth_parse(kd_weights *w, kd_err *err)
     p->path = w->path;
     p->file_size = w->map.size;
     w->pth = p;
-    w->container = "PyTorch .pth (zip)";
     p->zip = zip_open(w->path, ZIP_RDONLY, &code);
     if (p->zip == NULL) {
         zip_error_t error;

@@ -274,7 +274,7 @@ static kd_status make_short_tuple(machine *m, size_t n)
     return make_tuple(m, items, n);
 }
 
-/* SETITEM(S) and APPEND(S) on the value at the top; opaque values swallow what they are given. */
+/* SETITEM(S), APPEND(S) and ADDITEMS on the value at the top; opaque values swallow what they are given. */
 static kd_status add_items(machine *m, kd_pickle_kind wanted, kd_pickle_value *const *items, size_t n)
 {
     kd_pickle_value *target = NULL;
@@ -282,7 +282,9 @@ static kd_status add_items(machine *m, kd_pickle_kind wanted, kd_pickle_value *c
     if (target->kind == KD_PICKLE_OPAQUE)
         return KD_OK;
     if (target->kind != wanted || (wanted == KD_PICKLE_DICT && n % 2 != 0))
-        return malformed(m, wanted == KD_PICKLE_DICT ? "sets items of something that isn't a dictionary" : "appends to something that isn't a list");
+        return malformed(m, wanted == KD_PICKLE_DICT   ? "sets items of something that isn't a dictionary"
+                            : wanted == KD_PICKLE_LIST ? "appends to something that isn't a list"
+                                                       : "adds to something that isn't a set");
     return append(m, target, items, n);
 }
 
@@ -460,7 +462,19 @@ static kd_status ordered_dict(machine *m, const kd_pickle_value *args, kd_pickle
     return KD_OK;
 }
 
-typedef enum call_kind { CALL_ORDERED_DICT, CALL_TENSOR, CALL_FIRST_TENSOR, CALL_TYPED, CALL_SIZE } call_kind;
+/* set() or, before protocol 4, set([item, ...]). The items are copied: the list may grow later. */
+static kd_status make_set(machine *m, const kd_pickle_value *args, kd_pickle_value *out)
+{
+    out->kind = KD_PICKLE_SET;
+    if (args->as.seq.count == 0)
+        return KD_OK;
+    const kd_pickle_value *items = args->as.seq.items[0];
+    if (args->as.seq.count != 1 || items->kind != KD_PICKLE_LIST)
+        return malformed(m, "makes a set from something that isn't a list");
+    return append(m, out, items->as.seq.items, items->as.seq.count);
+}
+
+typedef enum call_kind { CALL_ORDERED_DICT, CALL_TENSOR, CALL_FIRST_TENSOR, CALL_TYPED, CALL_SIZE, CALL_SET } call_kind;
 
 static const struct known_call {
     const char *module, *name;
@@ -474,6 +488,8 @@ static const struct known_call {
     {"torch.nn.parameter", "Parameter", CALL_FIRST_TENSOR},
     {"torch._tensor", "_rebuild_from_type_v2", CALL_TYPED},
     {"torch", "Size", CALL_SIZE},
+    {"builtins", "set", CALL_SET},
+    {"__builtin__", "set", CALL_SET}, /* protocols below 3 */
 };
 
 static const struct known_call *find_call(const kd_pickle_value *callee)
@@ -517,6 +533,7 @@ static kd_status call_global(machine *m, const kd_pickle_value *callee, const kd
     case CALL_ORDERED_DICT: return ordered_dict(m, args, out);
     case CALL_TENSOR: return rebuild_tensor(m, args, out);
     case CALL_TYPED: return rebuild_typed(m, args, out);
+    case CALL_SET: return make_set(m, args, out);
     case CALL_FIRST_TENSOR:
         if (first != NULL && first->kind == KD_PICKLE_TENSOR)
             *out = *first;
@@ -543,6 +560,23 @@ static kd_status new_object_ex(machine *m)
     kd_pickle_value *keywords = NULL;
     KD_TRY(pop(m, &keywords));
     return reduce(m);
+}
+
+/* BUILD: an object keeps the dictionary that becomes its __dict__ (with slots it is the first of two); what else carries a state, as an
+ * OrderedDict or a tensor may, is complete without. */
+static kd_status build(machine *m)
+{
+    kd_pickle_value *state = NULL, *object = NULL;
+    KD_TRY(pop(m, &state));
+    KD_TRY(top(m, &object));
+    if (state->kind == KD_PICKLE_TUPLE && state->as.seq.count == 2)
+        state = state->as.seq.items[0];
+    if (object->kind != KD_PICKLE_OPAQUE || state->kind != KD_PICKLE_DICT)
+        return KD_OK;
+    if (object->as.state != NULL)
+        return malformed(m, "builds an object twice");
+    object->as.state = state;
+    return KD_OK;
 }
 
 /* GLOBAL: two lines of text, module and name. */
@@ -632,7 +666,7 @@ static kd_status step_containers(machine *m, int op, int *known)
     case ')': return push_kind(m, KD_PICKLE_TUPLE);                                                              /* EMPTY_TUPLE */
     case ']': return push_kind(m, KD_PICKLE_LIST);                                                               /* EMPTY_LIST */
     case '}': return push_kind(m, KD_PICKLE_DICT);                                                               /* EMPTY_DICT */
-    case 0x8f: return push_kind(m, KD_PICKLE_OPAQUE);                                                            /* EMPTY_SET */
+    case 0x8f: return push_kind(m, KD_PICKLE_SET);                                                               /* EMPTY_SET */
     case 0x91: KD_TRY(pop_to_mark(m, &items, &count)); return push_kind(m, KD_PICKLE_OPAQUE);                    /* FROZENSET */
     case 't': KD_TRY(pop_to_mark(m, &items, &count)); return make_tuple(m, items, count);                        /* TUPLE */
     case 0x85: return make_short_tuple(m, 1);
@@ -642,7 +676,7 @@ static kd_status step_containers(machine *m, int op, int *known)
     case 'e': return add_marked_items(m, KD_PICKLE_LIST);                                                        /* APPENDS */
     case 's': return add_last_items(m, KD_PICKLE_DICT, 2);                                                       /* SETITEM */
     case 'u': return add_marked_items(m, KD_PICKLE_DICT);                                                        /* SETITEMS */
-    case 0x90: return add_marked_items(m, KD_PICKLE_LIST);                                                       /* ADDITEMS: sets are opaque */
+    case 0x90: return add_marked_items(m, KD_PICKLE_SET);                                                        /* ADDITEMS */
     default: *known = 0; return KD_OK;
     }
 }
@@ -650,14 +684,13 @@ static kd_status step_containers(machine *m, int op, int *known)
 static kd_status step_objects(machine *m, int op, int *known)
 {
     uint64_t n = 0;
-    kd_pickle_value *state = NULL;
     *known = 1;
     switch (op) {
     case 'c': return global_lines(m);                                                                            /* GLOBAL */
     case 0x93: return stack_global(m);                                                                           /* STACK_GLOBAL */
     case 'R': case 0x81: return reduce(m);                                                                       /* REDUCE, NEWOBJ */
     case 0x92: return new_object_ex(m);                                                                          /* NEWOBJ_EX */
-    case 'b': KD_TRY(pop(m, &state)); return top(m, &state);                                                     /* BUILD: the state is dropped */
+    case 'b': return build(m);                                                                                   /* BUILD */
     case 'Q': return make_storage(m);                                                                            /* BINPERSID */
     case 'q': KD_TRY(take_number(m, 1, &n)); return memo_put(m, (size_t)n);                                      /* BINPUT */
     case 'r': KD_TRY(take_number(m, 4, &n)); return memo_put(m, (size_t)n);                                      /* LONG_BINPUT */

@@ -220,6 +220,17 @@ int kd_weights_files(const kd_weights *w) { return w->shards != NULL ? w->shard_
 
 const char *kd_weights_container(const kd_weights *w) { return w->shards != NULL ? w->shards[0]->container : w->container; }
 
+kd_status kd_weights_set_container(kd_weights *w, const char *kind, const char *module, kd_err *err)
+{
+    if (module == NULL)
+        w->container = kd_arena_printf(w->arena, "PyTorch .pth (%s)", kind);
+    else if (module[0] == '\0')
+        w->container = kd_arena_printf(w->arena, "PyTorch .pth (%s), a pickled module", kind);
+    else
+        w->container = kd_arena_printf(w->arena, "PyTorch .pth (%s), the pickled module under '%s'", kind, module);
+    return w->container != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "%s: out of memory while opening the weight file", w->path);
+}
+
 uint64_t kd_weights_bytes(const kd_weights *w)
 {
     uint64_t bytes = w->map.size;

@@ -3,6 +3,10 @@
  * First stage of both precompute (teacher) and train (--init). Files are foreign bytes: everything is checked before use and
  * nothing is ever executed (pth.c is a stack machine that knows tuples and tensors, not functions).
  *
+ * A file that holds a pickled torch.nn.Module in place of a state_dict (ultralytics' .pt, torch.save(model)) is read as data too: its parameters and
+ * persistent buffers, with the names that state_dict() gives them ("model.0.conv.weight"). Of a checkpoint with a module under "ema" (when it isn't None)
+ * or "model", that module alone is read, without the key in the names; kd_weights_container says which.
+ *
  *     kd_weights *w;
  *     KD_TRY(kd_weights_open(&w, "dinov2_vits14_pretrain.pth", err));
  *     int i = kd_weights_find(w, "cls_token");
@@ -27,8 +31,8 @@ typedef struct kd_weights kd_weights;
  * Sniffs the container by content. Nested dictionaries are flattened with '.' ("teacher.backbone.cls_token"), lists by position. The CRC of
  * a .pth's storage is checked when a tensor in it is read.
  * KD_EFAIL: missing or unreadable; damaged or malformed (truncated, offsets outside the file, overlaps, duplicate names).
- * KD_EUSAGE: whole, but not what is wanted, said with the next step: TorchScript, tar .pth, a pickled object instead of a
- * dictionary of tensors, element types that aren't read, a web page, GGUF, an archive of something else, a folder without weights, a set of
+ * KD_EUSAGE: whole, but not what is wanted, said with the next step: TorchScript, tar .pth, a pickled object that is neither a
+ * dictionary of tensors nor a module, element types that aren't read, a web page, GGUF, an archive of something else, a folder without weights, a set of
  * which a shard is missing. */
 kd_status kd_weights_open(kd_weights **out, const char *path, kd_err *err);
 void kd_weights_close(kd_weights *w); /* accepts NULL */
@@ -36,7 +40,7 @@ void kd_weights_close(kd_weights *w); /* accepts NULL */
 const char *kd_weights_path(const kd_weights *w);    /* of the file or index; in a folder, of the one that was chosen */
 const char *kd_weights_dir(const kd_weights *w);    /* the folder of the file, where config.json and the like lie; "." for a bare name */
 int kd_weights_files(const kd_weights *w);          /* files that hold the tensors: 1, or the number of shards */
-const char *kd_weights_container(const kd_weights *w); /* "safetensors", "PyTorch .pth (zip)" or "PyTorch .pth (legacy)"; of a set, what each of its files is */
+const char *kd_weights_container(const kd_weights *w); /* "safetensors", "PyTorch .pth (zip)" or "PyTorch .pth (legacy)", and after these ", a pickled module" or ", the pickled module under 'ema'" (or 'model'); of a set, what each of its files is */
 uint64_t kd_weights_bytes(const kd_weights *w);     /* their bytes together */
 int kd_weights_count(const kd_weights *w);
 /* Description of tensor i in file order; data is NULL (use a read function). The name lives as long as w. */

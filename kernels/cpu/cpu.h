@@ -30,11 +30,21 @@ extern const kd_cpu_kind kd_cpu_conv2d, kd_cpu_linear, kd_cpu_attention, kd_cpu_
 extern const kd_cpu_kind kd_cpu_normalize, kd_cpu_act, kd_cpu_silu_gate, kd_cpu_add, kd_cpu_scale_add, kd_cpu_mse, kd_cpu_mse_adjoint;
 extern const kd_cpu_kind kd_cpu_max_pool, kd_cpu_mean_tokens, kd_cpu_tokens, kd_cpu_token_slice, kd_cpu_rope, kd_cpu_resize_bilinear;
 extern const kd_cpu_kind kd_cpu_concat, kd_cpu_channel_slice, kd_cpu_channel_gate, kd_cpu_row_scale, kd_cpu_qkv_by_head;
+extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, kd_cpu_kl_logits, kd_cpu_kl_queue, kd_cpu_kl_intra, kd_cpu_gram, kd_cpu_koleo;
+
+/* --- depthwise convolutions (cpu_depthwise.c) --- */
+int kd_cpu_is_depthwise(const kd_op_desc *d); /* one input and one output channel per group, several groups */
+/* dw[C,1,k,k] += the gradient of d's weights, from x and g (gradient of the product), both of `type`; scratch: kd_cpu_depthwise_bytes. */
+void kd_cpu_depthwise_dw(int threads, const kd_op_desc *d, float *dw, const void *x, const void *g, kd_dtype type, void *scratch);
+size_t kd_cpu_depthwise_bytes(const kd_op_desc *d, int threads);
 
 /* --- flat vectors (cpu_flat.c) --- */
 kd_status kd_cpu_sum_squares(kd_backend *b, float *out, const float *x, size_t n, kd_err *err);
 kd_status kd_cpu_clip_scale(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err);
 kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float *v, size_t n, const kd_adamw *h, const float *scale, kd_err *err);
+kd_status kd_cpu_sgd(kd_backend *b, float *w, const float *g, float *m, size_t n, const kd_sgd *h, const float *scale, kd_err *err);
+kd_status kd_cpu_lars(kd_backend *b, float *w, const float *g, float *m, const uint64_t *begin, float *rate, size_t tensors, const kd_lars *h, const float *scale, kd_err *err);
+kd_status kd_cpu_ema(kd_backend *b, float *e, const float *w, size_t n, float decay, kd_err *err);
 
 /* --- target encoding (cpu_encode.c) --- */
 kd_status kd_cpu_encode(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err);

@@ -37,6 +37,14 @@ static const kd_cpu_kind *kind_of(kd_op_kind k) {
         [KD_OP_RESIZE_BILINEAR] = &kd_cpu_resize_bilinear,
         [KD_OP_MSE] = &kd_cpu_mse,
         [KD_OP_MSE_ADJOINT] = &kd_cpu_mse_adjoint,
+        [KD_OP_L2_NORMALIZE] = &kd_cpu_l2_normalize,
+        [KD_OP_COSINE] = &kd_cpu_cosine,
+        [KD_OP_SMOOTH_L1] = &kd_cpu_smooth_l1,
+        [KD_OP_KL_LOGITS] = &kd_cpu_kl_logits,
+        [KD_OP_KL_QUEUE] = &kd_cpu_kl_queue,
+        [KD_OP_KL_INTRA] = &kd_cpu_kl_intra,
+        [KD_OP_GRAM] = &kd_cpu_gram,
+        [KD_OP_KOLEO] = &kd_cpu_koleo,
     };
     KD_ASSERT((unsigned)k < KD_OP_KINDS);
     return kinds[k];
@@ -196,6 +204,9 @@ static const kd_backend_table table = {
     .sum_squares = kd_cpu_sum_squares,
     .clip_scale = kd_cpu_clip_scale,
     .adamw = kd_cpu_adamw,
+    .sgd = kd_cpu_sgd,
+    .lars = kd_cpu_lars,
+    .ema = kd_cpu_ema,
     .encode = kd_cpu_encode,
 };
 

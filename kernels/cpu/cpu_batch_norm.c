@@ -1,10 +1,12 @@
 /* batch_norm on channels-last maps: y = act((x0 - mean) * a + bias [+ x1]), a = rstd * weight.
  *
- * Sums over rows run in blocks of ROWS rows: f32 in registers inside a block, f64 from block to block, one accumulator per slice of rows. */
+ * Sums over rows run in blocks of ROWS rows: f32 in registers inside a block, f64 from block to block, one accumulator per slice of rows.
+ *
+ * The loops are written for any types, activation and join, and compiled for those of f32 training on their own (WITH_CONSTANTS; why: simd.h). */
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/simd.h"
+#include "kernels/cpu/cpu_act.h"
 
 enum { ROWS = 32 };
 
@@ -15,8 +17,40 @@ typedef struct norm_ctx {
     const float *k1, *k2;      /* backward: dx0 = a * (g - k1 - (x0 - mean) * k2) */
     double *sums;              /* [slice][2][C] */
     size_t width;
-    int masked;                /* backward: the activation's mask is still to be applied to dy */
+    const void *kept;          /* backward: dx1 where it is g, the gradient before the activation; NULL: g is computed again */
 } norm_ctx;
+
+/* What a loop is compiled for. */
+typedef struct variant {
+    kd_dtype x0, x1, y;
+    kd_act act;
+    int join;
+} variant;
+
+static int is_f32(const kd_op_desc *d) {
+    return d->x[0].dtype == KD_F32 && d->y.dtype == KD_F32 && (d->inputs == 1 || d->x[1].dtype == KD_F32);
+}
+
+#define F32_VARIANT(act, join) ((variant){KD_F32, KD_F32, KD_F32, (act), (join)})
+#define WITH_CONSTANTS(loop, c, slice, begin, end)                                                                                                 \
+    do {                                                                                                                                           \
+        const kd_op_desc *desc_ = (c)->d;                                                                                                          \
+        int join_ = desc_->inputs == 2;                                                                                                            \
+        if (!is_f32(desc_))                                                                                                                        \
+            loop(c, (variant){desc_->x[0].dtype, desc_->x[1].dtype, desc_->y.dtype, desc_->act, join_}, slice, begin, end);                        \
+        else if (desc_->act == KD_ACT_NONE && !join_)                                                                                              \
+            loop(c, F32_VARIANT(KD_ACT_NONE, 0), slice, begin, end);                                                                               \
+        else if (desc_->act == KD_ACT_RELU && !join_)                                                                                              \
+            loop(c, F32_VARIANT(KD_ACT_RELU, 0), slice, begin, end);                                                                               \
+        else if (desc_->act == KD_ACT_SILU)                                                                                                        \
+            loop(c, F32_VARIANT(KD_ACT_SILU, 0), slice, begin, end);                                                                               \
+        else if (desc_->act == KD_ACT_HARDSWISH)                                                                                                   \
+            loop(c, F32_VARIANT(KD_ACT_HARDSWISH, 0), slice, begin, end);                                                                          \
+        else if (desc_->act == KD_ACT_NONE)                                                                                                        \
+            loop(c, F32_VARIANT(KD_ACT_NONE, 1), slice, begin, end);                                                                               \
+        else                                                                                                                                       \
+            loop(c, F32_VARIANT(KD_ACT_RELU, 1), slice, begin, end);                                                                               \
+    } while (0)
 
 /* Offsets in args->scratch: sums, then a, k1, k2, and mean (inference). args->saved: mean, rstd. */
 typedef struct layout {
@@ -43,33 +77,49 @@ static kd_status norm_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *e
     return KD_OK;
 }
 
-static void fold(double *sum, kd_vf v, size_t n) {
+/* sum[n] += a block's sum. */
+KD_LANE void fold(double *sum, const kd_carried *v, size_t n) {
     float s[KD_VF];
-    memcpy(s, &v, sizeof s);
+    kd_vf all = kd_carried_sum(v);
+    memcpy(s, &all, sizeof s);
     for (size_t i = 0; i < n; i++)
         sum[i] += (double)s[i];
 }
 
 /* ---- forward ---- */
 
-/* Sums of x - s and (x - s)^2, where s is the channel's first value: close enough to the mean that nothing cancels. */
+/* Sums of x - s and (x - s)^2 over a block of rows for n channels from i on, where s is the channel's first value: close enough to the mean that nothing cancels. */
+KD_LANE void stats_block(const norm_ctx *c, kd_dtype type, double *sum, size_t r0, size_t r1, size_t i, int n) {
+    const void *x = c->p->x[0];
+    kd_vf shift = kd_load(x, type, i, n);
+    kd_carried s = {{0}, {0}}, q = {{0}, {0}};
+    for (size_t r = r0; r < r1; r++) {
+        kd_vf v = kd_load(x, type, r * c->width + i, n) - shift;
+        kd_carry(&s, v);
+        kd_carry(&q, v * v);
+    }
+    fold(sum + i, &s, (size_t)n);
+    fold(sum + c->width + i, &q, (size_t)n);
+}
+
+KD_LANE void stats_loop(const norm_ctx *c, kd_dtype type, double *sum, size_t begin, size_t end) {
+    size_t whole = c->width / KD_VF * KD_VF;
+    for (size_t r0 = begin; r0 < end; r0 += ROWS) {
+        size_t r1 = r0 + ROWS < end ? r0 + ROWS : end;
+        for (size_t i = 0; i < whole; i += KD_VF)
+            stats_block(c, type, sum, r0, r1, i, KD_VF);
+        if (whole < c->width)
+            stats_block(c, type, sum, r0, r1, whole, (int)(c->width - whole));
+    }
+}
+
 KD_HOT static void stats_range(const void *ctx, int slice, size_t begin, size_t end) {
     const norm_ctx c = *(const norm_ctx *)ctx;
-    const void *x = c.p->x[0];
-    kd_dtype type = c.d->x[0].dtype;
-    double *sum = c.sums + (size_t)slice * 2 * c.width, *square = sum + c.width;
-    for (size_t r0 = begin; r0 < end; r0 += ROWS)
-        for (size_t i = 0; i < c.width; i += KD_VF) {
-            int n = kd_lanes(c.width - i);
-            kd_vf shift = kd_load(x, type, i, n), s = {0}, q = {0};
-            for (size_t r = r0; r < end && r < r0 + ROWS; r++) {
-                kd_vf v = kd_load(x, type, r * c.width + i, n) - shift;
-                s += v;
-                q += v * v;
-            }
-            fold(sum + i, s, (size_t)n);
-            fold(square + i, q, (size_t)n);
-        }
+    double *sum = c.sums + (size_t)slice * 2 * c.width;
+    if (c.d->x[0].dtype == KD_F32)
+        stats_loop(&c, KD_F32, sum, begin, end);
+    else
+        stats_loop(&c, KD_BF16, sum, begin, end);
 }
 
 static double over_slices(const norm_ctx *c, int threads, size_t which, size_t i) {
@@ -101,21 +151,31 @@ static void batch_statistics(const norm_ctx *c, int threads, float *mean, float 
     }
 }
 
+/* What comes before the activation, for element `at` in channel i, exactly as every pass has it. */
+KD_LANE kd_vf pre_activation(const norm_ctx *c, variant k, kd_vf x, size_t at, size_t i, int n) {
+    kd_vf v = (x - kd_load_f32(c->mean + i, n)) * kd_load_f32(c->a + i, n) + kd_load_f32(c->bias + i, n);
+    return k.join ? v + kd_load(c->p->x[1], k.x1, at, n) : v;
+}
+
+KD_LANE void apply_at(const norm_ctx *c, variant k, size_t r, size_t i, int n) {
+    size_t at = r * c->width + i;
+    kd_store(c->p->y, k.y, at, kd_act_value(k.act, pre_activation(c, k, kd_load(c->p->x[0], k.x0, at, n), at, i, n)), n);
+}
+
+KD_LANE void apply_loop(const norm_ctx *c, variant k, int slice, size_t begin, size_t end) {
+    size_t whole = c->width / KD_VF * KD_VF;
+    (void)slice;
+    for (size_t r = begin; r < end; r++) {
+        for (size_t i = 0; i < whole; i += KD_VF)
+            apply_at(c, k, r, i, KD_VF);
+        if (whole < c->width)
+            apply_at(c, k, r, whole, (int)(c->width - whole));
+    }
+}
+
 KD_HOT static void apply_range(const void *ctx, int slice, size_t begin, size_t end) {
     const norm_ctx c = *(const norm_ctx *)ctx;
-    const kd_op_args p = *c.p;
-    kd_dtype t0 = c.d->x[0].dtype, t1 = c.d->x[1].dtype, ty = c.d->y.dtype;
-    int join = c.d->inputs == 2, relu = c.d->act == KD_ACT_RELU;
-    (void)slice;
-    for (size_t r = begin; r < end; r++)
-        for (size_t i = 0; i < c.width; i += KD_VF) {
-            int n = kd_lanes(c.width - i);
-            size_t at = r * c.width + i;
-            kd_vf v = (kd_load(p.x[0], t0, at, n) - kd_load_f32(c.mean + i, n)) * kd_load_f32(c.a + i, n) + kd_load_f32(c.bias + i, n);
-            if (join)
-                v += kd_load(p.x[1], t1, at, n);
-            kd_store(p.y, ty, at, relu ? kd_relu(v) : v, n);
-        }
+    WITH_CONSTANTS(apply_loop, &c, slice, begin, end);
 }
 
 static norm_ctx context_of(const kd_cpu *b, const kd_op *op, const kd_op_args *args, layout *l) {
@@ -150,55 +210,96 @@ static kd_status norm_forward(kd_cpu *b, kd_op *op, const kd_op_args *args, kd_e
 
 /* ---- backward. g: gradient before the activation ---- */
 
-/* dy through the ReLU. With one input the sign is recomputed from x0 exactly as the forward pass had it, which saves reading y. */
-KD_LANE kd_vf masked_gradient(const norm_ctx *c, const kd_op_args *p, kd_vf x, size_t at, size_t i, int n) {
-    kd_vf g = kd_load(p->dy, c->d->y.dtype, at, n);
-    if (c->d->act != KD_ACT_RELU)
+/* dy through the activation. What was before it is computed again from x0, which for a ReLU saves reading y; behind a join y has the sign. */
+KD_LANE kd_vf gradient_before(const norm_ctx *c, variant k, kd_vf x, size_t at, size_t i, int n) {
+    kd_vf g = kd_load(c->p->dy, k.y, at, n);
+    if (k.act == KD_ACT_NONE)
         return g;
-    if (c->d->inputs == 2)
-        return kd_relu_grad(g, kd_load(p->y, c->d->y.dtype, at, n));
-    return kd_relu_grad(g, (x - kd_load_f32(c->mean + i, n)) * kd_load_f32(c->a + i, n) + kd_load_f32(c->bias + i, n));
+    if (k.act == KD_ACT_RELU && k.join)
+        return kd_relu_grad(g, kd_load(c->p->y, k.y, at, n));
+    return kd_act_gradient(k.act, g, pre_activation(c, k, x, at, i, n));
 }
 
-/* Sums of g and g * (x0 - mean); dx1 = g on the way. */
+/* Sums of g and g * (x0 - mean) over a block of rows for n channels from i on; dx1 = g on the way. */
+KD_LANE void reduce_block(const norm_ctx *c, variant k, double *sum, size_t r0, size_t r1, size_t i, int n) {
+    kd_vf mean = kd_load_f32(c->mean + i, n);
+    kd_carried s = {{0}, {0}}, q = {{0}, {0}};
+    int dx1 = (c->d->need_dx & 2) != 0, add1 = (c->d->add_dx & 2) != 0;
+    for (size_t r = r0; r < r1; r++) {
+        size_t at = r * c->width + i;
+        kd_vf x = kd_load(c->p->x[0], k.x0, at, n), g = gradient_before(c, k, x, at, i, n);
+        kd_carry(&s, g);
+        kd_carry(&q, g * (x - mean));
+        if (k.join && dx1)
+            kd_store_grad(c->p->dx[1], k.x1, at, g, n, add1);
+    }
+    fold(sum + i, &s, (size_t)n);
+    fold(sum + c->width + i, &q, (size_t)n);
+}
+
+KD_LANE void reduce_loop(const norm_ctx *c, variant k, int slice, size_t begin, size_t end) {
+    size_t whole = c->width / KD_VF * KD_VF;
+    double *sum = c->sums + (size_t)slice * 2 * c->width;
+    for (size_t r0 = begin; r0 < end; r0 += ROWS) {
+        size_t r1 = r0 + ROWS < end ? r0 + ROWS : end;
+        for (size_t i = 0; i < whole; i += KD_VF)
+            reduce_block(c, k, sum, r0, r1, i, KD_VF);
+        if (whole < c->width)
+            reduce_block(c, k, sum, r0, r1, whole, (int)(c->width - whole));
+    }
+}
+
 KD_HOT static void reduce_range(const void *ctx, int slice, size_t begin, size_t end) {
     const norm_ctx c = *(const norm_ctx *)ctx;
-    const kd_op_desc d = *c.d;
-    const kd_op_args p = *c.p;
-    double *sum = c.sums + (size_t)slice * 2 * c.width, *dot = sum + c.width;
-    int add1 = (d.add_dx & 2) != 0;
-    for (size_t r0 = begin; r0 < end; r0 += ROWS)
-        for (size_t i = 0; i < c.width; i += KD_VF) {
-            int n = kd_lanes(c.width - i);
-            kd_vf mean = kd_load_f32(c.mean + i, n), s = {0}, q = {0};
-            for (size_t r = r0; r < end && r < r0 + ROWS; r++) {
-                size_t at = r * c.width + i;
-                kd_vf x = kd_load(p.x[0], d.x[0].dtype, at, n), g = masked_gradient(&c, &p, x, at, i, n);
-                s += g;
-                q += g * (x - mean);
-                if (d.need_dx & 2)
-                    kd_store_grad(p.dx[1], d.x[1].dtype, at, g, n, add1);
+    WITH_CONSTANTS(reduce_loop, &c, slice, begin, end);
+}
+
+KD_LANE void dx_at(const norm_ctx *c, variant k, kd_vf g, kd_vf x, size_t at, size_t i, int n, int add) {
+    kd_vf v = g - kd_load_f32(c->k1 + i, n) - (x - kd_load_f32(c->mean + i, n)) * kd_load_f32(c->k2 + i, n);
+    kd_store_grad(c->p->dx[0], k.x0, at, v * kd_load_f32(c->a + i, n), n, add);
+}
+
+KD_LANE void dx_loop(const norm_ctx *c, variant k, int slice, size_t begin, size_t end) {
+    size_t whole = c->width / KD_VF * KD_VF;
+    int add = (c->d->add_dx & 1) != 0;
+    (void)slice;
+    for (size_t r = begin; r < end; r++)
+        for (size_t i = 0; i < c->width; i += KD_VF) {
+            size_t at = r * c->width + i;
+            int n = (int)(c->width - whole);
+            if (i < whole) {
+                kd_vf x = kd_load(c->p->x[0], k.x0, at, KD_VF);
+                dx_at(c, k, gradient_before(c, k, x, at, i, KD_VF), x, at, i, KD_VF, add);
+            } else {
+                kd_vf x = kd_load(c->p->x[0], k.x0, at, n);
+                dx_at(c, k, gradient_before(c, k, x, at, i, n), x, at, i, n, add);
             }
-            fold(sum + i, s, (size_t)n);
-            fold(dot + i, q, (size_t)n);
+        }
+}
+
+/* The same where g was kept. */
+KD_LANE void dx_kept_loop(const norm_ctx *c, variant k, size_t begin, size_t end) {
+    size_t whole = c->width / KD_VF * KD_VF;
+    int add = (c->d->add_dx & 1) != 0;
+    for (size_t r = begin; r < end; r++)
+        for (size_t i = 0; i < c->width; i += KD_VF) {
+            size_t at = r * c->width + i;
+            int n = (int)(c->width - whole);
+            if (i < whole)
+                dx_at(c, k, kd_load(c->kept, k.x1, at, KD_VF), kd_load(c->p->x[0], k.x0, at, KD_VF), at, i, KD_VF, add);
+            else
+                dx_at(c, k, kd_load(c->kept, k.x1, at, n), kd_load(c->p->x[0], k.x0, at, n), at, i, n, add);
         }
 }
 
 KD_HOT static void dx_range(const void *ctx, int slice, size_t begin, size_t end) {
     const norm_ctx c = *(const norm_ctx *)ctx;
-    const kd_op_desc d = *c.d;
-    const kd_op_args p = *c.p;
-    int add = (d.add_dx & 1) != 0;
-    (void)slice;
-    for (size_t r = begin; r < end; r++)
-        for (size_t i = 0; i < c.width; i += KD_VF) {
-            int n = kd_lanes(c.width - i);
-            size_t at = r * c.width + i;
-            kd_vf x = kd_load(p.x[0], d.x[0].dtype, at, n);
-            kd_vf g = c.masked ? masked_gradient(&c, &p, x, at, i, n) : kd_load(p.dx[1], d.x[1].dtype, at, n);
-            kd_vf v = g - kd_load_f32(c.k1 + i, n) - (x - kd_load_f32(c.mean + i, n)) * kd_load_f32(c.k2 + i, n);
-            kd_store_grad(p.dx[0], d.x[0].dtype, at, v * kd_load_f32(c.a + i, n), n, add);
-        }
+    if (!c.kept)
+        WITH_CONSTANTS(dx_loop, &c, slice, begin, end);
+    else if (is_f32(c.d))
+        dx_kept_loop(&c, F32_VARIANT(KD_ACT_NONE, 1), begin, end);
+    else
+        dx_kept_loop(&c, (variant){.x0 = c.d->x[0].dtype, .x1 = c.d->x[1].dtype}, begin, end);
 }
 
 static kd_status norm_backward(kd_cpu *b, kd_op *op, const kd_op_args *args, kd_err *err) {
@@ -212,6 +313,8 @@ static kd_status norm_backward(kd_cpu *b, kd_op *op, const kd_op_args *args, kd_
     (void)err;
     set_factors(a, args->param[0], rstd, c.width);
     c.mean = mean, c.a = a, c.k1 = k1, c.k2 = k2;
+    if ((d->need_dx & 2) && !(d->add_dx & 2) && d->x[1].dtype == d->y.dtype) /* neither added to something nor rounded */
+        c.kept = args->dx[1];
     memset(c.sums, 0, (size_t)threads * 2 * c.width * sizeof(double));
     kd_cpu_parallel(threads, rows, c.width, reduce_range, &c);
     for (size_t i = 0; i < c.width; i++) {
@@ -225,8 +328,6 @@ static kd_status norm_backward(kd_cpu *b, kd_op *op, const kd_op_args *args, kd_
     }
     if (!(d->need_dx & 1))
         return KD_OK;
-    /* dx1 holds g unless it was added to something or rounded. */
-    c.masked = !(d->need_dx & 2) || (d->add_dx & 2) || d->x[1].dtype != d->y.dtype;
     kd_cpu_parallel(threads, rows, c.width, dx_range, &c);
     return KD_OK;
 }

@@ -112,16 +112,29 @@ const kd_cpu_kind kd_cpu_channel_slice = {NULL, NULL, NULL, slice_forward, slice
 
 /* ---- channel_gate ---- */
 
-/* to (y or dx0) = from (x0 or dy) times the image's gate. */
+/* to (y or dx0) = from (x0 or dy) times the image's gate, all of the given types. */
+KD_LANE void gate_at(const op_ctx *c, void *to, kd_dtype to_type, const void *from, kd_dtype from_type, kd_dtype s_type, size_t at, size_t s_at, int n, int add) {
+    kd_store_grad(to, to_type, at, kd_load(from, from_type, at, n) * kd_load(c->p->x[1], s_type, s_at, n), n, add);
+}
+
+KD_LANE void gate_loop(const op_ctx *c, void *to, kd_dtype to_type, const void *from, kd_dtype from_type, kd_dtype s_type, size_t begin, size_t end, int add) {
+    size_t width = kd_cpu_width(&c->d->y), whole = width / KD_VF * KD_VF;
+    for (size_t r = begin; r < end; r++) {
+        size_t at = r * width, s_at = r / c->positions * width;
+        for (size_t i = 0; i < whole; i += KD_VF)
+            gate_at(c, to, to_type, from, from_type, s_type, at + i, s_at + i, KD_VF, add);
+        if (whole < width)
+            gate_at(c, to, to_type, from, from_type, s_type, at + whole, s_at + whole, (int)(width - whole), add);
+    }
+}
+
+/* The types as constants for f32. */
 KD_LANE void gate_rows(const op_ctx *c, void *to, kd_dtype to_type, const void *from, kd_dtype from_type, size_t begin, size_t end, int add) {
-    size_t width = kd_cpu_width(&c->d->y);
-    const void *s = c->p->x[1];
     kd_dtype s_type = c->d->x[1].dtype;
-    for (size_t r = begin; r < end; r++)
-        for (size_t i = 0; i < width; i += KD_VF) {
-            int n = kd_lanes(width - i);
-            kd_store_grad(to, to_type, r * width + i, kd_load(from, from_type, r * width + i, n) * kd_load(s, s_type, r / c->positions * width + i, n), n, add);
-        }
+    if (to_type == KD_F32 && from_type == KD_F32 && s_type == KD_F32)
+        gate_loop(c, to, KD_F32, from, KD_F32, KD_F32, begin, end, add);
+    else
+        gate_loop(c, to, to_type, from, from_type, s_type, begin, end, add);
 }
 
 KD_HOT static void gate_range(const void *ctx, int slice, size_t begin, size_t end) {
@@ -138,27 +151,34 @@ KD_HOT static void gate_dx_range(const void *ctx, int slice, size_t begin, size_
 
 enum { FOLD = 64 }; /* positions summed before they join the sum of sums, as in mean_tokens */
 
-/* dx1: one image at a time; a column of 16 channels runs down all positions. */
+/* dx1 of one image for n channels from i on. */
+KD_LANE void gate_ds(const op_ctx *c, kd_dtype x_type, kd_dtype y_type, size_t image, size_t i, int n) {
+    size_t width = kd_cpu_width(&c->d->y);
+    kd_carried total = {{0}, {0}};
+    for (size_t p0 = 0; p0 < c->positions; p0 += FOLD) {
+        kd_carried sum = {{0}, {0}};
+        for (size_t k = p0; k < c->positions && k < p0 + FOLD; k++) {
+            size_t at = (image * c->positions + k) * width + i;
+            kd_carry(&sum, kd_load(c->p->dy, y_type, at, n) * kd_load(c->p->x[0], x_type, at, n));
+        }
+        total.low += sum.low;
+        total.high += sum.high;
+    }
+    kd_store_grad(c->p->dx[1], c->d->x[1].dtype, image * width + i, kd_carried_sum(&total), n, adds(c->d, 1));
+}
+
+/* One image at a time; a column of 16 channels runs down all positions. */
 KD_HOT static void gate_ds_range(const void *ctx, int slice, size_t begin, size_t end) {
     const op_ctx c = *(const op_ctx *)ctx;
-    const kd_op_args p = *c.p;
     kd_dtype tx = c.d->x[0].dtype, ty = c.d->y.dtype;
     size_t width = kd_cpu_width(&c.d->y);
     (void)slice;
     for (size_t image = begin; image < end; image++)
-        for (size_t i = 0; i < width; i += KD_VF) {
-            int n = kd_lanes(width - i);
-            kd_vf total = {0};
-            for (size_t p0 = 0; p0 < c.positions; p0 += FOLD) {
-                kd_vf sum = {0};
-                for (size_t k = p0; k < c.positions && k < p0 + FOLD; k++) {
-                    size_t at = (image * c.positions + k) * width + i;
-                    sum += kd_load(p.dy, ty, at, n) * kd_load(p.x[0], tx, at, n);
-                }
-                total += sum;
-            }
-            kd_store_grad(p.dx[1], c.d->x[1].dtype, image * width + i, total, n, adds(c.d, 1));
-        }
+        for (size_t i = 0; i < width; i += KD_VF)
+            if (width - i >= KD_VF && tx == KD_F32 && ty == KD_F32)
+                gate_ds(&c, KD_F32, KD_F32, image, i, KD_VF);
+            else
+                gate_ds(&c, tx, ty, image, i, kd_lanes(width - i));
 }
 
 static kd_status gate_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {

@@ -1,6 +1,6 @@
 /* conv2d: oneDNN's direct convolutions on channels-last maps. Weights are packed once per change, in one layout for the forward pass and one for the gradient of x.
  *
- * The gradient of the weights is computed in parts, each by one thread over its share of the batch, and summed in a fixed order. oneDNN would do the same inside one call, but
+ * The gradient of the weights (of depthwise convolutions: cpu_depthwise.c) is computed in parts, each by one thread over its share of the batch, and summed in a fixed order. oneDNN would do the same inside one call, but
  * its threads wait for each other in a spinning barrier: when decoding threads take a processor away, that costs whole time slices (a step took three times as long).
  *
  * Forward passes have the same bits for every number of threads (tried up to 16 with patch embeddings, a ResNet's stem and its 3x3), but for the fallback that oneDNN takes for a
@@ -19,6 +19,7 @@ typedef struct conv {
     kd_dnn *unpack_dw;
     size_t packed_dx;               /* offset in args->packed */
     size_t y32, g, dx_part, work;   /* offsets in args->scratch */
+    size_t depthwise;               /* likewise, of kd_cpu_depthwise_dw */
     size_t dw_blocked, dw_bytes;    /* parts' results, dw_bytes apart */
     size_t dw_work, dw_work_bytes;  /* parts' own scratch, dw_work_bytes apart */
     kd_dtype type;                  /* of the operands */
@@ -126,14 +127,14 @@ static kd_status create_backward(kd_cpu *b, conv *c, const kd_op_desc *d, kd_err
         if (!kd_dnn_same_weights(c->dx, c->forward))
             KD_TRY(kd_dnn_pack(&c->pack_dx, c->dx, &plain, d->name, err));
     }
-    return d->need_dparam ? create_dw(b, c, d, err) : KD_OK;
+    return d->need_dparam && !kd_cpu_is_depthwise(d) ? create_dw(b, c, d, err) : KD_OK;
 }
 
 static size_t largest(size_t a, size_t b) {
     return a > b ? a : b;
 }
 
-static void plan(conv *c, const kd_op_desc *d, kd_op_needs *needs) {
+static void plan(conv *c, const kd_op_desc *d, int threads, kd_op_needs *needs) {
     size_t rows_y = kd_tdesc_numel(&d->y), work = kd_dnn_scratch_bytes(c->forward);
     kd_dnn *const others[] = {c->dx, c->pack_forward, c->pack_dx, c->unpack_dw};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++)
@@ -146,6 +147,7 @@ static void plan(conv *c, const kd_op_desc *d, kd_op_needs *needs) {
     c->y32 = kd_cpu_region(&needs->scratch, c->rounds_y ? rows_y * sizeof(float) : 0);
     c->g = kd_cpu_region(&needs->scratch, c->own_g ? rows_y * kd_dtype_size(c->type) : 0);
     c->dx_part = kd_cpu_region(&needs->scratch, c->dx && (d->add_dx & 1) ? kd_tdesc_bytes(&d->x[0]) : 0);
+    c->depthwise = kd_cpu_region(&needs->scratch, d->need_dparam && kd_cpu_is_depthwise(d) ? kd_cpu_depthwise_bytes(d, threads) : 0);
     if (!c->dw)
         return;
     kd_cpu_region(&c->dw_bytes, kd_dnn_weights_bytes(c->dw[0]));
@@ -166,7 +168,7 @@ static kd_status conv_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *e
     KD_TRY(create_forward(b, c, d, err));
     if (d->train)
         KD_TRY(create_backward(b, c, d, err));
-    plan(c, d, needs);
+    plan(c, d, b->base.threads, needs);
     return KD_OK;
 }
 
@@ -282,11 +284,12 @@ static kd_status conv_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err
         kd_cpu_act_grad grad = {.g = g, .dy = a->dy, .at = a->y, .g_type = c->type, .dy_type = d->y.dtype, .at_type = d->y.dtype, .act = d->act};
         kd_cpu_act_backward(threads, &grad, kd_tdesc_numel(&d->y));
     }
-    if (c->dw) {
+    if (c->dw)
         KD_TRY(backward_dw(threads, c, d, a, g, err));
-        if (d->bias)
-            add_bias_gradient(threads, c, d, a, g);
-    }
+    else if (d->need_dparam)
+        kd_cpu_depthwise_dw(threads, d, a->dparam[0], a->x[0], g, c->type, kd_cpu_at(a->scratch, c->depthwise));
+    if (d->need_dparam && d->bias)
+        add_bias_gradient(threads, c, d, a, g);
     return c->dx ? backward_dx(b, c, d, a, g, err) : KD_OK;
 }
 

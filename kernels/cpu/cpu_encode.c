@@ -54,6 +54,13 @@ KD_HOT static double squares(const float *x, size_t n) {
     return kd_sum_of_squares(x, n);
 }
 
+/* ---- f32 ---- */
+
+static void store_floats(const encode_ctx *c, uint8_t *out, float *y, const float *x, size_t r) {
+    memcpy(out + r * c->width * sizeof *x, x, c->width * sizeof *x);
+    memcpy(y, x, c->width * sizeof *x);
+}
+
 /* ---- f16, bf16 ---- */
 
 enum { CHUNK = 1024 };
@@ -269,6 +276,8 @@ static void encode_record(const encode_ctx *c, uint8_t *out, kd_encode_stats *st
         size_t bad = count_bad(x, c->width, kd_encode_limit(c->spec->dtype));
         if (c->spec->dtype == KD_I8)
             store_codes_of(c, out, y, x, r, bad);
+        else if (c->spec->dtype == KD_F32)
+            store_floats(c, out, y, x, r);
         else
             store_planes(c, out, y, x, r);
         count_token(stats, x, y, c->width);

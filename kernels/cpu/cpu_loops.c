@@ -104,17 +104,52 @@ void kd_cpu_add_columns(int threads, const kd_cpu_columns *c) {
     kd_cpu_parallel(threads, (c->width + COLUMNS - 1) / COLUMNS, c->rows * COLUMNS, columns_range, c);
 }
 
-/* ---- activations ---- */
+/* ---- activations. Which one and of which types are constants inside the loops: where paths with vectors of sixteen meet, gcc lets them pass through memory ---- */
+
+KD_LANE void act_grad_loop(const kd_cpu_act_grad *c, kd_act act, kd_dtype g, kd_dtype dy, kd_dtype at, int add, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i += KD_VF) {
+        kd_vf d = kd_load(c->dy, dy, i, KD_VF);
+        if (act != KD_ACT_NONE)
+            d = kd_act_gradient(act, d, kd_load(c->at, at, i, KD_VF));
+        kd_store_grad(c->g, g, i, d, KD_VF, add);
+    }
+}
+
+KD_LANE void act_grad_of(const kd_cpu_act_grad *c, kd_act act, size_t begin, size_t end) {
+    size_t whole = begin + (end - begin) / KD_VF * KD_VF;
+    if (c->g_type == KD_F32 && c->dy_type == KD_F32 && c->at_type == KD_F32 && !c->add)
+        act_grad_loop(c, act, KD_F32, KD_F32, KD_F32, 0, begin, whole);
+    else
+        act_grad_loop(c, act, c->g_type, c->dy_type, c->at_type, c->add, begin, whole);
+    if (whole < end) {
+        int n = (int)(end - whole);
+        kd_vf at = act != KD_ACT_NONE ? kd_load(c->at, c->at_type, whole, n) : (kd_vf){0};
+        kd_store_grad(c->g, c->g_type, whole, kd_act_gradient(act, kd_load(c->dy, c->dy_type, whole, n), at), n, c->add);
+    }
+}
 
 KD_HOT static void act_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
     const kd_cpu_act_grad c = *(const kd_cpu_act_grad *)ctx;
     (void)slice;
-    for (size_t i = begin; i < end; i += KD_VF) {
-        int n = kd_lanes(end - i);
-        kd_vf d = kd_load(c.dy, c.dy_type, i, n);
-        if (c.act != KD_ACT_NONE)
-            d = kd_act_gradient(c.act, d, kd_load(c.at, c.at_type, i, n));
-        kd_store_grad(c.g, c.g_type, i, d, n, c.add);
+    switch (c.act) {
+    case KD_ACT_NONE:
+        act_grad_of(&c, KD_ACT_NONE, begin, end);
+        break;
+    case KD_ACT_RELU:
+        act_grad_of(&c, KD_ACT_RELU, begin, end);
+        break;
+    case KD_ACT_GELU:
+        act_grad_of(&c, KD_ACT_GELU, begin, end);
+        break;
+    case KD_ACT_SILU:
+        act_grad_of(&c, KD_ACT_SILU, begin, end);
+        break;
+    case KD_ACT_HARDSWISH:
+        act_grad_of(&c, KD_ACT_HARDSWISH, begin, end);
+        break;
+    case KD_ACT_HARDSIGMOID:
+        act_grad_of(&c, KD_ACT_HARDSIGMOID, begin, end);
+        break;
     }
 }
 
@@ -129,12 +164,43 @@ typedef struct act_ctx {
     kd_act act;
 } act_ctx;
 
+KD_LANE void act_loop(const act_ctx *c, kd_act act, kd_dtype y, kd_dtype x, size_t begin, size_t end) {
+    for (size_t i = begin; i < end; i += KD_VF)
+        kd_store(c->y, y, i, kd_act_value(act, kd_load(c->x, x, i, KD_VF)), KD_VF);
+}
+
+KD_LANE void act_of(const act_ctx *c, kd_act act, size_t begin, size_t end) {
+    size_t whole = begin + (end - begin) / KD_VF * KD_VF;
+    if (c->y_type == KD_F32 && c->x_type == KD_F32)
+        act_loop(c, act, KD_F32, KD_F32, begin, whole);
+    else
+        act_loop(c, act, c->y_type, c->x_type, begin, whole);
+    if (whole < end)
+        kd_store(c->y, c->y_type, whole, kd_act_value(act, kd_load(c->x, c->x_type, whole, (int)(end - whole))), (int)(end - whole));
+}
+
 KD_HOT static void act_range(const void *ctx, int slice, size_t begin, size_t end) {
     const act_ctx c = *(const act_ctx *)ctx;
     (void)slice;
-    for (size_t i = begin; i < end; i += KD_VF) {
-        int n = kd_lanes(end - i);
-        kd_store(c.y, c.y_type, i, kd_act_value(c.act, kd_load(c.x, c.x_type, i, n)), n);
+    switch (c.act) {
+    case KD_ACT_NONE:
+        act_of(&c, KD_ACT_NONE, begin, end);
+        break;
+    case KD_ACT_RELU:
+        act_of(&c, KD_ACT_RELU, begin, end);
+        break;
+    case KD_ACT_GELU:
+        act_of(&c, KD_ACT_GELU, begin, end);
+        break;
+    case KD_ACT_SILU:
+        act_of(&c, KD_ACT_SILU, begin, end);
+        break;
+    case KD_ACT_HARDSWISH:
+        act_of(&c, KD_ACT_HARDSWISH, begin, end);
+        break;
+    case KD_ACT_HARDSIGMOID:
+        act_of(&c, KD_ACT_HARDSIGMOID, begin, end);
+        break;
     }
 }
 

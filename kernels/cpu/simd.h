@@ -9,6 +9,9 @@
  *         }
  *     }
  *
+ * Where paths of a program with different vectors meet (a type or a number of lanes that is only known at run time, a sum that a loop carries), gcc 12 lets them pass through memory unless the
+ * machine has AVX-512, which costs more than the arithmetic. So hot loops are always-inlined functions to which types, lanes and activation come as constants; rare combinations share a slow one.
+ *
  * Vectors are passed by value between always-inlined functions only, so the calling convention doesn't matter (-Wno-psabi). */
 #ifndef KD_KERNELS_CPU_SIMD_H
 #define KD_KERNELS_CPU_SIMD_H
@@ -148,12 +151,18 @@ KD_LANE void kd_store(void *p, kd_dtype t, size_t i, kd_vf v, int n) {
 /* Writes a gradient: over what is there, or added to it. */
 KD_LANE void kd_store_grad(void *p, kd_dtype t, size_t i, kd_vf v, int n, int add) {
     if (add)
-        v += kd_load(p, t, i, n);
-    kd_store(p, t, i, v, n);
+        kd_store(p, t, i, v + kd_load(p, t, i, n), n);
+    else
+        kd_store(p, t, i, v, n);
 }
 
 /* count elements of one row, from `at` in src to `to` in dst. */
 KD_LANE void kd_copy_row(void *dst, kd_dtype dst_type, size_t to, const void *src, kd_dtype src_type, size_t at, size_t count, int add) {
+    if (dst_type == src_type && !add) {
+        size_t size = kd_dtype_size(dst_type);
+        memcpy((char *)dst + to * size, (const char *)src + at * size, count * size);
+        return;
+    }
     for (size_t i = 0; i < count; i += KD_VF) {
         int n = kd_lanes(count - i);
         kd_store_grad(dst, dst_type, to + i, kd_load(src, src_type, at + i, n), n, add);
@@ -177,6 +186,66 @@ KD_LANE float kd_max_lane(kd_vf v) {
         for (int i = 0; i < w; i++)
             s[i] = s[i] > s[i + w] ? s[i] : s[i + w];
     return s[0];
+}
+
+/* ---- eight floats, for sums that are carried through a loop: of a vector that the machine doesn't have gcc adds in memory, and most machines have these ---- */
+
+enum { KD_V8 = 8 };
+typedef float kd_vf8 __attribute__((vector_size(32)));
+typedef uint32_t kd_vu8 __attribute__((vector_size(32)));
+typedef uint16_t kd_vh8 __attribute__((vector_size(16)));
+
+KD_LANE int kd_lanes8(size_t left) {
+    return left < KD_V8 ? (int)left : KD_V8;
+}
+
+/* As kd_load and kd_store. */
+KD_LANE kd_vf8 kd_load8(const void *p, kd_dtype t, size_t i, int n) {
+    kd_vf8 v;
+    kd_vh8 h;
+    float part[KD_V8] = {0};
+    if (n == KD_V8 && t == KD_F32) {
+        memcpy(&v, (const float *)p + i, sizeof v);
+        return v;
+    }
+    if (n == KD_V8) {
+        memcpy(&h, (const uint16_t *)p + i, sizeof h);
+        return (kd_vf8)(__builtin_convertvector(h, kd_vu8) << 16);
+    }
+    for (int k = 0; k < n; k++)
+        part[k] = t == KD_F32 ? ((const float *)p)[i + (size_t)k] : kd_bf16_to_f32(((const uint16_t *)p)[i + (size_t)k]);
+    memcpy(&v, part, sizeof v);
+    return v;
+}
+
+KD_LANE void kd_store8(float *p, kd_vf8 v, int n) {
+    float part[KD_V8];
+    if (n == KD_V8) {
+        memcpy(p, &v, sizeof v);
+        return;
+    }
+    memcpy(part, &v, sizeof part);
+    for (int k = 0; k < n; k++)
+        p[k] = part[k];
+}
+
+/* A sum of sixteen lanes that a loop carries. */
+typedef struct kd_carried {
+    kd_vf8 low, high;
+} kd_carried;
+
+KD_LANE void kd_carry(kd_carried *sum, kd_vf v) {
+    kd_vf8 half[2];
+    memcpy(half, &v, sizeof half);
+    sum->low += half[0];
+    sum->high += half[1];
+}
+
+KD_LANE kd_vf kd_carried_sum(const kd_carried *sum) {
+    kd_vf8 half[2] = {sum->low, sum->high};
+    kd_vf v;
+    memcpy(&v, half, sizeof v);
+    return v;
 }
 
 /* ---- four doubles, for sums that f32 is too short for. No wider: gcc keeps vectors that the machine doesn't have in memory ---- */

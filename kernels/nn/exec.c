@@ -63,6 +63,7 @@ void kd_exec_destroy(kd_exec *e) {
     kd_free(e->inputs);
     kd_free(e->outputs);
     kd_free(e->kept_at);
+    kd_free(e->looked_at);
     kd_free(e);
 }
 
@@ -79,7 +80,7 @@ static int is_packed(const kd_exec *e) {
     return e->packed_version == e->p->version && (e->config.train || e->packed_state_version == e->p->state_version);
 }
 
-static kd_status pack(kd_exec *e, kd_err *err) {
+kd_status kd_run_begin(kd_exec *e, kd_err *err) {
     if (is_packed(e))
         return KD_OK;
     for (int i = 0; i < e->node_count; i++)
@@ -89,7 +90,7 @@ static kd_status pack(kd_exec *e, kd_err *err) {
     return KD_OK;
 }
 
-static kd_status run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err) {
+static kd_status run_profiled(kd_exec *e, kd_pnode *n, int backward, kd_err *err) {
     kd_status (*run)(kd_backend *, kd_op *, const kd_op_args *, kd_err *) = backward ? e->b->v->op_backward : e->b->v->op_forward;
     if (!e->profile)
         return run(e->b, n->op, &n->args, err);
@@ -100,31 +101,45 @@ static kd_status run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err) {
     return KD_OK;
 }
 
-kd_status kd_exec_forward(kd_exec *e, kd_err *err) {
-    KD_TRY(pack(e, err));
-    for (int i = 0; i < e->node_count; i++)
-        KD_TRY(run_node(e, &e->nodes[i], 0, err));
+kd_status kd_run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err) {
+    if (e->config.stop != NULL)
+        KD_TRY(e->config.stop(e->config.stop_ctx, err));
+    KD_TRY(run_profiled(e, n, backward, err));
+    return e->looked_at != NULL ? kd_check_written(e, n, backward, err) : KD_OK;
+}
+
+void kd_run_end(kd_exec *e) {
     e->profiled_passes += e->profile;
-    if (e->config.train) {
-        e->p->counter++;
-        if (e->has_batch_norm)
-            e->p->state_version++;
-    }
+    if (!e->config.train)
+        return;
+    e->p->counter++;
+    if (e->has_batch_norm)
+        e->p->state_version++;
+}
+
+kd_status kd_exec_forward(kd_exec *e, kd_err *err) {
+    KD_TRY(kd_run_begin(e, err));
+    for (int i = 0; i < e->node_count; i++)
+        KD_TRY(kd_run_node(e, &e->nodes[i], 0, err));
+    kd_run_end(e);
     return KD_OK;
 }
 
-/* A join whose gradient is shared and that has no parameter has nothing left to do. */
-static int has_work(const kd_pnode *n) {
+int kd_has_backward_work(const kd_pnode *n) {
     return n->backward && (n->desc.need_dx || n->desc.need_dparam);
+}
+
+kd_status kd_run_zero_gradients(kd_exec *e, kd_err *err) {
+    return e->b->v->zero(e->b, kd_exec_gradients(e), e->p->trained_total * sizeof(float), err);
 }
 
 kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err) {
     KD_ASSERT(e->config.train);
     if (!accumulate)
-        KD_TRY(e->b->v->zero(e->b, kd_exec_gradients(e), e->p->trained_total * sizeof(float), err));
+        KD_TRY(kd_run_zero_gradients(e, err));
     for (int i = e->node_count - 1; i >= 0; i--)
-        if (has_work(&e->nodes[i]))
-            KD_TRY(run_node(e, &e->nodes[i], 1, err));
+        if (kd_has_backward_work(&e->nodes[i]))
+            KD_TRY(kd_run_node(e, &e->nodes[i], 1, err));
     return KD_OK;
 }
 
@@ -232,23 +247,5 @@ void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes) {
         shape_text(&n->desc.y, shape, sizeof shape);
         fprintf(out, "  %-16s %-28s %-4s %-20s %9.1f MFLOP\n", kd_op_kind_name(n->desc.kind), n->desc.name, kd_dtype_name(n->desc.y.dtype), shape,
                 kd_op_flops(&n->desc) * 1e-6);
-    }
-}
-
-void kd_exec_profile(kd_exec *e, int on) {
-    e->profile = on != 0;
-    e->profiled_passes = 0;
-    for (int i = 0; i < e->node_count; i++)
-        e->nodes[i].seconds[0] = e->nodes[i].seconds[1] = 0;
-}
-
-void kd_exec_print_profile(const kd_exec *e, FILE *out) {
-    double passes = e->profiled_passes ? e->profiled_passes : 1;
-    for (int i = 0; i < e->node_count; i++) {
-        const kd_pnode *n = &e->nodes[i];
-        char shape[100];
-        shape_text(&n->desc.y, shape, sizeof shape);
-        fprintf(out, "%-16s %-28s %-4s %-20s forward %9.3f ms, backward %9.3f ms\n", kd_op_kind_name(n->desc.kind), n->desc.name, kd_dtype_name(n->desc.y.dtype), shape,
-                n->seconds[0] / passes * 1e3, n->seconds[1] / passes * 1e3);
     }
 }

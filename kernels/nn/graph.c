@@ -326,7 +326,7 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
     if (g->failed)
         return 0;
     int64_t c = last_dim(g, x);
-    int fused = act == KD_ACT_NONE || act == KD_ACT_RELU; /* others take a node of their own */
+    int fused = act == KD_ACT_NONE || act == KD_ACT_RELU || (residual < 0 && (act == KD_ACT_SILU || act == KD_ACT_HARDSWISH)); /* others take a node of their own */
     KD_ASSERT(val(g, x)->rank == 3);
     if (residual >= 0) {
         const kd_gval *a = val(g, x), *r = val(g, residual);
@@ -628,6 +628,7 @@ static int writes_f32(kd_op_kind k) {
     case KD_OP_SCALE_ADD:
     case KD_OP_CHANNEL_GATE:
     case KD_OP_TOKENS:
+    case KD_OP_L2_NORMALIZE:
         return 1;
     default:
         return 0;
@@ -655,41 +656,25 @@ kd_val kd_graph_as_f32(kd_graph *g, kd_val x) {
     return x;
 }
 
-/* Pushes a loss node: its result is a scalar output that bears its name. */
-static void push_loss(kd_graph *g, kd_gnode *n, float weight) {
-    int64_t one = 1;
-    n->loss_weight = weight;
-    kd_val y = push(g, n, 1, &one);
-    if (g->failed)
-        return;
-    g->vals[y].scalar = 1;
-    kd_graph_output(g, y, n->desc.name);
+/* ---- for graph_loss.c ---- */
+
+const kd_gval *kd_graph_value(const kd_graph *g, kd_val v) {
+    return val(g, v);
 }
 
-/* A loss node over a prediction and a target of its shape. */
-static kd_gnode loss_node(kd_graph *g, kd_op_kind kind, kd_val pred, kd_val target, const char *name) {
-    kd_val x = kd_graph_as_f32(g, pred);
-    const kd_gval *a = val(g, x), *b = val(g, target);
-    KD_ASSERT(a->rank == b->rank && memcmp(a->shape, b->shape, sizeof a->shape) == 0 && b->input && b->input_dtype == KD_F32);
-    return new_node(g, kind, name, x, target);
+kd_gnode kd_graph_new_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val x0, kd_val x1) {
+    return new_node(g, kind, name, x0, x1);
 }
 
-void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name) {
-    if (g->failed)
-        return;
-    kd_gnode n = loss_node(g, KD_OP_MSE, pred, target, name);
-    push_loss(g, &n, weight);
+kd_val kd_graph_push(kd_graph *g, kd_gnode *n, int rank, const int64_t *shape) {
+    return push(g, n, rank, shape);
 }
 
-void kd_graph_mse_adjoint(kd_graph *g, kd_val pred, kd_val target, kd_val square, int grid_h, int grid_w, float weight, const char *name) {
-    if (g->failed)
-        return;
-    const kd_gval *s = val(g, square);
-    KD_ASSERT(val(g, pred)->rank == 3 && s->rank == 1 && s->shape[0] == 1 && s->input && s->input_dtype == KD_F32 && grid_h > 0 && grid_w > 0);
-    kd_gnode n = loss_node(g, KD_OP_MSE_ADJOINT, pred, target, name);
-    n.desc.inputs = 3;
-    n.x[2] = square;
-    n.desc.grid_h = grid_h;
-    n.desc.grid_w = grid_w;
-    push_loss(g, &n, weight);
+int kd_graph_add_state(kd_graph *g, const char *prefix, const char *suffix, int rank, const int64_t *shape) {
+    int i = add_param(g, prefix, suffix, rank, shape, KD_FILL_CONST, 0);
+    if (i >= 0) {
+        g->params[i].info.is_state = 1;
+        g->params[i].info.decay = 0;
+    }
+    return i;
 }

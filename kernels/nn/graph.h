@@ -72,11 +72,25 @@ kd_val kd_graph_reshape(kd_graph *g, kd_val x, int rank, const int64_t *shape); 
 kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width);
 /* Rounds or widens so that the result is F32 in every precision: predictions, features for the outside. Free in f32; folded into the producer where it can be. */
 kd_val kd_graph_as_f32(kd_graph *g, kd_val x);
-/* Adds weight * mean((pred - target)^2) to what backward minimises; the unweighted mean is output `name`. Runs in training programs only. */
-void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);
-/* The same for a prediction [K,L,D] that is compared, bilinearly upsampled, with a grid_h x grid_w grid t which is given as input `target` [K,L,D] = U^T t and input `square` [1] = |t|^2
+/* Rows over the last dimension divided by their length (KD_OP_L2_NORMALIZE); F32 result in every precision. For predictions and targets. */
+kd_val kd_graph_l2_normalize(kd_graph *g, kd_val x);
+
+/* --- losses (formulas: kernels/ops.h). Each adds weight * loss to what backward minimises; the loss itself, unweighted, is output `name` [1]. pred becomes F32 (kd_graph_as_f32); a target has pred's
+ * shape and is any value without trained parameters behind it: an F32 input, or something made of one, as its l2_normalize; it gets no gradient. Losses run in training programs, and in
+ * inference programs with kd_exec_config.losses --- */
+void kd_graph_mse(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);               /* mean((pred - target)^2) */
+/* The same for a prediction [K,L,D] that is compared, bilinearly upsampled, with a grid_h x grid_w grid t which is given as `target` [K,L,D] = U^T t and input `square` [1] = |t|^2
  * (KD_OP_MSE_ADJOINT): value and gradient are those of the mean squared error on the full grid. */
 void kd_graph_mse_adjoint(kd_graph *g, kd_val pred, kd_val target, kd_val square, int grid_h, int grid_w, float weight, const char *name);
+void kd_graph_cosine(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);            /* mean over rows of 1 - cosine */
+void kd_graph_smooth_l1(kd_graph *g, kd_val pred, kd_val target, float beta, float weight, const char *name);
+void kd_graph_kl_logits(kd_graph *g, kd_val pred, kd_val target, float temperature, float weight, const char *name);
+/* pred, target [D]. The queue of the last queue_rows normalised targets is state "name.queue" [queue_rows,D], zeros at the start, saved with the parameters' other states; the forward pass of a
+ * training program pushes its batch before it computes the loss. */
+void kd_graph_kl_queue(kd_graph *g, kd_val pred, kd_val target, int queue_rows, float temperature, float weight, const char *name);
+void kd_graph_kl_intra(kd_graph *g, kd_val pred, kd_val target, float temperature, float weight, const char *name); /* [P,D] or [h,w,D] */
+void kd_graph_gram(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);              /* [P,D] or [h,w,D] */
+void kd_graph_koleo(kd_graph *g, kd_val pred, float weight, const char *name);                            /* [D]; programs need a batch of at least 2 */
 /* A parameter that no node uses but that the reference library's state_dict has: loaded and exported with the rest. It starts as zeros (DINOv2's mask token), or as a linear layer's
  * name.weight [out,in] and name.bias would (torchvision's classifiers). */
 void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape);
@@ -98,7 +112,7 @@ typedef struct kd_param_info {
     int rank;
     int64_t shape[4];
     size_t count;
-    int is_state;  /* running statistics: not trained */
+    int is_state;  /* running statistics, queues of losses: not trained */
     int is_counter;/* num_batches_tracked: one int64, host side; count 1 */
     int decay;     /* weight decay applies: rank >= 2 and not a token, position or scale parameter (DESIGN section 7) */
     int carried;   /* kd_graph_carry */
@@ -123,6 +137,7 @@ kd_status kd_params_init(kd_params *p, uint64_t seed, kd_err *err);
 int kd_params_count(const kd_params *p);
 kd_param_info kd_params_info(const kd_params *p, int i);        /* order = order of building */
 int kd_params_find(const kd_params *p, const char *name);       /* -1 when absent */
+size_t kd_params_offset(const kd_params *p, int i);              /* its first element in its flat array: kd_params_states' for states and carried ones, else kd_params_trained's */
 kd_status kd_params_set(kd_params *p, int i, const float *values, kd_err *err); /* count values; marks the parameters as changed */
 kd_status kd_params_get(kd_params *p, int i, float *values, kd_err *err);
 int64_t kd_params_counter(const kd_params *p);                   /* training forward passes so far = num_batches_tracked of every batch norm */
@@ -137,7 +152,11 @@ typedef struct kd_exec_config {
     int batch;
     kd_dtype precision; /* KD_F32 or KD_BF16 */
     int train;          /* backward, batch statistics, losses */
+    int losses;         /* of an inference program: compute the losses as well, as validation does. Running statistics, queues stay as they are, no gradients. Training programs always do */
     struct kd_exec *gradients; /* of a training program: the one of the same parameters whose gradients its backward pass works on, and which must outlive it; NULL: its own */
+    /* Asked before every op of a pass; NULL: never. What isn't KD_OK ends the pass and is its result: outputs, gradients and running statistics are then as far as it had come. */
+    kd_status (*stop)(void *ctx, kd_err *err);
+    void *stop_ctx;
 } kd_exec_config;
 
 typedef struct kd_exec kd_exec;
@@ -149,11 +168,6 @@ void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes);
 size_t kd_exec_device_bytes(const kd_exec *e);
 size_t kd_exec_model_bytes(const kd_exec *e); /* of those, what holds the model: packed weights, and frozen parameters in f32 */
 double kd_exec_flops(const kd_exec *e); /* forward, whole batch */
-/* While on, the device is waited for after every op and its time is added up (a diagnosis: slower). Switching on or off clears the sums. */
-void kd_exec_profile(kd_exec *e, int on);
-/* One line per op, with the mean milliseconds of a pass since profiling was switched on. */
-void kd_exec_print_profile(const kd_exec *e, FILE *out);
-
 /* Inputs: pixels U8 or targets F32, batch x shape elements. */
 kd_status kd_exec_upload(kd_exec *e, const char *input, const void *data, kd_err *err);
 /* A part of the batch: `count` rows from row `first`. */

@@ -1,4 +1,4 @@
-/* What graph.c, params.c, plan.c, frozen.c and exec.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
+/* What graph.c, graph_loss.c, params.c, plan.c, frozen.c, exec.c and inspect.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
  *
  * A graph is data: values (shapes without batch), nodes in order of building (an op's attributes and which values and parameters it
  * touches), parameters. plan.c turns it into a kd_exec: the nodes that are needed, each with a complete kd_op_desc, fused where that
@@ -52,7 +52,7 @@ static inline int kd_keeps_dtype(kd_op_kind k) {
 
 /* Ops whose result is one number for the batch, which backward minimises. */
 static inline int kd_is_loss(kd_op_kind k) {
-    return k == KD_OP_MSE || k == KD_OP_MSE_ADJOINT;
+    return k == KD_OP_MSE || k == KD_OP_MSE_ADJOINT || (k >= KD_OP_COSINE && k <= KD_OP_KOLEO);
 }
 
 struct kd_graph {
@@ -66,6 +66,14 @@ struct kd_graph {
     int val_count, node_count, param_count, output_count;
     int val_cap, node_cap, param_cap, output_cap;
 };
+
+/* The builder's own steps (graph.c), for the files that hold further builder calls. None may be called while g->failed.
+ * value: v, which must exist. new_node: over x0 and, unless it is -1, x1, without parameters or states. push: appends it with a result of that shape (0 when memory is out).
+ * add_state: a parameter prefix.suffix that is no one's to train and starts at 0; its index, -1 when memory is out. */
+const kd_gval *kd_graph_value(const kd_graph *g, kd_val v);
+kd_gnode kd_graph_new_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val x0, kd_val x1);
+kd_val kd_graph_push(kd_graph *g, kd_gnode *n, int rank, const int64_t *shape);
+int kd_graph_add_state(kd_graph *g, const char *prefix, const char *suffix, int rank, const int64_t *shape);
 
 struct kd_params {
     kd_backend *b;
@@ -142,6 +150,7 @@ struct kd_exec {
     size_t *kept_at; /* frozen parameters: offset of parameter i in KD_ARENA_PARAMETERS, or KD_NOT_KEPT; else NULL */
     int has_batch_norm, profile;
     int profiled_passes;
+    char *looked_at; /* kd_exec_check_finite: the host's copy of what an op has written; NULL while off */
     uint64_t packed_version, packed_state_version; /* 0 = never */
 };
 
@@ -154,6 +163,16 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err);
 kd_status kd_frozen_plan(kd_exec *e, kd_err *err);
 void kd_frozen_bind(kd_exec *e, kd_pnode *n);
 kd_status kd_frozen_load(kd_exec *e, kd_err *err);
+/* exec.c: the parts of a pass, for those who run it op by op (inspect.c). begin: before the first op; end: after the last forward. */
+kd_status kd_run_begin(kd_exec *e, kd_err *err);
+kd_status kd_run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err);
+void kd_run_end(kd_exec *e);
+kd_status kd_run_zero_gradients(kd_exec *e, kd_err *err);
+/* 0: a join whose gradient is shared and that has no parameter has nothing left to do. */
+int kd_has_backward_work(const kd_pnode *n);
+/* inspect.c. KD_ENONFINITE: kd_exec_check_finite. */
+kd_status kd_check_written(kd_exec *e, const kd_pnode *n, int backward, kd_err *err);
+
 static inline int kd_is_frozen(const kd_params *p) {
     return p->source.read != NULL;
 }

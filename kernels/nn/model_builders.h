@@ -23,15 +23,18 @@ typedef struct kd_model_family {
     float mean[3], std[3];
     const kd_model_entry *entries;
     size_t count;
-    /* A tensor that every member has and no other family does: where it stands tells the prefix. */
+    /* What all names of the state_dict begin with and a file of a part of the model may lack ("model." of a YOLO, gone from model.model[:10].state_dict()); NULL: nothing. In files such names are
+     * looked for behind the prefix without it. */
+    const char *stem;
+    /* A tensor that every member has and no other family does, without the stem: where it stands tells the prefix. */
     const char *anchor;
-    /* Whether the file holds this member, whole but perhaps for classifiers and counters: decided by a few tensors, so that a damaged file is still recognised and then refused by name. */
+    /* Whether the file holds this member behind the prefix, whole but perhaps for classifiers and counters: decided by a few tensors, so that a damaged file is still recognised and then refused by name. */
     int (*matches)(const kd_weights *w, const char *prefix, const kd_model_entry *e);
     /* x: normalised images [H,W,3]. */
     kd_model_taps (*build)(kd_graph *g, kd_val x, const kd_model_info *m, const kd_model_options *o);
 } kd_model_family;
 
-extern const kd_model_family kd_resnet_family, kd_mobilenet_family, kd_convnext_family;
+extern const kd_model_family kd_resnet_family, kd_mobilenet_family, kd_convnext_family, kd_yolo_family;
 /* The family of m; NULL for a ViT, which has builders of its own. */
 const kd_model_family *kd_model_family_of(const kd_model_info *m);
 

@@ -11,6 +11,7 @@ static const kd_model_family *const families[] = {
     &kd_resnet_family,
     &kd_mobilenet_family,
     &kd_convnext_family,
+    &kd_yolo_family,
 };
 enum { FAMILIES = sizeof families / sizeof *families };
 

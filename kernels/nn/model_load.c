@@ -14,6 +14,7 @@ typedef struct source {
     const kd_weights *w;
     const kd_params *p;        /* shapes of the parameters, for a CNN */
     const char *prefix;        /* before a CNN's names */
+    size_t stem;               /* bytes at their beginning that aren't in the file (kd_model_family.stem) */
     kd_pos_profile positions;  /* m's, not the file's */
     int grid_h, grid_w;        /* patches of the image */
 } source;
@@ -41,12 +42,12 @@ static kd_status read_positions(const source *s, float *out, size_t count, kd_er
 }
 
 static kd_status read_cnn(const source *s, const char *name, float *out, size_t count, kd_err *err) {
-    int tensor = find(s, s->prefix, name), i = kd_params_find(s->p, name);
+    int tensor = find(s, s->prefix, name + s->stem), i = kd_params_find(s->p, name);
     char have[128], need[128];
     KD_ASSERT(i >= 0);
     kd_param_info want = kd_params_info(s->p, i);
     if (tensor < 0)
-        return kd_fail(err, KD_EFAIL, "%s: tensor %s%s is missing, and %s needs it", kd_weights_path(s->w), s->prefix, name, s->m->name);
+        return kd_fail(err, KD_EFAIL, "%s: tensor %s%s is missing, and %s needs it", kd_weights_path(s->w), s->prefix, name + s->stem, s->m->name);
     kd_tensor t = kd_weights_info(s->w, tensor);
     if (!kd_shape_equal(t.shape, t.rank, want.shape, want.rank))
         return kd_fail(err, KD_EFAIL, "%s: tensor %s has shape %s, but %s needs %s", kd_weights_path(s->w), t.name, kd_shape_text(t.shape, t.rank, have, sizeof have), s->m->name,
@@ -77,7 +78,9 @@ static kd_status open_source(source *s, kd_model_info *found, const kd_model_inf
         return kd_fail(err, KD_EFAIL, "%s holds %s, not %s", kd_weights_path(w), held->name, m->name);
     *s = (source){.m = m, .w = w, .p = p};
     if (m->kind != KD_MODEL_VIT) {
+        const char *stem = kd_model_family_of(m)->stem;
         s->prefix = held->prefix;
+        s->stem = stem ? strlen(stem) : 0;
         return KD_OK;
     }
     s->file = &held->vit;
@@ -101,7 +104,7 @@ static kd_status load_counter(const source *s, kd_params *p, int tensor, kd_err 
 /* The tensor behind a parameter that the file may lack, or -1: a CNN's classifier and counters; the mask token, which has no canonical name because no inference reads it. */
 static int find_optional(const source *s, const kd_param_info *info) {
     if (!s->file)
-        return find(s, s->prefix, info->name);
+        return find(s, s->prefix, info->name + s->stem);
     return find(s, s->file->prefix, s->file->layout == KD_VIT_LAYOUT_HF ? "embeddings.mask_token" : info->name);
 }
 

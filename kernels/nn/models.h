@@ -12,7 +12,7 @@
  *     KD_TRY(kd_exec_create(&e, g, p, &config, err));                         // reads and packs; weights may be closed now
  *     KD_TRY(kd_exec_download(e, "patch.1", rows, out, err));
  *
- * Names of students: torchvision's CNNs (kd_model_students lists them), DINOv2's and timm's ViTs as kd_vit_names has them, and "dinov2_wW_dD" for a ViT in DINOv2 layout with width W (a multiple
+ * Names of students: torchvision's CNNs and ultralytics' YOLO backbones (kd_model_students lists them), DINOv2's and timm's ViTs as kd_vit_names has them, and "dinov2_wW_dD" for a ViT in DINOv2 layout with width W (a multiple
  * of 64, heads = W/64), depth D, patch 14. Teachers: kd_vit_names and "dinov2_wW_dD". DINOv3 can be looked at and teach, but isn't a student: nothing exports it.
  * A new family of CNNs is a file with its builder and its table of names (kd_model_family in model_builders.h). */
 #ifndef KD_KERNELS_NN_MODELS_H
@@ -26,6 +26,7 @@ typedef enum kd_model_kind {
     KD_MODEL_RESNET,
     KD_MODEL_MOBILENET,
     KD_MODEL_CONVNEXT,
+    KD_MODEL_YOLO,
 } kd_model_kind;
 /* By what most of a model's layers normalise: optimisation has other defaults for each (train/config.h). */
 typedef enum kd_model_norm { KD_MODEL_BATCH_NORM, KD_MODEL_LAYER_NORM } kd_model_norm;
@@ -46,9 +47,9 @@ typedef struct kd_model_info {
     int block_branches;    /* of them in one block */
     kd_model_norm norm;
     int from_file;         /* found with the weights: vit and prefix are the file's, and reading them needs no second look */
-    char prefix[KD_MODEL_PREFIX]; /* text before a CNN's names in that file ("", "module.", "state_dict.backbone."); a ViT's is vit.prefix */
+    char prefix[KD_MODEL_PREFIX]; /* text before a CNN's names (for a YOLO without their "model.") in that file ("", "module.", "state_dict.backbone."); a ViT's is vit.prefix */
     float mean[3], std[3]; /* normalisation, applied to the uint8 view */
-    const char *library;   /* "torchvision", "timm", "dinov2", "dinov3" */
+    const char *library;   /* "torchvision", "ultralytics", "timm", "dinov2", "dinov3" */
 } kd_model_info;
 
 enum { KD_MODEL_TAPS = 64, KD_MODEL_TAP_NAME = 24 };
@@ -62,7 +63,8 @@ typedef struct kd_model_tap {
 /* Values in the graph. pooled [C]: what the library's classifier reads (global average; for ConvNeXt that through the norm that torchvision calls classifier.0; class token after the final norm).
  * cls [C]: the class token after the final norm, for CNNs the same value as pooled. map [h,w,C]: the feature map, patch tokens after the final norm in row-major order. These three are F32 outputs,
  * named as here. tap: maps by name in order of depth: ResNet "layer1" .. "layer4"; MobileNet "features.0" to the last;
- * ConvNeXt "features.1", .3, .5, .7; ViT "blocks.0" .. (patch tokens as the block leaves them, without the final norm; of more than
+ * ConvNeXt "features.1", .3, .5, .7; YOLO the maps that detection uses, "model.4", "model.6" and "model.9" (YOLO11: "model.10"); ViT "blocks.0" ..
+ * (patch tokens as the block leaves them, without the final norm; of more than
  * KD_MODEL_TAPS blocks the last ones). A tap is no output and costs nothing until something reads it. */
 typedef struct kd_model_taps {
     kd_val pooled, cls, map;

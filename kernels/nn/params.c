@@ -3,7 +3,7 @@
  *     trained: | decayed parameters, in order of building | the rest |      every parameter starts at a multiple of 64 bytes;
  *     states:  | running statistics | carried parameters  |                 the padding between them is zero and stays zero
  *
- * Padding stays zero because its gradient is zero, and AdamW on w = g = m = v = 0 gives 0. */
+ * Padding stays zero because its gradient is zero, and every optimizer leaves w = g = 0 with no history at 0. */
 #include "kernels/nn/graph_impl.h"
 
 #include <math.h>
@@ -173,6 +173,11 @@ int kd_params_find(const kd_params *p, const char *name) {
 static float *address(const kd_params *p, int i) {
     KD_ASSERT(!kd_is_frozen(p)); /* they have no values of their own */
     return (in_states(&p->params[i].info) ? p->states : p->trained) + p->offset[i];
+}
+
+size_t kd_params_offset(const kd_params *p, int i) {
+    KD_ASSERT(i >= 0 && i < p->count && !p->params[i].info.is_counter);
+    return p->offset[i];
 }
 
 kd_status kd_params_set(kd_params *p, int i, const float *values, kd_err *err) {

@@ -18,10 +18,10 @@ static kd_val root_of(const kd_exec *e, const kd_graph *g, kd_val v) {
 
 /* ---- which nodes run ---- */
 
-/* Marks what the outputs need, from the back. A training program also runs every loss; an inference program neither runs them nor has their inputs. */
+/* Marks what the outputs need, from the back. A training program also runs every loss; an inference program neither runs them nor has their inputs, unless they were asked for. */
 static void mark_live(kd_exec *e, const kd_graph *g, char *node_live) {
     for (int i = 0; i < g->output_count; i++)
-        if (e->config.train || !g->vals[g->outputs[i].val].scalar)
+        if (e->config.train || e->config.losses || !g->vals[g->outputs[i].val].scalar)
             e->vals[root_of(e, g, g->outputs[i].val)].live = 1;
     for (int i = g->node_count - 1; i >= 0; i--) {
         const kd_gnode *n = &g->nodes[i];
@@ -47,9 +47,9 @@ static void count_consumers(kd_exec *e, const kd_graph *g, const char *node_live
 
 /* ---- types ---- */
 
-/* The type of a node's result: residual streams, means, losses and what as_f32 asked for are F32 in every precision; choosing and turning ops keep their input's type. */
+/* The type of a node's result: residual streams, means, unit vectors, losses and what as_f32 asked for are F32 in every precision; choosing and turning ops keep their input's type. */
 static kd_dtype result_dtype(const kd_exec *e, const kd_graph *g, const kd_gnode *n) {
-    if (e->config.precision == KD_F32 || g->vals[root_of(e, g, n->y)].f32)
+    if (e->config.precision == KD_F32 || g->vals[root_of(e, g, n->y)].f32 || kd_is_loss(n->desc.kind))
         return KD_F32;
     if (kd_keeps_dtype(n->desc.kind))
         return e->vals[root_of(e, g, n->x[0])].dtype;
@@ -59,8 +59,7 @@ static kd_dtype result_dtype(const kd_exec *e, const kd_graph *g, const kd_gnode
     case KD_OP_SCALE_ADD:
     case KD_OP_TOKENS:
     case KD_OP_MEAN_TOKENS:
-    case KD_OP_MSE:
-    case KD_OP_MSE_ADJOINT:
+    case KD_OP_L2_NORMALIZE:
         return KD_F32;
     default:
         return KD_BF16;
@@ -113,6 +112,8 @@ static kd_status add_pnode(kd_exec *e, const kd_graph *g, const kd_gnode *n, kd_
         if (e->config.train && p->desc.y.shape[0] * p->desc.y.shape[1] * p->desc.y.shape[2] < 2)
             return kd_fail(err, KD_EUSAGE, "%s has one value per channel, and one value has no variance; choose a batch of at least 2 or larger images", p->desc.name);
     }
+    if (n->desc.kind == KD_OP_KOLEO && e->config.batch < 2)
+        return kd_fail(err, KD_EUSAGE, "loss %s compares the images of a batch, and a batch of one has none to compare; choose a batch of at least 2", p->desc.name);
     return value_bytes(&p->desc.y, p->desc.name, &e->vals[p->y].mem.bytes, err);
 }
 

@@ -44,6 +44,14 @@ const kd_ref_core *kd_ref_core_of(kd_op_kind kind) {
         [KD_OP_RESIZE_BILINEAR] = &kd_ref_resize_bilinear,
         [KD_OP_MSE] = &kd_ref_mse,
         [KD_OP_MSE_ADJOINT] = &kd_ref_mse_adjoint,
+        [KD_OP_L2_NORMALIZE] = &kd_ref_l2_normalize,
+        [KD_OP_COSINE] = &kd_ref_cosine,
+        [KD_OP_SMOOTH_L1] = &kd_ref_smooth_l1,
+        [KD_OP_KL_LOGITS] = &kd_ref_kl_logits,
+        [KD_OP_KL_QUEUE] = &kd_ref_kl_queue,
+        [KD_OP_KL_INTRA] = &kd_ref_kl_intra,
+        [KD_OP_GRAM] = &kd_ref_gram,
+        [KD_OP_KOLEO] = &kd_ref_koleo,
     };
     KD_ASSERT((unsigned)kind < KD_OP_KINDS);
     return cores[kind];
@@ -244,6 +252,9 @@ const kd_backend_table *kd_backend_ref_table(void) {
         .sum_squares = kd_ref_sum_squares,
         .clip_scale = kd_ref_clip_scale,
         .adamw = kd_ref_adamw,
+        .sgd = kd_ref_sgd,
+        .lars = kd_ref_lars,
+        .ema = kd_ref_ema,
         .encode = kd_ref_encode,
     };
     return &table;

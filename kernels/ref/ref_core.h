@@ -41,6 +41,8 @@ extern const kd_ref_core kd_ref_normalize, kd_ref_relu, kd_ref_gelu, kd_ref_silu
 extern const kd_ref_core kd_ref_channel_gate, kd_ref_row_scale;
 extern const kd_ref_core kd_ref_mean_tokens, kd_ref_tokens, kd_ref_token_slice, kd_ref_rope, kd_ref_concat, kd_ref_channel_slice, kd_ref_qkv_by_head;
 extern const kd_ref_core kd_ref_max_pool, kd_ref_resize_bilinear, kd_ref_mse_adjoint;
+extern const kd_ref_core kd_ref_l2_normalize, kd_ref_cosine, kd_ref_smooth_l1, kd_ref_kl_logits;
+extern const kd_ref_core kd_ref_kl_queue, kd_ref_kl_intra, kd_ref_gram, kd_ref_koleo;
 
 /* --- helpers shared by the files (ref_math.c) --- */
 
@@ -63,6 +65,15 @@ void kd_ref_matmul_add(double *c, int64_t c_row, kd_ref_mat a, const double *b, 
 
 /* out[n,m] = in[m,n] transposed. */
 void kd_ref_transpose(double *out, const double *in, int64_t m, int64_t n);
+
+double kd_ref_dot(const double *a, const double *b, int64_t n);
+
+/* y = x / max(|x|, eps); returns |x|. Its backward: dx from dy, y and that norm (ops.h, l2_normalize); dx may be dy. */
+double kd_ref_normalize_row(double *y, const double *x, int64_t n, double eps);
+void kd_ref_normalize_row_backward(double *dx, const double *dy, const double *y, double norm, int64_t n, double eps);
+
+/* KL(t / temperature || s / temperature) of two rows of n scores (ops.h). difference, unless NULL: q - p, the gradient by s / temperature. */
+double kd_ref_kl_row(double *difference, const double *s, const double *t, int64_t n, double temperature);
 
 /* Sizes: all dimensions but the last, and the last. */
 int64_t kd_ref_rows(const kd_tdesc *t);

@@ -40,3 +40,49 @@ kd_status kd_ref_adamw(kd_backend *b, float *w, const float *g, float *m, float 
     }
     return KD_OK;
 }
+
+kd_status kd_ref_sgd(kd_backend *b, float *w, const float *g, float *m, size_t n, const kd_sgd *h, const float *scale, kd_err *err) {
+    (void)b, (void)err;
+    if (isnan(*scale))
+        return KD_OK;
+    for (size_t i = 0; i < n; i++) {
+        double d = (double)g[i] * (double)*scale + (double)h->weight_decay * (double)w[i];
+        double mi = (double)h->momentum * (double)m[i] + d;
+        m[i] = (float)mi;
+        w[i] = (float)((double)w[i] - (double)h->lr * mi);
+    }
+    return KD_OK;
+}
+
+static double norm_of(const float *x, size_t n) {
+    double sum = 0;
+    for (size_t i = 0; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return sqrt(sum);
+}
+
+kd_status kd_ref_lars(kd_backend *b, float *w, const float *g, float *m, const uint64_t *begin, float *rate, size_t tensors, const kd_lars *h, const float *scale, kd_err *err) {
+    (void)b, (void)err;
+    if (isnan(*scale))
+        return KD_OK;
+    double decay = (double)h->weight_decay;
+    for (size_t t = 0; t < tensors; t++) {
+        size_t first = (size_t)begin[t], end = (size_t)begin[t + 1];
+        double wn = norm_of(w + first, end - first), gn = (double)*scale * norm_of(g + first, end - first);
+        double r = wn == 0 ? 1 : gn == 0 ? 0 : (double)h->trust * wn / (gn + decay * wn + (double)h->eps);
+        rate[t] = (float)r;
+        for (size_t i = first; i < end; i++) {
+            double mi = (double)h->momentum * (double)m[i] + r * ((double)g[i] * (double)*scale + decay * (double)w[i]);
+            m[i] = (float)mi;
+            w[i] = (float)((double)w[i] - (double)h->lr * mi);
+        }
+    }
+    return KD_OK;
+}
+
+kd_status kd_ref_ema(kd_backend *b, float *e, const float *w, size_t n, float decay, kd_err *err) {
+    (void)b, (void)err;
+    for (size_t i = 0; i < n; i++)
+        e[i] = (float)((double)decay * (double)e[i] + (1 - (double)decay) * (double)w[i]);
+    return KD_OK;
+}

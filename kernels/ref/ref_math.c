@@ -85,6 +85,52 @@ void kd_ref_transpose(double *out, const double *in, int64_t m, int64_t n) {
             out[j * m + i] = in[i * n + j];
 }
 
+double kd_ref_dot(const double *a, const double *b, int64_t n) {
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++)
+        sum += a[i] * b[i];
+    return sum;
+}
+
+/* NaN stays NaN, so that a broken row shows. */
+static double at_least(double norm, double eps) {
+    return norm < eps ? eps : norm;
+}
+
+double kd_ref_normalize_row(double *y, const double *x, int64_t n, double eps) {
+    double norm = sqrt(kd_ref_dot(x, x, n));
+    for (int64_t i = 0; i < n; i++)
+        y[i] = x[i] / at_least(norm, eps);
+    return norm;
+}
+
+void kd_ref_normalize_row_backward(double *dx, const double *dy, const double *y, double norm, int64_t n, double eps) {
+    double along = norm < eps ? 0 : kd_ref_dot(y, dy, n);
+    for (int64_t i = 0; i < n; i++)
+        dx[i] = (dy[i] - y[i] * along) / at_least(norm, eps);
+}
+
+/* log of the sum of e^(x / temperature), shifted by the largest so that nothing overflows. */
+static double log_sum(const double *x, int64_t n, double temperature) {
+    double top = x[0], sum = 0;
+    for (int64_t i = 1; i < n; i++)
+        top = x[i] > top ? x[i] : top;
+    for (int64_t i = 0; i < n; i++)
+        sum += exp((x[i] - top) / temperature);
+    return top / temperature + log(sum);
+}
+
+double kd_ref_kl_row(double *difference, const double *s, const double *t, int64_t n, double temperature) {
+    double log_s = log_sum(s, n, temperature), log_t = log_sum(t, n, temperature), sum = 0;
+    for (int64_t i = 0; i < n; i++) {
+        double log_q = s[i] / temperature - log_s, log_p = t[i] / temperature - log_t;
+        sum += exp(log_p) * (log_p - log_q);
+        if (difference)
+            difference[i] = exp(log_q) - exp(log_p);
+    }
+    return sum;
+}
+
 int64_t kd_ref_width(const kd_tdesc *t) {
     return t->shape[t->rank - 1];
 }

@@ -117,7 +117,7 @@ static kd_status measure(bench *o, kd_err *err) {
            o->model, o->b->v->name, o->train ? "train" : "infer", kd_dtype_name(o->precision), o->batch, o->size, o->b->threads, o->rounds, median * 1e3, seconds[0] * 1e3, cpu * 1e3,
            o->batch / median, flops / median * 1e-9, (double)kd_exec_device_bytes(o->e) / (1 << 20));
     if (o->profile)
-        kd_exec_print_profile(o->e, stderr);
+        KD_TRY(kd_exec_print_profile(o->e, stderr, err));
     return KD_OK;
 }
 

@@ -1,4 +1,4 @@
-/* Speed of single ops on one device: the shapes of a small ViT teacher and of ResNet-18 training.
+/* Speed of single ops on one device: the shapes of a small ViT teacher, and of training ResNet-18, MobileNetV3, ConvNeXt and YOLO.
  *
  *     bench_ops [DEVICE [THREADS [BATCH [FILTER]]]]          FILTER: only cases whose name contains it
  *
@@ -132,6 +132,43 @@ static void memory_cases(kd_dtype t, int64_t n) {
              (kd_op_desc){.kind = KD_OP_RESIZE_BILINEAR, .inputs = 1, .x = {tensor(t, 4, n, 7, 7, 384)}, .y = tensor(t, 4, n, 16, 16, 384), .train = 1, .need_dx = 1}, t);
 }
 
+/* One output per input channel: MobileNetV3-Small and -Large, ConvNeXt-Tiny. */
+static void depthwise_cases(kd_dtype t, int64_t n) {
+    static const int list[][4] = {{112, 16, 3, 2}, {112, 16, 3, 1}, {56, 64, 3, 2}, {28, 96, 5, 2}, {28, 120, 5, 1}, {14, 240, 5, 1}, {7, 576, 5, 1}, {14, 480, 3, 1},
+                                  {56, 96, 7, 1}, {28, 192, 7, 1}, {14, 384, 7, 1}, {7, 768, 7, 1}}; /* side, channels, kernel, stride */
+    for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
+        const int *s = list[i];
+        int64_t o = (s[0] - 1) / s[3] + 1;
+        char name[60];
+        snprintf(name, sizeof name, "depthwise %dx%dx%d k%d s%d", s[0], s[0], s[1], s[2], s[3]);
+        add_case(name,
+                 (kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .x = {tensor(t, 4, n, s[0], s[0], s[1])}, .y = tensor(t, 4, n, o, o, s[1]), .kernel = s[2], .stride = s[3],
+                              .pad = s[2] / 2, .groups = s[1], .train = 1, .need_dx = 1, .need_dparam = 1},
+                 t);
+    }
+}
+
+/* What lies between the convolutions of such networks; 80x80x64 is a map of YOLOv8n at 640 px. */
+static void cnn_cases(kd_dtype t, int64_t n) {
+    kd_tdesc map = tensor(t, 4, n, 80, 80, 64), half = tensor(t, 4, n, 80, 80, 32);
+    static const kd_op_kind acts[] = {KD_OP_RELU, KD_OP_SILU, KD_OP_HARDSWISH, KD_OP_HARDSIGMOID};
+    for (size_t i = 0; i < sizeof acts / sizeof *acts; i++) {
+        char name[60];
+        snprintf(name, sizeof name, "%s 80x80x64", kd_op_kind_name(acts[i]));
+        add_case(name, (kd_op_desc){.kind = acts[i], .inputs = 1, .x = {map}, .y = map, .train = 1, .need_dx = 1}, t);
+    }
+    static const kd_act norm_acts[] = {KD_ACT_NONE, KD_ACT_RELU, KD_ACT_SILU, KD_ACT_HARDSWISH};
+    static const char *const norm_names[] = {"batch_norm 80x80x64", "batch_norm relu 80x80x64", "batch_norm silu 80x80x64", "batch_norm hardswish 80x80x64"};
+    for (size_t i = 0; i < sizeof norm_acts / sizeof *norm_acts; i++)
+        add_case(norm_names[i],
+                 (kd_op_desc){.kind = KD_OP_BATCH_NORM, .inputs = 1, .x = {map}, .y = map, .act = norm_acts[i], .eps = 1e-3f, .momentum = 0.03f, .train = 1, .need_dx = 1, .need_dparam = 1}, t);
+    add_case("channel_slice 80x80x64", (kd_op_desc){.kind = KD_OP_CHANNEL_SLICE, .inputs = 1, .begin = 32, .x = {map}, .y = half, .train = 1, .need_dx = 1}, t);
+    add_case("concat 3 of 80x80x32", (kd_op_desc){.kind = KD_OP_CONCAT, .inputs = 3, .x = {half, half, half}, .y = tensor(t, 4, n, 80, 80, 96), .train = 1, .need_dx = 7}, t);
+    add_case("channel_gate 80x80x64", (kd_op_desc){.kind = KD_OP_CHANNEL_GATE, .inputs = 2, .x = {map, tensor(t, 2, n, 64, 0, 0)}, .y = map, .train = 1, .need_dx = 3}, t);
+    add_case("row_scale 80x80x64", (kd_op_desc){.kind = KD_OP_ROW_SCALE, .inputs = 2, .x = {map, tensor(KD_F32, 2, n, 1, 0, 0)}, .y = map, .train = 1, .need_dx = 1}, t);
+    add_case("add 80x80x64", (kd_op_desc){.kind = KD_OP_ADD, .inputs = 2, .x = {map, map}, .y = map, .train = 1, .need_dx = 3}, t);
+}
+
 static void make_cases(int64_t n) {
     for (int bf16 = 0; bf16 < 2; bf16++) {
         kd_dtype t = bf16 ? KD_BF16 : KD_F32;
@@ -148,11 +185,13 @@ static void make_cases(int64_t n) {
         conv_case(t, n, 7, 256, 256, 3, 1, 1, 1);
         conv_case(t, n, 4, 512, 512, 3, 1, 1, 1);
         memory_cases(t, n);
+        depthwise_cases(t, n);
+        cnn_cases(t, n);
     }
 }
 
 typedef struct buffers {
-    void *all[32];
+    void *all[2 * KD_OP_MAX_X + 2 * KD_OP_MAX_PARAM + KD_OP_MAX_STATE + 8];
     int count;
 } buffers;
 

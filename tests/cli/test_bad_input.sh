@@ -51,7 +51,7 @@ mkdir "$work/half" && cp "$top"/tests/golden/weights/sharded/*.json "$top"/tests
 head -c 700 "$top/tests/golden/weights/legacy_views.pth" >"$work/cut.pth"
 refused 'half a set of shards' 2 'shard model-00002-of-00003.safetensors is missing (1 of 3 are there)' make_cache "$work/half"
 refused 'weights are a TorchScript program' 2 'TorchScript program' make_cache "$top/tests/golden/weights/script.pt"
-refused 'weights are a whole pickled model' 2 'a Python object, not a dictionary' make_cache "$top/tests/golden/weights/whole_module.pth"
+refused 'weights are a pickled module that is no ViT' 2 "none of its 2 tensors is a patch embedding (the first is 'weight')" make_cache "$top/tests/golden/weights/whole_module.pth"
 refused 'a checkpoint without tensors' 2 'hold no tensors' make_cache "$top/tests/golden/weights/no_tensors.pth"
 refused 'half a download' 1 'the file is damaged' make_cache "$work/cut.pth"
 refused 'a tensor with another shape' 2 "'pos_embed' has shape [1, 64, 26]" make_cache "$work/shape.safetensors"

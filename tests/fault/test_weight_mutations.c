@@ -176,7 +176,7 @@ static void wrap_pickle(void)
     zip.out.size = zip.directory.size = 0;
     zip.count = 0;
     wf_zip_add(&zip, "archive/data.pkl", mutant.data, mutant.size);
-    for (int i = 0; i < 14; i++) { /* enough storages for every fixture */
+    for (int i = 0; i < 40; i++) { /* enough storages for every fixture */
         snprintf(name, sizeof name, "archive/data/%d", i);
         wf_zip_add(&zip, name, zeros, sizeof zeros);
     }
@@ -222,6 +222,7 @@ static void damaged_legacy_files(void **state)
     (void)state;
     seed_count = 0;
     load_folder("tests/golden/weights", ".pth");
+    load_folder("tests/golden/weights", ".pt");
     int kept = 0;
     for (int i = 0; i < seed_count; i++)
         if (memcmp(seeds[i].data, "PK", 2) != 0)
@@ -244,6 +245,7 @@ static void damaged_pickles(void **state)
     seed_count = 0;
     load_folder("tests/golden/weights", ".pth");
     load_folder("tests/golden/weights", ".ckpt");
+    load_folder("tests/golden/weights", ".pt");
     for (int i = 0; i < seed_count; i++)
         if (memcmp(seeds[i].data, "PK", 2) == 0)
             keep_only_pickle(&seeds[i]);

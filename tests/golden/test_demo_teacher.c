@@ -50,7 +50,7 @@ static void check_on(const char *device, kd_dtype precision, kd_tolerance tolera
         skip();
     }
     assert_int_equal(KD_OK, status);
-    assert_int_equal(KD_OK, kd_extractor_run(x, FOLDER "pictures", KD_LIST_LINES, 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, &err));
+    assert_int_equal(KD_OK, kd_features_run(kd_extractor_network(x), FOLDER "pictures", KD_LIST_LINES, 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, &err));
     assert_int_equal(PICTURES, set.count);
     compare_features(&set, tolerance);
     kd_feature_set_free(&set);

@@ -33,7 +33,7 @@ int ops_uses_bf16(const kd_op_desc *d) {
 }
 
 int ops_is_loss(kd_op_kind kind) {
-    return kind == KD_OP_MSE || kind == KD_OP_MSE_ADJOINT;
+    return kind == KD_OP_MSE || kind == KD_OP_MSE_ADJOINT || (kind >= KD_OP_COSINE && kind <= KD_OP_KOLEO);
 }
 
 static void push(const kd_op_desc *d, int no_gamma, const char *label, const char *variant) {
@@ -262,11 +262,17 @@ static void batch_norm_cases(void) {
     variants(batch_norm(odd, 1, KD_ACT_RELU), 0, "2x7x5x33 relu");
     variants(batch_norm(points, 1, KD_ACT_NONE), 0, "7x1x1x17");
     variants(batch_norm(wide, 1, KD_ACT_RELU), 0, "3x9x9x64 relu");
+    variants(batch_norm(small, 1, KD_ACT_HARDSWISH), 0, "2x3x3x7 hardswish");
+    variants(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu");
+    variants(batch_norm(wide, 1, KD_ACT_SILU), 0, "3x9x9x64 silu");
+    variants(batch_norm(wide, 1, KD_ACT_HARDSWISH), 0, "3x9x9x64 hardswish");
     variants(batch_norm(small, 2, KD_ACT_NONE), 0, "2x3x3x7 join");
     variants(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu");
     variants(batch_norm(wide, 2, KD_ACT_RELU), 0, "3x9x9x64 join relu");
     variants(batch_norm(shape(4, 1, 1, 7, 1), 1, KD_ACT_NONE), 0, "1x1x7x1");
     mixed(batch_norm(odd, 1, KD_ACT_RELU), 0, "2x7x5x33 relu", KD_BF16, KD_F32, KD_F32);
+    mixed(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu", KD_BF16, KD_F32, KD_F32);
+    mixed(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu", KD_F32, KD_F32, KD_BF16);
     mixed(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu", KD_BF16, KD_BF16, KD_F32);
     mixed(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu", KD_BF16, KD_F32, KD_F32);
 }
@@ -354,6 +360,58 @@ static void mse_adjoint_cases(void) {
         kd_tdesc map = shape(4, s[0], s[1], s[2], s[3]);
         kd_op_desc d = {.kind = KD_OP_MSE_ADJOINT, .inputs = 3, .grid_h = s[4], .grid_w = s[5], .x = {map, map, shape(2, s[0], 1)}, .y = shape(1, 1)};
         variants(d, 0, text("%dx%dx%dx%d for %dx%d", s[0], s[1], s[2], s[3], s[4], s[5]));
+    }
+}
+
+static void l2_normalize_cases(void) {
+    const kd_tdesc list[] = {shape(1, 1), shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 17, 33), shape(4, 2, 3, 5, 64), shape(2, 7, 1025), shape(2, 65, 384)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        kd_op_desc d = {.kind = KD_OP_L2_NORMALIZE, .inputs = 1, .x = {list[i]}, .y = list[i]};
+        int width = (int)list[i].shape[list[i].rank - 1];
+        const char *label = text("rank %d, %d rows of %d", list[i].rank, (int)kd_tdesc_numel(&list[i]) / width, width);
+        variants(d, 0, label);
+        if (i == 3)
+            mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+    }
+}
+
+/* Losses that take each row or element by itself. */
+static void row_loss_cases(void) {
+    const kd_tdesc list[] = {shape(2, 1, 2), shape(2, 1, 7), shape(2, 3, 17), shape(3, 2, 17, 33), shape(4, 2, 3, 5, 64), shape(2, 7, 1025), shape(2, 65, 384)};
+    for (size_t i = 0; i < COUNT(list); i++) {
+        int width = (int)list[i].shape[list[i].rank - 1], rows = (int)kd_tdesc_numel(&list[i]) / width;
+        kd_op_desc d = {.inputs = 2, .x = {list[i], list[i]}, .y = shape(1, 1), .beta = i % 2 ? 1.0f : 0.3f, .temperature = i % 2 ? 4.0f : 0.7f};
+        d.kind = KD_OP_COSINE;
+        variants(d, 0, text("rank %d, %d rows of %d", list[i].rank, rows, width));
+        d.kind = KD_OP_SMOOTH_L1;
+        variants(d, 0, text("rank %d, %d rows of %d, beta %.1f", list[i].rank, rows, width, (double)d.beta));
+        d.kind = KD_OP_KL_LOGITS;
+        variants(d, 0, text("rank %d, %d rows of %d, temperature %.1f", list[i].rank, rows, width, (double)d.temperature));
+    }
+}
+
+/* Losses over similarities. A queue shorter than the batch, as long, a little and much longer. */
+static void similarity_loss_cases(void) {
+    static const int queues[][3] = {{1, 1, 1}, {2, 7, 1}, {3, 17, 7}, {7, 33, 5}, {5, 64, 5}, {17, 130, 33}, {3, 384, 257}, {33, 96, 1030}}; /* N, D, queue_rows */
+    static const int maps[][4] = {{1, 1, 1, 3}, {2, 1, 7, 17}, {3, 5, 3, 33}, {2, 4, 4, 64}, {1, 7, 7, 130}, {2, 16, 16, 96}, {1, 1, 257, 40}}; /* N, h, w, D */
+    static const int batches[][2] = {{2, 2}, {3, 7}, {7, 17}, {17, 33}, {33, 130}, {65, 384}}; /* N, D */
+    for (size_t i = 0; i < COUNT(queues); i++) {
+        kd_tdesc t = shape(2, queues[i][0], queues[i][1]);
+        kd_op_desc d = {.kind = KD_OP_KL_QUEUE, .inputs = 2, .x = {t, t}, .y = shape(1, 1), .queue_rows = queues[i][2], .temperature = i % 2 ? 0.5f : 0.2f};
+        variants(d, 0, text("%dx%d, %d in the queue", queues[i][0], queues[i][1], queues[i][2]));
+    }
+    for (size_t i = 0; i < COUNT(maps); i++) {
+        const int *s = maps[i];
+        kd_tdesc t = i % 2 ? shape(3, s[0], s[1] * s[2], s[3]) : shape(4, s[0], s[1], s[2], s[3]);
+        kd_op_desc d = {.inputs = 2, .x = {t, t}, .y = shape(1, 1), .temperature = i % 2 ? 0.5f : 0.3f};
+        d.kind = KD_OP_KL_INTRA;
+        variants(d, 0, text("rank %d, %dx%dx%dx%d", t.rank, s[0], s[1], s[2], s[3]));
+        d.kind = KD_OP_GRAM;
+        variants(d, 0, text("rank %d, %dx%dx%dx%d", t.rank, s[0], s[1], s[2], s[3]));
+    }
+    for (size_t i = 0; i < COUNT(batches); i++) {
+        kd_op_desc d = {.kind = KD_OP_KOLEO, .inputs = 1, .x = {shape(2, batches[i][0], batches[i][1])}, .y = shape(1, 1)};
+        variants(d, 0, text("%dx%d", batches[i][0], batches[i][1]));
     }
 }
 
@@ -548,6 +606,9 @@ size_t ops_cases(const ops_case **list) {
         resize_cases();
         mse_cases();
         mse_adjoint_cases();
+        l2_normalize_cases();
+        row_loss_cases();
+        similarity_loss_cases();
     }
     *list = cases;
     return count;

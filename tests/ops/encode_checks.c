@@ -114,7 +114,7 @@ static void make_special(float *x, int grid, int width) {
 
 static void check_grid(kd_backend *b, kd_backend *single, kd_backend *ref, int h, int w, int width) {
     static const kd_target targets[] = {{KD_TARGET_FULL, 0, 0}, {KD_TARGET_POOL, 7, 7}, {KD_TARGET_ADJOINT, 7, 7}, {KD_TARGET_ADJOINT, 5, 2}, {KD_TARGET_POOL, 2, 3}};
-    static const kd_dtype types[] = {KD_F16, KD_BF16, KD_I8};
+    static const kd_dtype types[] = {KD_F32, KD_F16, KD_BF16, KD_I8};
     enum { RECORDS = 5 };
     size_t grid = (size_t)h * (size_t)w * (size_t)width;
     float *x = kd_calloc(RECORDS * grid, sizeof *x);
@@ -122,11 +122,11 @@ static void check_grid(kd_backend *b, kd_backend *single, kd_backend *ref, int h
     ops_fill_normal(x, RECORDS * grid, 9, (uint64_t)(width * 100 + h));
     make_special(x + grid, h * w, width);
     for (size_t t = 0; t < sizeof targets / sizeof *targets; t++)
-        for (size_t k = 0; k < 3; k++)
+        for (size_t k = 0; k < sizeof types / sizeof *types; k++)
             check_spec(b, single, ref, &(kd_encode_spec){.target = targets[t], .grid_h = h, .grid_w = w, .width = width, .dtype = types[k]}, x, RECORDS);
     x[3 * grid] = NAN;
     x[4 * grid - 1] = -INFINITY;
-    for (size_t k = 0; k < 3; k++) { /* what the bytes are then isn't promised */
+    for (size_t k = 0; k < sizeof types / sizeof *types; k++) { /* what the bytes are then isn't promised */
         kd_encode_spec s = {.grid_h = h, .grid_w = w, .width = width, .dtype = types[k]};
         ops_encoded got = ops_encode(b, &s, x, RECORDS), want = ops_encode(ref, &s, x, RECORDS);
         for (int r = 0; r < RECORDS; r++)

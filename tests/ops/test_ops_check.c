@@ -58,6 +58,14 @@ static const kd_op_desc norm = {.kind = KD_OP_BATCH_NORM, .name = "layer7", .inp
 static const kd_op_desc adjoint = {.kind = KD_OP_MSE_ADJOINT, .name = "layer7", .inputs = 3, .train = 1, .need_dx = 1, .grid_h = 9, .grid_w = 5,
                                    .x = {{KD_F32, 4, {2, 3, 4, 8}}, {KD_F32, 4, {2, 3, 4, 8}}, {KD_F32, 2, {2, 1}}}, .y = {KD_F32, 1, {1}}};
 
+static const kd_op_desc cosine = {.kind = KD_OP_COSINE, .name = "layer7", .inputs = 2, .train = 1, .need_dx = 1, .x = {{KD_F32, 3, {2, 3, 8}}, {KD_F32, 3, {2, 3, 8}}}, .y = {KD_F32, 1, {1}}};
+static const kd_op_desc smooth = {.kind = KD_OP_SMOOTH_L1, .name = "layer7", .inputs = 2, .beta = 1, .x = {{KD_F32, 3, {2, 3, 8}}, {KD_F32, 3, {2, 3, 8}}}, .y = {KD_F32, 1, {1}}};
+static const kd_op_desc queue = {.kind = KD_OP_KL_QUEUE, .name = "layer7", .inputs = 2, .train = 1, .need_dx = 1, .temperature = 0.07f, .queue_rows = 16, .x = {{KD_F32, 2, {4, 8}}, {KD_F32, 2, {4, 8}}},
+                                 .y = {KD_F32, 1, {1}}};
+static const kd_op_desc intra = {.kind = KD_OP_KL_INTRA, .name = "layer7", .inputs = 2, .temperature = 0.07f, .x = {{KD_F32, 4, {2, 3, 5, 8}}, {KD_F32, 4, {2, 3, 5, 8}}}, .y = {KD_F32, 1, {1}}};
+static const kd_op_desc koleo = {.kind = KD_OP_KOLEO, .name = "layer7", .inputs = 1, .train = 1, .need_dx = 1, .x = {{KD_F32, 2, {4, 8}}}, .y = {KD_F32, 1, {1}}};
+static const kd_op_desc unit = {.kind = KD_OP_L2_NORMALIZE, .name = "layer7", .inputs = 1, .x = {{KD_BF16, 2, {4, 8}}}, .y = {KD_F32, 2, {4, 8}}};
+
 #define WRONG(good, ...)                                \
     do {                                                \
         kd_op_desc d = (good);                          \
@@ -152,6 +160,26 @@ static void broken_descs_stop_with_the_ops_name(void **state) {
     WRONG(adjoint, d.y.shape[0] = 2);
     WRONG(adjoint, d.act = KD_ACT_RELU);
     WRONG(adjoint, d.grid_h = d.grid_w = 1 << 30);
+    WRONG(cosine, d.inputs = 1);
+    WRONG(cosine, d.need_dx = 3);
+    WRONG(cosine, d.x[1].shape[2] = 7);
+    WRONG(cosine, d.x[0].dtype = KD_BF16);
+    WRONG(cosine, d.y.shape[0] = 2);
+    WRONG(cosine, d.act = KD_ACT_RELU);
+    WRONG(smooth, d.beta = 0);
+    WRONG(queue, d.temperature = 0);
+    WRONG(queue, d.queue_rows = 0);
+    WRONG(queue, d.x[0].rank = d.x[1].rank = 1);
+    WRONG(queue, d.x[0].shape[1] = d.x[1].shape[1] = INT64_C(1) << 35, d.queue_rows = 1 << 30);
+    WRONG(intra, d.temperature = -1);
+    WRONG(intra, d.x[0].rank = d.x[1].rank = 2);
+    WRONG(intra, d.x[0].shape[1] = d.x[1].shape[1] = INT64_C(1) << 31);
+    WRONG(koleo, d.x[0].shape[0] = 1);
+    WRONG(koleo, d.x[0].rank = 3, d.x[0].shape[2] = 2);
+    WRONG(koleo, d.inputs = 2, d.x[1] = d.x[0]);
+    WRONG(unit, d.y.shape[1] = 7);
+    WRONG(norm, d.act = KD_ACT_GELU);
+    WRONG(norm, d.inputs = 2, d.x[1] = d.x[0], d.act = KD_ACT_SILU);
     WRONG(norm, d.eps = 0);
     WRONG(norm, d.x[0].shape[2] = d.y.shape[2] = 1);
 }
@@ -173,6 +201,12 @@ static void good_descs_pass(void **state) {
     kd_op_check(&wide);
     kd_op_check(&norm);
     kd_op_check(&adjoint);
+    kd_op_check(&cosine);
+    kd_op_check(&smooth);
+    kd_op_check(&queue);
+    kd_op_check(&intra);
+    kd_op_check(&koleo);
+    kd_op_check(&unit);
 }
 
 static void sizes_of_parameters_and_states(void **state) {
@@ -204,6 +238,9 @@ static void sizes_of_parameters_and_states(void **state) {
     assert_int_equal(kd_op_param_numel(&wide, 0), INT64_C(1) << 26);
     assert_int_equal(kd_op_state_numel(&norm, 1), 3);
     assert_int_equal(kd_op_state_numel(&conv, 0), 0);
+    assert_int_equal(kd_op_state_numel(&queue, 0), 16 * 8);
+    assert_int_equal(kd_op_state_numel(&queue, 1), 0);
+    assert_int_equal(kd_op_state_numel(&koleo, 0), 0);
     assert_int_equal(kd_tdesc_bytes(&attention.y), 2 * 5 * 12 * 2);
 }
 
@@ -213,6 +250,9 @@ static void operations_are_two_per_multiply_add(void **state) {
     assert_true(kd_op_flops(&depthwise) == 2.0 * (2 * 9 * 9 * 12) * 9);
     assert_true(kd_op_flops(&join) == 2.0 * (2 * 5 * 4) * 8);
     assert_true(kd_op_flops(&attention) == 2 * 2.0 * (2 * 3) * (5 * 5 * 4)); /* two products per image and head: [5,4][4,5] and [5,5][5,4] */
+    assert_true(kd_op_flops(&queue) == 2 * 2.0 * (4 * 16) * 8); /* both sides: [4,8][8,16] */
+    assert_true(kd_op_flops(&intra) == 2 * 2.0 * (2 * 15 * 15) * 8);
+    assert_true(kd_op_flops(&koleo) == 2.0 * (4 * 4) * 8);
     assert_true(kd_op_flops(&wide) == 2.0 * 4096 * 16384 * (1 << 20));
     assert_true(kd_op_flops(&norm) == 0 && kd_op_flops(&adjoint) == 0 && kd_op_flops(&rope) == 0);
 }

@@ -1,5 +1,7 @@
 /* ref against PyTorch: forward, gradients, running statistics and ten AdamW steps from tests/golden/ops/ops.safetensors, rotary positions by DINOv3's own code from
- * rope.safetensors, the loss of an adjoint target from encode.safetensors (recipes: make_ops.py, make_rope.py and make_encode.py beside them). PyTorch computed in double, so what is left is one rounding to f32 on either side. */
+ * rope.safetensors, the ops of convolutional students from cnn.safetensors, the loss of an adjoint target from encode.safetensors (recipes: make_ops.py, make_rope.py, make_cnn.py and
+ * make_encode.py beside them); the losses of tests/golden/losses/losses.safetensors (make_losses.py) on the cpu backend too. PyTorch computed in double, so what is left is one rounding to f32
+ * on either side. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -12,10 +14,11 @@
 #include "common/weights/weights.h"
 #include "tests/ops/harness.h"
 
-enum { OPS, ROPE, ENCODE, FILES };
-static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors", "tests/golden/ops/encode.safetensors"};
+enum { OPS, ROPE, CNN, LOSSES, ENCODE, FILES };
+static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors", "tests/golden/ops/cnn.safetensors", "tests/golden/losses/losses.safetensors",
+                                               "tests/golden/ops/encode.safetensors"};
 static kd_weights *files[FILES], *golden; /* golden: the one of the running test */
-static kd_backend *ref;
+static kd_backend *ref, *cpu; /* cpu: NULL where its module is missing */
 
 /* Attributes of the recorded cases; shapes come from the file. */
 static const kd_op_desc recorded[] = {
@@ -44,7 +47,45 @@ static const kd_op_desc recorded[] = {
     {.name = "rope_narrow", .kind = KD_OP_ROPE, .heads = 2, .begin = 5, .grid_h = 3, .grid_w = 4},
     {.name = "rope_wide", .kind = KD_OP_ROPE, .heads = 1, .begin = 1, .grid_h = 1, .grid_w = 3},
     {.name = "rope_no_prefix", .kind = KD_OP_ROPE, .heads = 3, .grid_h = 5, .grid_w = 2},
+    {.name = "conv_depthwise", .kind = KD_OP_CONV2D, .kernel = 5, .stride = 2, .pad = 2, .groups = 6, .bias = 1},
+    {.name = "conv_groups", .kind = KD_OP_CONV2D, .kernel = 3, .stride = 1, .pad = 1, .groups = 3},
+    {.name = "silu", .kind = KD_OP_SILU},
+    {.name = "hardswish", .kind = KD_OP_HARDSWISH},
+    {.name = "hardsigmoid", .kind = KD_OP_HARDSIGMOID},
+    {.name = "batch_norm_silu", .kind = KD_OP_BATCH_NORM, .eps = 1e-3f, .momentum = 0.03f, .act = KD_ACT_SILU},
+    {.name = "batch_norm_hardswish", .kind = KD_OP_BATCH_NORM, .eps = 1e-3f, .momentum = 0.03f, .act = KD_ACT_HARDSWISH},
+    {.name = "channel_gate", .kind = KD_OP_CHANNEL_GATE},
+    {.name = "channel_slice", .kind = KD_OP_CHANNEL_SLICE, .begin = 4},
+    {.name = "concat", .kind = KD_OP_CONCAT},
+    {.name = "row_scale", .kind = KD_OP_ROW_SCALE},
+    {.name = "qkv_by_head", .kind = KD_OP_QKV_BY_HEAD, .heads = 2, .key_dim = 3},
     {.name = "mse_adjoint", .kind = KD_OP_MSE_ADJOINT, .grid_h = 9, .grid_w = 7},
+    {.name = "l2_normalize", .kind = KD_OP_L2_NORMALIZE},
+    {.name = "l2_normalize_zero", .kind = KD_OP_L2_NORMALIZE},
+    {.name = "cosine", .kind = KD_OP_COSINE},
+    {.name = "cosine_zero", .kind = KD_OP_COSINE},
+    {.name = "smooth_l1", .kind = KD_OP_SMOOTH_L1, .beta = 1},
+    {.name = "smooth_l1_beta2", .kind = KD_OP_SMOOTH_L1, .beta = 2},
+    {.name = "kl_logits", .kind = KD_OP_KL_LOGITS, .temperature = 4},
+    {.name = "kl_logits_cold", .kind = KD_OP_KL_LOGITS, .temperature = 1},
+    {.name = "kl_queue_wrap_1", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_wrap_2", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_wrap_3", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_wrap_eval", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_equal_1", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_equal_2", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_equal_3", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_equal_eval", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_short_1", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_short_2", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_short_3", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_queue_short_eval", .kind = KD_OP_KL_QUEUE, .temperature = 0.07f},
+    {.name = "kl_intra", .kind = KD_OP_KL_INTRA, .temperature = 0.07f},
+    {.name = "kl_intra_map", .kind = KD_OP_KL_INTRA, .temperature = 0.07f},
+    {.name = "gram", .kind = KD_OP_GRAM},
+    {.name = "gram_map", .kind = KD_OP_GRAM},
+    {.name = "koleo", .kind = KD_OP_KOLEO},
+    {.name = "koleo_twins", .kind = KD_OP_KOLEO},
 };
 enum { RECORDED = sizeof recorded / sizeof *recorded };
 
@@ -118,33 +159,52 @@ static ops_inputs load(ops_case *c) {
     }
     for (int i = 0; i < KD_OP_MAX_STATE; i++)
         in.state[i] = read_tensor(find(d->name, "state%d", i), &n);
+    if (d->kind == KD_OP_KL_QUEUE)
+        d->queue_rows = (int)desc_of(find(d->name, "state0", 0)).shape[0];
     return in;
 }
 
-static void compare(const ops_case *c, const char *fmt, int i, const float *got) {
+/* The file that has the case; golden is it from here on. */
+static int file_of(const char *name) {
+    for (int f = 0; f < FILES; f++) {
+        golden = files[f];
+        if (find(name, "y", 0) >= 0)
+            return f;
+    }
+    fail_msg("no golden file has the case %s", name);
+    return -1;
+}
+
+static void compare(const ops_case *c, const char *fmt, int i, const float *got, double tolerance) {
     char tensor[40];
     size_t n = 0;
     int at = find(c->desc.name, fmt, i);
     snprintf(tensor, sizeof tensor, fmt, i);
     float *want = read_tensor(at, &n);
     if (want)
-        ops_compare_tensor("PyTorch", c, tensor, got, want, n, OPS_TOLERANCE_GOLDEN);
+        ops_compare_tensor("PyTorch", c, tensor, got, want, n, tolerance);
     kd_free(want);
+}
+
+static void check_run(kd_backend *b, const ops_case *c, const ops_inputs *in, double tolerance) {
+    ops_results r = ops_run(b, c, in, 0);
+    compare(c, "y", 0, r.y, tolerance);
+    for (int i = 0; i < KD_OP_MAX_X; i++)
+        compare(c, "dx%d", i, r.dx[i], tolerance);
+    for (int i = 0; i < KD_OP_MAX_PARAM; i++)
+        compare(c, "dparam%d", i, r.dparam[i], tolerance);
+    for (int i = 0; i < KD_OP_MAX_STATE; i++)
+        compare(c, "state%d_after", i, r.state[i], tolerance);
+    ops_results_free(&r);
 }
 
 static void matches_pytorch(void **state) {
     ops_case c = {.desc = *(const kd_op_desc *)*state};
-    golden = files[c.desc.kind == KD_OP_ROPE ? ROPE : c.desc.kind == KD_OP_MSE_ADJOINT ? ENCODE : OPS];
+    int file = file_of(c.desc.name);
     ops_inputs in = load(&c);
-    ops_results r = ops_run(ref, &c, &in, 0);
-    compare(&c, "y", 0, r.y);
-    for (int i = 0; i < KD_OP_MAX_X; i++)
-        compare(&c, "dx%d", i, r.dx[i]);
-    for (int i = 0; i < KD_OP_MAX_PARAM; i++)
-        compare(&c, "dparam%d", i, r.dparam[i]);
-    for (int i = 0; i < KD_OP_MAX_STATE; i++)
-        compare(&c, "state%d_after", i, r.state[i]);
-    ops_results_free(&r);
+    check_run(ref, &c, &in, OPS_TOLERANCE_GOLDEN);
+    if (file == LOSSES && cpu != NULL)
+        check_run(cpu, &c, &in, ops_tolerance_vs_ref(c.desc.kind).f32);
     ops_inputs_free(&in);
 }
 
@@ -226,6 +286,8 @@ int main(void) {
             return 1;
         }
     ref = ops_open_ref();
+    if (kd_backend_open(&cpu, "cpu", 2, &err) != KD_OK)
+        printf("without the cpu backend: %s\n", err.msg);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(every_recorded_tensor_is_used);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(rope_tables_match_dinov3);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(ten_adamw_steps_match_pytorch);
@@ -234,6 +296,7 @@ int main(void) {
     int failed = _cmocka_run_group_tests("golden ops", tests, n, NULL, NULL);
     ops_print_measured();
     kd_backend_close(ref);
+    kd_backend_close(cpu);
     for (int f = 0; f < FILES; f++)
         kd_weights_close(files[f]);
     return failed;

@@ -24,16 +24,24 @@ static kd_op_desc unrounded(const kd_op_desc *d) {
     return f;
 }
 
+/* Forward from the states that the op found: a training pass changes them. */
+static void forward(const kd_op_desc *d, const kd_ref_vals *v, const ops_inputs *in) {
+    for (int i = 0; i < KD_OP_MAX_STATE; i++)
+        for (size_t k = 0; k < kd_op_state_numel(d, i); k++)
+            v->state[i][k] = (double)in->state[i][k];
+    kd_ref_core_of(d->kind)->forward(d, v);
+}
+
 /* d(sum dy y) / d(*at) by central differences. */
-static double difference(const kd_op_desc *d, const kd_ref_vals *v, double *at, double *y_plus) {
+static double difference(const kd_op_desc *d, const kd_ref_vals *v, const ops_inputs *in, double *at, double *y_plus) {
     const double h = 1e-4, x = *at;
     size_t n = kd_tdesc_numel(&d->y);
     double sum = 0;
     *at = x + h;
-    kd_ref_core_of(d->kind)->forward(d, v);
+    forward(d, v, in);
     memcpy(y_plus, v->y, n * sizeof *y_plus);
     *at = x - h;
-    kd_ref_core_of(d->kind)->forward(d, v);
+    forward(d, v, in);
     *at = x;
     for (size_t i = 0; i < n; i++)
         sum += v->dy[i] * (y_plus[i] - v->y[i]);
@@ -41,8 +49,9 @@ static double difference(const kd_op_desc *d, const kd_ref_vals *v, double *at, 
 }
 
 /* Up to 24 elements of one operand (4 of a large one): ends and an even spread between. base: what the gradient was added to, or NULL. */
-static void check_differences(const ops_case *c, const kd_op_desc *d, const kd_ref_vals *v, const char *tensor, double *operand, size_t n, const float *got, const float *base) {
+static void check_differences(const ops_case *c, const ops_inputs *in, const kd_ref_vals *v, const char *tensor, double *operand, size_t n, const float *got, const float *base) {
     enum { MOST = 24, FEW = 4, LARGE = 100000 };
+    const kd_op_desc *d = &c->desc;
     float g[MOST], w[MOST];
     size_t samples = n < MOST ? n : n < LARGE ? MOST : FEW;
     double *y_plus = kd_calloc(kd_tdesc_numel(&d->y), sizeof *y_plus);
@@ -50,7 +59,7 @@ static void check_differences(const ops_case *c, const kd_op_desc *d, const kd_r
     for (size_t k = 0; k < samples; k++) {
         size_t i = samples > 1 ? k * (n - 1) / (samples - 1) : 0;
         g[k] = got[i];
-        w[k] = (float)(difference(d, v, operand + i, y_plus) + (base ? (double)base[i] : 0));
+        w[k] = (float)(difference(d, v, in, operand + i, y_plus) + (base ? (double)base[i] : 0));
     }
     ops_compare_tensor("central differences", c, tensor, g, w, samples, OPS_TOLERANCE_DIFFERENCES);
     kd_free(y_plus);
@@ -64,10 +73,10 @@ static void gradient_matches_differences(const ops_case *c, const ops_inputs *in
     kd_ref_vals v = ops_ref_vals_make(d, in);
     for (int i = 0; i < d->inputs; i++)
         if (r->dx[i])
-            check_differences(c, d, &v, dx_name[i], (double *)(uintptr_t)v.x[i], kd_tdesc_numel(&d->x[i]), r->dx[i], d->add_dx >> i & 1u ? in->dx[i] : NULL);
+            check_differences(c, in, &v, dx_name[i], (double *)(uintptr_t)v.x[i], kd_tdesc_numel(&d->x[i]), r->dx[i], d->add_dx >> i & 1u ? in->dx[i] : NULL);
     for (int i = 0; i < KD_OP_MAX_PARAM; i++)
         if (r->dparam[i])
-            check_differences(c, d, &v, dparam_name[i], (double *)(uintptr_t)v.param[i], kd_op_param_numel(d, i), r->dparam[i], in->dparam[i]);
+            check_differences(c, in, &v, dparam_name[i], (double *)(uintptr_t)v.param[i], kd_op_param_numel(d, i), r->dparam[i], in->dparam[i]);
     ops_ref_vals_free(&v);
 }
 

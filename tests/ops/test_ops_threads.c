@@ -47,17 +47,19 @@ static void backends_are_present(void **state) {
 
 /* ---- sizes of real models ---- */
 
+static void add_typed(kd_op_desc d, const char *label, kd_dtype type) {
+    KD_ASSERT(larges < MAX_LARGE);
+    ops_case *c = &large[larges++];
+    d.x[0].dtype = d.x[1].dtype = d.y.dtype = type;
+    c->desc = d;
+    snprintf(c->label, sizeof c->label, "%s %s %s", kd_op_kind_name(d.kind), label, kd_dtype_name(type));
+    c->desc.name = c->label;
+    kd_op_check(&c->desc);
+}
+
 static void add(kd_op_desc d, const char *label) {
-    for (int bf16 = 0; bf16 < 2; bf16++) {
-        kd_dtype type = bf16 ? KD_BF16 : KD_F32;
-        KD_ASSERT(larges < MAX_LARGE);
-        ops_case *c = &large[larges++];
-        d.x[0].dtype = d.x[1].dtype = d.y.dtype = type;
-        c->desc = d;
-        snprintf(c->label, sizeof c->label, "%s %s %s", kd_op_kind_name(d.kind), label, kd_dtype_name(type));
-        c->desc.name = c->label;
-        kd_op_check(&c->desc);
-    }
+    add_typed(d, label, KD_F32);
+    add_typed(d, label, KD_BF16);
 }
 
 static void add_linears(void) {
@@ -77,14 +79,15 @@ static void add_linears(void) {
 }
 
 static void add_convs(void) {
-    static const int list[][7] = {{2, 224, 3, 384, 14, 14, 0}, {1, 224, 3, 384, 16, 16, 0}, {1, 112, 3, 64, 7, 2, 3}, {2, 28, 64, 64, 3, 1, 1},
-                                  {2, 28, 64, 128, 1, 2, 0},   {1, 14, 256, 512, 1, 1, 0},  {3, 7, 256, 256, 3, 1, 1}, {1, 29, 17, 1, 3, 1, 1}}; /* N, H, I, O, k, stride, pad */
+    static const int list[][8] = {{2, 224, 3, 384, 14, 14, 0, 1},  {1, 224, 3, 384, 16, 16, 0, 1}, {1, 112, 3, 64, 7, 2, 3, 1},   {2, 28, 64, 64, 3, 1, 1, 1},
+                                  {2, 28, 64, 128, 1, 2, 0, 1},    {1, 14, 256, 512, 1, 1, 0, 1},  {3, 7, 256, 256, 3, 1, 1, 1},  {1, 29, 17, 1, 3, 1, 1, 1},
+                                  {2, 56, 96, 96, 7, 1, 3, 96},    {1, 28, 120, 120, 5, 1, 2, 120}, {3, 56, 64, 64, 3, 2, 1, 64}, {1, 7, 960, 960, 5, 1, 2, 960}}; /* N, H, I, O, k, stride, pad, groups */
     for (size_t i = 0; i < sizeof list / sizeof *list; i++) {
         char label[80];
         const int *c = list[i];
         int64_t out = (c[1] + 2 * c[6] - c[4]) / c[5] + 1;
         snprintf(label, sizeof label, "%dx%dx%dx%d->%d k%d s%d", c[0], c[1], c[1], c[2], c[3], c[4], c[5]);
-        add((kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .kernel = c[4], .stride = c[5], .pad = c[6], .bias = 1, .x = {{KD_F32, 4, {c[0], c[1], c[1], c[2]}}},
+        add((kd_op_desc){.kind = KD_OP_CONV2D, .inputs = 1, .kernel = c[4], .stride = c[5], .pad = c[6], .groups = c[7], .bias = 1, .x = {{KD_F32, 4, {c[0], c[1], c[1], c[2]}}},
                          .y = {KD_F32, 4, {c[0], out, out, c[3]}}},
             label);
     }
@@ -108,6 +111,16 @@ static void add_others(void) {
     add((kd_op_desc){.kind = KD_OP_RESIZE_BILINEAR, .inputs = 1, .x = {map}, .y = {KD_F32, 4, {2, 7, 7, 384}}}, "2x16x16x384 to 7x7");
     add((kd_op_desc){.kind = KD_OP_BATCH_NORM, .inputs = 1, .x = {map}, .y = map, .act = KD_ACT_RELU, .eps = 1e-5f}, "2x16x16x384");
     add((kd_op_desc){.kind = KD_OP_MAX_POOL, .inputs = 1, .kernel = 3, .stride = 2, .pad = 1, .x = {map}, .y = {KD_F32, 4, {2, 8, 8, 384}}}, "2x16x16x384");
+}
+
+static void add_losses(void) {
+    kd_tdesc cls = {KD_F32, 2, {64, 384}}, map = {KD_F32, 4, {3, 16, 16, 384}}, one = {KD_F32, 1, {1}};
+    add_typed((kd_op_desc){.kind = KD_OP_KL_QUEUE, .inputs = 2, .x = {cls, cls}, .y = one, .queue_rows = 8192, .temperature = 0.07f}, "64x384, 8192 in the queue", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_KL_INTRA, .inputs = 2, .x = {map, map}, .y = one, .temperature = 0.07f}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_GRAM, .inputs = 2, .x = {map, map}, .y = one}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_COSINE, .inputs = 2, .x = {map, map}, .y = one}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_SMOOTH_L1, .inputs = 2, .x = {map, map}, .y = one, .beta = 1}, "3x16x16x384", KD_F32);
+    add_typed((kd_op_desc){.kind = KD_OP_KOLEO, .inputs = 1, .x = {cls}, .y = one}, "64x384", KD_F32);
 }
 
 static kd_status open_all(kd_err *err) {
@@ -136,6 +149,7 @@ int main(void) {
         add_linears();
         add_convs();
         add_others();
+        add_losses();
         for (size_t i = 0; i < count; i++)
             add_test(tests, &n, &list[i]);
         for (size_t i = 0; i < larges; i++)

@@ -97,10 +97,50 @@ static void a_grid_that_equals_its_mean_standardises_to_nothing(void **state) {
     kd_adjoint_free(&x);
 }
 
+/* The map of a prediction as its own target, and both turned into means of the grid around each point. */
+static void looks_right(int h, int w, int H, int W) {
+    static double u[MOST * MOST * MOST * MOST], full[MOST * MOST * WIDTH], a[MOST * MOST * WIDTH];
+    static float s[MOST * MOST * WIDTH], got[MOST * MOST * WIDTH];
+    const kd_target target = {KD_TARGET_ADJOINT, h, w};
+    int rows = h * w, grid = H * W;
+    kd_adjoint x;
+    upsampling(u, h, w, H, W);
+    formula_targets(s, "s", (size_t)(rows * WIDTH));
+    for (int p = 0; p < grid; p++)
+        for (int c = 0; c < WIDTH; c++) {
+            full[p * WIDTH + c] = 0;
+            for (int k = 0; k < rows; k++)
+                full[p * WIDTH + c] += u[p * rows + k] * (double)s[k * WIDTH + c];
+        }
+    reduce(a, u, full, rows, grid);
+    assert_ok(kd_adjoint_create(&x, &target, H, W, &err));
+    kd_adjoint_of_prediction(&x, got, s, WIDTH);
+    for (int i = 0; i < rows * WIDTH; i++)
+        assert_true(fabs((double)got[i] - a[i]) < 2e-6 * fmax(1, fabs(a[i])) * grid / rows);
+    kd_adjoint_means(&x, got, WIDTH);
+    for (int k = 0; k < rows; k++) {
+        double ones = 0;
+        for (int p = 0; p < grid; p++)
+            ones += u[p * rows + k];
+        for (int c = 0; c < WIDTH; c++)
+            assert_true(fabs((double)got[k * WIDTH + c] - (ones > 1e-12 ? a[k * WIDTH + c] / ones : 0)) < 1e-5);
+    }
+    kd_adjoint_free(&x);
+}
+
+static void predictions_and_targets_can_be_looked_at(void **state) {
+    (void)state;
+    looks_right(7, 7, 16, 16);
+    looks_right(3, 5, 8, 7);
+    looks_right(4, 4, 4, 4);
+    looks_right(9, 6, 4, 13); /* some of the map's rows are reached by no point of the grid */
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_over_the_grid_need_no_single_token),
         cmocka_unit_test(a_grid_that_equals_its_mean_standardises_to_nothing),
+        cmocka_unit_test(predictions_and_targets_can_be_looked_at),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

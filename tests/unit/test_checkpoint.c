@@ -7,6 +7,7 @@
 #include "common/base/mem.h"
 #include "tests/unit/formula.h"
 #include "train/checkpoint.h"
+#include "tests/unit/loss_fixture.h"
 #include "train/export.h"
 #include "train/step.h"
 
@@ -14,33 +15,42 @@ enum { BATCH = 3, SIZE = 32, WIDTH = 8, GRID = 2 };
 
 static kd_err err;
 
-static kd_student *make_student(kd_backend *b, const char *name, uint64_t seed) {
-    static const kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = BATCH};
+static const kd_train_config plain = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = BATCH, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
+
+static kd_student *make_student_with(kd_backend *b, const char *name, uint64_t seed, const kd_train_config *config) {
     int side = strncmp(name, "dinov2", 6) == 0 ? 28 : SIZE;
-    kd_student_spec spec = {.name = name, .batch = BATCH, .seed = seed, .config = &config, .views = 1,
-                            .view = {{.image_h = side, .image_w = side, .loss = {.width = WIDTH, .grid_h = GRID, .grid_w = GRID, .cls_weight = 1, .patch_weight = 1}}}};
+    kd_loss loss = lf_std_mse(1, 1);
+    kd_student_spec spec = {.name = name, .batch = BATCH, .seed = seed, .config = config, .loss = &loss, .views = 1,
+                            .view = {{.image_h = side, .image_w = side, .width = WIDTH, .grid_h = GRID, .grid_w = GRID}}};
     kd_student *s;
     assert_ok(kd_student_create(&s, b, &spec, &err));
     return s;
 }
 
-/* Step number `step` on data of its own. */
+static kd_student *make_student(kd_backend *b, const char *name, uint64_t seed) {
+    return make_student_with(b, name, seed, &plain);
+}
+
+/* Step number `step` on data of its own, the same in each of its batches but for the pixels. */
 static double take_step(kd_student *s, int step) {
     static uint8_t pixels[BATCH * SIZE * SIZE * 3];
     static float cls[BATCH * WIDTH], patch[BATCH * GRID * GRID * WIDTH];
     char name[32];
     kd_step_result x;
-    formula_pictures(pixels, sizeof pixels);
-    for (size_t i = 0; i < sizeof pixels; i++)
-        pixels[i] = (uint8_t)(pixels[i] + 31 * step);
     snprintf(name, sizeof name, "target %d", step);
     formula_targets(cls, name, BATCH * WIDTH);
     formula_targets(patch, name, BATCH * GRID * GRID * WIDTH);
-    for (int row = 0; row < BATCH; row++) {
-        kd_sample sample = {.pixels = pixels + row * s->program[0].view.image_h * s->program[0].view.image_w * 3, .cls = cls + row * WIDTH, .patch = {patch + row * GRID * GRID * WIDTH}};
-        assert_ok(kd_student_put(s, 0, row, &sample, &err));
+    for (int micro = 0; micro < s->accumulate; micro++) {
+        formula_pictures(pixels, sizeof pixels);
+        for (size_t i = 0; i < sizeof pixels; i++)
+            pixels[i] = (uint8_t)(pixels[i] + 31 * step + 7 * micro);
+        for (int row = 0; row < BATCH; row++) {
+            kd_sample sample = {.pixels = pixels + row * s->program[0].view.image_h * s->program[0].view.image_w * 3, .target = {cls + row * WIDTH, patch + row * GRID * GRID * WIDTH}};
+            assert_ok(kd_student_put(s, 0, row, &sample, &err));
+        }
+        assert_ok(kd_step_backward(s, micro, &x, &err));
     }
-    assert_ok(kd_step_run(s, 1e-3, 1, &x, &err));
+    assert_ok(kd_step_update(s, 1e-3, 1, &x, &err));
     return x.loss;
 }
 
@@ -57,7 +67,7 @@ static char *path_in(const char *folder, const char *name) {
 }
 
 /* Trains 2 steps, saves, trains 2 more; a fresh student of another seed is restored and trains the same 2. */
-static void resume_is_bit_equal(const char *device, const char *model) {
+static void resume_with(const char *device, const char *model, const kd_train_config *config) {
     kd_backend *b;
     char *folder = unit_folder();
     if (kd_backend_open(&b, device, 2, &err) != KD_OK) {
@@ -65,7 +75,7 @@ static void resume_is_bit_equal(const char *device, const char *model) {
         free(folder);
         skip();
     }
-    kd_student *s = make_student(b, model, 1), *t = make_student(b, model, 2);
+    kd_student *s = make_student_with(b, model, 1, config), *t = make_student_with(b, model, 2, config);
     json_t *run = some_run();
     kd_checkpoint *c;
     take_step(s, 0);
@@ -100,6 +110,10 @@ static void resume_is_bit_equal(const char *device, const char *model) {
     free(folder);
 }
 
+static void resume_is_bit_equal(const char *device, const char *model) {
+    resume_with(device, model, &plain);
+}
+
 static void a_vit_goes_on_bit_equal_on_ref(void **state) {
     (void)state;
     resume_is_bit_equal("ref", "dinov2_w64_d1");
@@ -111,6 +125,59 @@ static void a_vit_goes_on_bit_equal_on_cpu(void **state) {
 static void a_resnet_goes_on_bit_equal_on_cpu(void **state) {
     (void)state;
     resume_is_bit_equal("cpu", "resnet18");
+}
+
+/* Every optimizer, with a moving average, drop path and several batches in a step, on networks with and without running statistics. */
+static void every_optimizer_goes_on_bit_equal(void **state) {
+    (void)state;
+    static const char *const optimizers[] = {"adamw", "sgd", "lars"}, *const models[] = {"dinov2_w64_d2", "resnet18"};
+    for (int i = 0; i < 6; i++) {
+        kd_train_config config = plain;
+        config.optimizer = optimizers[i / 2];
+        config.momentum = 0.9;
+        config.ema = 0.9;
+        config.accumulate = i % 2 + 1;
+        config.drop_path = i % 2 == 0 ? 0.5 : 0;
+        resume_with("cpu", models[i % 2], &config);
+    }
+}
+
+/* What is exported is the moving average, which here has gone half the way of the weights; from the latest and from the best state. */
+static void exports_are_of_the_moving_average(void **state) {
+    (void)state;
+    enum { COUNT = 64 };
+    static const char *const names[] = {"bn1.weight", "bn1.running_mean"};
+    kd_backend *b;
+    kd_train_config config = plain;
+    char *folder = unit_folder(), *kdt = path_in(folder, "a.kdt"), *out = path_in(folder, "a.safetensors");
+    float before[2][COUNT], after[2][COUNT], got[COUNT];
+    config.ema = 0.5;
+    assert_ok(kd_backend_open(&b, "ref", 1, &err));
+    kd_student *s = make_student_with(b, "resnet18", 5, &config);
+    json_t *run = some_run();
+    for (int n = 0; n < 2; n++)
+        assert_ok(kd_params_get(s->params, kd_params_find(s->params, names[n]), before[n], &err));
+    take_step(s, 0);
+    for (int n = 0; n < 2; n++)
+        assert_ok(kd_params_get(s->params, kd_params_find(s->params, names[n]), after[n], &err));
+    for (int with_optimizer = 0; with_optimizer < 2; with_optimizer++) {
+        kd_weights *w;
+        assert_ok(kd_checkpoint_write(kdt, &s, 1, run, with_optimizer, &err));
+        assert_ok(kd_export_checkpoint(b, kdt, NULL, out, KD_F32, &err));
+        assert_ok(kd_weights_open(&w, out, &err));
+        for (int n = 0; n < 2; n++) {
+            assert_ok(kd_weights_read_f32(w, kd_weights_find(w, names[n]), got, COUNT, &err));
+            for (size_t i = 0; i < COUNT; i++) {
+                double x = (double)before[n][i], y = (double)after[n][i];
+                assert_true(x != y && fabs((double)got[i] - (x + y) / 2) <= 1e-7 * (fabs(x) + fabs(y)));
+            }
+        }
+        kd_weights_close(w);
+    }
+    json_decref(run);
+    kd_student_destroy(s);
+    kd_backend_close(b);
+    free(folder);
 }
 
 /* Any byte changed in values or metadata is found, by the hash or by the container's checks. */
@@ -219,10 +286,11 @@ static void an_export_of_a_view_that_is_not_square_is_read_back_as_it_is(void **
     kd_backend *b;
     kd_weights *w;
     kd_vit_spec vit;
-    kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1};
+    kd_train_config config = {.lr = "1e-3", .weight_decay = "0.01", .batch_size = 1, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     char *folder = unit_folder(), *out = path_in(folder, "vit.safetensors"), *kdt = path_in(folder, "a.kdt");
     kd_student *first, *second;
-    kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .views = 1, .view = {{.image_h = 28, .image_w = 56, .loss = {.width = WIDTH, .cls_weight = 1}}}};
+    kd_loss loss = lf_std_mse(1, 0);
+    kd_student_spec spec = {.name = "dinov2_w64_d1", .batch = 1, .seed = 3, .config = &config, .loss = &loss, .views = 1, .view = {{.image_h = 28, .image_w = 56, .width = WIDTH}}};
     float want[VALUES], got[VALUES];
     assert_ok(kd_backend_open(&b, "ref", 1, &err));
     assert_ok(kd_student_create(&first, b, &spec, &err));
@@ -289,6 +357,8 @@ int main(void) {
         cmocka_unit_test(a_vit_goes_on_bit_equal_on_ref),
         cmocka_unit_test(a_vit_goes_on_bit_equal_on_cpu),
         cmocka_unit_test(a_resnet_goes_on_bit_equal_on_cpu),
+        cmocka_unit_test(every_optimizer_goes_on_bit_equal),
+        cmocka_unit_test(exports_are_of_the_moving_average),
         cmocka_unit_test(damage_is_found),
         cmocka_unit_test(a_checkpoint_of_another_student_is_refused),
         cmocka_unit_test(an_export_has_the_weights_and_no_heads),

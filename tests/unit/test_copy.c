@@ -615,7 +615,8 @@ static kd_status read_list(kd_cache *c, const char *text, size_t size, int nul, 
 {
     uint8_t *mask;
     fx_write_file(fx_path("list"), text, size);
-    KD_TRY(kd_image_list_read(&mask, c, fx_path("list"), nul, err));
+    kd_image_set set = kd_image_set_of(c);
+    KD_TRY(kd_image_list_read(&mask, &set, fx_path("list"), nul, NULL, err));
     *chosen = 0;
     for (size_t i = 0; i < kd_cache_images(c); i++)
         *chosen += mask[i];

@@ -8,6 +8,48 @@
 
 /* ---- gradients ---- */
 
+/* ---- stopping ---- */
+
+typedef struct countdown {
+    int left, asked;
+} countdown;
+
+static kd_status count_down(void *ctx, kd_err *e) {
+    countdown *c = ctx;
+    c->asked++;
+    return c->left-- > 0 ? KD_OK : kd_fail(e, KD_ESIGTERM, "enough");
+}
+
+/* A pass can be ended before any of its ops, forwards and backwards, and the next one is right. */
+static void a_pass_ends_between_two_ops(void **state) {
+    (void)state;
+    fixture f;
+    kd_exec *e;
+    make(&f);
+    countdown c = {.left = 1 << 20};
+    kd_exec_config config = {.batch = BATCH, .precision = KD_F32, .train = 1, .stop = count_down, .stop_ctx = &c};
+    must(kd_exec_create(&e, f.g, f.p, &config, &err));
+    int64_t counter = kd_params_counter(f.p);
+    double want = loss(e);
+    int forward = c.asked;
+    must(kd_exec_backward(e, 0, &err));
+    int both = c.asked;
+    assert_true(forward > 10 && both > forward);
+    for (int n = 0; n < both; n++) {
+        c = (countdown){.left = n};
+        kd_status status = kd_exec_forward(e, &err);
+        assert_int_equal(status, n < forward ? KD_ESIGTERM : KD_OK);
+        if (n >= forward)
+            assert_int_equal(kd_exec_backward(e, 0, &err), KD_ESIGTERM);
+        assert_int_equal(c.asked, n + 1);
+    }
+    assert_int_equal(kd_params_counter(f.p), counter + 1 + both - forward); /* passes that came to their end */
+    c.left = 1 << 20;
+    assert_true(loss(e) == want);
+    kd_exec_destroy(e);
+    drop(&f);
+}
+
 static void gradients_equal_differences_through_the_whole_graph(void **state) {
     (void)state;
     fixture f;
@@ -335,6 +377,7 @@ static void batch_norm_of_single_values_is_refused_in_training(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_pass_ends_between_two_ops),
         cmocka_unit_test(gradients_equal_differences_through_the_whole_graph),
         cmocka_unit_test(accumulated_gradients_are_sums_and_others_start_from_zero),
         cmocka_unit_test(fused_inference_equals_the_unfused_forward_pass),

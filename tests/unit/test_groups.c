@@ -62,9 +62,9 @@ static void equal_recipes_are_shards_and_others_make_groups(void **state) {
     kd_groups g = {0};
     assert_ok(kd_groups_open(&g, paths, 3, &err));
     assert_int_equal(g.count, 2);
-    assert_int_equal(kd_cache_shards(g.group[0].cache), 2);
-    assert_int_equal(kd_cache_images(g.group[0].cache), IMAGES + OTHERS);
-    assert_int_equal(kd_cache_images(g.group[1].cache), 5);
+    assert_int_equal(kd_cache_shards(g.group[0].source.cache), 2);
+    assert_int_equal(kd_cache_images(g.group[0].source.cache), IMAGES + OTHERS);
+    assert_int_equal(kd_cache_images(g.group[1].source.cache), 5);
     kd_groups_close(&g);
 }
 
@@ -111,8 +111,8 @@ static void open_pair(kd_groups *g, const char *first, const char *second) {
     assert_int_equal(g->count, 2);
     for (int k = 0; k < 2; k++) {
         kd_group *x = &g->group[k];
-        kd_replay_options o = {.cache = x->cache, .images = folder, .threads = 1, .student_h = TF_H, .student_w = TF_W, .layer = 1, .ahead = 2};
-        assert_ok(kd_replay_target_of(&o.cls, x->cache, KD_FEATURE_CLS, 1, &err));
+        kd_replay_options o = {.source = x->source, .images = folder, .threads = 1, .student_h = TF_H, .student_w = TF_W, .targets = 1, .ahead = 2};
+        assert_ok(kd_replay_target_of(&o.target[0], &x->source, KD_FEATURE_CLS, 1, &err));
         assert_ok(kd_replay_create(&x->replay, &o, &err));
     }
 }

@@ -255,8 +255,8 @@ static void the_pickles_around_the_object_are_checked(void **state)
     refused("list of at most");
 }
 
-/* torch.save(model): classes come as ('module', class, file, source). */
-static void a_whole_model_is_not_weights(void **state)
+/* As in torch.save(model), the class comes as ('module', class, file, source); but the object's state isn't a module's. */
+static void an_object_that_is_no_module_is_not_weights(void **state)
 {
     (void)state;
     object.size = 0;
@@ -350,7 +350,7 @@ int main(void)
         cmocka_unit_test(views_must_stay_inside_their_storage),
         cmocka_unit_test(views_of_storages_are_read),
         cmocka_unit_test(the_pickles_around_the_object_are_checked),
-        cmocka_unit_test(a_whole_model_is_not_weights),
+        cmocka_unit_test(an_object_that_is_no_module_is_not_weights),
         cmocka_unit_test(long_pickles_are_read),
         cmocka_unit_test(running_out_of_memory_is_an_error),
     };

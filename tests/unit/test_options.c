@@ -231,6 +231,41 @@ static void config_file_below_command_line_above_default(void **state)
     assert_string_equal(c.students.item[0], "z");
 }
 
+static void a_mapping_in_a_list_is_written_out_as_settings(void **state)
+{
+    config c;
+    static const char text[] = "cache: x\nstudent: [a, {model: b, lr: 0.25, steps: 7, keep: true, 'no': 'yes'}]\n", comma[] = "cache: x\nstudent: [{model: 'a,b'}]\n";
+    static const char deep[] = "cache: x\nstudent: [{model: [a]}]\n";
+    (void)state;
+    unit_write(path, text, strlen(text));
+    assert_ok(PARSE(&c, "--config", path));
+    assert_int_equal(c.students.count, 2);
+    assert_string_equal(c.students.item[0], "a");
+    assert_string_equal(c.students.item[1], "model=b,lr=0.25,steps=7,keep=true,no=yes");
+    unit_write(path, comma, strlen(comma));
+    assert_int_equal(PARSE(&c, "--config", path), KD_EUSAGE);
+    assert_contains(err.msg, "student: model: \"a,b\" has a comma");
+    unit_write(path, deep, strlen(deep));
+    assert_int_equal(PARSE(&c, "--config", path), KD_EUSAGE);
+    assert_contains(err.msg, "student: model: one value is expected");
+}
+
+static void one_option_can_be_set_over_a_filled_config(void **state)
+{
+    config c;
+    (void)state;
+    assert_ok(PARSE(&c, "--cache", "x", "--batch-size", "8"));
+    assert_ok(kd_options_set(&prog, &c, "batch-size", "9", "here", arena, &err));
+    assert_int_equal(c.batch, 9);
+    assert_string_equal(c.cache, "x");
+    assert_int_equal(kd_options_set(&prog, &c, "batch-size", "0", "here", arena, &err), KD_EUSAGE);
+    assert_contains(err.msg, "here: batch-size: 0 is outside");
+    assert_int_equal(kd_options_set(&prog, &c, "batch-sise", "1", "here", arena, &err), KD_EUSAGE);
+    assert_contains(err.msg, "here: unknown setting \"batch-sise\"; did you mean \"batch-size\"?");
+    assert_int_equal(kd_options_set(&prog, &c, "dry-run", "1", "here", arena, &err), KD_EUSAGE);
+    assert_contains(err.msg, "here: dry-run: true or false is expected");
+}
+
 static void wrong_config_files_are_explained(void **state)
 {
     static const struct { const char *text, *said; } bad[] = {
@@ -428,6 +463,43 @@ static void resolved_values_read_back(void **state)
     json_decref(b);
 }
 
+static const kd_option preset_table[] = {
+    KD_OPTION_INT(config, batch, "batch-size", "N", "64", 1, 65536, "images per step"),
+    KD_OPTION_REAL(config, lr, "lr", "X", "0.001", 0, 10, "learning rate"),
+    KD_OPTION_CHOICE(config, device, "preset", "default|fast|wrong", "default", "settings at once"),
+    KD_OPTION_STRING(config, teacher, "teacher", "NAME", "auto", 0, "family of the weights"), KD_OPTION_END};
+static const kd_preset presets[] = {{"fast", {{"batch-size", "8"}, {"lr", "0.5"}, {"teacher", "small"}}}, {"wrong", {{"lr", "11"}}}, {NULL, {{NULL, NULL}}}};
+static const kd_program with_presets = {.name = "kd-test", .summary = "Tests presets.", .options = preset_table, .preset_option = "preset", .presets = presets};
+
+#define PARSE_PRESET(c, ...) parsed_with(&with_presets, (c), NULL, (const char *const[]){__VA_ARGS__, NULL})
+
+static void what_is_given_wins_over_a_preset(void **state)
+{
+    config c;
+    (void)state;
+    assert_ok(PARSE_PRESET(&c, "--lr", "0.25"));
+    assert_true(c.batch == 64 && c.lr == 0.25);
+    assert_ok(PARSE_PRESET(&c, "--preset", "fast"));
+    assert_true(c.batch == 8 && c.lr == 0.5);
+    assert_string_equal(c.teacher, "small");
+    assert_ok(PARSE_PRESET(&c, "--lr", "0.001", "--preset", "fast")); /* the default's value, but given */
+    assert_true(c.batch == 8 && c.lr == 0.001);
+    unit_write(path, "preset: fast\nteacher: auto\n", 27);
+    assert_ok(PARSE_PRESET(&c, "--config", path, "--batch-size", "3"));
+    assert_true(c.batch == 3 && c.lr == 0.5);
+    assert_string_equal(c.teacher, "auto");
+    assert_int_equal(PARSE_PRESET(&c, "--preset", "wrong"), KD_EUSAGE);
+    assert_contains(err.msg, "preset: lr: 11 is outside");
+    assert_int_equal(PARSE_PRESET(&c, "--preset", "fats"), KD_EUSAGE);
+    assert_contains(err.msg, "did you mean fast?");
+    char *text = printed(kd_options_help, &with_presets);
+    assert_contains(text, "fast                      --batch-size 8 --lr 0.5 --teacher small\n");
+    free(text);
+    text = printed(kd_options_man, &with_presets);
+    assert_contains(text, ".B \\-\\-preset fast\nstands for \\-\\-batch\\-size 8");
+    free(text);
+}
+
 static void nearest_names(void **state)
 {
     static const char *const names[] = {"cache", "batch-size", "seed", "lr"};
@@ -467,6 +539,8 @@ int main(void)
         OPTIONS_TEST(positionals_are_taken_in_order),
         OPTIONS_TEST(a_run_of_its_own_needs_nothing_else),
         OPTIONS_TEST(config_file_below_command_line_above_default),
+        OPTIONS_TEST(a_mapping_in_a_list_is_written_out_as_settings),
+        OPTIONS_TEST(one_option_can_be_set_over_a_filled_config),
         OPTIONS_TEST(wrong_config_files_are_explained),
         OPTIONS_TEST(json_is_known_even_when_parsing_fails),
         OPTIONS_TEST(help_says_everything),
@@ -475,6 +549,7 @@ int main(void)
         OPTIONS_TEST(completion_is_valid_bash),
         OPTIONS_TEST(commands_are_found_and_documented),
         OPTIONS_TEST(resolved_values_read_back),
+        OPTIONS_TEST(what_is_given_wins_over_a_preset),
         OPTIONS_TEST(nearest_names),
         OPTIONS_TEST(out_of_memory_is_reported),
     };

@@ -9,7 +9,7 @@ static const kd_target FULL = {KD_TARGET_FULL, 0, 0}, POOL4 = {KD_TARGET_POOL, 4
                        ADJOINT14 = {KD_TARGET_ADJOINT, 14, 14}, ADJOINT46 = {KD_TARGET_ADJOINT, 4, 6};
 
 static kd_patch_learner resnet(int map_h, int map_w) {
-    return (kd_patch_learner){.student = "resnet18", .loss = kd_loss_find("std-mse"), .map_h = map_h, .map_w = map_w, .image_h = map_h * 32, .image_w = map_w * 32};
+    return (kd_patch_learner){.student = "resnet18", .loss = "std-mse", .pair = "patch", .map_h = map_h, .map_w = map_w, .image_h = map_h * 32, .image_w = map_w * 32};
 }
 
 static kd_status choose(int *chosen, const kd_target *t, int n, const char *wish, kd_patch_learner l) {
@@ -70,14 +70,14 @@ static void a_target_that_is_not_there_is_refused_with_what_is(void **state) {
 static void a_loss_of_single_tokens_refuses_adjoint_by_name(void **state) {
     (void)state;
     int got;
-    const kd_loss_kind tokens = {.name = "token-cosine", .single_tokens = 1};
     const kd_target adjoint[] = {ADJOINT7}, both[] = {ADJOINT7, FULL};
     kd_patch_learner l = resnet(7, 7);
-    l.loss = &tokens;
+    l.loss = "radio";
+    l.compares = "cosine";
     assert_int_equal(choose(&got, adjoint, 1, "auto", l), KD_EUSAGE);
-    assert_contains(err.msg, "--loss token-cosine compares single patch tokens, and of adjoint:7 in photos.kdc nothing but sums over the grid is stored");
+    assert_contains(err.msg, "--loss radio: pair patch compares single patch tokens (cosine), and of adjoint:7 in photos.kdc nothing but sums over the grid is stored");
     assert_int_equal(choose(&got, both, 2, "adjoint:7", l), KD_EUSAGE);
-    assert_contains(err.msg, "--loss std-mse");
+    assert_contains(err.msg, "learn patches with squared error (--loss std-mse or mse)");
     assert_ok(choose(&got, both, 2, "auto", l));
     assert_int_equal(got, 1);
 }

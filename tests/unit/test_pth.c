@@ -27,6 +27,35 @@ static void a_file_without_checksums_equals_torch(void **state) { (void)state; w
 /* Dictionaries full of foreign classes around the tensors. */
 static void lightning_checkpoint_equals_torch(void **state) { (void)state; wf_equals_torch("lightning.ckpt"); }
 
+/* Pickled modules, whole or in a checkpoint of ultralytics' layout: what state_dict() gives. */
+static void pickled_modules_equal_torchs_state_dict(void **state)
+{
+    (void)state;
+    static const char *const files[] = {"whole_module.pth", "module_alone.pt", "module_legacy.pt", "module_ema.pt", "module_model.pt", "module_both.pt"};
+    for (size_t i = 0; i < sizeof files / sizeof files[0]; i++)
+        wf_equals_torch(files[i]);
+}
+
+/* A state_dict under "ema" is a dictionary as ever, and a module that lies elsewhere is passed over. */
+static void modules_that_are_not_the_checkpoints_are_passed_over(void **state) { (void)state; wf_equals_torch("module_ignored.pt"); }
+
+static void the_container_says_which_module_was_read(void **state)
+{
+    (void)state;
+    static const struct { const char *file, *container; } cases[] = {
+        {GOLDEN "plain.pth", "PyTorch .pth (zip)"}, {GOLDEN "legacy_types.pth", "PyTorch .pth (legacy)"},
+        {GOLDEN "module_ignored.pt", "PyTorch .pth (zip)"}, {GOLDEN "module_alone.pt", "PyTorch .pth (zip), a pickled module"},
+        {GOLDEN "module_legacy.pt", "PyTorch .pth (legacy), a pickled module"}, {GOLDEN "module_both.pt", "PyTorch .pth (zip), the pickled module under 'ema'"},
+        {GOLDEN "module_model.pt", "PyTorch .pth (zip), the pickled module under 'model'"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        kd_err err = {0};
+        kd_weights *w = NULL;
+        assert_int_equal(kd_weights_open(&w, cases[i].file, &err), KD_OK);
+        assert_string_equal(kd_weights_container(w), cases[i].container);
+        kd_weights_close(w);
+    }
+}
+
 static void malicious_pickle_runs_nothing(void **state)
 {
     (void)state;
@@ -57,7 +86,7 @@ static void other_torch_files_are_named_with_what_to_do(void **state)
     (void)state;
     static const struct { const char *path, *why; } cases[] = {
         {GOLDEN "script.pt", "TorchScript"},
-        {GOLDEN "whole_module.pth", "a Python object"}, {GOLDEN "whole_module.pth", "state_dict()"}, {GOLDEN "bare_tensor.pth", "holds a tensor"},
+        {GOLDEN "bare_tensor.pth", "holds a tensor"}, {GOLDEN "bare_tensor.pth", "state_dict()"},
         {GOLDEN "no_tensors.pth", "no tensors"}, {GOLDEN "bare_pickle.pkl", "bare Python pickle"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         wf_load(cases[i].path, &file);
@@ -284,6 +313,13 @@ static void malformed_pickles_are_refused(void **state)
     RAW_REFUSED("ccollections\nOrderedDict\n(K\x01tR.", "list of pairs");
     RAW_REFUSED("K\x01K\x02\x93.", "isn't a string");
     RAW_REFUSED("}2.", "opcode 0x32");
+    RAW_REFUSED("](K\x01\x90.", "isn't a set");
+    RAW_REFUSED("\x8f(K\x01" "e.", "isn't a list");
+    RAW_REFUSED("cbuiltins\nset\nK\x01\x85R.", "set from something");
+    RAW_REFUSED("c__builtin__\nset\n]]\x86R.", "set from something");
+    RAW_REFUSED("cm\nC\n)\x81}b}b.", "builds an object twice");
+    RAW_REFUSED("b.", "empty stack");
+    RAW_REFUSED("}b.", "empty stack");
     RAW_WRONG("cos\nsystem\n(X\x06\0\0\0touch tR.", "a Python object"); /* the call that would run a command */
     RAW_WRONG("N.", "holds None");
     RAW_WRONG("].", "no tensors");
@@ -315,6 +351,205 @@ static void self_reference_ends_with_an_error(void **state)
         wf_op(&pickle, "e");
     wf_op(&pickle, ".");
     pickle_refused("nested deeper");
+}
+
+/* A list of 100,000 items, 70,000 times in another: seven thousand million items to look at, in a file of 240 kB. */
+static void what_is_shared_is_not_walked_without_bound(void **state)
+{
+    (void)state;
+    pickle.size = 0;
+    wf_op(&pickle, "](");
+    for (int i = 0; i < 100000; i++)
+        wf_op(&pickle, "N");
+    wf_op(&pickle, "eq");
+    wf_number(&pickle, 0, 1);
+    wf_op(&pickle, "0](");
+    for (int i = 0; i < 70000; i++) {
+        wf_op(&pickle, "h");
+        wf_number(&pickle, 0, 1);
+    }
+    wf_op(&pickle, "e.");
+    pickle_refused("refer to themselves");
+}
+
+/* -- modules that no torch.save would write ---------------------------------------------------------------------------------- */
+
+/* An object of an unknown class, its state begun; "ub" ends it. */
+static void begin_module(void)
+{
+    wf_op(&pickle, "cultralytics.nn.tasks\nDetectionModel\n)\x81}(");
+}
+
+static void put_dictionary(const char *name)
+{
+    wf_text(&pickle, name);
+    wf_op(&pickle, "}");
+}
+
+/* {"_parameters": {"w": tensor}, "_buffers": {}, "_modules": {}, as they are given. */
+static void put_parts(void)
+{
+    const wf_tensor t = {"FloatStorage", "0", 16, 0, 1, 1, {16}, {1}};
+    put_dictionary("_parameters");
+    wf_text(&pickle, "w");
+    wf_push_tensor(&pickle, &t);
+    wf_op(&pickle, "s");
+    put_dictionary("_buffers");
+    put_dictionary("_modules");
+}
+
+static void opened_names(const char *const *names, int count)
+{
+    kd_err err = {0};
+    kd_weights *w = NULL;
+    wf_pth(&zip, &pickle);
+    if (wf_open(&w, zip.out.data, zip.out.size, &err) != KD_OK)
+        fail_msg("%s", err.msg);
+    assert_int_equal(kd_weights_count(w), count);
+    for (int i = 0; i < count; i++)
+        assert_string_equal(kd_weights_info(w, i).name, names[i]);
+    kd_weights_close(w);
+}
+
+/* Python's rules: of two values under one key the later one; a state of two parts is __dict__ and slots; an object without the three dictionaries is no
+ * module; what isn't a tensor or a module is passed over. */
+static void a_modules_state_is_read_as_python_would(void **state)
+{
+    (void)state;
+    const wf_tensor t = {"FloatStorage", "0", 16, 0, 1, 1, {16}, {1}};
+    pickle.size = 0;
+    begin_module();
+    put_dictionary("_parameters");
+    wf_text(&pickle, "gone");
+    wf_push_tensor(&pickle, &t);
+    wf_op(&pickle, "s");
+    put_parts();
+    wf_text(&pickle, "_modules"); /* a third time: None, a number, an object without a state, a module */
+    wf_op(&pickle, "}(");
+    wf_text(&pickle, "none");
+    wf_op(&pickle, "N");
+    wf_text(&pickle, "number");
+    wf_op(&pickle, "K\x05");
+    wf_text(&pickle, "object");
+    wf_op(&pickle, "cm\nC\n)\x81");
+    wf_text(&pickle, "list");
+    wf_op(&pickle, "](");
+    wf_push_tensor(&pickle, &t);
+    wf_op(&pickle, "e");
+    wf_text(&pickle, "inner");
+    begin_module();
+    put_parts();
+    wf_op(&pickle, "ub");
+    wf_op(&pickle, "u");
+    wf_op(&pickle, "u}\x86" "b."); /* the state with slots */
+    opened_names((const char *const[]){"w", "inner.w"}, 2);
+
+    pickle.size = 0; /* only two of the three: an object like any other */
+    begin_module();
+    put_dictionary("_parameters");
+    put_dictionary("_modules");
+    wf_op(&pickle, "ub.");
+    wf_pth(&zip, &pickle);
+    wf_wrong(zip.out.data, zip.out.size, "a Python object");
+}
+
+static void modules_without_tensors_are_named(void **state)
+{
+    (void)state;
+    pickle.size = 0;
+    wf_op(&pickle, "}");
+    wf_text(&pickle, "model");
+    begin_module();
+    put_dictionary("_parameters");
+    put_dictionary("_buffers");
+    put_dictionary("_modules");
+    wf_op(&pickle, "ubs.");
+    wf_pth(&zip, &pickle);
+    wf_wrong(zip.out.data, zip.out.size, "module has no parameters");
+}
+
+static void a_set_of_left_out_buffers_must_be_a_set(void **state)
+{
+    (void)state;
+    pickle.size = 0;
+    begin_module();
+    put_parts();
+    wf_text(&pickle, "_non_persistent_buffers_set");
+    wf_op(&pickle, "]ub.");
+    pickle_refused("isn't a set");
+}
+
+static void a_module_may_not_hold_itself(void **state)
+{
+    (void)state;
+    pickle.size = 0; /* modules[0] = the module that is being built, from the memo */
+    wf_op(&pickle, "cm\nM\n)\x81q");
+    wf_number(&pickle, 0, 1);
+    wf_op(&pickle, "}(");
+    put_parts();
+    wf_text(&pickle, "_modules");
+    wf_op(&pickle, "}");
+    wf_text(&pickle, "self");
+    wf_op(&pickle, "h");
+    wf_number(&pickle, 0, 1);
+    wf_op(&pickle, "sub.");
+    pickle_refused("nested deeper");
+
+    pickle.size = 0; /* m0 without modules; m1 holds m0 twice; ... 2^40 paths without one tensor */
+    for (int i = 0; i <= 40; i++) {
+        wf_op(&pickle, "cm\nM\n)\x81q");
+        wf_number(&pickle, (uint64_t)i, 1);
+        wf_op(&pickle, "}(");
+        put_dictionary("_parameters");
+        put_dictionary("_buffers");
+        put_dictionary("_modules");
+        for (int k = 0; k < 2 && i > 0; k++) {
+            wf_text(&pickle, k == 0 ? "a" : "b");
+            wf_op(&pickle, "h");
+            wf_number(&pickle, (uint64_t)i - 1, 1);
+            wf_op(&pickle, "s");
+        }
+        wf_op(&pickle, "ub");
+    }
+    wf_op(&pickle, ".");
+    pickle_refused("refer to themselves");
+}
+
+/* 20,000 buffers against 20,000 names that leave some out: a product that is bounded too. */
+static void the_names_of_left_out_buffers_are_bounded(void **state)
+{
+    (void)state;
+    pickle.size = 0;
+    begin_module();
+    put_dictionary("_parameters");
+    wf_text(&pickle, "_buffers");
+    wf_op(&pickle, "}(");
+    for (int i = 0; i < 20000; i++)
+        wf_op(&pickle, "NN");
+    wf_op(&pickle, "u");
+    put_dictionary("_modules");
+    wf_text(&pickle, "_non_persistent_buffers_set");
+    wf_op(&pickle, "\x8f(");
+    for (int i = 0; i < 20000; i++)
+        wf_op(&pickle, "N");
+    wf_op(&pickle, "\x90ub.");
+    pickle_refused("refer to themselves");
+}
+
+/* What the file executes when Python loads it: a module whose class is a function of the system. */
+static void a_malicious_class_is_a_name(void **state)
+{
+    (void)state;
+    pickle.size = 0;
+    wf_op(&pickle, "}");
+    wf_text(&pickle, "model");
+    wf_op(&pickle, "cos\nsystem\n");
+    wf_text(&pickle, "touch EXECUTED");
+    wf_op(&pickle, "\x85R}(");
+    put_parts();
+    wf_op(&pickle, "ubs.");
+    opened_names((const char *const[]){"w"}, 1);
+    assert_int_not_equal(access("EXECUTED", F_OK), 0);
 }
 
 /* A list of 20,000 pairs copied again and again through OrderedDict(list): quadratic work is cut off by the budget of values. */
@@ -380,18 +615,17 @@ static void python_2_dictionaries_and_byte_strings_are_read(void **state)
     kd_weights_close(w);
 }
 
-static void running_out_of_memory_is_an_error(void **state)
+static void out_of_memory_is_an_error(const char *file_name, size_t count)
 {
-    (void)state;
     for (size_t n = 1;; n++) {
         kd_weights *w = NULL;
         kd_err err = {0};
         float x[15];
         size_t live = kd_mem_live_bytes();
         kd_mem_fail_after(n);
-        kd_status status = kd_weights_open(&w, GOLDEN "plain.pth", &err);
+        kd_status status = kd_weights_open(&w, file_name, &err);
         if (status == KD_OK)
-            status = kd_weights_read_f32(w, 0, x, 15, &err);
+            status = kd_weights_read_f32(w, 0, x, count, &err);
         kd_mem_fail_after(0);
         kd_weights_close(w);
         assert_int_equal(kd_mem_live_bytes(), live);
@@ -401,6 +635,13 @@ static void running_out_of_memory_is_an_error(void **state)
         }
         assert_int_equal(status, KD_EFAIL);
     }
+}
+
+static void running_out_of_memory_is_an_error(void **state)
+{
+    (void)state;
+    out_of_memory_is_an_error(GOLDEN "plain.pth", 15);
+    out_of_memory_is_an_error(GOLDEN "module_ema.pt", 2);
 }
 
 int main(void)
@@ -415,6 +656,9 @@ int main(void)
         cmocka_unit_test(current_torch_equals_torch),
         cmocka_unit_test(a_file_without_checksums_equals_torch),
         cmocka_unit_test(lightning_checkpoint_equals_torch),
+        cmocka_unit_test(pickled_modules_equal_torchs_state_dict),
+        cmocka_unit_test(modules_that_are_not_the_checkpoints_are_passed_over),
+        cmocka_unit_test(the_container_says_which_module_was_read),
         cmocka_unit_test(malicious_pickle_runs_nothing),
         cmocka_unit_test(element_types_are_those_of_the_storages),
         cmocka_unit_test(other_torch_files_are_named_with_what_to_do),
@@ -428,6 +672,13 @@ int main(void)
         cmocka_unit_test(duplicate_names_are_refused),
         cmocka_unit_test(malformed_pickles_are_refused),
         cmocka_unit_test(self_reference_ends_with_an_error),
+        cmocka_unit_test(what_is_shared_is_not_walked_without_bound),
+        cmocka_unit_test(a_modules_state_is_read_as_python_would),
+        cmocka_unit_test(modules_without_tensors_are_named),
+        cmocka_unit_test(a_set_of_left_out_buffers_must_be_a_set),
+        cmocka_unit_test(a_module_may_not_hold_itself),
+        cmocka_unit_test(the_names_of_left_out_buffers_are_bounded),
+        cmocka_unit_test(a_malicious_class_is_a_name),
         cmocka_unit_test(copying_is_bounded),
         cmocka_unit_test(unknown_classes_and_calls_are_opaque),
         cmocka_unit_test(python_2_dictionaries_and_byte_strings_are_read),

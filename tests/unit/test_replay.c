@@ -30,11 +30,11 @@ static int drop(void **state) {
 }
 
 static kd_replay_options options(kd_cache *c) {
-    kd_replay_options o = {.cache = c, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .layer = 1, .view_memory = 1 << 20, .ahead = 4};
-    assert_ok(kd_replay_target_of(&o.cls, c, KD_FEATURE_CLS, 1, &err));
-    o.patches = kd_recipe_has(kd_cache_recipe(c), KD_FEATURE_PATCH);
-    if (o.patches > 0)
-        assert_ok(kd_replay_target_of(&o.patch[0], c, KD_FEATURE_PATCH, 1, &err));
+    kd_replay_options o = {.source = {.cache = c}, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .targets = 1, .view_memory = 1 << 20, .ahead = 4};
+    assert_ok(kd_replay_target_of(&o.target[0], &(kd_source){.cache = c}, KD_FEATURE_CLS, 1, &err));
+    o.targets += kd_recipe_has(kd_cache_recipe(c), KD_FEATURE_PATCH);
+    if (o.targets > 1)
+        assert_ok(kd_replay_target_of(&o.target[1], &(kd_source){.cache = c}, KD_FEATURE_PATCH, 1, &err));
     return o;
 }
 
@@ -60,8 +60,8 @@ static kd_status pass(kd_replay *r, uint8_t *pixels, float *targets, size_t byte
             memcpy(pixels + i * bytes, s.pixels, bytes);
         if (targets != NULL) {
             float *t = targets + i * (1 + TF_ROWS) * TF_WIDTH;
-            memcpy(t, s.cls, TF_WIDTH * sizeof *t);
-            memcpy(t + TF_WIDTH, s.patch[0], TF_ROWS * TF_WIDTH * sizeof *t);
+            memcpy(t, s.target[0], TF_WIDTH * sizeof *t);
+            memcpy(t + TF_WIDTH, s.target[1], TF_ROWS * TF_WIDTH * sizeof *t);
         }
         kd_replay_release(r, &s);
     }
@@ -90,7 +90,7 @@ static void views_and_targets_are_what_the_cache_was_made_from(void **state) {
             assert_ok(kd_reader_view(reader, id, v, &e, &err));
             kd_hash128 h = kd_view_hash(pixels + k * TF_PIXELS, TF_W, TF_H);
             assert_memory_equal(h.b, e.view_hash.b, 16);
-            for (int f = 0; f < KD_TARGETS; f++) {
+            for (int f = KD_FEATURE_CLS; f <= KD_FEATURE_PATCH; f++) {
                 float std, *got = targets + k * (1 + TF_ROWS) * TF_WIDTH + (f == KD_FEATURE_CLS ? 0 : TF_WIDTH);
                 const float *mean;
                 assert_ok(kd_cache_mean(c, (kd_feature)f, 1, &mean, &std, &err));
@@ -387,7 +387,7 @@ static void a_cache_of_cls_alone_serves_cls_alone(void **state) {
     kd_cache *c = tf_cache(at("x.kdc"), at("pictures"), IMAGES, VIEWS, 0, NULL);
     kd_replay_options o = options(c);
     kd_replay *r;
-    assert_int_equal(kd_replay_target_of(&o.patch[0], c, KD_FEATURE_PATCH, 1, &err), KD_EUSAGE);
+    assert_int_equal(kd_replay_target_of(&o.target[1], &(kd_source){.cache = c}, KD_FEATURE_PATCH, 1, &err), KD_EUSAGE);
     assert_contains(err.msg, "--patch-weight 0");
     assert_ok(kd_replay_create(&r, &o, &err));
     assert_int_equal(pass(r, NULL, NULL, TF_PIXELS), KD_DONE);

@@ -60,32 +60,33 @@ static void images_are_out_of_phase(void **state) {
         assert_true(first[v] > 850 && first[v] < 1150);
 }
 
-static const kd_hash128 *nth(const void *ctx, size_t i) {
-    return (const kd_hash128 *)ctx + i;
-}
-
 static void the_split_is_a_property_of_the_image(void **state) {
     (void)state;
     enum { N = 5000 };
-    static kd_hash128 ids[N];
+    static uint64_t keys[N];
     static uint8_t held[N];
     kd_split all, half;
-    for (unsigned i = 0; i < N; i++)
-        ids[i] = id_of(i);
-    assert_ok(kd_split_make(&all, N, nth, ids, 0.1, 0, &err));
+    for (unsigned i = 0; i < N; i++) {
+        kd_hash128 id = id_of(i);
+        keys[i] = kd_split_key(&id, "a/b.jpg", 0);
+        assert_true(keys[i] == kd_hash128_low64(&id));
+    }
+    assert_ok(kd_split_make(&all, N, keys, NULL, 0.1, 0, &err));
     assert_int_equal(all.train_count + all.held_count, N);
     assert_true(all.held_count > 400 && all.held_count < 600);
+    assert_int_equal(all.groups, N);
+    assert_int_equal(all.held_groups, all.held_count);
     for (size_t i = 0; i < all.held_count; i++)
         held[all.held[i]] = 1;
     for (size_t i = 0; i < all.train_count; i++)
         assert_int_equal(held[all.train[i]], 0);
-    assert_ok(kd_split_make(&half, N / 2, nth, ids, 0.1, 0, &err)); /* other images around: the same choice */
+    assert_ok(kd_split_make(&half, N / 2, keys, NULL, 0.1, 0, &err)); /* other images around: the same choice */
     for (size_t i = 0; i < half.held_count; i++)
         assert_int_equal(held[half.held[i]], 1);
     for (size_t i = 0; i < half.train_count; i++)
         assert_int_equal(held[half.train[i]], 0);
     kd_split_free(&half);
-    assert_ok(kd_split_make(&half, N, nth, ids, 0.1, 1, &err)); /* another seed: another choice */
+    assert_ok(kd_split_make(&half, N, keys, NULL, 0.1, 1, &err)); /* another seed: another choice */
     assert_true(half.held_count != all.held_count || memcmp(half.held, all.held, all.held_count * sizeof *all.held) != 0);
     kd_split_free(&all);
     kd_split_free(&half);
@@ -93,16 +94,81 @@ static void the_split_is_a_property_of_the_image(void **state) {
 
 static void a_small_set_still_holds_one_out(void **state) {
     (void)state;
-    kd_hash128 ids[5];
+    uint64_t keys[5];
     kd_split s;
-    for (unsigned i = 0; i < 5; i++)
-        ids[i] = id_of(i);
-    assert_ok(kd_split_make(&s, 5, nth, ids, 1e-6, 0, &err));
+    for (unsigned i = 0; i < 5; i++) {
+        kd_hash128 id = id_of(i);
+        keys[i] = kd_hash128_low64(&id);
+    }
+    assert_ok(kd_split_make(&s, 5, keys, NULL, 1e-6, 0, &err));
     assert_int_equal(s.held_count, 1);
     assert_int_equal(s.train_count, 4);
     kd_split_free(&s);
-    assert_ok(kd_split_make(&s, 5, nth, ids, 0, 0, &err));
+    assert_ok(kd_split_make(&s, 5, keys, NULL, 0, 0, &err));
     assert_int_equal(s.held_count, 0);
+    assert_int_equal(s.held_groups, 0);
+    kd_split_free(&s);
+}
+
+static uint64_t key_of(const char *path, int depth) {
+    kd_hash128 id = id_of((unsigned)strlen(path));
+    return kd_split_key(&id, path, depth);
+}
+
+static void a_group_is_what_shares_its_first_folders(void **state) {
+    (void)state;
+    assert_true(key_of("v1/s1/000.jpg", 1) == key_of("v1/s2/1000.jpg", 1));
+    assert_true(key_of("v1/s1/000.jpg", 2) != key_of("v1/s2/000.jpg", 2));
+    assert_true(key_of("v1/s1/000.jpg", 2) == key_of("v1/s1/a/b/c.jpg", 2));
+    assert_true(key_of("v1/000.jpg", 1) != key_of("v11/000.jpg", 1));
+    assert_true(key_of("v1/000.jpg", 5) == key_of("v1/1000.jpg", 5)); /* fewer folders: all of them */
+    assert_true(key_of("000.jpg", 1) == key_of("1000.jpg", 1));
+    assert_true(key_of("./v1/000.jpg", 1) == key_of("v1/1.jpg", 1));
+    assert_true(key_of("/v1/000.jpg", 1) == key_of("v1/1.jpg", 1));
+}
+
+static void groups_stay_on_one_side(void **state) {
+    (void)state;
+    enum { N = 2000, GROUPS = 100 };
+    static uint64_t keys[N];
+    static int side[GROUPS];
+    kd_split s;
+    char path[64];
+    for (int i = 0; i < N; i++) {
+        snprintf(path, sizeof path, "video %d/%d.jpg", i % GROUPS, i);
+        keys[i] = key_of(path, 1);
+    }
+    assert_ok(kd_split_make(&s, N, keys, NULL, 0.2, 0, &err));
+    assert_int_equal(s.groups, GROUPS);
+    assert_true(s.held_groups > 8 && s.held_groups < 35);
+    assert_int_equal(s.held_count, s.held_groups * (N / GROUPS));
+    for (size_t i = 0; i < s.held_count; i++)
+        side[s.held[i] % GROUPS] = 1;
+    for (size_t i = 0; i < s.train_count; i++)
+        assert_int_equal(side[s.train[i] % GROUPS], 0);
+    kd_split_free(&s);
+    assert_ok(kd_split_make(&s, N, keys, NULL, 1e-9, 0, &err)); /* at least one group, whole */
+    assert_int_equal(s.held_groups, 1);
+    assert_int_equal(s.held_count, N / GROUPS);
+    kd_split_free(&s);
+}
+
+static void a_list_holds_out_what_it_names_with_its_groups(void **state) {
+    (void)state;
+    const uint64_t alone[6] = {10, 11, 12, 13, 14, 15}, grouped[6] = {1, 2, 1, 3, 2, 3};
+    const uint8_t listed[6] = {0, 1, 0, 0, 0, 0};
+    kd_split s;
+    assert_ok(kd_split_make(&s, 6, alone, listed, 0.5, 0, &err)); /* the fraction draws nothing */
+    assert_int_equal(s.held_count, 1);
+    assert_int_equal(s.held[0], 1);
+    assert_int_equal(s.train_count, 5);
+    kd_split_free(&s);
+    assert_ok(kd_split_make(&s, 6, grouped, listed, 0.5, 0, &err));
+    assert_int_equal(s.held_count, 2);
+    assert_int_equal(s.held[0], 1);
+    assert_int_equal(s.held[1], 4);
+    assert_int_equal(s.groups, 3);
+    assert_int_equal(s.held_groups, 1);
     kd_split_free(&s);
 }
 
@@ -115,6 +181,9 @@ int main(void) {
         cmocka_unit_test(images_are_out_of_phase),
         cmocka_unit_test(the_split_is_a_property_of_the_image),
         cmocka_unit_test(a_small_set_still_holds_one_out),
+        cmocka_unit_test(a_group_is_what_shares_its_first_folders),
+        cmocka_unit_test(groups_stay_on_one_side),
+        cmocka_unit_test(a_list_holds_out_what_it_names_with_its_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,7 +1,7 @@
 /* --features and --layers: sets in a fixed order, and every wrong one refused with what would be right. */
 #include "tests/unit/unit.h"
 
-#include "precompute/selection.h"
+#include "kernels/nn/selection.h"
 
 static kd_err err;
 

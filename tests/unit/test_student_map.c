@@ -29,8 +29,8 @@ static void agree(const char *name, int height, int width)
 
 static void maps_are_those_of_the_networks(void **state)
 {
-    static const int size[][2] = {{224, 224}, {112, 112}, {98, 98}, {518, 518}, {224, 336}, {97, 33}, {63, 65}, {31, 224}, {8193, 224}, {238, 154}, {7, 7}};
-    static const char *const other[] = {"dinov2_w64_d1", "dinov2_w192_d6", "dinov2_w100_d6", "dinov2_w64_d0", "dinov2_w64", "dinov2_w64_d1x", "resnet19", "dinov3_vitb16", ""};
+    static const int size[][2] = {{224, 224}, {112, 112}, {98, 98}, {518, 518}, {224, 336}, {97, 33}, {63, 65}, {31, 224}, {64, 96}, {640, 640}, {8193, 224}, {238, 154}, {7, 7}};
+    static const char *const other[] = {"dinov2_w64_d1", "dinov2_w192_d6", "dinov2_w100_d6", "dinov2_w64_d0", "dinov2_w64", "dinov2_w64_d1x", "resnet19", "yolov8", "yolo11m", "dinov3_vitb16", ""};
     const char *name;
     (void)state;
     for (size_t s = 0; s < sizeof size / sizeof size[0]; s++) {
@@ -61,6 +61,8 @@ static void sentences_name_what_is_wrong(void **state)
     assert_contains(err.msg, "224 x 224 pixels, not 112 x 112");
     assert_int_equal(kd_student_map(&map, "dinov2_vits14", 100, 112, &err), KD_EUSAGE);
     assert_contains(err.msg, "multiples of 14");
+    assert_int_equal(kd_student_map(&map, "yolov8n", 224, 208, &err), KD_EUSAGE);
+    assert_contains(err.msg, "multiples of 32, not 224 x 208");
 }
 
 static void a_map_below_the_grid_gets_its_adjoint(void **state)

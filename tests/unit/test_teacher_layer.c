@@ -73,7 +73,7 @@ static kd_train_config config(const char *extra, const char *value) {
 /* The targets of the layer that the setup has chosen, against the formula and that layer's statistics. */
 static void expect_targets(const kd_setup *s, uint16_t layer) {
     kd_replay *replay = s->groups.group[0].replay;
-    kd_cache *cache = s->groups.group[0].cache;
+    kd_cache *cache = s->groups.group[0].source.cache;
     kd_replay_item items[IMAGES];
     kd_sample sample;
     for (uint32_t i = 0; i < IMAGES; i++)
@@ -82,7 +82,7 @@ static void expect_targets(const kd_setup *s, uint16_t layer) {
     for (uint32_t i = 0; i < IMAGES; i++) {
         assert_ok(kd_replay_next(replay, &sample, &err));
         for (int f = 0; f < KD_TARGETS; f++) {
-            const float *mean, *got = f == KD_FEATURE_CLS ? sample.cls : sample.patch[0];
+            const float *mean, *got = sample.target[f];
             float x[TF_LARGEST], std;
             size_t width = (size_t)kd_cache_recipe(cache)->width, n = kd_recipe_rows(kd_cache_recipe(cache), (kd_feature)f) * width;
             assert_ok(kd_cache_mean(cache, (kd_feature)f, layer, &mean, &std, &err));
@@ -155,7 +155,7 @@ static void caches_without_a_target_are_refused_by_name(void **state) {
     j = both_layers();
     json_object_set_new(j, "features", json_pack("[s,s]", "patch", "mean"));
     make(j);
-    refused(config(NULL, NULL), KD_EUSAGE, "no cls features; give --cls-weight 0");
+    refused(config(NULL, NULL), KD_EUSAGE, "no cls features, which pair cls of loss std-mse learns; give --cls-weight 0");
 }
 
 static double last_loss(void) {

@@ -6,6 +6,7 @@
 #include "common/base/mem.h"
 #include "common/weights/weights.h"
 #include "tests/unit/formula.h"
+#include "tests/unit/loss_fixture.h"
 #include "train/schedule.h"
 #include "train/step.h"
 
@@ -29,9 +30,10 @@ static const curve_case wide_resnet = {"resnet18", GOLDEN "curve_resnet18_wide.s
 static kd_student *make_student_for(kd_backend *b, const curve_case *c, kd_dtype precision, kd_target target) {
     static kd_train_config config;
     kd_student *s;
-    config = (kd_train_config){.lr = c->lr, .weight_decay = "0.05", .batch_size = BATCH};
-    kd_student_spec spec = {.name = c->model, .batch = BATCH, .precision = precision, .config = &config, .views = 1,
-                            .view = {{.image_h = c->height, .image_w = c->width, .loss = {.width = WIDTH, .grid_h = c->grid_h, .grid_w = c->grid_w, .target = target, .cls_weight = 1, .patch_weight = 1}}}};
+    config = (kd_train_config){.lr = c->lr, .weight_decay = "0.05", .batch_size = BATCH, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
+    kd_loss loss = lf_std_mse(1, 1);
+    kd_student_spec spec = {.name = c->model, .batch = BATCH, .precision = precision, .config = &config, .loss = &loss, .views = 1,
+                            .view = {{.image_h = c->height, .image_w = c->width, .width = WIDTH, .grid_h = c->grid_h, .grid_w = c->grid_w, .target = target}}};
     assert_ok(kd_student_create(&s, b, &spec, &err));
     size_t largest = 0;
     float *buf;
@@ -75,7 +77,7 @@ static void free_data(data *d) {
 static void put_batch(kd_student *s, const data *d, int step) {
     for (int row = 0; row < BATCH; row++) {
         size_t i = (size_t)(step % BATCHES * BATCH + row);
-        kd_sample sample = {.pixels = d->pixels + i * d->pixel_row, .cls = d->cls + i * WIDTH, .patch = {d->patch + i * d->patch_row}};
+        kd_sample sample = {.pixels = d->pixels + i * d->pixel_row, .target = {d->cls + i * WIDTH, d->patch + i * d->patch_row}};
         assert_ok(kd_student_put(s, 0, row, &sample, &err));
     }
 }
@@ -147,10 +149,10 @@ static void run_curve(const char *device, const curve_case *c, double times, dou
         put_batch(s, &d, step);
         assert_ok(kd_step_run(s, lr, 1.0, &x, &err));
         check_step("learning rate", step, lr, want[3], want[7], times);
-        check_step("CLS loss", step, x.cls, want[0], want[4], times);
-        check_step("patch loss", step, x.patch, want[1], want[5], times);
+        check_step("CLS loss", step, x.term[LF_CLS], want[0], want[4], times);
+        check_step("patch loss", step, x.term[LF_PATCH], want[1], want[5], times);
         check_step("gradient norm", step, x.grad_norm, want[2], want[6], times);
-        assert_true(fabs(x.loss - (x.cls + x.patch)) < 1e-12);
+        assert_true(fabs(x.loss - (x.term[LF_CLS] + x.term[LF_PATCH])) < 1e-12);
     }
     check_weights(s, w, weights_relative);
     assert_int_equal(s->optim.steps, STEPS);
@@ -207,8 +209,8 @@ static void bf16_curve_stays_close(void **state) {
         kd_step_result x;
         put_batch(s, &d, step);
         assert_ok(kd_step_run(s, kd_schedule_lr(&schedule, step), 1.0, &x, &err));
-        if (!(fabs(x.cls - (double)want[0][step]) < 0.03 && fabs(x.patch - (double)want[1][step]) < 0.03))
-            fail_msg("step %d: losses %.4f %.4f, in f32 %.4f %.4f", step, x.cls, x.patch, (double)want[0][step], (double)want[1][step]);
+        if (!(fabs(x.term[LF_CLS] - (double)want[0][step]) < 0.03 && fabs(x.term[LF_PATCH] - (double)want[1][step]) < 0.03))
+            fail_msg("step %d: losses %.4f %.4f, in f32 %.4f %.4f", step, x.term[LF_CLS], x.term[LF_PATCH], (double)want[0][step], (double)want[1][step]);
     }
     free_data(&d);
     kd_student_destroy(s);
@@ -251,22 +253,23 @@ enum { SMALL = 32, LARGE = 64 };
 
 /* resnet18 on views of these sides, its gradient after one step that moves nothing; *loss: of that step. */
 static float *gradient_of(kd_backend *b, const int *sides, int views, double *loss, size_t *count) {
-    kd_train_config config = {.lr = "0", .weight_decay = "0", .batch_size = BATCH};
-    kd_student_spec spec = {.name = "resnet18", .batch = BATCH, .seed = 1, .config = &config, .views = views};
+    kd_train_config config = {.lr = "0", .weight_decay = "0", .batch_size = BATCH, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
+    kd_loss terms = lf_std_mse(1, 0.5);
+    kd_student_spec spec = {.name = "resnet18", .batch = BATCH, .seed = 1, .config = &config, .loss = &terms, .views = views};
     kd_student *s;
     kd_step_result x;
     float *gradient;
     static uint8_t pixels[BATCH * LARGE * LARGE * 3];
     static float cls[BATCH * WIDTH], patch[BATCH * 4 * WIDTH];
     for (int k = 0; k < views; k++)
-        spec.view[k] = (kd_student_view){.image_h = sides[k], .image_w = sides[k], .loss = {.width = WIDTH, .grid_h = 2, .grid_w = 2, .cls_weight = 1, .patch_weight = 0.5}};
+        spec.view[k] = (kd_student_view){.image_h = sides[k], .image_w = sides[k], .width = WIDTH, .grid_h = 2, .grid_w = 2};
     assert_ok(kd_student_create(&s, b, &spec, &err));
     formula_pictures(pixels, sizeof pixels);
     for (int k = 0; k < views; k++) {
         formula_targets(cls, sides[k] == SMALL ? "small" : "large", BATCH * WIDTH); /* each size has targets of its own */
         formula_targets(patch, sides[k] == SMALL ? "small patch" : "large patch", BATCH * 4 * WIDTH);
         for (int row = 0; row < BATCH; row++) {
-            kd_sample sample = {.pixels = pixels + row * sides[k] * sides[k] * 3, .cls = cls + row * WIDTH, .patch = {patch + row * 4 * WIDTH}};
+            kd_sample sample = {.pixels = pixels + row * sides[k] * sides[k] * 3, .target = {cls + row * WIDTH, patch + row * 4 * WIDTH}};
             assert_ok(kd_student_put(s, k, row, &sample, &err));
         }
     }
@@ -374,14 +377,14 @@ static void compare_adjoint(const char *device, const curve_case *c, int map_h, 
             double square = 0;
             for (size_t j = 0; j < d.patch_row; j++)
                 square += (double)t[j] * (double)t[j];
-            float rounded = (float)square;
+            const float square_of[2] = {0, (float)square};
             reduce_to(a, t, map_h, map_w, c->grid_h, c->grid_w);
-            kd_sample sample = {.pixels = d.pixels + i * d.pixel_row, .cls = d.cls + i * WIDTH, .patch = {a}, .square = &rounded};
+            kd_sample sample = {.pixels = d.pixels + i * d.pixel_row, .target = {d.cls + i * WIDTH, a}, .square = square_of};
             assert_ok(kd_student_put(s[1], 0, row, &sample, &err));
         }
         for (int k = 0; k < 2; k++)
             assert_ok(kd_step_run(s[k], 1e-4, 1, &x[k], &err));
-        *losses = fmax(*losses, fabs(x[1].patch - x[0].patch) / x[0].patch);
+        *losses = fmax(*losses, fabs(x[1].term[LF_PATCH] - x[0].term[LF_PATCH]) / x[0].term[LF_PATCH]);
         for (int k = 0; k < 2 && step == 0; k++)
             assert_ok(b->v->download(b, w[k], kd_exec_gradients(s[k]->program[0].train), total * sizeof(float), &err));
         if (step == 0)
@@ -442,8 +445,9 @@ static void names_sizes_and_files_of_students_are_checked(void **state) {
     (void)state;
     kd_backend *b;
     kd_student *s;
-    kd_train_config config = {.lr = "auto", .weight_decay = "auto", .batch_size = 256};
-    kd_student_spec spec = {.name = "resnet19", .batch = 2, .config = &config, .views = 1, .view = {{.image_h = 56, .image_w = 56, .loss = {.width = 8, .grid_h = 2, .grid_w = 2, .cls_weight = 1}}}};
+    kd_train_config config = {.lr = "auto", .weight_decay = "auto", .batch_size = 256, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
+    kd_loss loss = lf_std_mse(1, 0);
+    kd_student_spec spec = {.name = "resnet19", .batch = 2, .config = &config, .loss = &loss, .views = 1, .view = {{.image_h = 56, .image_w = 56, .width = 8, .grid_h = 2, .grid_w = 2}}};
     assert_ok(kd_backend_open(&b, "ref", 1, &err));
     assert_int_equal(kd_student_create(&s, b, &spec, &err), KD_EUSAGE);
     assert_contains(err.msg, "resnet18");
@@ -456,7 +460,7 @@ static void names_sizes_and_files_of_students_are_checked(void **state) {
     assert_contains(err.msg, "no/such/file.safetensors");
     spec.init = NULL;
     assert_ok(kd_student_create(&s, b, &spec, &err));
-    assert_true(fabs(s->hyper.lr - 1e-3) < 1e-9 && fabs(s->hyper.weight_decay - 0.04) < 1e-9); /* 5e-4 sqrt(256 / 64) */
+    assert_true(fabs(s->hyper.lr - 1e-3) < 1e-9 && fabs(s->hyper.optim.weight_decay - 0.04) < 1e-9); /* 5e-4 sqrt(256 / 64) */
     kd_student_destroy(s);
     kd_backend_close(b);
 }

@@ -2,6 +2,7 @@
 #include "tests/unit/train_fixture.h"
 
 #include "common/base/log.h"
+#include "tests/unit/loss_fixture.h"
 #include "train/run.h"
 #include "train/setup.h"
 
@@ -75,30 +76,30 @@ static void one_pass_hands_out_every_target_standardised(void **state) {
     static const float tolerance[4] = {1e-5f, 8e-3f, 4e-3f, 1e-4f}; /* full is exact in f16 here, and so is U^T t where U is the identity; sums and means are rounded */
     kd_cache *c = make("x.kdc", "full,adjoint:1x2,pool:2x1,adjoint:2x3");
     const kd_recipe *r = kd_cache_recipe(c);
-    kd_replay_options o = {.cache = c, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .layer = 1, .ahead = 4, .patches = 4};
+    kd_replay_options o = {.source = {.cache = c}, .images = at("pictures"), .threads = 2, .student_h = TF_H, .student_w = TF_W, .ahead = 4, .targets = 4};
     kd_replay *replay;
     kd_replay_item items[IMAGES];
     kd_sample s;
     for (int i = 0; i < 4; i++)
-        assert_ok(kd_replay_target_of(&o.patch[i], c, kd_patch_feature(i), 1, &err));
+        assert_ok(kd_replay_target_of(&o.target[i], &(kd_source){.cache = c}, kd_patch_feature(i), 1, &err));
     for (int i = 1; i < 4; i += 2) /* an adjoint target's statistics are those of the tokens */
         for (int k = 0; k < TF_WIDTH; k++)
-            assert_true(fabsf(o.patch[i].mean[k] - o.patch[0].mean[k]) < 1e-3f && fabsf(o.patch[i].std - o.patch[0].std) < 1e-3f);
-    assert_true(o.patch[2].std < 0.9f * o.patch[0].std); /* means vary less */
+            assert_true(fabsf(o.target[i].mean[k] - o.target[0].mean[k]) < 1e-3f && fabsf(o.target[i].std - o.target[0].std) < 1e-3f);
+    assert_true(o.target[2].std < 0.9f * o.target[0].std); /* means vary less */
     assert_ok(kd_replay_create(&replay, &o, &err));
     for (uint32_t i = 0; i < IMAGES; i++)
         items[i] = (kd_replay_item){.image = i, .view = i % VIEWS};
     assert_ok(kd_replay_begin(replay, items, IMAGES, &err));
     for (uint32_t i = 0; i < IMAGES; i++) {
         assert_ok(kd_replay_next(replay, &s, &err));
-        assert_null(s.cls);
+        assert_null(s.target[4]);
         for (int k = 0; k < 4; k++) {
             float want[TF_LARGEST];
             kd_feature f = kd_patch_feature(k);
-            double square = expected(want, r, f, &o.patch[k], &kd_replay_image(replay, i)->image, items[i].view);
+            double square = expected(want, r, f, &o.target[k], &kd_replay_image(replay, i)->image, items[i].view);
             for (size_t j = 0; j < (size_t)kd_recipe_rows(r, f) * TF_WIDTH; j++)
-                if (!(fabsf(s.patch[k][j] - want[j]) < tolerance[k]))
-                    fail_msg("target %d, value %zu is %g and not %g", k, j, (double)s.patch[k][j], (double)want[j]);
+                if (!(fabsf(s.target[k][j] - want[j]) < tolerance[k]))
+                    fail_msg("target %d, value %zu is %g and not %g", k, j, (double)s.target[k][j], (double)want[j]);
             if (k % 2 == 1)
                 assert_true(fabs((double)s.square[k] - square) < 1e-3 * square);
             else
@@ -128,7 +129,7 @@ static void chosen(const char *cache, const char *wish, const char *want) {
     kd_train_config c = config(cache, "ref", wish, "run");
     char text[KD_TARGET_TEXT];
     assert_ok(kd_setup_open(&s, &c, arena, &err));
-    assert_string_equal(kd_target_text(&s.students[0]->program[0].view.loss.target, text), want);
+    assert_string_equal(kd_target_text(&s.students[0]->program[0].target[LF_PATCH].form, text), want);
     assert_string_equal(json_string_value(json_object_get(s.options, "patch-target")), want); /* so that a run can't go on with another one */
     kd_setup_close(&s);
 }

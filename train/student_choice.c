@@ -1,0 +1,90 @@
+#include "train/student_choice.h"
+
+#include <ctype.h>
+#include <string.h>
+
+enum { LONGEST_NAME = 60 };
+
+/* What may differ between the students of a run. */
+static const char *const own[] = {"init", "loss",         "cls-weight",  "patch-weight", "patch-target", "head",  "head-hidden", "temperature",        "queue-size",   "beta",
+                                  "clip", "cosine-share", "gram-weight", "koleo-weight", "optimizer",    "lr",    "lr-scale",    "lr-reference-batch", "weight-decay", "momentum",
+                                  "ema",  "drop-path"};
+
+static int is_own(const char *key) {
+    for (size_t i = 0; i < sizeof own / sizeof own[0]; i++)
+        if (strcmp(own[i], key) == 0)
+            return 1;
+    return 0;
+}
+
+static int is_option(const char *key) {
+    for (const kd_option *o = kd_train_program.options; o->name != NULL; o++)
+        if (strcmp(o->name, key) == 0)
+            return 1;
+    return 0;
+}
+
+/* Files and metrics are called after it. */
+static kd_status check_name(const char *name, const char *where, kd_err *err) {
+    size_t n = strlen(name), good = 0;
+    while (good < n && (isalnum((unsigned char)name[good]) || strchr("._-", name[good]) != NULL))
+        good++;
+    if (n == 0 || good < n || n > LONGEST_NAME || name[0] == '.')
+        return kd_fail(err, KD_EUSAGE, "%s: name \"%s\" must be 1 to %d letters, digits, '.', '_' or '-' and not begin with '.'; files are called after it", where, name, LONGEST_NAME);
+    return KD_OK;
+}
+
+static kd_status set(kd_student_choice *out, const char *key, const char *value, const char *where, kd_arena *arena, kd_err *err) {
+    if (strcmp(key, "model") == 0) {
+        out->model = value;
+        return KD_OK;
+    }
+    if (strcmp(key, "name") == 0) {
+        out->name = value;
+        return KD_OK;
+    }
+    if (!is_own(key) && is_option(key))
+        return kd_fail(err, KD_EUSAGE, "%s: all students of a run share \"%s\"; give --%s for the run, or train this student in a run of its own", where, key, key);
+    return kd_options_set(&kd_train_program, &out->config, key, value, where, arena, err);
+}
+
+kd_status kd_student_choice_parse(kd_student_choice *out, const char *text, const kd_train_config *run, kd_arena *arena, kd_err *err) {
+    char *rest = kd_arena_strdup(arena, text);
+    const char *where = kd_arena_printf(arena, "--student %s", text);
+    *out = (kd_student_choice){.config = *run};
+    if (rest == NULL || where == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for the students");
+    for (char *item; (item = strsep(&rest, ",")) != NULL;) {
+        char *value = strchr(item, '=');
+        if (value == NULL && out->model == NULL) {
+            out->model = item;
+            continue;
+        }
+        if (value == NULL)
+            return kd_fail(err, KD_EUSAGE, "%s: \"%s\" isn't a setting; they are written key=value behind the model, with commas between them", where, item);
+        *value++ = '\0';
+        KD_TRY(set(out, item, value, where, arena, err));
+    }
+    if (out->model == NULL || out->model[0] == '\0')
+        return kd_fail(err, KD_EUSAGE, "%s: names no model; write --student resnet18, or model=resnet18 among the settings", where);
+    if (out->name == NULL)
+        out->name = out->model;
+    KD_TRY(check_name(out->name, where, err));
+    return kd_train_config_check(&out->config, err);
+}
+
+kd_status kd_student_choices(kd_student_choice **out, const kd_train_config *run, kd_arena *arena, kd_err *err) {
+    size_t n = run->students.count;
+    kd_student_choice *all = kd_arena_alloc(arena, n * sizeof *all);
+    if (all == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for the students");
+    for (size_t i = 0; i < n; i++) {
+        KD_TRY(kd_student_choice_parse(&all[i], run->students.item[i], run, arena, err));
+        for (size_t j = 0; j < i; j++)
+            if (strcmp(all[i].name, all[j].name) == 0)
+                return kd_fail(err, KD_EUSAGE, "two students are called %s, and files are called after them; add name=... to one: --student %s,name=%s-2", all[i].name, run->students.item[i],
+                               all[i].name);
+    }
+    *out = all;
+    return KD_OK;
+}
