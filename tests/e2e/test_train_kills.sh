@@ -116,16 +116,16 @@ done
 echo "$failed runs without room"
 
 # ---- SIGTERM in the middle of a long step ----
-"$KD_BIN/kd-train" "${args[@]}" --out "$work/t" --accumulate 8 --epochs 20 2>/dev/null &
+"$KD_BIN/kd-train" "${args[@]}" --out "$work/t" --accumulate 4 --epochs 4 2>/dev/null &
 pid=$!
 while kill -0 $pid 2>/dev/null && [ ! -s "$work/t/metrics.jsonl" ]; do sleep 0.01; done
 kill -TERM $pid
 wait $pid
 check "SIGTERM between the batches of a step ends with 143" test $? -eq 143
 check "with a state" test -s "$work/t/checkpoints/latest.kdt"
-"$KD_BIN/kd-train" "${args[@]}" --out "$work/t" --accumulate 8 --epochs 20 2>"$work/err"
+"$KD_BIN/kd-train" "${args[@]}" --out "$work/t" --accumulate 4 --epochs 4 2>"$work/err"
 check "and the same command completes" test $? -eq 0
-"$KD_BIN/kd-train" "${args[@]}" --out "$work/u" --accumulate 8 --epochs 20 2>"$work/err"
+"$KD_BIN/kd-train" "${args[@]}" --out "$work/u" --accumulate 4 --epochs 4 2>"$work/err"
 same "$work/u" "$work/t"
 check "with the weights of an undisturbed run" test $? -eq 0
 finish
