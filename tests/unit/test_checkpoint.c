@@ -75,7 +75,7 @@ static void resume_with(const char *device, const char *model, const kd_train_co
         free(folder);
         skip();
     }
-    kd_student *s = make_student_with(b, model, 1, config), *t = make_student_with(b, model, 2, config);
+    kd_student *s = make_student_with(b, model, 1, config), *t = make_student_with(b, model, config->drop_path > 0 ? 1 : 2, config); /* the seed of drop path is an option of the run */
     json_t *run = some_run();
     kd_checkpoint *c;
     take_step(s, 0);

@@ -1,0 +1,131 @@
+#!/bin/bash
+# kd-train is killed at random points again and again, and runs out of disk: whatever ends it, the same command goes on, and the weights, the best state and the metrics are those of a run that nobody
+# disturbed, for every optimizer, several losses and both kinds of students, with moving average, accumulation and drop path. KD_LONG=1: every combination and 100 kills. docs/resume.md has the counts.
+. "$(dirname "$0")/../lib.sh"
+
+pictures=$work/pictures
+"$KD_TEST_DIR/demo/draw_pictures" "$pictures" 4 1 || exit 1
+cache=$work/x.kdc
+"$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$top/tests/golden/models/tiny_dinov2.pth" --cache "$cache" --views 2 --image-size 56 --layers 2 --device cpu 2>"$work/err" ||
+    { cat "$work/err"; exit 1; }
+common=(--cache "$cache" --images "$pictures/train" --batch-size 2 --accumulate 2 --epochs 3 --val-fraction 0.3 --log-every 1 --device cpu --threads 1 --ema 0.9 --checkpoint-epochs 1 --keep 2)
+
+# optimizer, loss, student; the ViT has drop path, which resnet18 has no branches for
+cases=("adamw std-mse resnet18" "sgd kl-queue resnet18" "lars kl-queue+intra dinov2_w64_d2")
+kills=10
+if [ -n "$KD_LONG" ]; then
+    cases=()
+    for optimizer in adamw sgd lars; do
+        for loss in std-mse mse kl-queue kl-queue+intra mse-normalized cosine cos-sl1 smooth-l1 gram; do
+            for student in resnet18 dinov2_w64_d2; do cases+=("$optimizer $loss $student"); done
+        done
+    done
+    kills=100
+fi
+
+arguments() { # OPTIMIZER LOSS STUDENT
+    args=("${common[@]}" --optimizer "$1" --loss "$2" --student "$3")
+    [ "$3" = resnet18 ] && args+=(--student-size 32) || args+=(--drop-path 0.3)
+    [[ $2 == kl-queue* ]] && args+=(--queue-size 8)
+    student=$3
+}
+numbers() { sed 's/,"images_per_s":[^,}]*//; s/,"data_wait":[^,}]*//' "$1/metrics.jsonl"; }
+same() { # A B: exports, metrics and the kept states of two runs
+    cmp "$1/exported/$student.safetensors" "$2/exported/$student.safetensors" &&
+        cmp "$1/exported/$student-best.safetensors" "$2/exported/$student-best.safetensors" &&
+        cmp <(numbers "$1") <(numbers "$2") &&
+        [ "$(cd "$1/checkpoints" && ls)" = "$(cd "$2/checkpoints" && ls)" ]
+}
+
+declare -A ends=()
+phase_of() { # DIR: where a run was when it died, from what it left behind
+    if compgen -G "$1/exported/*" >/dev/null; then echo export
+    elif compgen -G "$1/checkpoints/*.tmp.*" >/dev/null; then echo checkpoint
+    elif [ ! -s "$1/metrics.jsonl" ]; then echo "start or first steps"
+    elif tail -n 1 "$1/metrics.jsonl" | grep -q '"val_loss"'; then echo "after a validation"
+    else echo "steps or validation"
+    fi
+}
+
+RANDOM=6
+done_kills=0 rounds=0
+per_case=$(((kills + ${#cases[@]} - 1) / ${#cases[@]}))
+for c in "${cases[@]}"; do
+    read -r -a words <<<"$c"
+    arguments "${words[@]}"
+    rm -rf "$work/a" "$work/k"
+    begin=$(date +%s%N)
+    "$KD_BIN/kd-train" "${args[@]}" --out "$work/a" 2>"$work/err"
+    check "$c: a run ends with 0" test $? -eq 0
+    took=$((($(date +%s%N) - begin) / 1000000))
+    for ((n = 0; n < per_case && done_kills < kills;)); do
+        "$KD_BIN/kd-train" "${args[@]}" --out "$work/k" 2>/dev/null &
+        pid=$!
+        sleep "$(printf '%d.%03d' $((RANDOM * took / 32768 / 1000)) $((RANDOM % 1000 * took / 1000 % 1000)))"
+        rounds=$((rounds + 1))
+        if kill -KILL $pid 2>/dev/null; then
+            wait $pid 2>/dev/null
+            phase=$(phase_of "$work/k")
+            ends[$phase]=$((${ends[$phase]:-0} + 1))
+            n=$((n + 1)) done_kills=$((done_kills + 1))
+        else # it had come to its end: once more from the beginning
+            wait $pid
+            same "$work/a" "$work/k" >/dev/null || break
+            rm -rf "$work/k"
+        fi
+    done
+    "$KD_BIN/kd-train" "${args[@]}" --out "$work/k" 2>"$work/err"
+    check "$c: after its kills the same command completes" test $? -eq 0
+    same "$work/a" "$work/k"
+    check "$c: weights, best state, metrics and kept states equal those of the undisturbed run" test $? -eq 0
+    check "$c: no half-written file is left" test -z "$(find "$work/k" -name '*.tmp.*')"
+done
+echo "killed $done_kills times in $rounds runs of ${#cases[@]} cases:"
+for phase in "${!ends[@]}"; do echo "  ${ends[$phase]} $phase"; done
+check "the last --keep epochs are kept" test "$(cd "$work/a/checkpoints" && echo epoch-*)" = "epoch-0002.kdt epoch-0003.kdt"
+
+# ---- writes that fail: a limit on the size of files, which the exit code takes for a full disk ----
+arguments sgd std-mse dinov2_w64_d2
+"$KD_BIN/kd-train" "${args[@]}" --out "$work/whole" 2>"$work/err"
+check "a run for the failing writes" test $? -eq 0
+state=$(stat -c %s "$work/whole/checkpoints/latest.kdt")
+best=$(stat -c %s "$work/whole/checkpoints/best-$student.kdt")
+failed=0
+limited() { # KILOBYTES DIR OPTIONS...
+    local limit=$1 out=$2
+    shift 2
+    (ulimit -f "$limit"; exec "$KD_BIN/kd-train" "${args[@]}" --out "$out" "$@") 2>"$work/err"
+}
+for limit in 1 $((best / 2048)) $((best / 1024 + 8)) $((state / 2048)) $((state / 1024 - 4)); do
+    rm -rf "$work/f"
+    "$KD_BIN/kd-train" "${args[@]}" --out "$work/f" --steps 1 2>/dev/null
+    cp "$work/f/checkpoints/latest.kdt" "$work/before"
+    for attempt in 1 2; do # the disk is still full when the user tries again
+        limited "$limit" "$work/f"
+        code=$?
+        check "limit of $limit KiB, attempt $attempt: exit 14" test $code -eq 14
+        check "limit of $limit KiB, attempt $attempt: the file system is named" grep -q 'file system' "$work/err"
+        check "limit of $limit KiB, attempt $attempt: the last state is as it was" cmp "$work/before" "$work/f/checkpoints/latest.kdt"
+        failed=$((failed + 1))
+    done
+    "$KD_BIN/kd-train" "${args[@]}" --out "$work/f" 2>"$work/err"
+    check "limit of $limit KiB: with room the same command completes" test $? -eq 0
+    same "$work/whole" "$work/f"
+    check "limit of $limit KiB: as if nothing had happened" test $? -eq 0
+done
+echo "$failed runs without room"
+
+# ---- SIGTERM in the middle of a long step ----
+"$KD_BIN/kd-train" "${args[@]}" --out "$work/t" --accumulate 4 --epochs 4 2>/dev/null &
+pid=$!
+while kill -0 $pid 2>/dev/null && [ ! -s "$work/t/metrics.jsonl" ]; do sleep 0.01; done
+kill -TERM $pid
+wait $pid
+check "SIGTERM between the batches of a step ends with 143" test $? -eq 143
+check "with a state" test -s "$work/t/checkpoints/latest.kdt"
+"$KD_BIN/kd-train" "${args[@]}" --out "$work/t" --accumulate 4 --epochs 4 2>"$work/err"
+check "and the same command completes" test $? -eq 0
+"$KD_BIN/kd-train" "${args[@]}" --out "$work/u" --accumulate 4 --epochs 4 2>"$work/err"
+same "$work/u" "$work/t"
+check "with the weights of an undisturbed run" test $? -eq 0
+finish
