@@ -186,6 +186,8 @@ static void run_case(const char *device, const parity_case *c) {
 static const parity_case resnet18 = {"resnet18", "images.17", 4, 64, 4, 1e-4, 1e-4, 3};
 static const parity_case vit_small = {"vit_small_patch16_224", "images.0", 2, 224, 16, 1e-4, 1e-4, 3};
 
+static const parity_case yolov8n = {"yolov8n", "images.22", 4, 64, 4, 1e-4, 1e-4, 3};
+
 static void resnet18_on_ref(void **state) {
     (void)state;
     run_case("ref", &resnet18);
@@ -200,7 +202,17 @@ static void vit_small_on_cpu(void **state) {
     run_case("cpu", &vit_small);
 }
 
+static void yolov8n_on_ref(void **state) {
+    (void)state;
+    run_case("ref", &yolov8n);
+}
+static void yolov8n_on_cpu(void **state) {
+    (void)state;
+    run_case("cpu", &yolov8n);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(resnet18_on_ref), cmocka_unit_test(resnet18_on_cpu), cmocka_unit_test(vit_small_on_cpu)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(resnet18_on_ref), cmocka_unit_test(resnet18_on_cpu), cmocka_unit_test(vit_small_on_cpu), cmocka_unit_test(yolov8n_on_ref),
+                                       cmocka_unit_test(yolov8n_on_cpu)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
