@@ -23,7 +23,7 @@
 #include "common/tensor/encode.h"
 #include "kernels/ops.h"
 
-enum { KD_BACKEND_ABI = 3 };
+enum { KD_BACKEND_ABI = 4 };
 
 typedef struct kd_backend kd_backend;
 typedef struct kd_op kd_op; /* one prepared op; each backend defines its own */

@@ -165,7 +165,7 @@ static json_t *describe_start(const kd_setup *u, const kd_student *s, int64_t st
     put_number(j, "step", (double)step);
     put_number(j, "lr", s->hyper.lr);
     put_number(j, "weight_decay", s->hyper.optim.weight_decay);
-    put_number(j, "clip", u->config->clip);
+    put_number(j, "clip", s->hyper.clip);
     put_json(j, "mean", json_pack("[f,f,f]", (double)m->mean[0], (double)m->mean[1], (double)m->mean[2]));
     put_json(j, "std", json_pack("[f,f,f]", (double)m->std[0], (double)m->std[1], (double)m->std[2]));
     put_json(j, "decayed", decayed_names(s));

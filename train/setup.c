@@ -499,7 +499,8 @@ static void print_plan(const kd_setup *s) {
            kd_io_size_text(s->view_memory, limit, sizeof limit));
 }
 
-static void print_student(const kd_setup *s, const kd_student *t) {
+static void print_student(const kd_setup *s, size_t i) {
+    const kd_student *t = s->students[i];
     char memory[32], sizes[KD_MAX_GROUPS * (KD_SIZE_TEXT + 8)] = "", size[KD_SIZE_TEXT], targets[KD_MAX_GROUPS * (KD_TARGET_TEXT + 8)] = "", target[KD_TARGET_TEXT], loss[400];
     double flops = 0;
     int patches = 0; /* the first pair that learns some */
@@ -514,7 +515,8 @@ static void print_student(const kd_setup *s, const kd_student *t) {
         flops += kd_exec_flops(p->train) / (double)t->batch;
     }
     kd_log(KD_LOG_INFO, "student %s at %s px: %.2f M parameters with heads, %s, lr %.3g, weight decay %.3g%s, %s, memory %s, %.2f GFLOP per image and forward pass%s", t->name, sizes,
-           (double)t->optim.total * 1e-6, s->config->optimizer, t->hyper.lr, t->hyper.optim.weight_decay, t->ema.average != NULL ? ", averaged (--ema)" : "", s->config->precision, kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
+           (double)t->optim.total * 1e-6, s->choices[i].config.optimizer, t->hyper.lr, t->hyper.optim.weight_decay, t->ema.average != NULL ? ", averaged (--ema)" : "", s->config->precision,
+           kd_io_size_text(kd_student_device_bytes(t), memory, sizeof memory), flops * 1e-9, targets);
     kd_log(KD_LOG_INFO, "student %s learns %s", t->name, kd_loss_text(&t->loss, loss, sizeof loss));
 }
 
@@ -523,6 +525,6 @@ void kd_setup_print(const kd_setup *s) {
         print_group(s, k);
     print_plan(s);
     for (size_t i = 0; i < s->count; i++)
-        print_student(s, s->students[i]);
+        print_student(s, i);
     kd_log(KD_LOG_INFO, "device: %s", s->backend->v->describe(s->backend));
 }
