@@ -214,11 +214,18 @@ kd_status kd_save_resume(kd_save *s, kd_position *at, kd_logbook **logbook, kd_e
 
 /* ---- beginning and end ---- */
 
+/* NAME.tmp.PID.N, as kd_io_replace_begin calls what isn't whole yet, and nothing else: the folder may hold files of the user's. */
+static int is_leftover(const char *name) {
+    const char *tail = strstr(name, ".tmp.");
+    size_t pid = tail != NULL ? strspn(tail + 5, "0123456789") : 0, n = pid > 0 && tail[5 + pid] == '.' ? strspn(tail + 6 + pid, "0123456789") : 0;
+    return n > 0 && tail[6 + pid + n] == '\0';
+}
+
 static void remove_leftovers(const char *run_folder, const char *folder) {
     char *path = kd_asprintf("%s/%s", run_folder, folder);
     DIR *d = path != NULL ? opendir(path) : NULL;
     for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        char *file = strstr(e->d_name, ".tmp.") != NULL ? kd_asprintf("%s/%s", path, e->d_name) : NULL;
+        char *file = is_leftover(e->d_name) ? kd_asprintf("%s/%s", path, e->d_name) : NULL;
         if (file != NULL)
             unlink(file);
         kd_free(file);
@@ -233,6 +240,7 @@ kd_status kd_save_open(kd_save *s, const kd_setup *setup, kd_err *err) {
     *s = (kd_save){.setup = setup, .latest = kd_checkpoint_path(out, "latest", NULL), .saved_step = -1, .saved_at = kd_now()};
     if (s->latest == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory");
+    remove_leftovers(out, "."); /* of report.html, which is replaced after every epoch */
     remove_leftovers(out, "checkpoints");
     remove_leftovers(out, "exported");
     return KD_OK;

@@ -30,7 +30,7 @@ typedef struct kd_save {
     double saved_at;     /* time of the last latest.kdt, or of kd_save_open */
 } kd_save;
 
-/* Also removes what a killed run has left half-written in OUT/checkpoints and OUT/exported: the run directory is locked, so nobody is writing there. */
+/* Also removes what a killed run has left half-written in OUT, OUT/checkpoints and OUT/exported: the run directory is locked, so nobody is writing there. */
 kd_status kd_save_open(kd_save *s, const kd_setup *setup, kd_err *err);
 void kd_save_close(kd_save *s); /* accepts a zeroed one */
 

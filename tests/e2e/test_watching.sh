@@ -72,9 +72,11 @@ plain_report() { sed -E 's/; lately [0-9.]+ images[^%]*%[^.]*\./\./; s|<td>'"$wo
 numbers() { sed 's/,"images_per_s":[^,}]*//; s/,"data_wait":[^,}]*//' "$1/metrics.jsonl"; }
 train --out "$work/r" --steps 4 2>/dev/null
 check "a paused run has a report" has "$work/r/report.html" 'In progress: epoch'
+for leftover in report.html.tmp.123.4 checkpoints/latest.kdt.tmp.123.4 notes.tmp.txt; do echo half >"$work/r/$leftover"; done
 for bytes in "$work/r/metrics.jsonl" "$work/r"/events.out.tfevents.*; do echo 'written after the checkpoint, by a run that was killed' >>"$bytes"; done
 train --out "$work/r" 2>"$work/err"
 check "it goes on to its end" test $? -eq 0
+check "what a killed run left half-written is gone, and nothing else" test "$(find "$work/r" -name '*.tmp.*' -printf '%f ')" = 'notes.tmp.txt '
 check "its metrics are those of the straight run" cmp <(numbers "$work/a") <(numbers "$work/r")
 check "its events are as many, plus the picture of the pause" test "$(walk "$work/r"/events.out.tfevents.*)" = "$(awk '{ print $1 + 1, $2, $3 + 1 }' "$work/walk")"
 check "its report is that of the straight run" cmp <(plain_report "$work/a") <(plain_report "$work/r")
