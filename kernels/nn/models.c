@@ -93,6 +93,8 @@ const kd_model_tap *kd_model_tap_find(const kd_model_taps *taps, const char *nam
 }
 
 double kd_model_drop_chance(const kd_model_info *m, double drop_path, int branch) {
+    if (!(drop_path > 0) || m->branches == 0)
+        return 0;
     int blocks = m->branches / m->block_branches;
     return blocks > 1 ? drop_path * (branch / m->block_branches) / (blocks - 1) : 0;
 }

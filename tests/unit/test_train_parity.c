@@ -58,7 +58,7 @@ static int read_golden(const kd_weights *w, const char *name, float out[2 * SUMM
 static kd_student *make_student(kd_backend *b, const parity_case *c, float *buf) {
     static kd_train_config config;
     kd_student *s;
-    config = (kd_train_config){.lr = "1e-4", .weight_decay = "0.05", .batch_size = c->batch};
+    config = (kd_train_config){.lr = "1e-4", .weight_decay = "0.05", .batch_size = c->batch, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     kd_loss loss = lf_std_mse(1, 1);
     kd_student_spec spec = {.name = c->model, .batch = c->batch, .precision = KD_F32, .config = &config, .loss = &loss, .views = 1,
                             .view = {{.image_h = c->side, .image_w = c->side, .width = WIDTH, .grid_h = c->grid, .grid_w = c->grid}}};
