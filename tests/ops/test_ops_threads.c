@@ -11,7 +11,7 @@
 #include "tests/ops/harness.h"
 
 static const int THREADS[] = {1, 2, 3, 8};
-enum { COUNTS = sizeof THREADS / sizeof *THREADS, MAX_LARGE = 64 };
+enum { COUNTS = sizeof THREADS / sizeof *THREADS, MAX_LARGE = 160 };
 
 static kd_backend *with[COUNTS]; /* a backend per number of threads */
 static char missing[1200], no_bf16[1200];
