@@ -22,6 +22,10 @@ for page in "$top"/README.md "$top"/docs/*.md; do
     [ "${page##*/}" = sharing.md ] && continue # test_sharing_docs.sh runs that one
     while IFS= read -r command; do
         command=$(printf '%s' "$command" | sed "s/--id ID/--id $id/; s/--precision bf16/--precision $precision/; s/--epochs [0-9]*/--epochs 4/; s/ *#.*//")
+        case $command in # a hundred epochs unless told
+        *--epochs*|*--preset*) ;;
+        kd-train*) command="$command --epochs 1" ;;
+        esac
         ( eval "$command" ) >"$work/out" 2>"$work/err" </dev/null
         check "$(basename "$page"): $command" test $? -eq 0
         ran=$((ran + 1))
