@@ -225,7 +225,7 @@ void kd_report_charts(kd_text *out, const kd_curves *c, const char *const *names
     for_keys(&d, "loss_", draw_term);
     for_keys(&d, "seen_r2_", draw_r2);
     for_keys(&d, "seen_cos_", draw_cosine);
-    draw_validated(&d, "Neighbourhood agreement", "Of each image's 20 nearest by the teacher's class token, the share that are so by the student's pooled feature too.", "agreement", 0, 1);
+    draw_validated(&d, "Neighbourhood agreement", "Of each image's 20 nearest (of few images: a quarter of the others) by the teacher's class token, the share that are so by the student's pooled feature too.", "agreement", 0, 1);
     for_keys(&d, "knn_top1_k", draw_knn);
     draw_one(&d, "Learning rate", "Linear warm-up, then half a cosine.", "lr", 0, 0);
     draw_gradient(&d);
