@@ -227,6 +227,11 @@ bench-loader: required $(OBJ)/tests/bench/bench_loader
 bench-cache: required $(OBJ)/tests/bench/bench_cache
 	$(Q)KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/cache.sh
 
+## bench-students: 1, 2 and 4 students in one pass beside a run for each (KD_TEST_DATA=dir for real photos)
+.PHONY: bench-students
+bench-students: build $(DRAW)
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/students.sh
+
 ## fuzz: build the fuzz targets as replayers of files; with CC=clang SAN=fuzzer for libFuzzer
 .PHONY: fuzz
 fuzz: required $(FUZZ_BINARIES)
