@@ -177,6 +177,8 @@ static json_t *describe_start(const kd_setup *u, const kd_student *s, int64_t st
 kd_status kd_dump_start(const kd_setup *u, int64_t step, kd_err *err) {
     if (u->config->dump == NULL)
         return KD_OK;
+    if (u->config->accumulate > 1)
+        return kd_fail(err, KD_EUSAGE, "--dump holds one batch for each step, and --accumulate %lld makes a step of as many; leave --accumulate out", (long long)u->config->accumulate);
     if (!wanted(u, step + 1)) {
         kd_log(KD_LOG_WARN, "--dump writes nothing: the run has done %lld steps already; give --steps %lld or more, or another --out", (long long)step, (long long)step + 1);
         return KD_OK;

@@ -26,7 +26,7 @@
 
 enum { KD_DUMP_STEPS = 3 };
 
-/* KD_EFAIL, KD_ENOSPACE: the folder or a file can't be written. */
+/* KD_EUSAGE: a step has several batches (--accumulate). KD_EFAIL, KD_ENOSPACE: the folder or a file can't be written. */
 kd_status kd_dump_start(const kd_setup *s, int64_t step, kd_err *err);
 kd_status kd_dump_step(const kd_setup *s, kd_student *student, int64_t step, double lr, const kd_step_result *result, kd_err *err);
 

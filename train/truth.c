@@ -217,8 +217,8 @@ static kd_status overfit_student(const kd_setup *s, kd_student *t, kd_err *err) 
     } else if (good)
         printf("%s: can learn: the loss on one batch fell from %.4g to %.4g (%.1f-fold) in %" PRId64 " steps\n", t->name, first, last, first / last, steps);
     if (!good)
-        return kd_fail(err, KD_EFAIL, "%s: the loss on one batch went from %.4g to %.4g (%.1f-fold) in %" PRId64 " steps, and a tenth is expected of a student that can learn; give more steps or another --lr "
-                       "before doubting weights and wiring", t->name, first, last, first / last, steps);
+        return kd_fail(err, KD_EFAIL, "%s: the loss on one batch went from %.4g to %.4g (%.1f-fold) in %" PRId64 " steps, and a tenth is expected of a student that can learn; give more steps, another --lr, a "
+                       "batch of 8 or more, or --patch-weight 0 (a map that is coarser than the teacher's grid can't reproduce it) before doubting weights and wiring", t->name, first, last, first / last, steps);
     return KD_OK;
 }
 

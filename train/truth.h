@@ -4,7 +4,7 @@
  *     KD_TRY(kd_truth_watch(&setup, err));                             // before training: --check-finite
  *
  * --compare-backends, --overfit-batch and --profile work on the first batch of the run as it would be trained, print their result on stdout (with --json a line of JSON each) and touch nothing: the run
- * directory is neither made nor read. Several may be given; each begins with fresh students only if it is the first. */
+ * directory is neither made nor read. Several may be given: they run in the order below, each on the students as the one before left them. */
 #ifndef KD_TRAIN_TRUTH_H
 #define KD_TRAIN_TRUTH_H
 

@@ -9,6 +9,7 @@
 #include <time.h>
 
 #include "common/base/mem.h"
+#include "kernels/nn/inspect.h"
 #include "kernels/nn/models.h"
 
 typedef struct bench {
