@@ -221,21 +221,38 @@ static void print_stored(const kd_cache *c)
     }
 }
 
+/* A line "  NAME   text", broken between words before a screen's edge. */
+static void print_wrapped(const char *name, const char *text)
+{
+    enum { EDGE = 118, INDENT = 21 };
+    int column = printf("  %-18s", name);
+    while (*text) {
+        int length = (int)strcspn(text, " ");
+        if (column > INDENT && column + 1 + length > EDGE) {
+            printf("\n%*s", INDENT - 1, "");
+            column = INDENT - 1;
+        }
+        column += printf(" %.*s", length, text);
+        text += length + (text[length] == ' ');
+    }
+    printf("\n");
+}
+
 static void print_uses(const kd_recipe *r)
 {
     kd_use use[1 + KD_MAX_TARGETS];
     int n = kd_recipe_uses(use, r);
-    char size[KD_SIZE_TEXT];
+    char size[KD_SIZE_TEXT], text[256 + KD_USE_STUDENTS * (KD_USE_TEXT + 2)];
     printf("trains   with images of the same set, by --loss:\n");
     for (int i = 0; i < n; i++) {
-        printf("  %-18s %s: ", use[i].stored, use[i].losses);
+        size_t used = (size_t)snprintf(text, sizeof text, "%s: ", use[i].losses);
         for (int k = 0; k < use[i].students; k++)
-            printf("%s%s", k ? ", " : "", use[i].student[k]);
+            used += (size_t)snprintf(text + used, sizeof text - used, "%s%s", k ? ", " : "", use[i].student[k]);
         if (use[i].every)
-            printf("every student");
+            snprintf(text + used, sizeof text - used, "every student");
         else if (use[i].students == 0)
-            printf("no student of this version has such a map in views of %s px", kd_image_size_text(r->image_h, r->image_w, size));
-        printf("\n");
+            snprintf(text + used, sizeof text - used, "no student of this version has such a map in views of %s px", kd_image_size_text(r->image_h, r->image_w, size));
+        print_wrapped(use[i].stored, text);
     }
     if (n == 0)
         printf("  nothing: kd-train learns cls and patches\n");
