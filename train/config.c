@@ -37,10 +37,11 @@ static const kd_option table[] = {
                      "the images that the cache was made from (of a live teacher: the images), wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
     KD_OPTION_STRINGS(T, students, "student", "NAME", KD_OPT_REQUIRED,
-                      "network to train: resnet18, vit_tiny_patch16_224, dinov2_wW_dD, ... (--list-students); given several times, they share one pass over the images"),
+                      "network to train: resnet18, vit_tiny_patch16_224, dinov2_wW_dD, ... (--list-students); given several times, they share one pass over the images. Behind the name settings of its own can stand, "
+                      "over the run's: resnet18,name=r18-mse,loss=mse,lr=3e-4 (docs/losses.md)"),
     KD_OPTION_STRING(T, out, "out", "DIR", NULL, KD_OPT_REQUIRED, "run directory; run the same command again to resume an interrupted run"),
     KD_OPTION_CHOICE(T, preset, "preset", "default|lightly-v1|lightly-v2|lightly-v3|vit-kd", "default", "settings of a known recipe at once, listed below; options that are given win"),
-    KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from (.safetensors or .pth); without it the library's random initialisation"),
+    KD_OPTION_STRING(T, init, "init", "FILE", NULL, 0, "weights to start from: .safetensors, .pth, or an ultralytics .pt, which is read as data; without it the library's random initialisation. Of several students: for all, but those that have their own (NAME,init=FILE)"),
     KD_OPTION_INT(T, epochs, "epochs", "N", "100", 1, 1000000, "passes over the training images; each shows every image once, with its next view"),
     KD_OPTION_INT(T, batch_size, "batch-size", "N", "64", 1, 65536, "images per forward and backward pass (several recipes: of each); a step of the optimizer takes --accumulate of them"),
     KD_OPTION_STRING(T, image_size, "image-size", "S|HxW", "0", 0, "what the views of the (first) cache must measure: a side, or rows x columns; 0 = whatever the cache has. Of a live teacher: the size of its views; 0 = 224"),

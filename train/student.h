@@ -44,7 +44,7 @@ typedef struct kd_student_spec {
     const kd_train_config *config; /* the student's own settings, "auto" resolved by the kind of model. Borrowed while it is created */
 } kd_student_spec;
 
-/* What a pass changes besides gradients, as it was at the last kd_student_mark. */
+/* What a pass changes besides gradients, as it was at the last kd_student_set_mark. */
 typedef struct kd_student_mark {
     float *states; /* host, as long as kd_params_states */
     size_t count;
@@ -100,6 +100,8 @@ kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *
 
 /* Uploads pixels and targets as row `row` of the next training pass on group `group`. */
 kd_status kd_student_put(kd_student *s, int group, int row, const kd_sample *sample, kd_err *err);
+/* The same for the next validation pass, which sees the first group. */
+kd_status kd_student_show(kd_student *s, int row, const kd_sample *sample, kd_err *err);
 /* Draws and uploads, for the batch number `batch` of the run, which residual branches of which images group `group`'s pass drops. Nothing without --drop-path. */
 kd_status kd_student_drop_paths(kd_student *s, int group, uint64_t batch, kd_err *err);
 
@@ -107,8 +109,5 @@ kd_status kd_student_drop_paths(kd_student *s, int group, uint64_t batch, kd_err
 kd_status kd_student_set_mark(kd_student *s, kd_err *err);
 void kd_student_drop_mark(kd_student *s);
 kd_status kd_student_rewind(kd_student *s, kd_err *err); /* drops the mark, which must be set */
-
-/* The same for the next validation pass, which sees the first group. */
-kd_status kd_student_show(kd_student *s, int row, const kd_sample *sample, kd_err *err);
 
 #endif

@@ -1,7 +1,7 @@
 /* Validate: how well the students have learnt the teacher's features, on views that they don't train on and on views that they have seen.
  *
  * Losses: the terms of training, in inference mode (running statistics; queues are compared with and not pushed), averaged over batches. The last batch is filled up with the first items, which so
- * count twice in the losses and nowhere else.
+ * count more than once in the losses and nowhere else.
  * R2 = 1 - (mean squared error) / (variance of the targets over the validated set): 0 = no better than predicting the mean, 1 = perfect. Only of a loss that regresses (kd_term_facts).
  * Cosine: mean over tokens of the cosine between prediction and target, both centred by the cache's mean. Of a loss that only aligns directions (cosine, kl-queue, unit lengths) the prediction first
  * gets the target's length, for its own means nothing. Where a loss does neither (kl-intra, gram: predictions are free to turn), both are NaN. They are those of the first pair of that feature.

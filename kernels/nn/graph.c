@@ -166,10 +166,12 @@ static int add_vector(kd_graph *g, const char *prefix, const char *suffix, int64
     return add_param(g, prefix, suffix, 1, &count, KD_FILL_CONST, value);
 }
 
-static int add_state(kd_graph *g, const char *prefix, const char *suffix, int64_t count, double value) {
-    int i = add_vector(g, prefix, suffix, count, value);
-    if (i >= 0)
+int kd_graph_add_state(kd_graph *g, const char *prefix, const char *suffix, int rank, const int64_t *shape, double value) {
+    int i = add_param(g, prefix, suffix, rank, shape, KD_FILL_CONST, value);
+    if (i >= 0) {
         g->params[i].info.is_state = 1;
+        g->params[i].info.decay = 0;
+    }
     return i;
 }
 
@@ -234,7 +236,7 @@ void kd_graph_carry_linear(kd_graph *g, const char *name, int in, int out) {
 
 /* ---- nodes ---- */
 
-static kd_gnode new_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val x0, kd_val x1) {
+kd_gnode kd_graph_new_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val x0, kd_val x1) {
     kd_gnode n;
     memset(&n, 0, sizeof n);
     n.desc.kind = kind;
@@ -254,7 +256,7 @@ static kd_gnode new_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val 
 }
 
 /* Appends the node with a new result of the given shape. */
-static kd_val push(kd_graph *g, kd_gnode *n, int rank, const int64_t *shape) {
+kd_val kd_graph_push(kd_graph *g, kd_gnode *n, int rank, const int64_t *shape) {
     if (g->failed)
         return 0;
     void *list = g->nodes;
@@ -271,7 +273,7 @@ static kd_val push(kd_graph *g, kd_gnode *n, int rank, const int64_t *shape) {
 
 static kd_val push_like(kd_graph *g, kd_gnode *n, kd_val like) {
     kd_gval v = *val(g, like);
-    return push(g, n, v.rank, v.shape);
+    return kd_graph_push(g, n, v.rank, v.shape);
 }
 
 kd_val kd_graph_normalize(kd_graph *g, kd_val x, const float mean[3], const float std[3]) {
@@ -279,7 +281,7 @@ kd_val kd_graph_normalize(kd_graph *g, kd_val x, const float mean[3], const floa
         return 0;
     kd_gval *v = val(g, x);
     KD_ASSERT(v->rank == 3 && v->shape[2] == 3 && v->input && v->input_dtype == KD_U8);
-    kd_gnode n = new_node(g, KD_OP_NORMALIZE, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_NORMALIZE, NULL, x, -1);
     for (int i = 0; i < 3; i++) {
         n.desc.mean[i] = mean[i];
         n.desc.std[i] = std[i];
@@ -298,7 +300,7 @@ kd_val kd_graph_conv2d_grouped(kd_graph *g, kd_val x, const char *name, int out_
     KD_ASSERT(v.rank == 3 && stride > 0 && kernel > 0 && pad >= 0);
     KD_ASSERT(groups > 0 && v.shape[2] % groups == 0 && out_channels % groups == 0);
     KD_ASSERT(v.shape[0] + 2 * pad >= kernel && v.shape[1] + 2 * pad >= kernel);
-    kd_gnode n = new_node(g, KD_OP_CONV2D, name, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_CONV2D, name, x, -1);
     n.desc.kernel = kernel;
     n.desc.stride = stride;
     n.desc.pad = pad;
@@ -307,19 +309,19 @@ kd_val kd_graph_conv2d_grouped(kd_graph *g, kd_val x, const char *name, int out_
     int64_t w[4] = {out_channels, v.shape[2] / groups, kernel, kernel};
     add_weight_bias(g, &n, name, 4, w, bias);
     int64_t y[3] = {(v.shape[0] + 2 * pad - kernel) / stride + 1, (v.shape[1] + 2 * pad - kernel) / stride + 1, out_channels};
-    return push(g, &n, 3, y);
+    return kd_graph_push(g, &n, 3, y);
 }
 
 kd_val kd_graph_linear(kd_graph *g, kd_val x, const char *name, int out, int bias) {
     if (g->failed)
         return 0;
     kd_gval v = *val(g, x);
-    kd_gnode n = new_node(g, KD_OP_LINEAR, name, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_LINEAR, name, x, -1);
     n.desc.bias = bias != 0;
     int64_t w[2] = {out, last_dim(g, x)};
     add_weight_bias(g, &n, name, 2, w, bias);
     v.shape[v.rank - 1] = out;
-    return push(g, &n, v.rank, v.shape);
+    return kd_graph_push(g, &n, v.rank, v.shape);
 }
 
 kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *name, float eps, float momentum, kd_act act) {
@@ -332,13 +334,13 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
         const kd_gval *a = val(g, x), *r = val(g, residual);
         KD_ASSERT(a->rank == r->rank && memcmp(a->shape, r->shape, sizeof a->shape) == 0);
     }
-    kd_gnode n = new_node(g, KD_OP_BATCH_NORM, name, x, residual);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_BATCH_NORM, name, x, residual);
     n.desc.eps = eps;
     n.desc.momentum = momentum;
     n.desc.act = fused ? act : KD_ACT_NONE;
     add_gain_bias(g, &n, name, c);
-    n.state[0] = add_state(g, name, "running_mean", c, 0.0);
-    n.state[1] = add_state(g, name, "running_var", c, 1.0);
+    n.state[0] = kd_graph_add_state(g, name, "running_mean", 1, &c, 0.0);
+    n.state[1] = kd_graph_add_state(g, name, "running_var", 1, &c, 1.0);
     int counter = add_param(g, name, "num_batches_tracked", 0, NULL, KD_FILL_CONST, 0.0);
     if (counter >= 0) {
         g->params[counter].info.is_state = 1;
@@ -351,7 +353,7 @@ kd_val kd_graph_batch_norm(kd_graph *g, kd_val x, kd_val residual, const char *n
 kd_val kd_graph_layer_norm(kd_graph *g, kd_val x, const char *name, float eps) {
     if (g->failed)
         return 0;
-    kd_gnode n = new_node(g, KD_OP_LAYER_NORM, name, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_LAYER_NORM, name, x, -1);
     n.desc.eps = eps;
     add_gain_bias(g, &n, name, last_dim(g, x));
     return push_like(g, &n, x);
@@ -367,7 +369,7 @@ kd_val kd_graph_layer_norm_again(kd_graph *g, kd_val x, const char *name) {
     KD_ASSERT(first && g->params[first->param[0]].info.count == (size_t)last_dim(g, x));
     float eps = first->desc.eps;
     int weight = first->param[0], bias = first->param[1];
-    kd_gnode n = new_node(g, KD_OP_LAYER_NORM, name, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_LAYER_NORM, name, x, -1);
     n.desc.eps = eps;
     n.param[0] = weight;
     n.param[1] = bias;
@@ -379,7 +381,7 @@ kd_val kd_graph_act(kd_graph *g, kd_val x, kd_act act) {
         return x;
     static const kd_op_kind kinds[] = {[KD_ACT_RELU] = KD_OP_RELU, [KD_ACT_GELU] = KD_OP_GELU, [KD_ACT_SILU] = KD_OP_SILU, [KD_ACT_HARDSWISH] = KD_OP_HARDSWISH,
                                        [KD_ACT_HARDSIGMOID] = KD_OP_HARDSIGMOID};
-    kd_gnode n = new_node(g, kinds[act], NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, kinds[act], NULL, x, -1);
     return push_like(g, &n, x);
 }
 
@@ -388,16 +390,16 @@ kd_val kd_graph_silu_gate(kd_graph *g, kd_val x) {
         return 0;
     kd_gval v = *val(g, x);
     KD_ASSERT(v.shape[v.rank - 1] % 2 == 0);
-    kd_gnode n = new_node(g, KD_OP_SILU_GATE, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_SILU_GATE, NULL, x, -1);
     v.shape[v.rank - 1] /= 2;
-    return push(g, &n, v.rank, v.shape);
+    return kd_graph_push(g, &n, v.rank, v.shape);
 }
 
 /* A node that joins two values of one shape. */
 static kd_gnode join_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val a, kd_val b) {
     const kd_gval *va = val(g, a), *vb = val(g, b);
     KD_ASSERT(va->rank == vb->rank && memcmp(va->shape, vb->shape, sizeof va->shape) == 0);
-    return new_node(g, kind, name, a, b);
+    return kd_graph_new_node(g, kind, name, a, b);
 }
 
 static kd_val add(kd_graph *g, kd_val a, kd_val b, int shortcut) {
@@ -439,21 +441,21 @@ kd_val kd_graph_max_pool(kd_graph *g, kd_val x, int kernel, int stride, int pad)
     kd_gval v = *val(g, x);
     KD_ASSERT(v.rank == 3 && stride > 0 && pad >= 0 && 2 * pad <= kernel);
     KD_ASSERT(v.shape[0] + 2 * pad >= kernel && v.shape[1] + 2 * pad >= kernel);
-    kd_gnode n = new_node(g, KD_OP_MAX_POOL, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_MAX_POOL, NULL, x, -1);
     n.desc.kernel = kernel;
     n.desc.stride = stride;
     n.desc.pad = pad;
     int64_t y[3] = {(v.shape[0] + 2 * pad - kernel) / stride + 1, (v.shape[1] + 2 * pad - kernel) / stride + 1, v.shape[2]};
-    return push(g, &n, 3, y);
+    return kd_graph_push(g, &n, 3, y);
 }
 
 kd_val kd_graph_mean_tokens(kd_graph *g, kd_val x) {
     if (g->failed)
         return 0;
     KD_ASSERT(val(g, x)->rank >= 2);
-    kd_gnode n = new_node(g, KD_OP_MEAN_TOKENS, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_MEAN_TOKENS, NULL, x, -1);
     int64_t d = last_dim(g, x);
-    return push(g, &n, 1, &d);
+    return kd_graph_push(g, &n, 1, &d);
 }
 
 kd_val kd_graph_attention(kd_graph *g, kd_val qkv, int heads) {
@@ -461,10 +463,10 @@ kd_val kd_graph_attention(kd_graph *g, kd_val qkv, int heads) {
         return 0;
     kd_gval v = *val(g, qkv);
     KD_ASSERT(v.rank == 2 && heads > 0 && v.shape[1] % (3 * (int64_t)heads) == 0);
-    kd_gnode n = new_node(g, KD_OP_ATTENTION, NULL, qkv, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_ATTENTION, NULL, qkv, -1);
     n.desc.heads = heads;
     v.shape[1] /= 3;
-    return push(g, &n, 2, v.shape);
+    return kd_graph_push(g, &n, 2, v.shape);
 }
 
 kd_val kd_graph_rope(kd_graph *g, kd_val qkv, int heads, int begin, int grid_h, int grid_w, const float *period, int periods) {
@@ -473,7 +475,7 @@ kd_val kd_graph_rope(kd_graph *g, kd_val qkv, int heads, int begin, int grid_h, 
     kd_gval v = *val(g, qkv);
     KD_ASSERT(v.rank == 2 && heads > 0 && periods > 0 && periods <= KD_OP_MAX_PERIODS && v.shape[1] == 3 * (int64_t)heads * 4 * periods);
     KD_ASSERT(begin >= 0 && grid_h > 0 && grid_w > 0 && v.shape[0] - begin == (int64_t)grid_h * grid_w);
-    kd_gnode n = new_node(g, KD_OP_ROPE, NULL, qkv, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_ROPE, NULL, qkv, -1);
     n.desc.heads = heads;
     n.desc.begin = begin;
     n.desc.grid_h = grid_h;
@@ -488,7 +490,7 @@ kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const 
         return 0;
     kd_gval v = *val(g, patches);
     KD_ASSERT(v.rank == 2 && registers >= 0);
-    kd_gnode n = new_node(g, KD_OP_TOKENS, NULL, patches, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_TOKENS, NULL, patches, -1);
     int64_t cls[3] = {1, 1, v.shape[1]}, pos[3] = {1, 1 + v.shape[0], v.shape[1]}, reg[3] = {1, registers, v.shape[1]};
     n.desc.positions = pos_name != NULL;
     n.desc.registers = registers;
@@ -499,7 +501,7 @@ kd_val kd_graph_tokens(kd_graph *g, kd_val patches, const char *cls_name, const 
     if (registers)
         n.param[2] = add_token(g, reg_name, 3, reg, 1e-6);
     v.shape[0] += 1 + registers;
-    return push(g, &n, 2, v.shape);
+    return kd_graph_push(g, &n, 2, v.shape);
 }
 
 kd_val kd_graph_concat(kd_graph *g, kd_val a, kd_val b) {
@@ -510,7 +512,7 @@ kd_val kd_graph_concat_n(kd_graph *g, const kd_val *x, int n) {
     if (g->failed)
         return 0;
     KD_ASSERT(n >= 2 && n <= KD_OP_MAX_X);
-    kd_gnode node = new_node(g, KD_OP_CONCAT, NULL, x[0], x[1]);
+    kd_gnode node = kd_graph_new_node(g, KD_OP_CONCAT, NULL, x[0], x[1]);
     kd_gval y = *val(g, x[0]);
     node.desc.inputs = n;
     for (int k = 1; k < n; k++) {
@@ -523,7 +525,7 @@ kd_val kd_graph_concat_n(kd_graph *g, const kd_val *x, int n) {
         y.shape[y.rank - 1] += v->shape[y.rank - 1];
         node.x[k] = x[k];
     }
-    return push(g, &node, y.rank, y.shape);
+    return kd_graph_push(g, &node, y.rank, y.shape);
 }
 
 kd_val kd_graph_channel_slice(kd_graph *g, kd_val x, int begin, int count) {
@@ -531,10 +533,10 @@ kd_val kd_graph_channel_slice(kd_graph *g, kd_val x, int begin, int count) {
         return 0;
     kd_gval v = *val(g, x);
     KD_ASSERT(begin >= 0 && count > 0 && begin + count <= last_dim(g, x));
-    kd_gnode n = new_node(g, KD_OP_CHANNEL_SLICE, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_CHANNEL_SLICE, NULL, x, -1);
     n.desc.begin = begin;
     v.shape[v.rank - 1] = count;
-    return push(g, &n, v.rank, v.shape);
+    return kd_graph_push(g, &n, v.rank, v.shape);
 }
 
 kd_val kd_graph_channel_gate(kd_graph *g, kd_val x, kd_val s) {
@@ -544,7 +546,7 @@ kd_val kd_graph_channel_gate(kd_graph *g, kd_val x, kd_val s) {
     KD_ASSERT(last_dim(g, s) == last_dim(g, x));
     for (int i = 0; i + 1 < v->rank; i++)
         KD_ASSERT(v->shape[i] == 1);
-    kd_gnode n = new_node(g, KD_OP_CHANNEL_GATE, NULL, x, s);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_CHANNEL_GATE, NULL, x, s);
     return push_like(g, &n, x);
 }
 
@@ -553,7 +555,7 @@ kd_val kd_graph_row_scale(kd_graph *g, kd_val x, kd_val s) {
         return 0;
     const kd_gval *v = val(g, s);
     KD_ASSERT(v->rank == 1 && v->shape[0] == 1 && v->input && v->input_dtype == KD_F32);
-    kd_gnode n = new_node(g, KD_OP_ROW_SCALE, NULL, x, s);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_ROW_SCALE, NULL, x, s);
     return push_like(g, &n, x);
 }
 
@@ -564,11 +566,11 @@ kd_val kd_graph_qkv_by_head(kd_graph *g, kd_val x, int heads, int key_dim) {
     KD_ASSERT(v.rank == 2 && heads > 0 && key_dim > 0 && v.shape[1] % heads == 0);
     int64_t head_dim = v.shape[1] / heads - 2 * (int64_t)key_dim;
     KD_ASSERT(head_dim >= key_dim);
-    kd_gnode n = new_node(g, KD_OP_QKV_BY_HEAD, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_QKV_BY_HEAD, NULL, x, -1);
     n.desc.heads = heads;
     n.desc.key_dim = key_dim;
     v.shape[1] = 3 * heads * head_dim;
-    return push(g, &n, 2, v.shape);
+    return kd_graph_push(g, &n, 2, v.shape);
 }
 
 kd_val kd_graph_token_slice(kd_graph *g, kd_val x, int begin, int count) {
@@ -576,10 +578,10 @@ kd_val kd_graph_token_slice(kd_graph *g, kd_val x, int begin, int count) {
         return 0;
     kd_gval v = *val(g, x);
     KD_ASSERT(v.rank == 2 && begin >= 0 && count > 0 && begin + count <= v.shape[0]);
-    kd_gnode n = new_node(g, KD_OP_TOKEN_SLICE, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_TOKEN_SLICE, NULL, x, -1);
     n.desc.begin = begin;
     v.shape[0] = count;
-    return push(g, &n, 2, v.shape);
+    return kd_graph_push(g, &n, 2, v.shape);
 }
 
 kd_val kd_graph_reshape(kd_graph *g, kd_val x, int rank, const int64_t *shape) {
@@ -606,9 +608,9 @@ kd_val kd_graph_resize_bilinear(kd_graph *g, kd_val x, int height, int width) {
     KD_ASSERT(v.rank == 3);
     if (v.shape[0] == height && v.shape[1] == width)
         return x;
-    kd_gnode n = new_node(g, KD_OP_RESIZE_BILINEAR, NULL, x, -1);
+    kd_gnode n = kd_graph_new_node(g, KD_OP_RESIZE_BILINEAR, NULL, x, -1);
     int64_t y[3] = {height, width, v.shape[2]};
-    return push(g, &n, 3, y);
+    return kd_graph_push(g, &n, 3, y);
 }
 
 /* The op that makes a value writes F32 itself; those that can't aren't producers of features. */
@@ -660,21 +662,4 @@ kd_val kd_graph_as_f32(kd_graph *g, kd_val x) {
 
 const kd_gval *kd_graph_value(const kd_graph *g, kd_val v) {
     return val(g, v);
-}
-
-kd_gnode kd_graph_new_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val x0, kd_val x1) {
-    return new_node(g, kind, name, x0, x1);
-}
-
-kd_val kd_graph_push(kd_graph *g, kd_gnode *n, int rank, const int64_t *shape) {
-    return push(g, n, rank, shape);
-}
-
-int kd_graph_add_state(kd_graph *g, const char *prefix, const char *suffix, int rank, const int64_t *shape) {
-    int i = add_param(g, prefix, suffix, rank, shape, KD_FILL_CONST, 0);
-    if (i >= 0) {
-        g->params[i].info.is_state = 1;
-        g->params[i].info.decay = 0;
-    }
-    return i;
 }

@@ -69,11 +69,11 @@ struct kd_graph {
 
 /* The builder's own steps (graph.c), for the files that hold further builder calls. None may be called while g->failed.
  * value: v, which must exist. new_node: over x0 and, unless it is -1, x1, without parameters or states. push: appends it with a result of that shape (0 when memory is out).
- * add_state: a parameter prefix.suffix that is no one's to train and starts at 0; its index, -1 when memory is out. */
+ * add_state: a parameter prefix.suffix that is no one's to train and starts at value; its index, -1 when memory is out. */
 const kd_gval *kd_graph_value(const kd_graph *g, kd_val v);
 kd_gnode kd_graph_new_node(kd_graph *g, kd_op_kind kind, const char *name, kd_val x0, kd_val x1);
 kd_val kd_graph_push(kd_graph *g, kd_gnode *n, int rank, const int64_t *shape);
-int kd_graph_add_state(kd_graph *g, const char *prefix, const char *suffix, int rank, const int64_t *shape);
+int kd_graph_add_state(kd_graph *g, const char *prefix, const char *suffix, int rank, const int64_t *shape, double value);
 
 struct kd_params {
     kd_backend *b;

@@ -103,7 +103,7 @@ void kd_graph_kl_queue(kd_graph *g, kd_val pred, kd_val target, int queue_rows, 
     kd_gnode n = pair_node(g, KD_OP_KL_QUEUE, pred, target, name);
     n.desc.queue_rows = queue_rows;
     n.desc.temperature = temperature;
-    n.state[0] = kd_graph_add_state(g, name, "queue", 2, queue);
+    n.state[0] = kd_graph_add_state(g, name, "queue", 2, queue, 0.0);
     push_loss(g, &n, weight);
 }
 
