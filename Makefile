@@ -96,7 +96,7 @@ COMMON_SRC := $(sort $(wildcard common/*/*.c))
 KERNELS_SRC := $(sort $(wildcard kernels/*.c kernels/ref/*.c kernels/nn/*.c))
 CACHE_SRC := $(sort $(filter-out $(MAINS),$(wildcard cache/*.c)))
 PRECOMPUTE_SRC := $(sort $(filter-out $(MAINS),$(wildcard precompute/*.c)))
-TRAIN_SRC := $(sort $(filter-out $(MAINS),$(wildcard train/*.c)))
+TRAIN_SRC := $(sort $(filter-out $(MAINS),$(wildcard train/*.c train/*/*.c)))
 CPU_SRC := $(sort $(wildcard kernels/cpu/*.c))
 LAYERS := $(if $(TRAIN_SRC),train) $(if $(PRECOMPUTE_SRC),precompute) $(if $(CACHE_SRC),cache) $(if $(KERNELS_SRC),kernels) common
 archives = $(foreach l,$(filter $(LAYERS),$(1)),$(OBJ)/libkd_$(l).a)
@@ -320,7 +320,7 @@ layers:
 	$(Q)tests/layers.sh
 
 ## headers: compile each header alone with gcc (and nvcc, where it must)
-HEADERS = $(sort $(wildcard common/*/*.h kernels/*.h kernels/*/*.h cache/*.h precompute/*.h train/*.h))
+HEADERS = $(sort $(wildcard common/*/*.h kernels/*.h kernels/*/*.h cache/*.h precompute/*.h train/*.h train/*/*.h))
 NVCC_HEADERS = $(filter kernels/%.h,$(filter-out kernels/cpu/%,$(HEADERS))) common/base/err.h
 headers:
 	$(Q)bad=0; for h in $(filter-out kernels/cuda/%,$(HEADERS)); do \

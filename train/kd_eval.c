@@ -1,6 +1,6 @@
 /* kd-eval: dispatch, exit code. */
 #include "common/base/log.h"
-#include "train/eval.h"
+#include "train/eval/eval.h"
 
 int main(int argc, char **argv) {
     kd_err err = {0};

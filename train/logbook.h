@@ -16,7 +16,7 @@
 #define KD_TRAIN_LOGBOOK_H
 
 #include "train/events.h"
-#include "train/knn.h"
+#include "train/eval/knn.h"
 #include "train/maps.h"
 #include "train/step.h"
 #include "train/validate.h"

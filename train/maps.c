@@ -6,7 +6,7 @@
 
 #include "common/base/mem.h"
 #include "train/adjoint.h"
-#include "train/pca.h"
+#include "train/eval/pca.h"
 
 enum { PHOTOS = -1, TEACHER = -2 };
 

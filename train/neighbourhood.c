@@ -3,7 +3,7 @@
 #include <math.h>
 
 #include "common/base/mem.h"
-#include "train/agreement.h"
+#include "train/eval/agreement.h"
 
 /* A live teacher sees the views once more; its replay numbers images as it does. */
 static kd_status ask_teacher(kd_neighbourhood *h, kd_live *live, const kd_replay_item *items, kd_err *err) {

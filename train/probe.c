@@ -1,7 +1,7 @@
 #include "train/probe.h"
 
 #include "common/base/log.h"
-#include "train/knn_folders.h"
+#include "train/eval/knn_folders.h"
 
 const int kd_probe_k[KD_PROBE_KS] = {10, 20};
 

@@ -6,7 +6,7 @@
 #ifndef KD_TRAIN_PROBE_H
 #define KD_TRAIN_PROBE_H
 
-#include "train/knn.h"
+#include "train/eval/knn.h"
 #include "train/setup.h"
 
 enum { KD_PROBE_KS = 2 };

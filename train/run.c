@@ -8,7 +8,7 @@
 #include "common/base/rng.h"
 #include "common/base/threads.h"
 #include "train/dump.h"
-#include "train/export.h"
+#include "train/export/export.h"
 #include "train/logbook.h"
 #include "train/neighbourhood.h"
 #include "train/probe.h"

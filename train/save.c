@@ -10,7 +10,7 @@
 #include "common/base/mem.h"
 #include "common/base/progress.h"
 #include "train/checkpoint.h"
-#include "train/export.h"
+#include "train/export/export.h"
 
 /* Under which the recipe of group k stands: cache, cache_2, ... */
 static const char *cache_key(size_t k, char key[32]) {

@@ -9,7 +9,7 @@
 
 #include "common/base/mem.h"
 #include "common/tensor/compare.h"
-#include "train/features.h"
+#include "train/eval/features.h"
 
 #define FOLDER "tests/golden/demo_teacher/"
 enum { PICTURES = 3, WIDTH = 128, PATCHES = 256, STEP = 5, KEPT = (PATCHES + STEP - 1) / STEP };

@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "common/base/rng.h"
-#include "train/agreement.h"
+#include "train/eval/agreement.h"
 
 static kd_err err;
 

@@ -8,7 +8,7 @@
 #include "tests/unit/formula.h"
 #include "train/checkpoint.h"
 #include "tests/unit/loss_fixture.h"
-#include "train/export.h"
+#include "train/export/export.h"
 #include "train/step.h"
 
 enum { BATCH = 3, SIZE = 32, WIDTH = 8, GRID = 2 };

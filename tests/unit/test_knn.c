@@ -8,7 +8,7 @@
 #include <string.h>
 
 #include "tests/golden/knn/knn_golden.h"
-#include "train/knn.h"
+#include "train/eval/knn.h"
 
 typedef struct fixture {
     float train[KNN_TRAIN * KNN_WIDTH], test[KNN_TEST * KNN_WIDTH];

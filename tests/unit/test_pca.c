@@ -4,7 +4,7 @@
 #include <math.h>
 
 #include "common/base/rng.h"
-#include "train/pca.h"
+#include "train/eval/pca.h"
 
 static kd_err err;
 

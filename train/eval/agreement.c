@@ -1,4 +1,4 @@
-#include "train/agreement.h"
+#include "train/eval/agreement.h"
 
 #include <math.h>
 #include <stdint.h>

@@ -1,4 +1,4 @@
-#include "train/features.h"
+#include "train/eval/features.h"
 
 #include <string.h>
 

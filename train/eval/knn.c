@@ -1,4 +1,4 @@
-#include "train/knn.h"
+#include "train/eval/knn.h"
 
 #include <math.h>
 #include <string.h>

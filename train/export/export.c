@@ -1,4 +1,4 @@
-#include "train/export.h"
+#include "train/export/export.h"
 
 #include <string.h>
 

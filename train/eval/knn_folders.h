@@ -6,8 +6,8 @@
 #ifndef KD_TRAIN_KNN_FOLDERS_H
 #define KD_TRAIN_KNN_FOLDERS_H
 
-#include "train/features.h"
-#include "train/knn.h"
+#include "train/eval/features.h"
+#include "train/eval/knn.h"
 
 typedef struct kd_knn_sets {
     size_t classes;                     /* of the training folder */

@@ -1,4 +1,4 @@
-#include "train/pca.h"
+#include "train/eval/pca.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,4 +1,4 @@
-#include "train/knn_folders.h"
+#include "train/eval/knn_folders.h"
 
 #include <string.h>
 

@@ -1,0 +1,37 @@
+/* Commands: what the commands of kd-eval share. Each command is a file command_NAME.c with an option table and a config of its own; eval.c finds it by name. */
+#ifndef KD_TRAIN_EVAL_COMMAND_H
+#define KD_TRAIN_EVAL_COMMAND_H
+
+#include "common/base/options.h"
+#include "train/eval/features.h"
+
+typedef struct kd_eval_command {
+    const kd_program *program;
+    /* Parses argv (argv[0] is the command) and does it; prints its result on stdout. Errors and *json as of kd_options_parse. */
+    kd_status (*run)(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
+} kd_eval_command;
+extern const kd_eval_command kd_eval_knn_command, kd_eval_features_command;
+
+/* The network that is measured. */
+typedef struct kd_eval_network {
+    const char *model, *weights, *image_size, *student_size, *device, *precision;
+    int64_t seed, batch_size, threads;
+} kd_eval_network;
+/* Its options, for a config T with a member `network`. */
+#define KD_EVAL_NETWORK_OPTIONS(T)                                                                                                                 \
+    KD_OPTION_STRING(T, network.model, "model", "auto|NAME", "auto", 0, "network: a teacher or student name; auto infers a ViT from its weights"), \
+    KD_OPTION_STRING(T, network.weights, "weights", "FILE|random", NULL, KD_OPT_REQUIRED, "weight file, or random for what kd-train --seed starts from"), \
+    KD_OPTION_INT(T, network.seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of random weights"),                                             \
+    KD_OPTION_STRING(T, network.image_size, "image-size", "S|HxW", "224", 0, "size of the eval view, a side or rows x columns: resized to cover 256/224 of it, centre crop"), \
+    KD_OPTION_STRING(T, network.student_size, "student-size", "S|HxW", "0", 0, "reduce the view to this size as kd-train --student-size does; 0 = not"), \
+    KD_OPTION_INT(T, network.batch_size, "batch-size", "N", "16", 1, 4096, "images per pass"),                                                     \
+    KD_OPTION_INT(T, network.threads, "threads", "N", "0", 0, 1024, "threads; 0 = every processor"),                                               \
+    KD_OPTION_STRING(T, network.device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the network runs"),                                   \
+    KD_OPTION_CHOICE(T, network.precision, "precision", "f32|bf16", "f32", "arithmetic of the matrix products")
+
+/* The causes of kd_extractor_open, and KD_EUSAGE for a size that isn't one. */
+kd_status kd_eval_open(kd_extractor **x, const kd_eval_network *n, int json, kd_err *err);
+/* The end of a command that left images out: KD_ESKIPPED, saying how many; KD_OK for none. */
+kd_status kd_eval_skipped(size_t skipped, size_t count, const char *images, kd_err *err);
+
+#endif
