@@ -21,7 +21,7 @@ import time
 
 WORK, DATA, BIN = os.environ["WORK"], os.environ["KD_TEST_DATA"], os.environ["KD_BIN"]
 MINUTES, TIMING = float(os.environ.get("MINUTES", 10)), float(os.environ.get("TIMING", 45))
-STUDENTS = {"resnet18": 112, "mobilenet_v3_small": 112, "vit_tiny_patch16_224": 224, "yolov8n": 128}  # the size at which each sees the views of 224 px
+STUDENTS = {"resnet18": 64, "mobilenet_v3_small": 112, "vit_tiny_patch16_224": 112, "yolov8n": 128}  # the size at which each sees the views of 224 px
 LOSSES = ["std-mse", "mse", "kl-queue+intra"]
 VIEWS, VIEWS_STUDENT, VIEWS_SIZE, VIEWS_EPOCHS = [1, 2, 4, 8], "mobilenet_v3_small", 112, 16
 TRAIN, TEST = os.path.join(WORK, "caltech101/train"), os.path.join(WORK, "caltech101/test")
