@@ -33,6 +33,9 @@ static json_t *run_json(const kd_setup *s, const kd_position *at) {
         kd_hex(sha, s->teacher_head->sha.b, 32);
         json_object_set_new(json, "teacher_head", json_string(sha));
     }
+    const kd_recipe *r = kd_source_recipe(&s->groups.group[0].source);
+    if (json != NULL)
+        json_object_set_new(json, "view_size", json_pack("[i,i]", r->image_h, r->image_w)); /* of what the students' sizes are reductions */
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
         kd_hex(sha, kd_source_recipe(&s->groups.group[k].source)->sha.b, 32);
         json_object_set_new(json, cache_key(k, key), json_string(sha));
