@@ -7,6 +7,7 @@
 #include "common/base/progress.h"
 #include "common/base/rng.h"
 #include "common/base/threads.h"
+#include "common/data/skip_list.h"
 #include "train/dump.h"
 #include "train/export/export.h"
 #include "train/logbook.h"
@@ -344,6 +345,20 @@ static kd_status export_all(run *r, kd_err *err) {
     return status;
 }
 
+/* The run is complete: that pictures are missing from it is its exit code. */
+static kd_status finish_live(const run *r, kd_err *err) {
+    const kd_setup *u = &r->setup;
+    const kd_live *live = u->groups.group[0].source.live;
+    uint64_t allowed;
+    if (live == NULL)
+        return KD_OK;
+    KD_TRY(kd_max_skipped_parse(u->config->max_skipped, kd_live_files(live), &allowed, err));
+    if (kd_live_skipped(live) > allowed)
+        return kd_fail(err, KD_ESKIPPED, "%zu pictures were skipped (listed in %s/live-skipped.json) and --max-skipped allows %llu; the run is complete without them", kd_live_skipped(live), u->config->out,
+                       (unsigned long long)allowed);
+    return KD_OK;
+}
+
 static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     kd_setup *u = &r->setup;
     const kd_train_config *c = u->config;
@@ -365,7 +380,8 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->at.step, (long long)u->steps);
         return KD_OK;
     }
-    return export_all(r, err);
+    KD_TRY(export_all(r, err));
+    return finish_live(r, err);
 }
 
 kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
