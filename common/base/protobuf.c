@@ -117,7 +117,6 @@ void kd_proto_append(kd_proto *m, const kd_proto *fields) {
 
 void kd_proto_clear(kd_proto *m) {
     m->size = 0;
-    m->failed = 0;
 }
 
 void kd_proto_free(kd_proto *m) {

@@ -36,7 +36,7 @@ size_t kd_proto_open(kd_proto *m, unsigned field);
 void kd_proto_close(kd_proto *m, size_t opened);
 /* Fields that were written elsewhere. */
 void kd_proto_append(kd_proto *m, const kd_proto *fields);
-void kd_proto_clear(kd_proto *m); /* to be used again: keeps the memory */
+void kd_proto_clear(kd_proto *m); /* empty again; keeps the memory, and `failed` */
 void kd_proto_free(kd_proto *m);
 
 #endif

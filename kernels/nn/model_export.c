@@ -46,11 +46,11 @@ static int set_triple(json_t *o, const char *key, const float v[3]) {
     return set_text(o, key, text);
 }
 
-/* The caller's strings, and what a user needs to feed the model. */
-static json_t *make_metadata(const kd_model_info *m, const json_t *metadata) {
+json_t *kd_model_metadata(const kd_model_info *m, const json_t *metadata) {
     json_t *o = json_object();
     int bad = !o || (metadata && json_object_update(o, (json_t *)(uintptr_t)metadata));
     bad = bad || set_text(o, "model", m->name) || set_text(o, "library", m->library) || set_triple(o, "image_mean", m->mean) || set_triple(o, "image_std", m->std);
+    bad = bad || set_text(o, "normalisation", "RGB: (pixel / 255 - image_mean) / image_std");
     if (bad) {
         json_decref(o);
         return NULL;
@@ -64,7 +64,7 @@ static kd_status write_all(kd_params *p, const kd_model_info *m, const kd_graph 
         KD_ASSERT(k >= 0);
         KD_TRY(export_one(p, k, dtype, &tensors[i], err));
     }
-    json_t *all = make_metadata(m, metadata);
+    json_t *all = kd_model_metadata(m, metadata);
     if (!all)
         return kd_fail(err, KD_EFAIL, "%s: out of memory for the metadata", path);
     kd_status status = kd_safetensors_write(path, tensors, (size_t)names->param_count, all, err);

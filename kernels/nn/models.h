@@ -149,4 +149,7 @@ kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *
  * ResNet: carried fc and int64 num_batches_tracked included. dtype F32 or F16. */
 kd_status kd_model_export(kd_params *p, const kd_model_info *m, const char *path, kd_dtype dtype, const json_t *metadata, kd_err *err);
 
+/* The caller's strings (or NULL) and what a user needs to feed the model: its name and library, image_mean, image_std and how they are applied. New object of strings; NULL when memory is out. */
+json_t *kd_model_metadata(const kd_model_info *m, const json_t *metadata);
+
 #endif
