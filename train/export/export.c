@@ -23,8 +23,7 @@ static json_t *metadata_of(const kd_export_student *x) {
                             "kdcache_loss", text_of(options, "loss"), "kdcache_precision", text_of(options, "precision"));
     const json_t *view = json_object_get(x->run, "view_size"); /* the evaluation looks at views of this size, reduced as the student's were */
     if (json_array_size(view) == 2)
-        json_object_set_new(own, "kdcache_view_size",
-                            json_string(kd_image_size_text((int)json_integer_value(json_array_get(view, 0)), (int)json_integer_value(json_array_get(view, 1)), size)));
+        json_object_set_new(own, "kdcache_view_size", json_string(kd_image_size_text((int)json_integer_value(json_array_get(view, 0)), (int)json_integer_value(json_array_get(view, 1)), size)));
     json_t *all = own != NULL ? kd_model_metadata(&x->model, own) : NULL;
     json_decref(own);
     return all;

@@ -80,8 +80,12 @@ static void put_loader(kd_text *t, const kd_export_student *x) {
 
 static void put_preparation(kd_text *t, const kd_export_student *x) {
     const kd_model_info *m = &x->model;
-    kd_text_printf(t, "\n## Pictures\n\nRGB, normalised as (pixel / 255 - mean) / std with mean [%g, %g, %g] and std [%g, %g, %g]. It was trained on views of %dx%d pixels (rows x columns); evaluation resizes the shorter side to 256/224 of that (bicubic)"
-                      " and crops the centre.\n", (double)m->mean[0], (double)m->mean[1], (double)m->mean[2], (double)m->std[0], (double)m->std[1], (double)m->std[2], x->height, x->width);
+    const char *view = json_string_value(json_object_get(x->metadata, "kdcache_view_size"));
+    kd_text_printf(t, "\n## Pictures\n\nRGB, normalised as (pixel / 255 - mean) / std with mean [%g, %g, %g] and std [%g, %g, %g]. It was trained on %dx%d pixels (rows x columns)", (double)m->mean[0], (double)m->mean[1], (double)m->mean[2],
+                   (double)m->std[0], (double)m->std[1], (double)m->std[2], x->height, x->width);
+    if (view != NULL && strcmp(view, json_string_value(json_object_get(x->metadata, "kdcache_image_size"))) != 0)
+        kd_text_printf(t, ", to which views of %s were reduced (Pillow's BOX filter)", view);
+    kd_text_printf(t, ". `kd-eval` resizes the shorter side to 256/224 of the view (bicubic) and crops the centre.\n");
 }
 
 static void put_recipe(kd_text *t, const kd_export_student *x) {
