@@ -41,7 +41,7 @@ static const kd_program logreg_program = {
 static void print_plan(const kd_classifier_sets *s, const kd_logreg_options *o) {
     const double operations = 4.0 * (double)s->train_data.count * (double)(s->width + 1) * (double)s->classes.count;
     const double bytes = 8.0 * (double)s->train_data.count * (double)(s->width + s->classes.count);
-    kd_log(KD_LOG_INFO, "logreg: %zu fits of at most %d iterations, %.3g GFLOP and %.3g MiB each", o->n_c > 1 ? o->n_c + 1 : 1, o->max_iterations, operations * 1e-9, bytes / (1 << 20));
+    kd_log(KD_LOG_INFO, "logreg: fits %zu, of each at most %d iterations of %.3g GFLOP, in %.3g MiB", o->n_c > 1 ? o->n_c + 1 : 1, o->max_iterations, operations * 1e-9, bytes / (1 << 20));
 }
 
 static json_t *tried(const kd_logreg_result *r) {
