@@ -232,6 +232,11 @@ bench-cache: required $(OBJ)/tests/bench/bench_cache
 bench-students: build $(DRAW)
 	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/students.sh
 
+## bench-losses: students x losses for equal time, and the curve of cached views; hours (KD_TEST_DATA=dir, WORK=dir, PYTHON=interpreter)
+.PHONY: bench-losses
+bench-losses: build
+	$(Q)KD_BIN='$(abspath $(BIN))' $(or $(PYTHON),python3) tests/bench/losses.py
+
 ## fuzz: build the fuzz targets as replayers of files; with CC=clang SAN=fuzzer for libFuzzer
 .PHONY: fuzz
 fuzz: required $(FUZZ_BINARIES)
