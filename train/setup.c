@@ -399,7 +399,7 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     KD_TRY(check_students(s, err));
     if (!kd_train_touches_nothing(config))
         KD_TRY(lock_run(s, err));
-    KD_TRY(kd_probe_check(config, err));
+    KD_TRY(kd_probe_check(config, s->threads, err));
     KD_TRY(open_head(s, err));
     KD_TRY(open_learning(s, err));
     KD_TRY(plan_steps(s, err));

@@ -3,19 +3,19 @@
 #include <string.h>
 
 #include "train/eval/command.h"
-#include "train/eval/knn_folders.h"
+#include "train/eval/knn.h"
 
 typedef struct config {
     kd_eval_network network;
-    const char *train, *test, *k, *feature;
+    kd_label_files files;
+    const char *k, *feature;
     int json;
 } config;
 
 #define T config
 static const kd_option knn_table[] = {
     KD_EVAL_NETWORK_OPTIONS(T),
-    KD_OPTION_STRING(T, train, "train", "DIR|TAR", NULL, KD_OPT_REQUIRED, "training images in one folder per class (in a tar too), or one tar per class"),
-    KD_OPTION_STRING(T, test, "test", "DIR|TAR", NULL, KD_OPT_REQUIRED, "test images in the same classes"),
+    KD_EVAL_LABELLED_OPTIONS(T),
     KD_OPTION_STRING(T, k, "k", "K[,K...]", "10,20", 0, "numbers of neighbours"),
     KD_OPTION_CHOICE(T, feature, "feature", "pooled|cls", "pooled", "what is compared: the library's pooled feature (a ViT's class token, a CNN's average), or the class token"),
     KD_OPTION_END,
@@ -47,39 +47,55 @@ static kd_status parse_ks(const char *text, int ks[MAX_KS], size_t *n, kd_err *e
     return kd_fail(err, KD_EUSAGE, "--k %s: expected at most %d numbers from 1 to %d separated by commas, such as 10,20", text, MAX_KS, KD_KNN_MAX_K);
 }
 
-static void print_knn(const config *c, const kd_model_info *m, const kd_knn_sets *sets, const kd_knn_result *result, size_t n) {
+static void print_results(const config *c, const json_t *head, const kd_knn_result *result, size_t n) {
     if (!c->json)
-        printf("%s, %zu classes, %zu training and %zu test images, feature %s of width %d\n", m->name, sets->classes, sets->train, sets->test, c->feature, m->width);
+        kd_eval_print_head(head);
     for (size_t i = 0; i < n; i++) {
         if (!c->json) {
             printf("k = %-3d  top-1 %6.2f %%   top-5 %6.2f %%\n", result[i].k, 100 * result[i].top1, 100 * result[i].top5);
             continue;
         }
-        json_t *line = json_pack("{s:s, s:s, s:s, s:s, s:i, s:f, s:f, s:I, s:I, s:I, s:f}", "type", "result", "protocol", "knn", "model", m->name, "feature", c->feature, "k",
-                                 result[i].k, "top1", result[i].top1, "top5", result[i].top5, "classes", (json_int_t)sets->classes, "train", (json_int_t)sets->train, "test",
-                                 (json_int_t)sets->test, "temperature", 0.07);
+        json_t *line = json_copy((json_t *)(uintptr_t)head);
+        json_object_set_new(line, "k", json_integer(result[i].k));
+        json_object_set_new(line, "top1", json_real(result[i].top1));
+        json_object_set_new(line, "top5", json_real(result[i].top5));
+        json_object_set_new(line, "temperature", json_real(0.07));
         kd_json_line(line);
         json_decref(line);
     }
 }
 
-static kd_status run_knn(const config *c, kd_err *err) {
-    kd_extractor *x = NULL;
+static kd_status classify(const config *c, const kd_extractor *x, const int *ks, size_t n_k, kd_err *err) {
+    const kd_network *n = kd_extractor_network(x);
     kd_tap tap = strcmp(c->feature, "cls") == 0 ? KD_TAP_CLS : KD_TAP_POOLED;
     kd_knn_result result[MAX_KS];
-    kd_knn_sets sets;
+    kd_labelled train, test;
+    kd_classes classes;
+    KD_TRY(kd_labelled_read(&train, &test, &classes, n, &c->files, 1u << tap, err));
+    const kd_knn_data a = {train.features.values[tap], train.label, train.features.count}, b = {test.features.values[tap], test.label, test.features.count};
+    kd_status status = kd_knn(&a, &b, train.features.width, classes.count, ks, n_k, n->threads, result, NULL, err);
+    if (status == KD_OK) {
+        json_t *head = kd_eval_result("knn", x, c->feature);
+        kd_eval_result_labelled(head, &train, &test, &classes);
+        print_results(c, head, result, n_k);
+        json_decref(head);
+        status = kd_eval_skipped(train.features.skipped, train.features.count, c->files.train, err);
+    }
+    if (status == KD_OK)
+        status = kd_eval_skipped(test.features.skipped, test.features.count, c->files.test, err);
+    kd_labelled_free(&train);
+    kd_labelled_free(&test);
+    kd_classes_free(&classes);
+    return status;
+}
+
+static kd_status run_knn(const config *c, kd_err *err) {
+    kd_extractor *x = NULL;
     int ks[MAX_KS];
     size_t n_k = 0;
     KD_TRY(parse_ks(c->k, ks, &n_k, err));
-    kd_status status = kd_eval_open(&x, &c->network, c->json, err);
-    if (status == KD_OK)
-        status = kd_knn_folders(kd_extractor_network(x), c->train, c->test, tap, ks, n_k, result, &sets, err);
-    if (status == KD_OK) {
-        print_knn(c, kd_extractor_network(x)->model, &sets, result, n_k);
-        status = kd_eval_skipped(sets.train_skipped, sets.train, c->train, err);
-    }
-    if (status == KD_OK)
-        status = kd_eval_skipped(sets.test_skipped, sets.test, c->test, err);
+    KD_TRY(kd_eval_open(&x, &c->network, c->json, err));
+    kd_status status = classify(c, x, ks, n_k, err);
     kd_extractor_close(x);
     return status;
 }
