@@ -29,6 +29,8 @@ static json_t *run_json(const kd_setup *s, const kd_position *at) {
     json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
                              (json_int_t)at->step, "validated", (json_int_t)at->validated, "steps", (json_int_t)s->steps, "threads",
                              s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
+    const kd_recipe *r = kd_source_recipe(&s->groups.group[0].source);
+    json_object_set_new(json, "view_size", json_pack("[i,i]", r->image_h, r->image_w)); /* of what the students' sizes are reductions */
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
         kd_hex(sha, kd_source_recipe(&s->groups.group[k].source)->sha.b, 32);
         json_object_set_new(json, cache_key(k, key), json_string(sha));

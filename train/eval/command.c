@@ -1,16 +1,76 @@
 #include "train/eval/command.h"
 
+#include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "common/base/io.h"
 #include "common/image/augment.h"
 
-kd_status kd_eval_open(kd_extractor **x, const kd_eval_network *n, int json, kd_err *err) {
-    kd_extractor_options o = {.model = n->model, .weights = n->weights, .seed = (uint64_t)n->seed, .batch = (int)n->batch_size, .threads = (int)n->threads,
-                              .device = n->device, .precision = strcmp(n->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .json = json};
+/* ---- the network ---- */
+
+static kd_status parse_size(const char *text, const char *option, int *height, int *width, kd_err *err) {
+    *height = *width = KD_AS_TRAINED;
+    return strcmp(text, "auto") == 0 ? KD_OK : kd_image_size_parse(text, option, height, width, err);
+}
+
+/* A name without its ending, or 0: it hasn't got it. */
+static size_t without(const char *name, const char *ending) {
+    size_t n = strlen(name), m = strlen(ending);
+    return n > m && strcmp(name + n - m, ending) == 0 ? n - m : 0;
+}
+
+/* The run's only exported student: its states of the best validation loss don't count. */
+static kd_status only_student(const char *folder, const char *run, kd_arena *arena, const char **name, kd_err *err) {
+    DIR *d = opendir(folder);
+    if (d == NULL)
+        return kd_fail(err, KD_EUSAGE, "%s: nothing is exported there yet, which kd-train does at its end; kd-export --run %s --out FILE writes the present state, for --weights FILE", folder, run);
+    size_t found = 0;
+    kd_status status = KD_OK;
+    for (struct dirent *e; status == KD_OK && (e = readdir(d)) != NULL;) {
+        size_t n = without(e->d_name, ".safetensors");
+        if (n == 0 || without(e->d_name, "-best.safetensors") > 0)
+            continue;
+        const char *before = *name;
+        *name = kd_arena_printf(arena, "%.*s", (int)n, e->d_name);
+        if (*name == NULL)
+            status = kd_fail(err, KD_EFAIL, "out of memory");
+        else if (found++ > 0)
+            status = kd_fail(err, KD_EUSAGE, "%s has several students (%s, %s); say which with --student", run, strcmp(before, *name) < 0 ? before : *name, strcmp(before, *name) < 0 ? *name : before);
+    }
+    closedir(d);
+    if (status == KD_OK && found == 0)
+        status = kd_fail(err, KD_EUSAGE, "%s: holds no student; kd-export --run %s --out FILE writes one, for --weights FILE", folder, run);
+    return status;
+}
+
+/* The weight file: as given, or what a run has exported. In the arena. */
+static kd_status choose_weights(const kd_eval_network *n, kd_arena *arena, const char **weights, kd_err *err) {
+    *weights = n->weights;
+    if ((n->weights != NULL) == (n->run != NULL))
+        return kd_fail(err, KD_EUSAGE, n->run != NULL ? "--run and --weights both say which network; leave one out" : "which network? Give --weights FILE, or --run DIR of a kd-train run");
+    if (n->run == NULL)
+        return n->student == NULL ? KD_OK : kd_fail(err, KD_EUSAGE, "--student %s: says which student of --run; with --weights it is --model that names a network", n->student);
+    const char *name = n->student, *folder = kd_arena_printf(arena, "%s/exported", n->run);
+    if (folder == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory");
+    if (name == NULL)
+        KD_TRY(only_student(folder, n->run, arena, &name, err));
+    *weights = kd_arena_printf(arena, "%s/%s.safetensors", folder, name);
+    if (*weights == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory");
+    if (!kd_io_exists(*weights))
+        return kd_fail(err, KD_EUSAGE, "%s: no such student; --run is the --out folder of a kd-train run that has ended, and --student one of its students (or NAME-best)", *weights);
+    return KD_OK;
+}
+
+kd_status kd_eval_open(kd_extractor **x, const kd_eval_network *n, int json, kd_arena *arena, kd_err *err) {
+    kd_extractor_options o = {.model = n->model, .seed = (uint64_t)n->seed, .batch = (int)n->batch_size, .threads = (int)n->threads, .device = n->device,
+                              .precision = strcmp(n->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .json = json};
     *x = NULL;
-    KD_TRY(kd_image_size_parse(n->image_size, "--image-size", &o.image_h, &o.image_w, err));
-    KD_TRY(kd_image_size_parse(n->student_size, "--student-size", &o.student_h, &o.student_w, err));
+    KD_TRY(parse_size(n->image_size, "--image-size", &o.image_h, &o.image_w, err));
+    KD_TRY(parse_size(n->student_size, "--student-size", &o.student_h, &o.student_w, err));
+    KD_TRY(choose_weights(n, arena, &o.weights, err));
     return kd_extractor_open(x, &o, err);
 }
 
@@ -45,7 +105,7 @@ json_t *kd_eval_result(const char *protocol, const kd_extractor *x, const char *
     json_t *result = json_pack("{s:s, s:s, s:s, s:s, s:s?, s:s*, s:s, s:s, s:o}", "type", "result", "protocol", protocol, "model", n->model->name, "weights", o->weights, "model_sha256",
                                sha[0] != '\0' ? sha : NULL, "feature", feature, "precision", o->precision == KD_BF16 ? "bf16" : "f32", "device", kd_extractor_device(x), "transform", transform);
     if (sha[0] == '\0')
-        json_object_set_new(result, "weights_seed", json_integer((json_int_t)o->seed));
+        json_object_set_new(result, "seed", json_integer((json_int_t)o->seed));
     return result;
 }
 
@@ -61,6 +121,7 @@ void kd_eval_result_labelled(json_t *result, const kd_labelled *train, const kd_
         snprintf(key, sizeof key, "%s_digest", name);
         json_object_set_new(result, key, json_string(set[i]->digest));
     }
+    json_object_set_new(result, "shared", json_integer((json_int_t)test->shared));
 }
 
 kd_status kd_eval_result_images(json_t *result, const kd_feature_set *set, kd_err *err) {
@@ -96,8 +157,8 @@ static void print_network(const json_t *r) {
     size_of(transform, "image_size", &view[0], &view[1]);
     size_of(transform, "input_size", &input[0], &input[1]);
     printf("%s, ", text_of(r, "model"));
-    if (json_object_get(r, "weights_seed") != NULL)
-        printf("random weights of seed %lld", number_of(r, "weights_seed"));
+    if (json_object_get(r, "seed") != NULL)
+        printf("random weights of seed %lld", number_of(r, "seed"));
     else
         printf("weights sha256 %.12s", text_of(r, "model_sha256"));
     printf(", eval view %s", kd_image_size_text(view[0], view[1], a));

@@ -213,7 +213,7 @@ static kd_status report(const config *c, const kd_extractor *x, const kd_feature
     return status;
 }
 
-static kd_status run_features(const config *c, kd_err *err) {
+static kd_status run_features(const config *c, kd_arena *arena, kd_err *err) {
     kd_extractor *x = NULL;
     kd_feature_set set = {0};
     form f;
@@ -222,7 +222,7 @@ static kd_status run_features(const config *c, kd_err *err) {
     KD_TRY(taps_of(&taps, c, f, err));
     kd_status status = kd_io_check_target(c->out, err);
     if (status == KD_OK)
-        status = kd_eval_open(&x, &c->network, c->json, err);
+        status = kd_eval_open(&x, &c->network, c->json, arena, err);
     if (status == KD_OK)
         status = kd_features_run(kd_extractor_network(x), c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, taps, &set, err);
     if (status == KD_OK)
@@ -240,7 +240,7 @@ static kd_status run(int argc, char **argv, int *json, kd_arena *arena, kd_err *
     config c = {0};
     KD_TRY(kd_options_parse(&features_program, &c, argc, argv, json, arena, err));
     c.json = *json;
-    return run_features(&c, err);
+    return run_features(&c, arena, err);
 }
 
 const kd_eval_command kd_eval_features_command = {&features_program, run};

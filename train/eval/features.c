@@ -32,9 +32,54 @@ static kd_status open_parameters(kd_extractor *x, const kd_weights *weights, kd_
     return kd_params_init(x->params, x->options.seed, err);
 }
 
+/* How an exported file's student was trained (train/export); NULL, 0 where the file doesn't say. */
+typedef struct trained {
+    const char *model;
+    int view_h, view_w, input_h, input_w;
+} trained;
+
+static trained trained_of(const kd_weights *weights) {
+    trained t = {0};
+    if (weights == NULL)
+        return t;
+    const json_t *said = kd_weights_metadata(weights);
+    const char *view = json_string_value(json_object_get(said, "kdcache_view_size")), *input = json_string_value(json_object_get(said, "kdcache_image_size"));
+    t.model = json_string_value(json_object_get(said, "kdcache_student"));
+    if (view == NULL || kd_image_size_parse(view, "kdcache_view_size", &t.view_h, &t.view_w, NULL) != KD_OK)
+        t.view_h = t.view_w = 0;
+    if (input == NULL || kd_image_size_parse(input, "kdcache_image_size", &t.input_h, &t.input_w, NULL) != KD_OK)
+        t.input_h = t.input_w = 0;
+    return t;
+}
+
+/* Sizes of the view and of what the network sees of it. */
+static kd_status choose_sizes(kd_extractor *x, const trained *t, kd_err *err) {
+    enum { USUAL = 224 };
+    kd_extractor_options *o = &x->options;
+    if (o->image_h == KD_AS_TRAINED) {
+        o->image_h = t->view_h > 0 ? t->view_h : USUAL;
+        o->image_w = t->view_h > 0 ? t->view_w : USUAL;
+    }
+    if (o->student_h == KD_AS_TRAINED) {
+        int same = o->image_h == t->view_h && o->image_w == t->view_w;
+        o->student_h = same ? t->input_h : 0;
+        o->student_w = same ? t->input_w : 0;
+    }
+    kd_network *n = &x->network;
+    n->image_h = o->image_h;
+    n->image_w = o->image_w;
+    n->height = o->student_h > 0 ? o->student_h : o->image_h;
+    n->width = o->student_h > 0 ? o->student_w : o->image_w;
+    if (n->height > n->image_h || n->width > n->image_w)
+        return kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the view measures %dx%d and can only be reduced", n->height, n->width, n->image_h, n->image_w);
+    return KD_OK;
+}
+
 static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     const kd_extractor_options *o = &x->options;
-    KD_TRY(kd_model_find(&x->model, o->model, weights, err));
+    trained t = trained_of(weights);
+    KD_TRY(choose_sizes(x, &t, err));
+    KD_TRY(kd_model_find(&x->model, strcmp(o->model, "auto") == 0 && t.model != NULL ? t.model : o->model, weights, err));
     KD_TRY(kd_model_check_size(&x->model, x->network.height, x->network.width, err));
     KD_TRY(kd_backend_open(&x->backend, o->device, o->threads, err));
     if (o->precision == KD_BF16)
@@ -68,15 +113,10 @@ kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *opti
     x->options = *options;
     if (x->options.threads <= 0)
         x->options.threads = kd_cpu_count();
-    x->network = (kd_network){.model = &x->model, .batch = options->batch, .image_h = options->image_h, .image_w = options->image_w, .threads = x->options.threads,
-                              .progress = "features", .json = options->json};
-    x->network.height = options->student_h > 0 ? options->student_h : options->image_h;
-    x->network.width = options->student_h > 0 ? options->student_w : options->image_w;
+    x->network = (kd_network){.model = &x->model, .batch = options->batch, .threads = x->options.threads, .progress = "features", .json = options->json};
     kd_weights *weights = NULL;
     kd_status status = KD_OK;
-    if (x->network.height > options->image_h || x->network.width > options->image_w)
-        status = kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the view measures %dx%d and can only be reduced", x->network.height, x->network.width, options->image_h, options->image_w);
-    else if (strcmp(options->weights, "random") != 0)
+    if (strcmp(options->weights, "random") != 0)
         status = kd_weights_open(&weights, options->weights, err);
     if (status == KD_OK)
         status = build(x, weights, err);

@@ -29,13 +29,14 @@ typedef struct kd_network {
     int json;              /* progress as JSON lines */
 } kd_network;
 
+enum { KD_AS_TRAINED = -1 };
 /* Strings are borrowed for the extractor's life. */
 typedef struct kd_extractor_options {
-    const char *model;     /* name, or "auto" with a weight file */
+    const char *model;     /* name, or "auto" with a weight file: the student that an exported file names, else the ViT that its tensors are */
     const char *weights;   /* file, or "random": what kd-train --seed starts from */
     uint64_t seed;         /* for random weights */
-    int image_h, image_w;  /* of the eval view */
-    int student_h, student_w; /* 0: the view itself; else its BOX reduction */
+    int image_h, image_w;  /* of the eval view; KD_AS_TRAINED: of the views that an exported file's student was trained on, 224 where the file doesn't say */
+    int student_h, student_w; /* 0: the view itself; else its BOX reduction; KD_AS_TRAINED: as an exported file's student saw views of this size, the view itself where the file doesn't say */
     int batch, threads;
     const char *device;
     kd_dtype precision;

@@ -83,15 +83,6 @@ void kd_classes_free(kd_classes *c) {
     *c = (kd_classes){0};
 }
 
-/* Both sources, before hours go into the first. Every training image that may be readable needs a class. */
-static kd_status open_sources(kd_label_source *train, kd_label_source *test, const kd_label_files *from, int threads, kd_err *err) {
-    KD_TRY(kd_label_source_open(train, from->train, from->images, from->list, threads, err));
-    for (size_t i = 0; i < train->data.count; i++)
-        if (train->label[i] == NULL && train->data.file[i].problem == NULL)
-            return kd_fail(err, KD_EUSAGE, "%s: %s lies in no class folder; expected CLASS/image.jpg below it, or a FILE.csv of path,label", from->train, train->data.file[i].rel);
-    return kd_label_source_open(test, from->test, from->images, from->list, threads, err);
-}
-
 /* ---- reading ---- */
 
 /* Labels of the images that could be read, and what a cache knows about them. */
@@ -119,9 +110,26 @@ static void assign(kd_labelled *l, const kd_classes *classes) {
         l->label[i] = i > 0 && l->name[i] == l->name[i - 1] ? l->label[i - 1] : class_of(classes, l->name[i]);
 }
 
+static int compare_ids(const void *a, const void *b) {
+    return memcmp(a, b, sizeof(kd_hash128));
+}
+
+static kd_status count_shared(kd_labelled *test, const kd_labelled *train, kd_err *err) {
+    kd_hash128 *known;
+    size_t n = train->features.count;
+    KD_TRY(kd_alloc_array(&known, n, sizeof *known, err));
+    memcpy(known, train->features.id, n * sizeof *known);
+    qsort(known, n, sizeof *known, compare_ids);
+    for (size_t i = 0; i < test->features.count; i++)
+        test->shared += bsearch(&test->features.id[i], known, n, sizeof *known, compare_ids) != NULL;
+    kd_free(known);
+    if (test->shared > 0)
+        kd_log(KD_LOG_WARN, "%zu of the %zu test images are training images too (the same bytes): the result is better than it would be on images that are new", test->shared, test->features.count);
+    return KD_OK;
+}
+
 static kd_status read_both(kd_labelled *train, kd_labelled *test, kd_classes *classes, const kd_network *x, const kd_label_files *from, unsigned taps, kd_err *err) {
     size_t unknown = 0;
-    KD_TRY(open_sources(&train->source, &test->source, from, x->threads, err));
     KD_TRY(read_set(train, x, from->train, taps, err));
     KD_TRY(read_set(test, x, from->test, taps, err));
     KD_TRY(find_classes(classes, train->name, train->features.count, err));
@@ -130,19 +138,42 @@ static kd_status read_both(kd_labelled *train, kd_labelled *test, kd_classes *cl
     for (size_t i = 0; i < test->features.count; i++)
         unknown += test->label[i] < 0;
     warn_unknown(unknown);
-    return KD_OK;
+    return count_shared(test, train, err);
 }
 
-kd_status kd_labelled_read(kd_labelled *train, kd_labelled *test, kd_classes *classes, const kd_network *x, const kd_label_files *from, unsigned taps, kd_err *err) {
-    *train = *test = (kd_labelled){0};
-    *classes = (kd_classes){0};
-    kd_status status = read_both(train, test, classes, x, from, taps, err);
+/* Every training image that may be readable needs a class. */
+static kd_status open_sources(kd_label_source *train, kd_label_source *test, const kd_label_files *from, int threads, kd_err *err) {
+    KD_TRY(kd_label_source_open(train, from->train, from->images, from->list, threads, err));
+    for (size_t i = 0; i < train->data.count; i++)
+        if (train->label[i] == NULL && train->data.file[i].problem == NULL)
+            return kd_fail(err, KD_EUSAGE, "%s: %s lies in no class folder; expected CLASS/image.jpg below it, or a FILE.csv of path,label", from->train, train->data.file[i].rel);
+    return kd_label_source_open(test, from->test, from->images, from->list, threads, err);
+}
+
+static kd_status both_or_none(kd_labelled *train, kd_labelled *test, kd_status status) {
     if (status != KD_OK) {
         kd_labelled_free(train);
         kd_labelled_free(test);
-        kd_classes_free(classes);
     }
     return status;
+}
+
+kd_status kd_labelled_open(kd_labelled *train, kd_labelled *test, const kd_label_files *from, int threads, kd_err *err) {
+    *train = *test = (kd_labelled){0};
+    return both_or_none(train, test, open_sources(&train->source, &test->source, from, threads, err));
+}
+
+kd_status kd_labelled_run(kd_labelled *train, kd_labelled *test, kd_classes *classes, const kd_network *x, const kd_label_files *from, unsigned taps, kd_err *err) {
+    *classes = (kd_classes){0};
+    kd_status status = read_both(train, test, classes, x, from, taps, err);
+    if (status != KD_OK)
+        kd_classes_free(classes);
+    return both_or_none(train, test, status);
+}
+
+kd_status kd_labelled_read(kd_labelled *train, kd_labelled *test, kd_classes *classes, const kd_network *x, const kd_label_files *from, unsigned taps, kd_err *err) {
+    KD_TRY(kd_labelled_open(train, test, from, x->threads, err));
+    return kd_labelled_run(train, test, classes, x, from, taps, err);
 }
 
 void kd_labelled_free(kd_labelled *l) {
@@ -166,13 +197,12 @@ static kd_status count(kd_label_counts *counts, kd_classes *classes, const kd_la
 }
 
 kd_status kd_labelled_check(kd_label_counts *counts, const kd_label_files *from, int threads, kd_err *err) {
-    kd_label_source train = {0}, test = {0};
+    kd_labelled train, test;
     kd_classes classes = {0};
-    kd_status status = open_sources(&train, &test, from, threads, err);
-    if (status == KD_OK)
-        status = count(counts, &classes, &train, &test, err);
+    KD_TRY(kd_labelled_open(&train, &test, from, threads, err));
+    kd_status status = count(counts, &classes, &train.source, &test.source, err);
     kd_classes_free(&classes);
-    kd_label_source_close(&test);
-    kd_label_source_close(&train);
+    kd_labelled_free(&test);
+    kd_labelled_free(&train);
     return status;
 }

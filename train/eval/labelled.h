@@ -24,7 +24,8 @@ typedef struct kd_labelled {
     int32_t *label;           /* [features.count] index in classes; -1: a class that the training set lacks, or none */
     const char **name;        /* [features.count] the class as the source has it; NULL: none. Borrowed from source */
     char digest[KD_DIGEST_TEXT]; /* kd_labels_digest of the images that were read */
-    kd_label_source source;   /* its data has moved into features */
+    size_t shared;            /* of a test set: images that are training images too, by their bytes; warned of */
+    kd_label_source source;   /* its data moves into features when they are computed */
 } kd_labelled;
 
 /* Of the training images that were read, sorted by name (bytes). */
@@ -33,8 +34,12 @@ typedef struct kd_classes {
     size_t count;
 } kd_classes;
 
-/* Features (taps: bit i = kd_tap i) of both sets. Test images of a class that the training set lacks are warned of and get -1. KD_EUSAGE: a training image in no class folder, named; KD_EMISMATCH: an image of a
- * cache whose bytes aren't those that the cache knows. Otherwise the causes of kd_label_source_open and kd_features_run. After a failure nothing needs to be freed. */
+/* In two steps, so that counts can be checked before hours of features: opens both sources (train->source.data.count images), then computes features (taps: bit i = kd_tap i) and labels. Test images of a class
+ * that the training set lacks are warned of and get -1. KD_EUSAGE: a training image in no class folder, named; KD_EMISMATCH: an image of a cache whose bytes aren't those that the cache knows. Otherwise the
+ * causes of kd_label_source_open and kd_features_run. After a failure of either nothing needs to be freed. threads: of kd_label_source_open. */
+kd_status kd_labelled_open(kd_labelled *train, kd_labelled *test, const kd_label_files *from, int threads, kd_err *err);
+kd_status kd_labelled_run(kd_labelled *train, kd_labelled *test, kd_classes *classes, const kd_network *x, const kd_label_files *from, unsigned taps, kd_err *err);
+/* Both. */
 kd_status kd_labelled_read(kd_labelled *train, kd_labelled *test, kd_classes *classes, const kd_network *x, const kd_label_files *from, unsigned taps, kd_err *err);
 void kd_labelled_free(kd_labelled *l); /* accepts a zeroed one */
 void kd_classes_free(kd_classes *c);   /* accepts a zeroed one */

@@ -19,9 +19,14 @@ static json_t *metadata_of(const json_t *run, const json_t *student, int height,
     snprintf(step, sizeof step, "%lld", (long long)json_integer_value(json_object_get(student, "steps")));
     snprintf(best, sizeof best, "%.6g", json_number_value(json_object_get(student, "best_loss")));
     kd_image_size_text(height, width, size);
-    return json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "kdcache_version", kd_version, "kdcache_cache", text_of(run, "cache"), "kdcache_teacher_sha256",
+    json_t *metadata = json_pack("{s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s, s:s}", "kdcache_version", kd_version, "kdcache_cache", text_of(run, "cache"), "kdcache_teacher_sha256",
                      text_of(run, "teacher"), "kdcache_student", text_of(student, "model"), "kdcache_image_size", size, "kdcache_steps", step, "kdcache_best_val_loss", best,
                      "kdcache_loss", text_of(options, "loss"), "kdcache_precision", text_of(options, "precision"));
+    const json_t *view = json_object_get(run, "view_size"); /* the evaluation looks at views of this size, reduced as the student's were */
+    if (json_array_size(view) == 2)
+        json_object_set_new(metadata, "kdcache_view_size",
+                            json_string(kd_image_size_text((int)json_integer_value(json_array_get(view, 0)), (int)json_integer_value(json_array_get(view, 1)), size)));
+    return metadata;
 }
 
 static int fits(const kd_model_info *m, json_int_t side) {
