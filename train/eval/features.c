@@ -88,6 +88,8 @@ static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) 
     if (x->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
     kd_model_taps taps = kd_model_build(x->graph, &x->model, x->network.height, x->network.width);
+    x->network.map_h = taps.map_h;
+    x->network.map_w = taps.map_w;
     x->network.patches = (size_t)taps.map_h * (size_t)taps.map_w;
     KD_TRY(open_parameters(x, weights, err));
     KD_TRY(kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err));

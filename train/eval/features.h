@@ -21,6 +21,7 @@ typedef struct kd_network {
     kd_exec *exec;         /* input "images" [height,width,3]; outputs as kd_model_build names them */
     const kd_model_info *model;
     size_t patches;        /* positions of the output "map"; 0 where that isn't asked for */
+    int map_h, map_w;      /* its rows and columns, likewise */
     int batch;             /* of exec */
     int height, width;     /* of the pixels that the network sees: the eval view's BOX reduction, or the view itself */
     int image_h, image_w;  /* of the eval view */
