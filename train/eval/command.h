@@ -10,7 +10,7 @@ typedef struct kd_eval_command {
     /* Parses argv (argv[0] is the command) and does it; prints its result on stdout. Errors and *json as of kd_options_parse. */
     kd_status (*run)(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
 } kd_eval_command;
-extern const kd_eval_command kd_eval_knn_command, kd_eval_features_command, kd_eval_agree_command;
+extern const kd_eval_command kd_eval_knn_command, kd_eval_features_command, kd_eval_agree_command, kd_eval_pca_command;
 
 /* The network that is measured. */
 typedef struct kd_eval_network {

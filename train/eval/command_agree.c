@@ -1,9 +1,9 @@
 /* kd-eval agree: how much of a teacher's features a network has, without labels. */
-#include <math.h>
+#include <stdio.h>
 #include <string.h>
 
-#include "common/base/log.h"
 #include "common/base/mem.h"
+#include "common/image/augment.h"
 #include "train/eval/agreement.h"
 #include "train/eval/command.h"
 #include "train/eval/likeness.h"

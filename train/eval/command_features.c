@@ -216,7 +216,7 @@ static kd_status report(const config *c, const kd_extractor *x, const kd_feature
 static kd_status run_features(const config *c, kd_arena *arena, kd_err *err) {
     kd_extractor *x = NULL;
     kd_feature_set set = {0};
-    form f;
+    form f = FORM_SAFETENSORS;
     unsigned taps;
     KD_TRY(form_of(&f, c, err));
     KD_TRY(taps_of(&taps, c, f, err));

@@ -70,4 +70,7 @@ kd_status kd_features_run(const kd_network *x, const char *images, kd_list_forma
 kd_status kd_features_run_over(const kd_network *x, kd_dataset *data, const char *images, unsigned taps, kd_feature_set *set, kd_err *err);
 void kd_feature_set_free(kd_feature_set *set);
 
+/* The eval view of one file: rgb [image_h][image_w][3]. KD_EFAIL: it can't be read or decoded. */
+kd_status kd_features_view(uint8_t *rgb, const kd_dataset *data, size_t file, int image_h, int image_w, kd_err *err);
+
 #endif
