@@ -42,7 +42,8 @@ kd_status kd_pca_grid_write(const char *path, const kd_pca_grid *g, kd_err *err)
     for (size_t k = 0; k < g->columns; k++) {
         const kd_pca_column *column = &g->column[k];
         int left = MARGIN + (int)k * pitch_x;
-        draw_text(&c, MARGIN, left, g->tile_w, LARGE, column->title, 0, ink);
+        int large = kd_caption_length(column->title) * KD_CAPTION_ADVANCE * LARGE <= g->tile_w;
+        draw_text(&c, MARGIN, left, g->tile_w, large ? LARGE : 1, column->title, 0, ink);
         draw_text(&c, MARGIN + 24, left, g->tile_w, 1, column->note, 0, pale);
         for (size_t i = 0; i < g->photos; i++) {
             int top = MARGIN + HEAD + (int)i * pitch_y;

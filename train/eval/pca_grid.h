@@ -13,7 +13,7 @@
 enum { KD_PCA_CAPTION = 128 };
 
 typedef struct kd_pca_column {
-    char title[KD_PCA_CAPTION], note[KD_PCA_CAPTION]; /* above the column, in large and small letters; cut off where the column ends */
+    char title[KD_PCA_CAPTION], note[KD_PCA_CAPTION]; /* above the column, in large letters (small ones if it is long) and in small ones; cut off where the column ends */
     char (*below)[KD_PCA_CAPTION];                    /* [photos], below each tile; of a text that is too long the end is shown. NULL: nothing */
     int h, w;                                         /* of its pictures */
     const uint8_t *rgb;                               /* [photos][h][w][3] */

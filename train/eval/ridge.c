@@ -126,7 +126,8 @@ static kd_status solve(kd_ridge *map, const moments *m, double strength, int thr
     KD_TRY(kd_alloc_array(&map->bias, m->out, sizeof *map->bias, err));
     KD_TRY(kd_alloc_array(&map->mean, m->out, sizeof *map->mean, err));
     KD_TRY(kd_alloc_array(&a, m->in, m->in * sizeof *a, err));
-    memcpy(map->mean, m->mean_y, m->out * sizeof *map->mean);
+    for (size_t o = 0; o < m->out; o++)
+        map->mean[o] = (double)(float)m->mean_y[o];
     if (m->scale > 0) {
         memcpy(a, m->cov, m->in * m->in * sizeof *a);
         memcpy(map->weight, m->cross, m->out * m->in * sizeof *map->weight);

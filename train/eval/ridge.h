@@ -19,7 +19,7 @@ typedef struct kd_ridge {
     size_t in, out;
     double *weight;  /* [out][in] */
     double *bias;    /* [out] */
-    double *mean;    /* [out] of y over the fitted rows: what predicts best without x */
+    double *mean;    /* [out] of y over the fitted rows, rounded to f32: what the map predicts where x says nothing */
     double strength;
 } kd_ridge;
 
