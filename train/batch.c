@@ -1,8 +1,8 @@
 #include "train/batch.h"
 
 #include "common/base/mem.h"
-#include "common/base/progress.h"
 #include "common/base/rng.h"
+#include "common/base/threads.h"
 
 kd_status kd_batches_open(kd_batches *b, const kd_setup *s, kd_err *err) {
     b->setup = s;
