@@ -1,7 +1,6 @@
 #include "train/batch.h"
 
 #include "common/base/mem.h"
-#include "common/base/progress.h"
 #include "common/base/rng.h"
 #include "common/base/threads.h"
 
