@@ -94,6 +94,8 @@ kd_status kd_cache_open(kd_cache **out, const char *const *paths, size_t count, 
 /* The same, walking all pages whatever earlier runs have found. */
 kd_status kd_cache_open_anew(kd_cache **out, const char *const *paths, size_t count, kd_err *err);
 void kd_cache_close(kd_cache *c);
+/* Whether a path is meant as a cache where it could be a folder of images too: it ends in .kdc, or is a folder with such a file in it. Nothing is opened. */
+int kd_cache_is_at(const char *path);
 
 /* The structure of shard i beyond its pages: every view that its image table lists has its entry, which checks, and one record of each feature and layer, and there are no others; statistics
  * and fidelity check. Values of records aren't read. KD_EDAMAGED at the first difference; KD_ESIGINT, KD_ESIGTERM. */

@@ -113,6 +113,17 @@ static kd_status list_paths(path_list *l, const char *const *paths, size_t count
     return KD_OK;
 }
 
+int kd_cache_is_at(const char *path)
+{
+    int yes = ends_in(path, ".kdc");
+    DIR *d = yes ? NULL : opendir(path);
+    for (struct dirent *e; d && !yes && (e = readdir(d)) != NULL;)
+        yes = e->d_name[0] != '.' && ends_in(e->d_name, ".kdc");
+    if (d)
+        closedir(d);
+    return yes;
+}
+
 /* ---- opening one shard ---- */
 
 static kd_status check_counts(const kd_shard *s, const kd_lmdb_facts *facts, kd_err *err)

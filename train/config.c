@@ -92,9 +92,9 @@ static const kd_option table[] = {
                      "text file naming the images to hold out, one per line, by path as the cache has it or by id (kd-cache list prints both); --val-fraction then doesn't apply"),
     KD_OPTION_INT(T, val_group, "val-group", "DEPTH", "0", 0, 64,
                   "images whose paths share the first DEPTH folders (the frames of a video) are held out together or not at all; 0 = each image by itself"),
-    KD_OPTION_STRING(T, knn_train, "knn-train", "DIR|TAR", NULL, 0,
-                     "labelled images in one folder per class: with --knn-test, the students' features are tried by k-NN every --knn-every epochs (kd-eval knn; training isn't touched)"),
-    KD_OPTION_STRING(T, knn_test, "knn-test", "DIR|TAR", NULL, 0, "test images in the same classes"),
+    KD_OPTION_STRING(T, knn_train, "knn-train", "DIR|TAR|CSV|CACHE", NULL, 0,
+                     "labelled images: one folder per class, a .csv of path,label, or a cache whose pictures are in --images: with --knn-test, the students' features are tried by k-NN every --knn-every epochs (kd-eval knn; training isn't touched)"),
+    KD_OPTION_STRING(T, knn_test, "knn-test", "DIR|TAR|CSV|CACHE", NULL, 0, "test images in the same classes"),
     KD_OPTION_INT(T, knn_every, "knn-every", "N", "10", 1, 1000000, "epochs from one k-NN to the next; the last epoch has one too"),
     KD_OPTION_INT(T, seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of initial weights and of the order of images"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the students run"),
@@ -299,8 +299,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
 }
 
 /* Where things lie, how fast they go and what is kept may change within a run. Identity, images and what is held out are compared by content, a preset by the values of the options. */
-static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps",
-                                          "dry-run", "allow-missing", "list-students", "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
+static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep",
+                                          "steps", "dry-run", "allow-missing", "list-students", "val-list", "teacher-head", "max-skipped", "knn-train", "knn-test", "dump", "check-finite",
+                                          "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -115,37 +115,54 @@ static kd_status open_file(kd_lister *l, const char *source, kd_list_format list
 
 /* ---- entry ---- */
 
-static kd_status open_source(kd_lister *l, const char *source, kd_list_format list) {
-    kd_dataset *d = l->d;
-    d->arena = kd_arena_create();
-    if (!d->arena)
-        return kd_lister_no_memory(l);
+static kd_status add_source(kd_lister *l, const char *source, kd_list_format list) {
     struct stat st;
     if (strcmp(source, "-") == 0)
-        KD_TRY(open_stdin(l, list));
-    else if (stat(source, &st) != 0)
+        return open_stdin(l, list);
+    if (stat(source, &st) != 0)
         return kd_fail_errno(l->err, KD_EUSAGE, "the images at %s can't be read", source);
-    else if (S_ISDIR(st.st_mode))
-        KD_TRY(open_folder(l, source));
-    else if (S_ISREG(st.st_mode))
-        KD_TRY(open_file(l, source, list));
-    else
-        return kd_fail(l->err, KD_EUSAGE, "%s is neither a folder nor a tar nor a list file; to read a list from a pipe give \"-\"", source);
-    if (l->files.count == 0)
-        return kd_fail(l->err, KD_EUSAGE, "%s holds no images (%zu other files are there; names end in .jpg, .jpeg, .jpe, .jfif, .png or .webp)", source, d->ignored);
-    return KD_OK;
+    if (S_ISDIR(st.st_mode))
+        return open_folder(l, source);
+    if (S_ISREG(st.st_mode))
+        return open_file(l, source, list);
+    return kd_fail(l->err, KD_EUSAGE, "%s is neither a folder nor a tar nor a list file; to read a list from a pipe give \"-\"", source);
 }
 
-kd_status kd_dataset_open(kd_dataset *d, const char *source, kd_list_format list, kd_err *err) {
-    *d = (kd_dataset){0};
-    kd_lister l = {.d = d, .err = err};
-    kd_status status = open_source(&l, source, list);
-    kd_lister_sort(&l.files, &d->ignored);
-    d->file = l.files.file;
-    d->count = l.files.count;
+static kd_status begin(kd_lister *l, kd_dataset *d, kd_err *err) {
+    *d = (kd_dataset){.arena = kd_arena_create()};
+    *l = (kd_lister){.d = d, .err = err};
+    return d->arena ? KD_OK : kd_lister_no_memory(l);
+}
+
+/* What was listed becomes the data set, unless that failed. */
+static kd_status finish(kd_lister *l, kd_status status, const char *source) {
+    kd_dataset *d = l->d;
+    if (status == KD_OK && l->files.count == 0)
+        status = kd_fail(l->err, KD_EUSAGE, "%s holds no images (%zu other files are there; names end in .jpg, .jpeg, .jpe, .jfif, .png or .webp)", source, d->ignored);
+    kd_lister_sort(&l->files, &d->ignored);
+    d->file = l->files.file;
+    d->count = l->files.count;
     if (status != KD_OK)
         kd_dataset_close(d);
     return status;
+}
+
+kd_status kd_dataset_open(kd_dataset *d, const char *source, kd_list_format list, kd_err *err) {
+    kd_lister l;
+    kd_status status = begin(&l, d, err);
+    if (status == KD_OK)
+        status = add_source(&l, source, list);
+    return finish(&l, status, source);
+}
+
+kd_status kd_dataset_open_list(kd_dataset *d, const char *text, size_t size, kd_list_format list, const char *source, kd_err *err) {
+    kd_lister l;
+    kd_status status = begin(&l, d, err);
+    if (status == KD_OK)
+        status = root_of_file(&l, source);
+    if (status == KD_OK)
+        status = kd_lister_add_list(&l, text, size, list, source);
+    return finish(&l, status, source);
 }
 
 void kd_dataset_close(kd_dataset *d) {

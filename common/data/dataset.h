@@ -56,6 +56,8 @@ typedef enum kd_list_format {
 /* KD_EUSAGE: the source doesn't exist, can't be read, or holds no image. A listed path that doesn't exist, a tar that is damaged and a folder that can't be opened stay in as files that
  * can't be read: reading them is a skip with a reason. `list` matters for lists only. */
 kd_status kd_dataset_open(kd_dataset *d, const char *source, kd_list_format list, kd_err *err);
+/* A list that is in memory as it would stand in the file `source`: for files that name images among other things. */
+kd_status kd_dataset_open_list(kd_dataset *d, const char *text, size_t size, kd_list_format list, const char *source, kd_err *err);
 void kd_dataset_close(kd_dataset *d);
 
 /* The files of `whole` for which keep[i] isn't 0, in the same order. `whole` outlives it: names and what is in tars are shared. Closed with kd_dataset_close. */

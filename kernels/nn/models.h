@@ -41,7 +41,6 @@ typedef struct kd_model_info {
     int multiple;          /* image sides must be multiples of this: the patch, or 1 */
     int smallest;          /* smallest image side: the patch, or 32 */
     int usual;             /* side of the library's default input: 224 */
-    int only;              /* 0, or the one side that it takes: a timm ViT without a weight file */
     int one_size;          /* its parameters fit one image size (learnt positions): a student of it sees all its views at that size */
     int branches;          /* residual branches that drop path works on: two per block of a ViT; 0 for models without drop path */
     int block_branches;    /* of them in one block */
@@ -94,7 +93,7 @@ typedef struct kd_teacher_choice {
  * for a model whose positions are rotary; a name whose normalisation differs from what was guessed, where nothing in or beside the file says it (a DeiT's weights look like a ViT's). */
 kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_weights *weights, const kd_teacher_choice *choice, kd_err *err);
 
-/* KD_EUSAGE when a side isn't a multiple of m->multiple, below m->smallest or above 8192, or a timm ViT is asked for another size than its grid without weights. */
+/* KD_EUSAGE when a side isn't a multiple of m->multiple, below m->smallest or above 8192. */
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err);
 /* Adds the network to g, from input "images" [height,width,3] on, with its initialisation. */
 kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width);
@@ -145,11 +144,19 @@ kd_status kd_model_params_frozen(kd_params **out, const kd_graph *g, kd_backend 
  * Positions are interpolated from the file's grid to the image's, by m->vit.positions (pos_embed.c). KD_EFAIL naming the tensor: missing, wrong shape, non-finite. Carried parameters may be missing. */
 kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *w, int height, int width, kd_err *err);
 
-/* Writes the model's parameters (not heads; names not in the reference state_dict are left out) as .safetensors that the library loads strictly. metadata: strings or NULL; normalisation is added.
- * ResNet: carried fc and int64 num_batches_tracked included. dtype F32 or F16. */
-kd_status kd_model_export(kd_params *p, const kd_model_info *m, const char *path, kd_dtype dtype, const json_t *metadata, kd_err *err);
+/* The model's parameters as the reference library's state_dict has them, in its order, with its names, without heads and classifiers: for weight files that load strictly into the library's backbone. int64
+ * num_batches_tracked included. dtype F32 or F16. Names are p's and live as long; the tensors are freed with kd_model_state_free. KD_ENONFINITE naming parameter and index: NaN or infinite, or above what F16 holds. */
+typedef struct kd_model_state {
+    kd_tensor *tensor;
+    size_t count;
+} kd_model_state;
+kd_status kd_model_state_read(kd_model_state *s, kd_params *p, const kd_model_info *m, kd_dtype dtype, kd_err *err);
+void kd_model_state_free(kd_model_state *s);
 
 /* The caller's strings (or NULL) and what a user needs to feed the model: its name and library, image_mean, image_std and how they are applied. New object of strings; NULL when memory is out. */
 json_t *kd_model_metadata(const kd_model_info *m, const json_t *metadata);
+
+/* Writes both as .safetensors. */
+kd_status kd_model_export(kd_params *p, const kd_model_info *m, const char *path, kd_dtype dtype, const json_t *metadata, kd_err *err);
 
 #endif

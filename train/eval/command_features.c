@@ -55,12 +55,12 @@ static kd_status write_features(const char *path, const kd_feature_set *set, con
     return status;
 }
 
-static kd_status run_features(const config *c, kd_err *err) {
+static kd_status run_features(const config *c, kd_arena *arena, kd_err *err) {
     kd_extractor *x = NULL;
     kd_feature_set set = {0};
     kd_status status = kd_io_check_target(c->out, err);
     if (status == KD_OK)
-        status = kd_eval_open(&x, &c->network, c->json, err);
+        status = kd_eval_open(&x, &c->network, c->json, arena, err);
     if (status == KD_OK)
         status = kd_features_run(kd_extractor_network(x), c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, 1u << KD_TAP_POOLED | 1u << KD_TAP_CLS | 1u << KD_TAP_PATCH, &set, err);
     if (status == KD_OK)
@@ -78,7 +78,7 @@ static kd_status run(int argc, char **argv, int *json, kd_arena *arena, kd_err *
     config c = {0};
     KD_TRY(kd_options_parse(&features_program, &c, argc, argv, json, arena, err));
     c.json = *json;
-    return run_features(&c, err);
+    return run_features(&c, arena, err);
 }
 
 const kd_eval_command kd_eval_features_command = {&features_program, run};

@@ -14,6 +14,7 @@ static const char *const tap_name[KD_TAPS] = {"pooled", "cls", "map"};
 struct kd_extractor {
     kd_extractor_options options;
     kd_network network;     /* of what follows */
+    char sha256[65];        /* of the weights, hex */
     kd_backend *backend;
     kd_model_info model;
     kd_graph *graph;
@@ -31,9 +32,54 @@ static kd_status open_parameters(kd_extractor *x, const kd_weights *weights, kd_
     return kd_params_init(x->params, x->options.seed, err);
 }
 
+/* How an exported file's student was trained (train/export); NULL, 0 where the file doesn't say. */
+typedef struct trained {
+    const char *model;
+    int view_h, view_w, input_h, input_w;
+} trained;
+
+static trained trained_of(const kd_weights *weights) {
+    trained t = {0};
+    if (weights == NULL)
+        return t;
+    const json_t *said = kd_weights_metadata(weights);
+    const char *view = json_string_value(json_object_get(said, "kdcache_view_size")), *input = json_string_value(json_object_get(said, "kdcache_image_size"));
+    t.model = json_string_value(json_object_get(said, "kdcache_student"));
+    if (view == NULL || kd_image_size_parse(view, "kdcache_view_size", &t.view_h, &t.view_w, NULL) != KD_OK)
+        t.view_h = t.view_w = 0;
+    if (input == NULL || kd_image_size_parse(input, "kdcache_image_size", &t.input_h, &t.input_w, NULL) != KD_OK)
+        t.input_h = t.input_w = 0;
+    return t;
+}
+
+/* Sizes of the view and of what the network sees of it. */
+static kd_status choose_sizes(kd_extractor *x, const trained *t, kd_err *err) {
+    enum { USUAL = 224 };
+    kd_extractor_options *o = &x->options;
+    if (o->image_h == KD_AS_TRAINED) {
+        o->image_h = t->view_h > 0 ? t->view_h : USUAL;
+        o->image_w = t->view_h > 0 ? t->view_w : USUAL;
+    }
+    if (o->student_h == KD_AS_TRAINED) {
+        int same = o->image_h == t->view_h && o->image_w == t->view_w;
+        o->student_h = same ? t->input_h : 0;
+        o->student_w = same ? t->input_w : 0;
+    }
+    kd_network *n = &x->network;
+    n->image_h = o->image_h;
+    n->image_w = o->image_w;
+    n->height = o->student_h > 0 ? o->student_h : o->image_h;
+    n->width = o->student_h > 0 ? o->student_w : o->image_w;
+    if (n->height > n->image_h || n->width > n->image_w)
+        return kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the view measures %dx%d and can only be reduced", n->height, n->width, n->image_h, n->image_w);
+    return KD_OK;
+}
+
 static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) {
     const kd_extractor_options *o = &x->options;
-    KD_TRY(kd_model_find(&x->model, o->model, weights, err));
+    trained t = trained_of(weights);
+    KD_TRY(choose_sizes(x, &t, err));
+    KD_TRY(kd_model_find(&x->model, strcmp(o->model, "auto") == 0 && t.model != NULL ? t.model : o->model, weights, err));
     KD_TRY(kd_model_check_size(&x->model, x->network.height, x->network.width, err));
     KD_TRY(kd_backend_open(&x->backend, o->device, o->threads, err));
     if (o->precision == KD_BF16)
@@ -49,6 +95,16 @@ static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) 
     return KD_OK;
 }
 
+/* Of the very file that the parameters come from, which is still open. */
+static kd_status hash_weights(kd_extractor *x, kd_weights *weights, kd_err *err) {
+    kd_sha256 sha;
+    if (weights == NULL)
+        return KD_OK;
+    KD_TRY(kd_weights_sha256(weights, &sha, err));
+    kd_hex(x->sha256, sha.b, sizeof sha.b);
+    return KD_OK;
+}
+
 kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *options, kd_err *err) {
     *out = NULL;
     kd_extractor *x = kd_calloc(1, sizeof *x);
@@ -57,18 +113,15 @@ kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *opti
     x->options = *options;
     if (x->options.threads <= 0)
         x->options.threads = kd_cpu_count();
-    x->network = (kd_network){.model = &x->model, .batch = options->batch, .image_h = options->image_h, .image_w = options->image_w, .threads = x->options.threads,
-                              .progress = "features", .json = options->json};
-    x->network.height = options->student_h > 0 ? options->student_h : options->image_h;
-    x->network.width = options->student_h > 0 ? options->student_w : options->image_w;
+    x->network = (kd_network){.model = &x->model, .batch = options->batch, .threads = x->options.threads, .progress = "features", .json = options->json};
     kd_weights *weights = NULL;
     kd_status status = KD_OK;
-    if (x->network.height > options->image_h || x->network.width > options->image_w)
-        status = kd_fail(err, KD_EUSAGE, "--student-size %dx%d: the view measures %dx%d and can only be reduced", x->network.height, x->network.width, options->image_h, options->image_w);
-    else if (strcmp(options->weights, "random") != 0)
+    if (strcmp(options->weights, "random") != 0)
         status = kd_weights_open(&weights, options->weights, err);
     if (status == KD_OK)
         status = build(x, weights, err);
+    if (status == KD_OK)
+        status = hash_weights(x, weights, err);
     kd_weights_close(weights);
     if (status != KD_OK) {
         kd_extractor_close(x);
@@ -92,10 +145,23 @@ const kd_network *kd_extractor_network(const kd_extractor *x) {
     return &x->network;
 }
 
+const kd_extractor_options *kd_extractor_asked(const kd_extractor *x) {
+    return &x->options;
+}
+
+const char *kd_extractor_device(const kd_extractor *x) {
+    return x->backend->v->describe(x->backend);
+}
+
+const char *kd_extractor_weights_sha256(const kd_extractor *x) {
+    return x->sha256;
+}
+
 /* ---- images: file -> pixels of the network's size, on loader threads ---- */
 
 typedef struct eval_item {
     size_t file;
+    kd_hash128 id;
     kd_err problem;
     uint8_t *pixels;
 } eval_item;
@@ -119,9 +185,9 @@ static kd_status read_view(const eval_stage *s, eval_worker *w, eval_item *item,
     size_t size = 0;
     KD_TRY(kd_dataset_read(s->data, item->file, &w->bytes, &w->cap, &size, err));
     KD_TRY(kd_dataset_path(s->data, item->file, path, sizeof path, err));
-    kd_hash128 id = kd_image_id(w->bytes, size);
+    item->id = kd_image_id(w->bytes, size);
     KD_TRY(kd_image_decode(&w->image, w->bytes, size, path, NULL, err));
-    kd_plan plan = kd_plan_draw(&s->policy, 0, &id, 0, w->image.width, w->image.height);
+    kd_plan plan = kd_plan_draw(&s->policy, 0, &item->id, 0, w->image.width, w->image.height);
     if (s->height == s->policy.image_h && s->width == s->policy.image_w)
         return kd_plan_apply(&plan, &w->image, item->pixels, &w->scratch, err);
     KD_TRY(kd_image_resize_buffer(&w->view, plan.out_w, plan.out_h, err));
@@ -174,6 +240,7 @@ static kd_status run_all(const kd_network *x, kd_ordered *q, kd_progress *progre
             set->skipped++;
         } else {
             set->file[set->count + (size_t)rows] = item->file;
+            set->id[set->count + (size_t)rows] = item->id;
             status = kd_exec_upload_rows(x->exec, "images", rows++, 1, item->pixels, err);
         }
         kd_ordered_release(q, slot);
@@ -196,18 +263,18 @@ static kd_status reserve(const kd_network *x, unsigned taps, kd_feature_set *set
     set->width = (size_t)x->model->width;
     set->patches = x->patches;
     KD_TRY(kd_alloc_array(&set->file, set->data.count, sizeof *set->file, err));
+    KD_TRY(kd_alloc_array(&set->id, set->data.count, sizeof *set->id, err));
     for (int t = 0; t < KD_TAPS; t++)
         if (taps & 1u << t)
             KD_TRY(kd_alloc_array(&set->values[t], set->data.count, tap_values(set, t) * sizeof(float), err));
     return KD_OK;
 }
 
-static kd_status extract(const kd_network *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
+static kd_status extract(const kd_network *x, const char *images, unsigned taps, kd_feature_set *set, kd_err *err) {
     int threads = x->threads;
     kd_status status;
     eval_stage stage = {.data = &set->data, .height = x->height, .width = x->width};
     KD_TRY(kd_policy_load(&stage.policy, "eval", x->image_h, x->image_w, err));
-    KD_TRY(kd_dataset_open(&set->data, images, list, err));
     KD_TRY(reserve(x, taps, set, err));
     KD_TRY(kd_alloc_array(&stage.worker, (size_t)threads, sizeof *stage.worker, err));
     kd_ordered *q = NULL;
@@ -231,18 +298,27 @@ static kd_status extract(const kd_network *x, const char *images, kd_list_format
     return KD_OK;
 }
 
-kd_status kd_features_run(const kd_network *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
-    memset(set, 0, sizeof *set);
-    kd_status status = extract(x, images, list, taps, set, err);
+kd_status kd_features_run_over(const kd_network *x, kd_dataset *data, const char *images, unsigned taps, kd_feature_set *set, kd_err *err) {
+    *set = (kd_feature_set){.data = *data};
+    *data = (kd_dataset){0};
+    kd_status status = extract(x, images, taps, set, err);
     if (status != KD_OK)
         kd_feature_set_free(set);
     return status;
+}
+
+kd_status kd_features_run(const kd_network *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err) {
+    kd_dataset data;
+    memset(set, 0, sizeof *set);
+    KD_TRY(kd_dataset_open(&data, images, list, err));
+    return kd_features_run_over(x, &data, images, taps, set, err);
 }
 
 void kd_feature_set_free(kd_feature_set *set) {
     for (int t = 0; t < KD_TAPS; t++)
         kd_free(set->values[t]);
     kd_free(set->file);
+    kd_free(set->id);
     kd_dataset_close(&set->data);
     memset(set, 0, sizeof *set);
 }

@@ -29,12 +29,14 @@ typedef struct kd_network {
     int json;              /* progress as JSON lines */
 } kd_network;
 
+enum { KD_AS_TRAINED = -1 };
+/* Strings are borrowed for the extractor's life. */
 typedef struct kd_extractor_options {
-    const char *model;     /* name, or "auto" with a weight file */
+    const char *model;     /* name, or "auto" with a weight file: the student that an exported file names, else the ViT that its tensors are */
     const char *weights;   /* file, or "random": what kd-train --seed starts from */
     uint64_t seed;         /* for random weights */
-    int image_h, image_w;  /* of the eval view */
-    int student_h, student_w; /* 0: the view itself; else its BOX reduction */
+    int image_h, image_w;  /* of the eval view; KD_AS_TRAINED: of the views that an exported file's student was trained on, 224 where the file doesn't say */
+    int student_h, student_w; /* 0: the view itself; else its BOX reduction; KD_AS_TRAINED: as an exported file's student saw views of this size, the view itself where the file doesn't say */
     int batch, threads;
     const char *device;
     kd_dtype precision;
@@ -46,6 +48,10 @@ typedef struct kd_extractor kd_extractor;
 kd_status kd_extractor_open(kd_extractor **out, const kd_extractor_options *options, kd_err *err);
 void kd_extractor_close(kd_extractor *x); /* accepts NULL */
 const kd_network *kd_extractor_network(const kd_extractor *x); /* borrowed */
+const kd_extractor_options *kd_extractor_asked(const kd_extractor *x); /* what it was opened with; borrowed */
+const char *kd_extractor_device(const kd_extractor *x); /* the backend's own description; borrowed */
+/* kd_weights_sha256 of the weights in hex; "" for random ones. Borrowed. */
+const char *kd_extractor_weights_sha256(const kd_extractor *x);
 
 typedef struct kd_feature_set {
     size_t count;               /* images that could be read */
@@ -53,11 +59,14 @@ typedef struct kd_feature_set {
     size_t width, patches;      /* channels; patch positions per image */
     kd_dataset data;            /* owns the paths */
     size_t *file;               /* [count] index in data */
+    kd_hash128 *id;             /* [count] kd_image_id of each: what the digests of results are made of */
     float *values[KD_TAPS];     /* NULL, [count][width], [count][width], [count][patches][width] */
 } kd_feature_set;
 
 /* taps: bit i set = kd_tap i is wanted. KD_EFAIL when no image could be read; KD_ESIGINT, KD_ESIGTERM when the user asks to stop. Parameters aren't changed. */
 kd_status kd_features_run(const kd_network *x, const char *images, kd_list_format list, unsigned taps, kd_feature_set *set, kd_err *err);
+/* The same over images that are listed already; *data is taken over, also after a failure. `images` names them in sentences. */
+kd_status kd_features_run_over(const kd_network *x, kd_dataset *data, const char *images, unsigned taps, kd_feature_set *set, kd_err *err);
 void kd_feature_set_free(kd_feature_set *set);
 
 #endif
