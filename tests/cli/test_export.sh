@@ -26,6 +26,8 @@ check "under another name it has the same bytes" sh -c "'$KD_BIN/kd-export' --ru
 check "it gives the same features" same_features a.pth a.safetensors
 check "a folder for timm is written" export_as hf --format hf --license apache-2.0
 check "it gives the same features" same_features hf a.safetensors
+check "ONNX is written" export_as a.onnx --format onnx
+check "under another name it has the same bytes" sh -c "'$KD_BIN/kd-export' --run '$work/run' --out '$work/b.onnx' --format onnx 2>/dev/null && cmp '$work/a.onnx' '$work/b.onnx'"
 check "half precision is half as large" sh -c "'$KD_BIN/kd-export' --run '$work/run' --out '$work/h.pth' --format pth --dtype f16 2>/dev/null && test \$((2 * \$(stat -c %s '$work/h.pth'))) -lt \$((\$(stat -c %s '$work/a.pth') * 6 / 5))"
 
 # ---- how to feed them ----
@@ -33,6 +35,7 @@ for file in a.safetensors a.pth; do
     check "$file states its normalisation" grep -aq '"image_mean": *"\[0.485, 0.456, 0.406\]"' "$work/$file"
     check "$file states what made it" grep -aqE '"kdcache_teacher_sha256": *"[0-9a-f]{64}"' "$work/$file"
 done
+check "ONNX states its normalisation" sh -c "tr '\\0-\\37' '\\n' <'$work/a.onnx' | grep -aqxF '[0.485, 0.456, 0.406]'"
 check "config.json names timm's architecture" grep -q '"architecture": "vit_small_patch14_dinov2"' "$work/hf/config.json"
 check "and a headless model" grep -q '"num_classes": 0' "$work/hf/config.json"
 check "the card has the license" grep -qx 'license: apache-2.0' "$work/hf/README.md"
@@ -43,6 +46,12 @@ check "without --license it says that none is stated" sh -c "'$KD_BIN/kd-export'
 # ---- refusals ----
 export_as c.pth --format pth --license mit
 check "a license has no place in a .pth" test $? -eq 2 -a ! -e "$work/c.pth"
+export_as c.onnx --format onnx --onnx-size dynamic
+check "a ViT has one size in ONNX too" test $? -eq 2 -a ! -e "$work/c.onnx"
+export_as c.onnx --format onnx --dtype f16
+check "ONNX is f32" test $? -eq 2 -a ! -e "$work/c.onnx"
+export_as c.pth --format pth --onnx-size dynamic
+check "weights alone have no size of images" test $? -eq 2 -a ! -e "$work/c.pth"
 export_as pictures/train/none/c.pth --format pth
 check "a folder that isn't there is said" test $? -eq 1
 : >"$work/file"

@@ -3,7 +3,7 @@
 
     check_loaders.py --images DIR --weights TEACHER [--bin bin] [--only torchvision]
 
-DINOv2's official code is found by KD_DINOV2, a checkout; without it that loader is skipped, and said so. Needs torch, torchvision, timm, safetensors, ultralytics, Pillow."""
+DINOv2's official code is found by KD_DINOV2, a checkout; without it that loader is skipped, and said so. Needs torch, torchvision, timm, safetensors, ultralytics, onnxruntime, Pillow."""
 import os
 import re
 import shutil
@@ -22,6 +22,7 @@ LOADERS = {
     "timm": ["vit_tiny_patch16_224", "convnext_tiny", "dinov2_w64_d2"],
     "DINOv2's layout": ["dinov2_w64_d2"],
     "ultralytics": ["yolov8n", "yolo11n"],
+    "ONNX": ["resnet18", "dinov2_w64_d2"],
 }
 LIMIT = 1e-4
 
@@ -45,7 +46,7 @@ def run_loader(code, folder, name):
         space = {}
         with torch.no_grad():
             exec(compile(re.sub(r'^name = ".*"$', 'name = "%s"' % name, code, flags=re.M), "docs/export.md", "exec"), space)
-        return space["features"].numpy()
+        return np.asarray(space["features"])
     finally:
         os.chdir(here)
 
@@ -77,6 +78,7 @@ def main():
             weights = os.path.join(folder, name + ".safetensors")
             b.run("kd-export", "--run", run, "--out", weights, computes=False)
             b.run("kd-export", "--run", run, "--out", os.path.join(folder, "student"), "--format", "hf", computes=False)
+            b.run("kd-export", "--run", run, "--out", os.path.join(folder, name + ".onnx"), "--format", "onnx", computes=False)
             shutil.copy(os.path.join(photo, os.listdir(photo)[0]), os.path.join(folder, "photo.jpg"))
             ours, _ = b.features(name, "--model", name, "--weights", weights, "--images", photo)
             theirs = run_loader(codes[section], folder, name)

@@ -6,6 +6,7 @@
 #include "common/base/log.h"
 #include "common/weights/pth.h"
 #include "train/export/hf.h"
+#include "train/export/onnx.h"
 
 #define T kd_export_config
 
@@ -13,9 +14,10 @@ static const kd_option table[] = {
     KD_OPTION_STRING(T, run, "run", "DIR", NULL, KD_OPT_REQUIRED, "run directory of kd-train"),
     KD_OPTION_STRING(T, checkpoint, "checkpoint", "latest|best|FILE", "latest", 0, "which state: the latest, the best validation loss, or a .kdt file"),
     KD_OPTION_STRING(T, student, "student", "NAME", NULL, 0, "which student of the run; may be left out when there is one"),
-    KD_OPTION_CHOICE(T, format, "format", "safetensors|pth|hf", "safetensors",
-                     "safetensors, pth: a state_dict with the names of the student's library (torchvision, timm, DINOv2, ultralytics); hf: a folder for timm and the Hugging Face Hub, with config.json and a model card"),
+    KD_OPTION_CHOICE(T, format, "format", "safetensors|pth|hf|onnx", "safetensors",
+                     "safetensors, pth: a state_dict with the names of the student's library (torchvision, timm, DINOv2, ultralytics); hf: a folder for timm and the Hugging Face Hub, with config.json and a model card; onnx: a graph for onnxruntime and its like, from normalised images to features"),
     KD_OPTION_CHOICE(T, dtype, "dtype", "f32|f16", "f32", "type of the exported weights"),
+    KD_OPTION_CHOICE(T, onnx_size, "onnx-size", "fixed|dynamic", "fixed", "onnx: images of the size that the student was trained at, or of any size; the batch is always of any"),
     KD_OPTION_STRING(T, license, "license", "NAME", NULL, 0, "hf: license of the weights as the Hub names it, e.g. apache-2.0; without it the card says that none is stated"),
     KD_OPTION_STRING(T, out, "out", "PATH", NULL, KD_OPT_REQUIRED, "file to write; hf: folder"),
     KD_OPTION_END,
@@ -25,7 +27,8 @@ const kd_program kd_export_program = {
     .name = "kd-export",
     .summary = "Writes a trained student, without heads, for its own library.",
     .examples = "  $ kd-export --run runs/r18 --out r18.safetensors\n  $ kd-export --run runs/two --student resnet18 --checkpoint best --dtype f16 --format pth --out r18.pth\n"
-                "  $ kd-export --run runs/r18 --format hf --license apache-2.0 --out r18-distilled\n",
+                "  $ kd-export --run runs/r18 --format hf --license apache-2.0 --out r18-distilled\n"
+                "  $ kd-export --run runs/r18 --format onnx --onnx-size dynamic --out r18.onnx\n",
     .epilog = "Exit codes: 0 done; 1 failure, e.g. a damaged checkpoint; 2 usage; 14 disk full; 16 weights that aren't finite, or beyond f16.\n",
     .options = table,
 };
@@ -52,10 +55,15 @@ static kd_status write_hf(const kd_export_student *x, const kd_export_config *c,
     return kd_hf_write(c->out, x, dtype_of(c), c->run, c->license, err);
 }
 
+static kd_status write_onnx(const kd_export_student *x, const kd_export_config *c, kd_err *err) {
+    int fixed = strcmp(c->onnx_size, "fixed") == 0;
+    return kd_onnx_write(c->out, x->graph, x->params, &x->model, &x->taps, fixed ? x->height : 0, fixed ? x->width : 0, x->metadata, err);
+}
+
 static const struct {
     const char *name;
     kd_status (*write)(const kd_export_student *x, const kd_export_config *c, kd_err *err);
-} formats[] = {{"safetensors", write_safetensors}, {"pth", write_pth}, {"hf", write_hf}};
+} formats[] = {{"safetensors", write_safetensors}, {"pth", write_pth}, {"hf", write_hf}, {"onnx", write_onnx}};
 
 static kd_status write_format(const kd_export_student *x, const kd_export_config *c, kd_err *err) {
     size_t i = 0;
@@ -127,11 +135,21 @@ static void say(const kd_export_config *c, const char *path) {
     }
 }
 
+static kd_status check_options(const kd_export_config *c, kd_err *err) {
+    int onnx = strcmp(c->format, "onnx") == 0;
+    if (c->license != NULL && strcmp(c->format, "hf") != 0)
+        return kd_fail(err, KD_EUSAGE, "--license stands in the model card of --format hf; a %s has none, leave it out", c->format);
+    if (!onnx && strcmp(c->onnx_size, "dynamic") == 0)
+        return kd_fail(err, KD_EUSAGE, "--onnx-size dynamic is for --format onnx; a %s holds weights alone, leave it out", c->format);
+    if (onnx && dtype_of(c) == KD_F16)
+        return kd_fail(err, KD_EUSAGE, "--format onnx writes f32, in which its graph computes; leave --dtype f16 out");
+    return KD_OK;
+}
+
 kd_status kd_export_run(const kd_export_config *c, kd_err *err) {
     char name[64], *path;
     kd_backend *backend;
-    if (c->license != NULL && strcmp(c->format, "hf") != 0)
-        return kd_fail(err, KD_EUSAGE, "--license stands in the model card of --format hf; a %s has none, leave it out", c->format);
+    KD_TRY(check_options(c, err));
     KD_TRY(choose(c, &path, name, sizeof name, err));
     kd_status status = kd_backend_open(&backend, "ref", 1, err);
     if (status == KD_OK) {
