@@ -181,11 +181,19 @@ static void chosen_c_and_accuracy_equal_scikit_learn(void **state) {
 
 static void weights_do_not_depend_on_the_threads(void **state) {
     (void)state;
+    enum { IMAGES = 500, WIDTH = 40, CLASSES = 20 }; /* enough work for threads to be woken */
+    static float features[IMAGES * WIDTH];
+    static int32_t label[IMAGES];
+    const kd_knn_data set = {features, label, IMAGES};
     kd_logreg_model one = {0}, many = {0};
     kd_lbfgs_result r;
-    assert_ok(kd_logreg_fit(&one, &train, W, C, 10, 1e-12, 50, 1, &r, &err));
-    assert_ok(kd_logreg_fit(&many, &train, W, C, 10, 1e-12, 50, 4, &r, &err));
-    assert_memory_equal(one.weights, many.weights, (W + 1) * one.padded * sizeof *one.weights);
+    fill(features, IMAGES * WIDTH, 5);
+    for (int i = 0; i < IMAGES; i++)
+        label[i] = i * 7 % CLASSES;
+    assert_ok(kd_logreg_fit(&one, &set, WIDTH, CLASSES, 10, 1e-12, 20, 1, &r, &err));
+    assert_int_equal(20, r.iterations);
+    assert_ok(kd_logreg_fit(&many, &set, WIDTH, CLASSES, 10, 1e-12, 20, 4, &r, &err));
+    assert_memory_equal(one.weights, many.weights, (WIDTH + 1) * one.padded * sizeof *one.weights);
     kd_logreg_model_free(&one);
     kd_logreg_model_free(&many);
 }

@@ -10,6 +10,7 @@
 #include "train/eval/product.h"
 
 enum { ROWS = 64, FEATURES = 16, MEMORY = 10 }; /* images and features per job: fixed, so that sums don't depend on the threads; pairs of L-BFGS as in scipy (cuML: 5) */
+static const double worth_waking = 1e6; /* operations of an evaluation from which other threads help: about a tenth of a millisecond */
 
 void kd_logreg_protocol_cs(double c[KD_LOGREG_CS]) {
     for (int i = 0; i < KD_LOGREG_CS; i++)
@@ -229,6 +230,8 @@ kd_status kd_logreg_fit(kd_logreg_model *m, const kd_knn_data *train, size_t wid
     m->classes = classes;
     m->padded = kd_product_padded(classes);
     problem p = {.label = train->label, .n = train->count, .columns = width + 1, .classes = classes, .padded = m->padded, .threads = threads};
+    if (4.0 * (double)p.n * (double)p.columns * (double)p.padded < worth_waking)
+        p.threads = 1;
     kd_status status = fit(&p, m, train, c, tolerance, max_iterations, result, err);
     kd_free(p.x);
     kd_free(p.residual);
