@@ -299,8 +299,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
 }
 
 /* Where things lie, how fast they go and what is kept may change within a run. Identity, images and what is held out are compared by content, a preset by the values of the options. */
-static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps",
-                                          "dry-run", "allow-missing", "list-students", "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
+static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep",
+                                          "steps", "dry-run", "allow-missing", "list-students", "val-list", "teacher-head", "max-skipped", "knn-train", "knn-test", "dump", "check-finite",
+                                          "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -16,9 +16,7 @@ static int is_passed(const kd_model_taps *t, int i) {
 }
 
 static const char *sizes_text(const kd_model_info *m, char buf[TEXT]) {
-    if (m->only)
-        snprintf(buf, TEXT, "%d; with --init also other multiples of %d", m->only, m->multiple);
-    else if (m->multiple > 1)
+    if (m->multiple > 1)
         snprintf(buf, TEXT, "multiples of %d", m->multiple);
     else
         snprintf(buf, TEXT, "all from %d on", m->smallest);
@@ -36,7 +34,7 @@ static const char *maps_text(const kd_model_taps *t, char buf[TEXT]) {
 
 static void print_row(const kd_model_info *m, const kd_model_facts *f, const kd_model_taps *at_224) {
     char sizes[TEXT], maps[TEXT];
-    printf("%-24s %-11s %9.2f %9.2f at %-3d %6d  %-47s %s\n", m->name, m->library, (double)f->parameters * 1e-6, f->flops * 1e-9, m->usual, m->width, sizes_text(m, sizes), maps_text(at_224, maps));
+    printf("%-24s %-11s %9.2f %9.2f at %-3d %6d  %-16s %s\n", m->name, m->library, (double)f->parameters * 1e-6, f->flops * 1e-9, m->usual, m->width, sizes_text(m, sizes), maps_text(at_224, maps));
 }
 
 static kd_status print_json(const kd_model_info *m, const kd_model_facts *f, const kd_model_taps *t, kd_err *err) {
@@ -44,8 +42,8 @@ static kd_status print_json(const kd_model_info *m, const kd_model_facts *f, con
     for (int i = 0; i < t->maps; i++)
         if (!is_passed(t, i))
             json_array_append_new(maps, json_pack("{s:s, s:i, s:i, s:i}", "tap", t->tap[i].name, "h", t->tap[i].h, "w", t->tap[i].w, "channels", t->tap[i].channels));
-    json_t *line = json_pack("{s:s, s:s, s:I, s:f, s:i, s:i, s:i, s:i, s:i, s:o}", "student", m->name, "library", m->library, "parameters", (json_int_t)f->parameters, "flops", f->flops, "flops_size",
-                             m->usual, "width", m->width, "multiple", m->multiple, "smallest", m->smallest, "only", m->only, "maps_224", maps);
+    json_t *line = json_pack("{s:s, s:s, s:I, s:f, s:i, s:i, s:i, s:i, s:o}", "student", m->name, "library", m->library, "parameters", (json_int_t)f->parameters, "flops", f->flops, "flops_size",
+                             m->usual, "width", m->width, "multiple", m->multiple, "smallest", m->smallest, "maps_224", maps);
     if (!line)
         return kd_fail(err, KD_EFAIL, "out of memory for the list of students");
     kd_json_line(line);
@@ -56,7 +54,7 @@ static kd_status print_json(const kd_model_info *m, const kd_model_facts *f, con
 kd_status kd_list_students(int json, kd_err *err) {
     const char *name;
     if (!json)
-        printf("%-24s %-11s %9s %16s %6s  %-47s %s\n", "student", "library", "M params", "GFLOP", "width", "sizes in px", "maps at 224 px");
+        printf("%-24s %-11s %9s %16s %6s  %-16s %s\n", "student", "library", "M params", "GFLOP", "width", "sizes in px", "maps at 224 px");
     for (size_t i = 0; (name = kd_model_students(i)) != NULL; i++) {
         kd_model_info m;
         kd_model_facts usual, view;

@@ -374,6 +374,17 @@ static kd_status start_live(kd_setup *s, kd_err *err) {
     return kd_live_start(live, s->backend, err);
 }
 
+/* What several students' losses have in common is said once. */
+static void warn_of_losses(const kd_setup *s, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        size_t first = 0;
+        while (strcmp(s->losses[first].warning, s->losses[i].warning) != 0)
+            first++;
+        if (first == i && s->losses[i].warning[0] != '\0')
+            kd_log(KD_LOG_WARN, "%s", s->losses[i].warning);
+    }
+}
+
 /* Losses before students, students before replays: each needs what the one before has chosen. */
 static kd_status open_learning(kd_setup *s, kd_err *err) {
     size_t n = s->config->students.count;
@@ -381,6 +392,7 @@ static kd_status open_learning(kd_setup *s, kd_err *err) {
     KD_TRY(kd_alloc_array(&s->losses, n, sizeof *s->losses, err));
     for (size_t i = 0; i < n; i++)
         KD_TRY(choose_loss(s, &s->choices[i], &s->losses[i], err));
+    warn_of_losses(s, n);
     KD_TRY(check_batch(s, err));
     if (s->backend == NULL)
         KD_TRY(kd_backend_open(&s->backend, s->config->device, s->threads, err));

@@ -39,6 +39,16 @@ static int find_bias(const kd_weights *w, const char *matrix) {
     return kd_weights_find(w, name);
 }
 
+static kd_status hash_values(kd_teacher_head *h, kd_err *err) {
+    kd_sha256_ctx *c = kd_sha256_begin();
+    if (c == NULL)
+        return kd_fail(err, KD_EFAIL, "out of memory for --teacher-head");
+    kd_sha256_update(c, h->weight, (size_t)h->classes * (size_t)h->width * sizeof *h->weight);
+    kd_sha256_update(c, h->bias, (size_t)h->classes * sizeof *h->bias);
+    h->sha = kd_sha256_final(c);
+    return KD_OK;
+}
+
 static kd_status read_head(kd_teacher_head *h, const kd_weights *w, int width, kd_err *err) {
     int at;
     KD_TRY(find_matrix(w, width, &at, err));
@@ -64,6 +74,8 @@ kd_status kd_teacher_head_open(kd_teacher_head **out, const char *path, int widt
     if (status == KD_OK)
         status = read_head(h, w, width, err);
     kd_weights_close(w);
+    if (status == KD_OK)
+        status = hash_values(h, err);
     if (status != KD_OK) {
         kd_teacher_head_close(h);
         return status;

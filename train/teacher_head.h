@@ -7,12 +7,14 @@
 #ifndef KD_TRAIN_TEACHER_HEAD_H
 #define KD_TRAIN_TEACHER_HEAD_H
 
+#include "common/base/hash.h"
 #include "common/weights/weights.h"
 
 typedef struct kd_teacher_head {
     int classes, width;
     float *weight; /* [classes][width] */
     float *bias;   /* [classes]; zeros when the file has none */
+    kd_sha256 sha; /* of weight and bias: the same classifier in another file has the same */
 } kd_teacher_head;
 
 /* The file's one matrix [classes, width], and the vector [classes] called as it with "bias" in place of "weight" at the end. KD_EUSAGE: no such matrix, or several, naming shapes. */

@@ -52,7 +52,7 @@ static void set_vit(kd_model_info *m, const kd_vit_spec *spec, const char *name)
     *m = (kd_model_info){.kind = KD_MODEL_VIT, .vit = *spec, .width = spec->width, .multiple = spec->patch, .smallest = spec->patch, .usual = 16 * spec->patch, .branches = 2 * spec->depth, .block_branches = 2, .norm = KD_MODEL_LAYER_NORM,
                          .one_size = spec->periods == 0, .library = kd_vit_family_name(spec->family)};
     if (spec->family == KD_VIT_TIMM)
-        m->usual = m->only = spec->pos_grid * spec->patch;
+        m->usual = spec->pos_grid * spec->patch;
     snprintf(m->name, sizeof m->name, "%s", name);
     memcpy(m->mean, spec->mean, sizeof m->mean);
     memcpy(m->std, spec->std, sizeof m->std);
@@ -271,7 +271,6 @@ static kd_status set_from_file(kd_model_info *m, const char *name, int any, cons
         KD_TRY(check_against_file(m, spec, found, weights, err));
     set_vit(m, spec, any ? found : name);
     m->from_file = 1;
-    m->only = 0; /* positions are resized from the file's grid */
     return KD_OK;
 }
 

@@ -21,9 +21,6 @@ static kd_status check_side(const kd_model_info *m, int side, const char *which,
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err) {
     KD_TRY(check_side(m, height, height == width ? "size" : "height", err));
     KD_TRY(check_side(m, width, "width", err));
-    if (m->only && (height != m->only || width != m->only))
-        return kd_fail(err, KD_EUSAGE, "%s without a weight file is made for images of %dx%d pixels, not %dx%d; a dinov2_wW_dD student takes any multiple of 14", m->name, m->only, m->only,
-                       height, width);
     return KD_OK;
 }
 

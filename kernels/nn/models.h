@@ -41,7 +41,6 @@ typedef struct kd_model_info {
     int multiple;          /* image sides must be multiples of this: the patch, or 1 */
     int smallest;          /* smallest image side: the patch, or 32 */
     int usual;             /* side of the library's default input: 224 */
-    int only;              /* 0, or the one side that it takes: a timm ViT without a weight file */
     int one_size;          /* its parameters fit one image size (learnt positions): a student of it sees all its views at that size */
     int branches;          /* residual branches that drop path works on: two per block of a ViT; 0 for models without drop path */
     int block_branches;    /* of them in one block */
@@ -94,7 +93,7 @@ typedef struct kd_teacher_choice {
  * for a model whose positions are rotary; a name whose normalisation differs from what was guessed, where nothing in or beside the file says it (a DeiT's weights look like a ViT's). */
 kd_status kd_model_find_teacher(kd_model_info *m, const char *name, const kd_weights *weights, const kd_teacher_choice *choice, kd_err *err);
 
-/* KD_EUSAGE when a side isn't a multiple of m->multiple, below m->smallest or above 8192, or a timm ViT is asked for another size than its grid without weights. */
+/* KD_EUSAGE when a side isn't a multiple of m->multiple, below m->smallest or above 8192. */
 kd_status kd_model_check_size(const kd_model_info *m, int height, int width, kd_err *err);
 /* Adds the network to g, from input "images" [height,width,3] on, with its initialisation. */
 kd_model_taps kd_model_build(kd_graph *g, const kd_model_info *m, int height, int width);

@@ -16,7 +16,7 @@ check 'resnet18: parameters, FLOPs, width, sizes, maps' row 'resnet18 torchvisio
 check 'resnet50: a wide feature' row 'resnet50 torchvision 23\.51 8\.17 at 224 2048 '
 check 'mobilenet_v3_small: grouped convolutions count by group' row 'mobilenet_v3_small torchvision 0\.93 0\.11 at 224 576 '
 check 'convnext_tiny: the norm before the classifier is part of the pooled feature' row 'convnext_tiny torchvision 27\.82 8\.91 at 224 768 '
-check 'a ViT of one size' row 'vit_tiny_patch16_224 timm 5\.52 2\.51 at 224 192 224; with --init also other multiples of 16 14x14x192$'
+check 'a plain ViT, by the size in its name' row 'vit_tiny_patch16_224 timm 5\.52 2\.51 at 224 192 multiples of 16 14x14x192$'
 check 'a ViT of any multiple of its patch' row 'dinov2_vits14 dinov2 .* multiples of 14 16x16x384$'
 cp "$work/out" "$work/table"
 check 'the list as JSON' list --json

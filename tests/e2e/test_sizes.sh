@@ -62,7 +62,8 @@ check "and when rows and columns are swapped" says 13 '--image-size says 168x112
 check "students can't see more rows than the teacher" says 2 'measure 112x168 and can only be reduced' train --cache "$cache" --student resnet18 --student-size 113x84 --out "$work/no"
 check "nor more columns" says 2 'can only be reduced' train --cache "$cache" --student resnet18 --student-size 56x169 --out "$work/no"
 check "a ViT's patch must divide both sides" says 2 'the nearest is 84' train --cache "$cache" --student dinov2_w64_d1 --student-size 56x85 --out "$work/no"
-check "timm's ViT without weights keeps its own size" says 2 'is made for images of 224x224' train --cache "$cache" --student vit_tiny_patch16_224 --student-size 96x144 --out "$work/no"
+check "timm's ViT without weights has the positions of its images" says 0 'vit_tiny_patch16_224 at 96x144 px' train --cache "$cache" --student vit_tiny_patch16_224 --student-size 96x144 --out "$work/vt" --steps 1
+check "which are 6 x 9 and a class token" test "$(shape "$work/vt/checkpoints/latest.kdt" vit_tiny_patch16_224/pos_embed)" = 1,55,192
 check "a size that is none is a usage error" says 2 '--student-size 56x: expected a side' train --cache "$cache" --student resnet18 --student-size 56x --out "$work/no"
 check "squeezed views are said to be" says 0 'squeezed to 56 px' train --cache "$cache" --student resnet18 --student-size 56 --out "$work/squeezed" --dry-run
 

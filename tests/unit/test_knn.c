@@ -47,7 +47,7 @@ static void predictions_equal_numpy_one_by_one(void **state) {
         int32_t got[3 * KNN_TEST];
         kd_err err = {0};
         assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){f.train, f.train_label, KNN_TRAIN}, &(kd_knn_data){f.test, f.test_label, KNN_TEST}, KNN_WIDTH, KNN_CLASSES, k, 3,
-                                       threads, result, got, &err));
+                                       KD_KNN_TEMPERATURE, threads, result, got, &err));
         for (int q = 0; q < 3; q++) {
             for (int i = 0; i < KNN_TEST; i++)
                 assert_int_equal(want[q][i], got[q * KNN_TEST + i]);
@@ -65,9 +65,25 @@ static void lower_index_wins_equal_similarities(void **state) {
     kd_knn_result result;
     int32_t got;
     kd_err err = {0};
-    assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 3}, &(kd_knn_data){test, &want, 1}, 2, 3, &k, 1, 1, &result, &got, &err));
+    assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 3}, &(kd_knn_data){test, &want, 1}, 2, 3, &k, 1, KD_KNN_TEMPERATURE, 1, &result, &got, &err));
     assert_int_equal(1, got);
     assert_float_equal(1.0, result.top1, 0);
+}
+
+static void a_small_temperature_listens_to_the_nearest(void **state) {
+    (void)state;
+    const float train[] = {1, 0, 4, 3, 4, -3}, test[] = {1, 0}; /* cosines 1, 0.8, 0.8 */
+    const int32_t label[] = {0, 1, 1}, want = 0;
+    const double temperature[] = {0.002, KD_KNN_TEMPERATURE, 1}; /* exp(1 / t) against 2 exp(0.8 / t): ahead up to t = 0.2 / log 2 */
+    const int32_t winner[] = {0, 0, 1};
+    const int k = 3;
+    for (int i = 0; i < 3; i++) {
+        kd_knn_result result;
+        int32_t got;
+        kd_err err = {0};
+        assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 3}, &(kd_knn_data){test, &want, 1}, 2, 2, &k, 1, temperature[i], 1, &result, &got, &err));
+        assert_int_equal(winner[i], got);
+    }
 }
 
 static void unknown_test_class_counts_as_wrong(void **state) {
@@ -77,7 +93,7 @@ static void unknown_test_class_counts_as_wrong(void **state) {
     const int k = 2;
     kd_knn_result result;
     kd_err err = {0};
-    assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 2}, &(kd_knn_data){test, &unknown, 1}, 2, 2, &k, 1, 1, &result, NULL, &err));
+    assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 2}, &(kd_knn_data){test, &unknown, 1}, 2, 2, &k, 1, KD_KNN_TEMPERATURE, 1, &result, NULL, &err));
     assert_float_equal(0.0, result.top1, 0);
     assert_float_equal(0.0, result.top5, 0);
 }
@@ -89,7 +105,7 @@ static void k_above_the_training_set_is_refused(void **state) {
     const int k = 2;
     kd_knn_result result;
     kd_err err = {0};
-    assert_int_equal(KD_EUSAGE, kd_knn(&(kd_knn_data){train, &label, 1}, &(kd_knn_data){test, &label, 1}, 2, 1, &k, 1, 1, &result, NULL, &err));
+    assert_int_equal(KD_EUSAGE, kd_knn(&(kd_knn_data){train, &label, 1}, &(kd_knn_data){test, &label, 1}, 2, 1, &k, 1, KD_KNN_TEMPERATURE, 1, &result, NULL, &err));
     assert_non_null(strstr(err.msg, "--k 2"));
 }
 
@@ -97,6 +113,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(predictions_equal_numpy_one_by_one),
         cmocka_unit_test(lower_index_wins_equal_similarities),
+        cmocka_unit_test(a_small_temperature_listens_to_the_nearest),
         cmocka_unit_test(unknown_test_class_counts_as_wrong),
         cmocka_unit_test(k_above_the_training_set_is_refused),
     };

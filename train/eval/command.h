@@ -22,7 +22,7 @@ typedef struct kd_eval_network {
     KD_OPTION_STRING(T, network.weights, "weights", "FILE|random", NULL, 0, "weight file of a teacher or student, or random for what kd-train --seed starts from"), \
     KD_OPTION_STRING(T, network.run, "run", "DIR", NULL, 0, "in place of --weights: the student that a kd-train run has exported"), \
     KD_OPTION_STRING(T, network.student, "student", "NAME", NULL, 0, "which student of --run (NAME-best: its state of the best validation loss); may be left out when there is one"), \
-    KD_OPTION_STRING(T, network.model, "model", "auto|NAME", "auto", 0, "network: a teacher or student name; auto: what an exported file says, or the ViT that its tensors are"), \
+    KD_OPTION_STRING(T, network.model, "model", "auto|NAME", "auto", 0, "network: a teacher or student name; auto: what an exported file says, or the network that its tensors are"), \
     KD_OPTION_INT(T, network.seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of random weights"),                                             \
     KD_OPTION_STRING(T, network.image_size, "image-size", "auto|S|HxW", "auto", 0, \
                      "size of the eval view, a side or rows x columns: resized to cover 256/224 of it, centre crop; auto: the views that an exported student was trained on, else 224"), \

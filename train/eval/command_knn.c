@@ -148,7 +148,7 @@ static kd_status classify(const config *c, const kd_extractor *x, const sets *s,
         snprintf(name[i], sizeof name[i], "k%d", k[i]);
         setting[i] = (kd_setting){name[i], predictions + i * test.count};
     }
-    kd_status status = kd_knn(&train, &test, s->train.features.width, s->classes.count, k, n_k, kd_extractor_network(x)->threads, result, predictions, err);
+    kd_status status = kd_knn(&train, &test, s->train.features.width, s->classes.count, k, n_k, c->temperature, kd_extractor_network(x)->threads, result, predictions, err);
     if (status == KD_OK)
         status = kd_accuracy_count(&accuracy, &s->train, &s->test, &s->classes, setting, n_k, err);
     if (status == KD_OK)

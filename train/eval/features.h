@@ -33,7 +33,7 @@ typedef struct kd_network {
 enum { KD_AS_TRAINED = -1 };
 /* Strings are borrowed for the extractor's life. */
 typedef struct kd_extractor_options {
-    const char *model;     /* name, or "auto" with a weight file: the student that an exported file names, else the ViT that its tensors are */
+    const char *model;     /* name, or "auto" with a weight file: the student that an exported file names, else the network that its tensors are */
     const char *weights;   /* file, or "random": what kd-train --seed starts from */
     uint64_t seed;         /* for random weights */
     int image_h, image_w;  /* of the eval view; KD_AS_TRAINED: of the views that an exported file's student was trained on, 224 where the file doesn't say */

@@ -8,8 +8,6 @@
 
 enum { BLOCK = 32 }; /* test rows per job: their features stay in cache while the training set streams by */
 
-static const double temperature = 0.07; /* dino/eval_knn.py */
-
 typedef struct neighbour {
     float similarity;
     uint32_t index;
@@ -22,6 +20,7 @@ typedef struct job {
     const int *k;
     size_t n_k;
     int k_max;
+    double temperature;
     int32_t *top; /* [n_k][test][5] */
     double *votes;        /* [threads][classes] */
     neighbour *nearest;   /* [threads][k_max] */
@@ -88,7 +87,7 @@ static void classify(job *j, int worker, size_t i) {
     for (size_t q = 0; q < j->n_k; q++) {
         memset(votes, 0, j->classes * sizeof *votes);
         for (int n = 0; n < j->k[q]; n++)
-            votes[j->train->label[list[n].index]] += exp((double)list[n].similarity / temperature);
+            votes[j->train->label[list[n].index]] += exp((double)list[n].similarity / j->temperature);
         best_five(j->top + (q * j->test->count + i) * 5, votes, j->classes);
     }
 }
@@ -129,9 +128,9 @@ static kd_status run(job *j, int threads, kd_knn_result *results, int32_t *predi
     return KD_OK;
 }
 
-kd_status kd_knn(const kd_knn_data *train, const kd_knn_data *test, size_t width, size_t classes, const int *k, size_t n_k, int threads,
+kd_status kd_knn(const kd_knn_data *train, const kd_knn_data *test, size_t width, size_t classes, const int *k, size_t n_k, double temperature, int threads,
                  kd_knn_result *results, int32_t *predictions, kd_err *err) {
-    job j = {.train = train, .test = test, .width = width, .classes = classes, .k = k, .n_k = n_k};
+    job j = {.train = train, .test = test, .width = width, .classes = classes, .k = k, .n_k = n_k, .temperature = temperature};
     for (size_t q = 0; q < n_k; q++) {
         if (k[q] < 1 || k[q] > KD_KNN_MAX_K || (size_t)k[q] > train->count)
             return kd_fail(err, KD_EUSAGE, "--k %d: must be from 1 to %d and at most the %zu training images", k[q], KD_KNN_MAX_K, train->count);
