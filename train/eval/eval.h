@@ -4,7 +4,7 @@
 
 #include "common/base/options.h"
 
-/* argv[1] is the command ("knn", "features"); prints its result on stdout. *json: --json was given. KD_DONE: help was printed. */
+/* argv[1] is the command ("knn", "logreg", ...); prints its result on stdout. *json: --json was given. KD_DONE: help was printed. */
 kd_status kd_eval_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
 
 #endif
