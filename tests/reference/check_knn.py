@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""`kd-eval knn` again in NumPy, from the features that `kd-eval features` writes: every predicted class, and what is counted from them.
+"""`kd-eval knn` again in NumPy, from the features that `kd-eval features` writes: every predicted class, what is counted from them, and the digests of the sets.
 
     check_knn.py --weights FILE --train DIR --test DIR [--model auto] [--classes N] [--k 10,20] [--temperature 0.07] [--bin bin]
 
@@ -7,11 +7,13 @@ Takes the first N classes (folders) or, without N, all. The protocol is DINO's: 
 computed in double, one test image at a time, all classes and all training images sorted.
 """
 import csv
+import hashlib
 import json
 import os
 import shutil
 
 import numpy as np
+import xxhash
 
 import reference as r
 
@@ -39,6 +41,15 @@ def classify(train, train_label, test, k, classes, temperature):
         np.add.at(votes[i], train_label[neighbours], np.exp(s[i, neighbours] / temperature))
     best = -np.sort(-votes, axis=1)
     return np.argsort(-votes, axis=1, kind="stable"), (best[:, 0] - best[:, 1]) / votes.sum(axis=1)
+
+
+def digest(folder, paths):
+    """As train/eval/labelled.h describes it: SHA-256 of [id][class][0], sorted."""
+    entries = []
+    for q in paths:
+        with open(os.path.join(folder, q), "rb") as f:
+            entries.append((xxhash.xxh3_128_digest(f.read()), q.split("/")[0].encode()))
+    return hashlib.sha256(b"".join(i + c + b"\0" for i, c in sorted(entries))).hexdigest()
 
 
 def table(path):
@@ -70,6 +81,8 @@ def main():
     x_label, y_label = (np.array([names.index(q.split("/")[0]) for q in paths]) for paths in (x_paths, y_paths))
     assert [row["path"] for row in predicted] == y_paths and [row["label"] for row in predicted] == [names[c] for c in y_label]
     assert [row["class"] for row in counted] == names
+    line = next(iter(results.values()))
+    b.check("digests of the sets that differ", (line["train_digest"] != digest(train, x_paths)) + (line["test_digest"] != digest(test, y_paths)), 0)
     for k in (int(v) for v in a.k.split(",")):
         ranked, ahead = classify(unit_rows(x["pooled"]), x_label, unit_rows(y["pooled"]), k, len(names), float(a.temperature))
         right = ranked[:, 0] == y_label

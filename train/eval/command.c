@@ -114,10 +114,9 @@ json_t *kd_eval_result(const char *protocol, const kd_extractor *x, const char *
     const char *sha = kd_extractor_weights_sha256(x);
     json_t *transform = json_pack("{s:s, s:o, s:o, s:o, s:o}", "name", "eval", "image_size", pair(n->image_h, n->image_w), "input_size", pair(n->height, n->width), "mean", three(n->model->mean), "std",
                                   three(n->model->std));
-    json_t *result = json_pack("{s:s, s:s, s:s, s:s, s:s?, s:s*, s:s, s:s, s:o}", "type", "result", "protocol", protocol, "model", n->model->name, "weights", o->weights, "model_sha256",
-                               sha[0] != '\0' ? sha : NULL, "feature", feature, "precision", o->precision == KD_BF16 ? "bf16" : "f32", "device", kd_extractor_device(x), "transform", transform);
-    if (sha[0] == '\0')
-        json_object_set_new(result, "seed", json_integer((json_int_t)o->seed));
+    json_t *seed = sha[0] == '\0' ? json_integer((json_int_t)o->seed) : json_null();
+    json_t *result = json_pack("{s:s, s:s, s:s, s:s, s:s?, s:o, s:s*, s:s, s:s, s:o}", "type", "result", "protocol", protocol, "model", n->model->name, "weights", o->weights, "model_sha256",
+                               sha[0] != '\0' ? sha : NULL, "seed", seed, "feature", feature, "precision", o->precision == KD_BF16 ? "bf16" : "f32", "device", kd_extractor_device(x), "transform", transform);
     return result;
 }
 
@@ -169,7 +168,7 @@ static void print_network(const json_t *r) {
     size_of(transform, "image_size", &view[0], &view[1]);
     size_of(transform, "input_size", &input[0], &input[1]);
     printf("%s, ", text_of(r, "model"));
-    if (json_object_get(r, "seed") != NULL)
+    if (json_is_null(json_object_get(r, "model_sha256")))
         printf("random weights of seed %lld", number_of(r, "seed"));
     else
         printf("weights sha256 %.12s", text_of(r, "model_sha256"));

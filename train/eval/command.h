@@ -57,7 +57,7 @@ kd_status kd_eval_skipped(size_t skipped, size_t count, const char *images, kd_e
  *
  * New references; when memory is out a member is missing, or the whole is NULL, which jansson's functions accept. */
 
-/* {"type":"result", "protocol", "model", "weights":path or "random", "model_sha256":kd_weights_sha256 in hex, null for random weights, which have "seed" instead, "feature" (left out for NULL), "precision", "device",
+/* {"type":"result", "protocol", "model", "weights":path or "random", "model_sha256":kd_weights_sha256 in hex, null for random weights, "seed" of those, null for a file's (a protocol that draws something itself adds "training_seed"), "feature" (left out for NULL), "precision", "device",
  * "transform":{"name":"eval", "image_size":[rows,columns] of the view, "input_size":[rows,columns] of what the network sees (its BOX reduction), "mean":[r,g,b], "std":[r,g,b]}}. */
 json_t *kd_eval_result(const char *protocol, const kd_extractor *x, const char *feature);
 /* Adds "classes", "train", "test" (images), "train_skipped", "test_skipped", "train_digest", "test_digest" (kd_labels_digest), "shared" (test images that are training images too). */
