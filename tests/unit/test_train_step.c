@@ -170,14 +170,15 @@ static void run_curve(const char *device, const curve_case *c, double times, dou
 }
 
 /* Batch norm over a few dozen values amplifies rounding, so one run of PyTorch in f32 is a rough measure for ResNet-18: ref is measured at 18 times its distance, cpu below 10.
- * Adam divides by the root of small second moments, so single weights move by a few lr in either direction where gradients are noise: 20 lr bounds it. */
+ * Adam divides by the root of small second moments, so single weights move by a few lr in either direction where gradients are noise: 20 lr bounds it.
+ * The bias of a ViT's keys has no gradient but rounding, which Adam turns into steps of up to lr: on cpu its tensor is 2.3e-4 from PyTorch's in norm, and one of the wide case's samples is such a value. */
 static void vit_curve_matches_pytorch_on_ref(void **state) {
     (void)state;
     run_curve("ref", &dinov2, 10, 2e-4);
 }
 static void vit_curve_matches_pytorch_on_cpu(void **state) {
     (void)state;
-    run_curve("cpu", &dinov2, 10, 2e-4);
+    run_curve("cpu", &dinov2, 10, 1e-3);
 }
 /* The reference backend is slow: warm-up and the first steps after it; all with KD_LONG. */
 static void resnet_curve_matches_pytorch_on_ref(void **state) {
@@ -189,7 +190,6 @@ static void resnet_curve_matches_pytorch_on_cpu(void **state) {
     run_curve("cpu", &resnet, 40, 2e-3);
 }
 
-/* The bias of the keys has no gradient but rounding, which Adam turns into steps of up to lr: one of the samples is such a value. */
 static void wide_vit_curve_matches_pytorch(void **state) {
     (void)state;
     run_curve("cpu", &wide_dinov2, 10, 1e-3);
