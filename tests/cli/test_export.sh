@@ -43,6 +43,9 @@ check "without --license it says that none is stated" sh -c "'$KD_BIN/kd-export'
 # ---- refusals ----
 export_as c.pth --format pth --license mit
 check "a license has no place in a .pth" test $? -eq 2 -a ! -e "$work/c.pth"
+export_as evil --format hf --license "mit
+tags: evil"
+check "a license is one word" test $? -eq 2 -a ! -e "$work/evil"
 export_as pictures/train/none/c.pth --format pth
 check "a folder that isn't there is said" test $? -eq 1
 : >"$work/file"

@@ -118,6 +118,18 @@ static kd_status export_from(const kd_export_config *c, const char *path, const 
     return status;
 }
 
+/* It becomes a line of the card's YAML head, so it is a word. */
+static kd_status check_license(const kd_export_config *c, kd_err *err) {
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_";
+    if (c->license == NULL)
+        return KD_OK;
+    if (strcmp(c->format, "hf") != 0)
+        return kd_fail(err, KD_EUSAGE, "--license stands in the model card of --format hf; a %s has none, leave it out", c->format);
+    if (c->license[0] == '\0' || c->license[strspn(c->license, letters)] != '\0')
+        return kd_fail(err, KD_EUSAGE, "--license \"%s\" isn't an identifier of letters, digits, '.', '+', '-' and '_'; the Hub knows apache-2.0, mit, cc-by-nc-4.0, other, ...", c->license);
+    return KD_OK;
+}
+
 static void say(const kd_export_config *c, const char *path) {
     kd_log(KD_LOG_INFO, "wrote %s from %s", c->out, path);
     if (c->json) {
@@ -130,8 +142,7 @@ static void say(const kd_export_config *c, const char *path) {
 kd_status kd_export_run(const kd_export_config *c, kd_err *err) {
     char name[64], *path;
     kd_backend *backend;
-    if (c->license != NULL && strcmp(c->format, "hf") != 0)
-        return kd_fail(err, KD_EUSAGE, "--license stands in the model card of --format hf; a %s has none, leave it out", c->format);
+    KD_TRY(check_license(c, err));
     KD_TRY(choose(c, &path, name, sizeof name, err));
     kd_status status = kd_backend_open(&backend, "ref", 1, err);
     if (status == KD_OK) {
