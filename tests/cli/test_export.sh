@@ -52,6 +52,9 @@ export_as c.onnx --format onnx --dtype f16
 check "ONNX is f32" test $? -eq 2 -a ! -e "$work/c.onnx"
 export_as c.pth --format pth --onnx-size dynamic
 check "weights alone have no size of images" test $? -eq 2 -a ! -e "$work/c.pth"
+export_as evil --format hf --license "mit
+tags: evil"
+check "a license is one word" test $? -eq 2 -a ! -e "$work/evil"
 export_as pictures/train/none/c.pth --format pth
 check "a folder that isn't there is said" test $? -eq 1
 : >"$work/file"

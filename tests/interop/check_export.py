@@ -67,15 +67,16 @@ def our_features(b, name, weights, photos, reduced):
 
 
 def check_features(b, what, ours, theirs, own=None):
-    """Largest difference, as a share of what is allowed for values of a usual size. own: how far the library's own f32 is from theirs, by tap."""
-    worst = 0.0
+    """Text of the largest difference, divided by a tenth of the largest value where that is above 10; in brackets own: how far the library's own f32 is from theirs, by tap."""
+    worst = off = 0.0
     for tap in ("pooled", "cls", "patch"):
         difference, largest = r.worst_difference(ours[tap], theirs[tap]), float(np.abs(theirs[tap]).max())
         limit = LIMIT * max(1.0, largest / USUAL)
         text = "" if own is None else ", the library's own f32 %.2g off" % own[tap]
         b.check("%s, %s (largest value %.3g%s)" % (what, tap, largest, text), difference, limit if own is None else max(limit, 2 * own[tap]))
         worst = max(worst, difference / max(1.0, largest / USUAL))
-    return worst
+        off = max(off, own[tap] / max(1.0, largest / USUAL)) if own else 0.0
+    return "%.1e (%.1e)" % (worst, off) if own else "%.1e" % worst
 
 
 def compare(b, what, name, weights, photos, reduced, double=False):
@@ -120,7 +121,7 @@ def train_and_compare(b, name, reduced, cache, train, photos, lines):
     timm_worst = "not timm's"
     if not name.startswith(NOT_TIMM):
         ours, paths = our_features(b, name, f32, photos, reduced)
-        timm_worst = "%.1e" % check_features(b, "%s, timm's local-dir%s" % (name, seen), ours, r.TimmFolder(export(b, run, folder, "--format", "hf"))(pixels_of(photos, paths, reduced)))
+        timm_worst = check_features(b, "%s, timm's local-dir%s" % (name, seen), ours, r.TimmFolder(export(b, run, folder, "--format", "hf"))(pixels_of(photos, paths, reduced)))
     if worst:
         worst.append(compare(b, "f16 file" + seen, name, export(b, run, f16, "--dtype", "f16"), photos, reduced))
         state = changed(load_file(f32))
@@ -128,7 +129,7 @@ def train_and_compare(b, name, reduced, cache, train, photos, lines):
             state = with_statistics(name, state, pixels_of(photos, sorted(os.listdir(photos)), reduced))
         save_file({k: v.contiguous() for k, v in state.items()}, back)
         worst.append(compare(b, "changed by PyTorch" + seen, name, back, photos, reduced, double=True))
-    cells = ["%.1e" % x for x in worst] or ["not built here"] * 3
+    cells = worst or ["not built here"] * 3
     lines.append("| %s | %s | %d | %d | %s | %s |" % (name, "ultralytics" if name.startswith("yolo") else "torchvision" if name.startswith(CNNS) else "DINOv2" if name.startswith("dinov2") else "timm",
                                                      reduced or 224, len(load_file(f32)), " | ".join(cells), timm_worst))
     for path in (f32, f16, back, pth):

@@ -126,6 +126,18 @@ static kd_status export_from(const kd_export_config *c, const char *path, const 
     return status;
 }
 
+/* It becomes a line of the card's YAML head, so it is a word. */
+static kd_status check_license(const kd_export_config *c, kd_err *err) {
+    static const char letters[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.+-_";
+    if (c->license == NULL)
+        return KD_OK;
+    if (strcmp(c->format, "hf") != 0)
+        return kd_fail(err, KD_EUSAGE, "--license stands in the model card of --format hf; a %s has none, leave it out", c->format);
+    if (c->license[0] == '\0' || c->license[strspn(c->license, letters)] != '\0')
+        return kd_fail(err, KD_EUSAGE, "--license \"%s\" isn't an identifier of letters, digits, '.', '+', '-' and '_'; the Hub knows apache-2.0, mit, cc-by-nc-4.0, other, ...", c->license);
+    return KD_OK;
+}
+
 static void say(const kd_export_config *c, const char *path) {
     kd_log(KD_LOG_INFO, "wrote %s from %s", c->out, path);
     if (c->json) {
@@ -137,8 +149,7 @@ static void say(const kd_export_config *c, const char *path) {
 
 static kd_status check_options(const kd_export_config *c, kd_err *err) {
     int onnx = strcmp(c->format, "onnx") == 0;
-    if (c->license != NULL && strcmp(c->format, "hf") != 0)
-        return kd_fail(err, KD_EUSAGE, "--license stands in the model card of --format hf; a %s has none, leave it out", c->format);
+    KD_TRY(check_license(c, err));
     if (!onnx && strcmp(c->onnx_size, "dynamic") == 0)
         return kd_fail(err, KD_EUSAGE, "--onnx-size dynamic is for --format onnx; a %s holds weights alone, leave it out", c->format);
     if (onnx && dtype_of(c) == KD_F16)

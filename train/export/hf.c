@@ -52,9 +52,11 @@ static kd_status write_weights(const char *folder, const kd_export_student *x, k
 
 static kd_status write_config(const char *folder, const kd_export_student *x, const char *license, kd_err *err) {
     json_t *config = kd_timm_config(&x->model, x->height, x->width, license);
-    char *text = config != NULL && json_object_set(config, "kdcache", x->metadata) == 0 ? json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(7)) : NULL;
+    char *json = config != NULL && json_object_set(config, "kdcache", x->metadata) == 0 ? json_dumps(config, JSON_INDENT(2) | JSON_REAL_PRECISION(7)) : NULL;
+    char *text = json != NULL ? kd_asprintf("%s\n", json) : NULL;
     kd_status status = text != NULL ? write_text(folder, "config.json", text, err) : kd_fail(err, KD_EFAIL, "out of memory for config.json");
-    free(text);
+    kd_free(text);
+    free(json);
     json_decref(config);
     return status;
 }
@@ -140,7 +142,7 @@ static kd_status make_card(kd_text *t, const kd_export_student *x, const char *r
     if (license != NULL)
         kd_text_printf(t, "license: %s\n", license);
     kd_text_printf(t, "pipeline_tag: image-feature-extraction\ntags:\n- image-feature-extraction\n- knowledge-distillation\n---\n# %s, distilled\n\n", m->name);
-    kd_text_printf(t, "A backbone without a head: %s's %s, %d features.\n", m->library, m->name, m->width);
+    kd_text_printf(t, "A backbone without a head: %s (%s), %d features.\n", m->name, m->library, m->width);
     if (license == NULL)
         kd_text_printf(t, "\n**License: not stated.** The teacher's and the pictures' terms may bind what was learnt from them; whoever publishes this folder states it (`kd-export --license`).\n");
     put_loader(t, x);
