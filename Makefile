@@ -253,6 +253,9 @@ $(OBJ)/common/tensor/%.o $(OBJ)/common/base/hash.o: ALL_CFLAGS += -O3
 # Pixel loops: vectorised, and assuming that no floating-point exception is caught. Neither changes a bit.
 $(OBJ)/common/image/%.o: ALL_CFLAGS += -O3 -fno-math-errno -fno-trapping-math
 
+# Tests run once: compiling them with less optimisation gains more than it loses.
+$(foreach d,$(TEST_DIRS),$(OBJ)/tests/$(d)/%.o): ALL_CFLAGS += -O1
+
 $(OBJ)/%.o: %.c
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  cc   $<')

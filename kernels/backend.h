@@ -23,26 +23,30 @@
 #include "common/tensor/encode.h"
 #include "kernels/ops.h"
 
-enum { KD_BACKEND_ABI = 4 };
+enum { KD_BACKEND_ABI = 5 };
 
 typedef struct kd_backend kd_backend;
 typedef struct kd_op kd_op; /* one prepared op; each backend defines its own */
 
-/* AdamW (Loshchilov & Hutter; torch.optim.AdamW): decay first, then
- * m = b1 m + (1-b1) g;  v = b2 v + (1-b2) g^2;  w -= lr / (1 - b1^t) * m / (sqrt(v / (1 - b2^t)) + eps). */
+/* The optimizers compute in f32 and round where PyTorch's CPU kernels do (torch/optim/adam.py and sgd.py, aten lerp, addcmul, addcdiv, add with alpha), so that runs of the two don't drift apart
+ * by the order of roundings. Below, every operation rounds to f32, fma(a, b, c) = a b + c rounds once, [x] is a scalar computed in double and then rounded, and g is first multiplied by *scale.
+ * Square roots are rounded correctly here; PyTorch's vectors may be 1 ulp off. All backends give the same bits. */
+
+/* AdamW (Loshchilov & Hutter; torch.optim.AdamW), decay first:
+ * w *= [1 - lr wd];  m = fma([1 - b1], g - m, m);  v = fma([1 - b2] g, g, [b2] v);  w += ([-lr / (1 - b1^t)] m) / (sqrt(v) / [sqrt(1 - b2^t)] + [eps]). beta1 above 0.5. */
 typedef struct kd_adamw {
-    float lr, beta1, beta2, eps, weight_decay;
+    double lr, beta1, beta2, eps, weight_decay;
     int64_t step; /* t, from 1 */
 } kd_adamw;
 
 /* SGD with momentum (torch.optim.SGD, dampening 0, no Nesterov): the decay is part of the gradient.
- * d = g + wd w;  m = mu m + d;  w -= lr m.  torch's first step sets m = d, which m = 0 gives too. */
+ * d = fma(wd, w, g);  m = mu m + d;  w = fma(-lr, m, w).  torch's first step sets m = d, which m = 0 gives too. */
 typedef struct kd_sgd {
     float lr, momentum, weight_decay;
 } kd_sgd;
 
 /* LARS (You, Gitman & Ginsburg 2017, as lightly's LARS): SGD whose gradient has, for every tensor, a rate of its own:
- * d = r (g + wd w) with r = trust |w| / (|g| + wd |w| + eps);  m = mu m + d;  w -= lr m.
+ * d = r fma(wd, w, g) with r = [trust |w| / (|g| + wd |w| + eps)];  m = mu m + d;  w = fma(-lr, m, w).
  * r = 1 for a tensor of zeros, and 0 for one without gradient (which then isn't decayed either). */
 typedef struct kd_lars {
     float lr, momentum, weight_decay, trust, eps;

@@ -1,9 +1,5 @@
 #include "precompute/config.h"
 
-#include <math.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "common/image/augment.h"
 
 #define T kd_precompute_config
@@ -82,13 +78,3 @@ const kd_program kd_precompute_program = {
               "15 device not available; 16 non-finite features; 130, 143 interrupted (what was computed is stored).\n",
     .options = table,
 };
-
-kd_status kd_max_skipped_parse(const char *text, uint64_t total, uint64_t *limit, kd_err *err) {
-    char *end = NULL;
-    double v = strtod(text, &end);
-    int percent = end != text && strcmp(end, "%") == 0;
-    if (end == text || (*end != '\0' && !percent) || !(v >= 0) || (percent ? v > 100 : v > 1e15 || v != floor(v)))
-        return kd_fail(err, KD_EUSAGE, "--max-skipped %s: expected a count such as 20 or a share such as 1%%", text);
-    *limit = percent ? (uint64_t)floor((double)total * v / 100.0) : (uint64_t)v;
-    return KD_OK;
-}

@@ -22,7 +22,4 @@ typedef struct kd_precompute_config {
 
 extern const kd_program kd_precompute_program;
 
-/* "3" or "1.5%" of `total` inputs. KD_EUSAGE naming the option. */
-kd_status kd_max_skipped_parse(const char *text, uint64_t total, uint64_t *limit, kd_err *err);
-
 #endif

@@ -1,10 +1,12 @@
 #!/bin/bash
-# Runs the test binaries (KD_TEST_DIR) and test scripts (tests/*/test_*.sh) one after another, goes on after failures, and ends
-# with one line: N passed, N failed, N skipped. Status 1 when anything failed, crashed, ran out of time, or skipped without being
-# allowed by tests/skips.txt.
+# Runs the test binaries (KD_TEST_DIR) and test scripts (tests/*/test_*.sh), as many at a time as there are processors, goes on
+# after failures, and ends with one line: N passed, N failed, N skipped. Each suite is a line when it ends, followed by all that it
+# printed when something failed. Status 1 when anything failed, crashed, ran out of time, or skipped without being allowed by
+# tests/skips.txt.
 #
 #   SUITES=unit,ops   only these folders        TESTS=word   only files whose name contains it
 #   KD_NO_SCRIPTS=1   no scripts                KD_VERBOSE=1 print the output of passing tests too
+#   KD_TEST_JOBS=1    one at a time
 #
 # A script prints "ok NAME", "not ok NAME" or "skip NAME: what is missing", and ends with a status other than 0 on failure.
 cd "$(dirname "$0")/.." || exit 1
@@ -26,13 +28,26 @@ export ASAN_OPTIONS="allocator_may_return_null=1:detect_odr_violation=1:intercep
 export TSAN_OPTIONS="allocator_may_return_null=1:die_after_fork=0:$TSAN_OPTIONS"
 unset KD_LOG CMOCKA_XML_FILE
 
+# Suites at a time: one for each processor and 2 GB of free memory.
+if [ -z "$KD_TEST_JOBS" ]; then
+    KD_TEST_JOBS=$(nproc 2>/dev/null || echo 2)
+    room=$(awk '/^MemAvailable:/ { print int($2 / 2000000) }' /proc/meminfo 2>/dev/null)
+    [ "${room:-$KD_TEST_JOBS}" -lt "$KD_TEST_JOBS" ] && KD_TEST_JOBS=$((room > 1 ? room : 1))
+fi
+# The longest suites start first, so that none of them is left alone on one processor in the end.
+longest="e2e/test_train_kills.sh e2e/test_train_resume.sh unit/test_train_step cli/test_readme.sh e2e/test_many_students.sh e2e/test_shards.sh e2e/test_view_hashes.sh unit/test_model_families"
+
 work=$(mktemp -d "${TMPDIR:-/tmp}/kd-test.XXXXXX") || exit 1
-# What programs remember of caches and images (verdicts) stays out of the home folder.
-export XDG_CACHE_HOME=$work/cache
+declare -A running=() started=() folder_of=() # by process id: FOLDER/NAME, second of the start, work folder
+stop() { # STATUS: takes the running suites along; each is a process group of `timeout`
+    [ ${#running[@]} -gt 0 ] && kill "${!running[@]}" 2>/dev/null && echo "stopped in ${running[*]}"
+    wait
+    exit "$1"
+}
 trap 'chmod -R u+rwX "$work" 2>/dev/null; rm -rf "$work"' EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-passed=0 failed=0 skipped=0 unlisted=0
+trap 'stop 130' INT
+trap 'stop 143' TERM
+passed=0 failed=0 skipped=0 unlisted=0 suites=0
 
 wanted() { # folder, file name
     [[ -z $SUITES || ,$SUITES, == *,$1,* ]] && [[ -z $TESTS || $2 == *"$TESTS"* ]]
@@ -65,12 +80,19 @@ count() {
         }' "$2"
 }
 
-run_one() { # binary|script, FOLDER/NAME, seconds, command
-    local kind=$1 name=$2 seconds=$3 log=$work/log p f s=0 status start=$SECONDS line
-    shift 3
-    mkdir -p "$work/tmp"
-    TMPDIR=$work/tmp timeout -k 10 "$seconds" nice -n 5 "$@" >"$log" 2>&1 </dev/null
-    status=$?
+limit_of() { [[ $1 == *.sh ]] && echo "$SCRIPT_SECONDS" || echo "$BINARY_SECONDS"; }
+
+start() { # FOLDER/NAME, with a work folder of its own; what programs remember of caches and images (verdicts) stays in it too
+    local name=$1 dir=$work/$((suites += 1)) command=("$KD_TEST_DIR/$1")
+    [[ $name == *.sh ]] && command=(bash "tests/$name")
+    mkdir -p "$dir/tmp"
+    TMPDIR=$dir/tmp XDG_CACHE_HOME=$dir/cache timeout -k 10 "$(limit_of "$name")" nice -n 5 "${command[@]}" >"$dir/log" 2>&1 </dev/null &
+    running[$!]=$name started[$!]=$SECONDS folder_of[$!]=$dir
+}
+
+report() { # FOLDER/NAME, work folder, status, seconds: counts and prints what a suite did
+    local name=$1 log=$2/log status=$3 kind=binary p f s=0 line lines
+    [[ $name == *.sh ]] && kind=script
     { read -r p f; mapfile -t lines; } < <(count "$kind" "$log")
     for line in "${lines[@]}"; do
         s=$((s + 1))
@@ -79,33 +101,53 @@ run_one() { # binary|script, FOLDER/NAME, seconds, command
             echo "  skip that tests/skips.txt does not allow: $name:${line#skip }"
         fi
     done
-    if [ $status -ne 0 ] && [ "$f" -eq 0 ]; then # crashed, or failed outside its tests
+    if [ "$status" -ne 0 ] && [ "$f" -eq 0 ]; then # crashed, or failed outside its tests
         f=1
-        if [ $status -eq 124 ] || [ $status -eq 137 ]; then echo "not ok: stopped after $seconds s" >>"$log"; else echo "not ok: ended with status $status" >>"$log"; fi
+        if [ "$status" -eq 124 ] || [ "$status" -eq 137 ]; then echo "not ok: stopped after $(limit_of "$name") s" >>"$log"; else echo "not ok: ended with status $status" >>"$log"; fi
     elif [ $((p + f + s)) -eq 0 ]; then
         f=1
         echo "not ok: no test was run" >>"$log"
     fi
-    printf '%-44s %4d passed %3d failed %3d skipped %4d s\n' "$name" "$p" "$f" "$s" $((SECONDS - start))
-    if [ "$f" -gt 0 ] || [ -n "$KD_VERBOSE" ]; then sed 's/^/    /' "$log" | tail -n 60; fi
+    printf '%-44s %4d passed %3d failed %3d skipped %4d s\n' "$name" "$p" "$f" "$s" "$4"
+    if [ "$f" -gt 0 ] || [ -n "$KD_VERBOSE" ]; then sed 's/^/    /' "$log"; fi
     passed=$((passed + p)) failed=$((failed + f)) skipped=$((skipped + s))
-    chmod -R u+rwX "$work/tmp" 2>/dev/null
-    rm -rf "$work/tmp"
 }
 
-for folder in unit ops golden cli fault e2e; do
-    for source in tests/"$folder"/test_*.c; do
-        name=$(basename "$source" .c)
-        [ -f "$source" ] && wanted "$folder" "$name" || continue
-        run_one binary "$folder/$name" "$BINARY_SECONDS" "$KD_TEST_DIR/$folder/$name"
+# Waits until a suite has ended, and reports all that have.
+collect() {
+    local pid status
+    wait -n
+    for pid in "${!running[@]}"; do
+        kill -0 "$pid" 2>/dev/null && continue
+        wait "$pid"
+        status=$?
+        report "${running[$pid]}" "${folder_of[$pid]}" $status $((SECONDS - started[$pid]))
+        chmod -R u+rwX "${folder_of[$pid]}" 2>/dev/null
+        rm -rf "${folder_of[$pid]}"
+        unset "running[$pid]" "started[$pid]" "folder_of[$pid]"
     done
-    [ -n "$KD_NO_SCRIPTS" ] && continue
-    for source in tests/"$folder"/test_*.sh; do
-        name=$(basename "$source")
-        [ -f "$source" ] && wanted "$folder" "$name" || continue
-        run_one script "$folder/$name" "$SCRIPT_SECONDS" bash "$source"
+}
+
+# FOLDER/NAME of every suite that is wanted; scripts keep their ending.
+list() {
+    local folder source
+    for folder in unit ops golden cli fault e2e; do
+        for source in tests/"$folder"/test_*.c; do
+            [ -f "$source" ] && wanted "$folder" "$(basename "$source" .c)" && echo "$folder/$(basename "$source" .c)"
+        done
+        [ -n "$KD_NO_SCRIPTS" ] && continue
+        for source in tests/"$folder"/test_*.sh; do
+            [ -f "$source" ] && wanted "$folder" "$(basename "$source")" && echo "$folder/$(basename "$source")"
+        done
     done
+}
+
+list >"$work/names"
+for name in $(printf '%s\n' $longest | grep -Fxf "$work/names"; printf '%s\n' $longest | grep -Fxvf - "$work/names"); do
+    [ ${#running[@]} -lt "$KD_TEST_JOBS" ] || collect
+    start "$name"
 done
+while [ ${#running[@]} -gt 0 ]; do collect; done
 
 [ "$unlisted" -gt 0 ] && echo "$unlisted skips are not allowed by tests/skips.txt"
 echo "$passed passed, $failed failed, $skipped skipped"

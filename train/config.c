@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "common/base/io.h"
+#include "common/data/skip_list.h"
 #include "common/image/augment.h"
 #include "common/tensor/target.h"
 #include "train/preset.h"
@@ -18,7 +19,7 @@ static const kd_option table[] = {
                       "crops) add to every step a batch of the same images as their views show them; the mean of the recipes' losses is minimised, and the first recipe is the one that is "
                       "validated"),
     KD_OPTION_STRING(T, live_teacher, "live-teacher", "FILE|DIR", NULL, 0,
-                     "in place of --cache: the teacher's weights. It runs in every step, on the views that kd-precompute would have cached with the options from here to --teacher-precision (docs/live.md)"),
+                     "in place of --cache: the teacher's weights. It runs in every step, on the views that kd-precompute would have cached with the options from here to --max-skipped (docs/live.md)"),
     KD_OPTION_STRING(T, teacher, "teacher", "auto|NAME", "auto", 0, "live teacher: what the weights must be; everything is inferred from the file, a name only checks"),
     KD_OPTION_STRING(T, weights_key, "weights-key", "PREFIX", NULL, 0, "live teacher: which model of a checkpoint that holds several"),
     KD_OPTION_CHOICE(T, positions, "positions", "auto|official|hf|timm", "auto", "live teacher: how learned positions are resized to the image"),
@@ -33,6 +34,7 @@ static const kd_option table[] = {
     KD_OPTION_CHOICE(T, layer_concat, "layer-concat", "on|off", "off", "live teacher: join the layers' features into one"),
     KD_OPTION_INT(T, teacher_batch, "teacher-batch", "N", "16", 1, 4096, "live teacher: views that it sees at once (kd-precompute --batch-size)"),
     KD_OPTION_CHOICE(T, teacher_precision, "teacher-precision", "auto|f32|bf16", "auto", "live teacher: arithmetic of its matrix products; auto: as --precision"),
+    KD_OPTION_STRING(T, max_skipped, "max-skipped", "N|P%", "0", 0, "live teacher: pictures that can't be decoded and are acceptable; they are left out, and beyond that the finished run ends with exit code 3"),
     KD_OPTION_STRING(T, images, "images", "DIR|TAR|LIST|-", NULL, KD_OPT_REQUIRED,
                      "the images that the cache was made from (of a live teacher: the images), wherever they lie now: a folder (tar shards in it are read in place), a .tar, a text file with one path per line, or - for such a list on stdin"),
     KD_OPTION_FLAG(T, null, "null", "the list's paths end in NUL instead of newline (find -print0)"),
@@ -131,8 +133,9 @@ const kd_program kd_train_program = {
     .epilog = "The run directory holds report.html, config.resolved.yaml, metrics.jsonl, events.out.tfevents.* (TensorBoard), train.log,\n"
               "checkpoints/, exported/NAME.safetensors (the last epoch) and exported/NAME-best.safetensors (the best validation loss).\n"
               "The same command continues an interrupted run, bit for bit on the same machine and thread count.\n"
-              "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 10 cache not found; 12 cache damaged; 13 images or cache\n"
-              "don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143 interrupted (checkpoint written).\n",
+              "Exit codes: 0 done; 1 failure; 2 usage, or an option that differs from the run's; 3 done, but a live teacher skipped more than --max-skipped;\n"
+              "10 cache not found; 12 cache damaged; 13 images or cache don't match; 14 disk full; 15 device not available; 16 non-finite numbers; 130, 143\n"
+              "interrupted (checkpoint written).\n",
     .options = table,
     .preset_option = "preset",
     .presets = kd_train_presets,
@@ -158,7 +161,7 @@ static kd_status number_or(double *out, const char *text, const char *option, do
 
 /* What is said of a live teacher; a cache has its own answers. */
 static const char *const live_options[] = {"teacher",    "weights-key", "positions", "normalize",    "views",        "view-seed",     "augment",          "exif",
-                                             "max-pixels", "layers",      "layer-norm", "layer-concat", "teacher-batch", "teacher-precision"};
+                                             "max-pixels", "layers",      "layer-norm", "layer-concat", "teacher-batch", "teacher-precision", "max-skipped"};
 
 /* Of texts and whole numbers, which the live teacher's options are. */
 static int is_default(const kd_train_config *c, const char *name) {
@@ -199,6 +202,7 @@ kd_status kd_train_config_check(const kd_train_config *c, kd_err *err) {
     KD_TRY(kd_image_size_parse(c->student_size, "--student-size", &height, &width, err));
     if (strcmp(c->patch_target, "auto") != 0)
         KD_TRY(kd_target_parse(&target, c->patch_target, "--patch-target", err));
+    KD_TRY(kd_max_skipped_parse(c->max_skipped, 0, &bytes, err));
     KD_TRY(number_or(&ignored, c->lr, "lr", 1, err));
     KD_TRY(number_or(&ignored, c->weight_decay, "weight-decay", 1, err));
     KD_TRY(kd_train_warmup(&ignored, c, err));
@@ -299,8 +303,9 @@ kd_status kd_train_resolve(kd_train_config *c, const kd_hyper *h, size_t student
 }
 
 /* Where things lie, how fast they go and what is kept may change within a run. Identity, images and what is held out are compared by content, a preset by the values of the options. */
-static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep", "steps",
-                                          "dry-run", "allow-missing", "list-students", "val-list", "knn-train", "knn-test", "dump", "check-finite", "compare-backends", "overfit-batch", "profile"};
+static const char *const may_change[] = {"cache", "live-teacher", "images", "null", "out", "threads", "device", "view-memory", "preset", "checkpoint-minutes", "checkpoint-epochs", "keep",
+                                          "steps", "dry-run", "allow-missing", "list-students", "val-list", "teacher-head", "max-skipped", "knn-train", "knn-test", "dump", "check-finite",
+                                          "compare-backends", "overfit-batch", "profile"};
 
 static int changeable(const char *key) {
     for (size_t i = 0; i < sizeof may_change / sizeof may_change[0]; i++)

@@ -18,7 +18,7 @@ typedef struct kd_train_config {
     const char *images, *out, *init, *dump;
     const char *image_size, *student_size; /* "224" or "112x168"; "0" = the cache's, the view's */
     const char *live_teacher, *teacher, *weights_key, *positions, *normalize; /* live_teacher, weights_key: NULL when absent */
-    const char *augment, *exif, *layers, *layer_norm, *layer_concat, *teacher_precision;
+    const char *augment, *exif, *layers, *layer_norm, *layer_concat, *teacher_precision, *max_skipped;
     int64_t views, view_seed, max_pixels, teacher_batch; /* of a live teacher, as the two lines above */
     const char *patch_target; /* "auto" or a target (patch_target.h) */
     const char *preset, *loss, *head, *teacher_head, *optimizer, *lr_scale, *device, *precision;

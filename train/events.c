@@ -10,6 +10,7 @@
 
 #include "common/base/io.h"
 #include "common/base/mem.h"
+#include "common/base/protobuf.h"
 
 static const char PREFIX[] = "events.out.tfevents.", SUFFIX[] = ".kd-train", FILE_VERSION[] = "brain.Event:2";
 
@@ -45,115 +46,63 @@ uint32_t kd_crc32c_masked(const void *bytes, size_t n) {
     return (c >> 15 | c << 17) + 0xa282ead8u;
 }
 
-/* ---- messages: each writer appends at `at`, or only counts when `at` is NULL; it returns the bytes ---- */
+/* ---- messages ---- */
 
-static size_t put_bytes(uint8_t *at, const void *bytes, size_t n) {
-    if (at != NULL && n > 0)
-        memcpy(at, bytes, n);
-    return n;
-}
-
-static size_t put_little(uint8_t *at, uint64_t v, size_t n) {
-    for (size_t i = 0; i < n && at != NULL; i++)
+static void put_little(uint8_t *at, uint64_t v, size_t n) {
+    for (size_t i = 0; i < n; i++)
         at[i] = (uint8_t)(v >> (8 * i));
-    return n;
 }
 
-static size_t put_varint(uint8_t *at, uint64_t v) {
-    size_t n = 0;
-    for (; v >= 0x80; v >>= 7, n++)
-        if (at != NULL)
-            at[n] = (uint8_t)(v | 0x80);
-    if (at != NULL)
-        at[n] = (uint8_t)v;
-    return n + 1;
+static void put_image(kd_proto *m, const kd_event_value *v) {
+    size_t image = kd_proto_open(m, 4);
+    kd_proto_int(m, 1, v->height);
+    kd_proto_int(m, 2, v->width);
+    kd_proto_int(m, 3, 3);
+    kd_proto_bytes(m, 4, v->png, v->png_size);
+    kd_proto_close(m, image);
 }
 
-static uint8_t *behind(uint8_t *at, size_t n) {
-    return at != NULL ? at + n : NULL;
+static void put_value(kd_proto *m, const kd_event_value *v) {
+    size_t value = kd_proto_open(m, 1);
+    kd_proto_text(m, 1, v->tag);
+    if (v->png != NULL)
+        put_image(m, v);
+    else
+        kd_proto_float(m, 2, (float)v->scalar);
+    kd_proto_close(m, value);
 }
 
-enum { VARINT = 0, FIXED64 = 1, LENGTH = 2, FIXED32 = 5 }; /* protobuf's wire types */
-
-static size_t put_key(uint8_t *at, unsigned field, unsigned type) {
-    return put_varint(at, field << 3 | type);
-}
-
-static size_t put_int(uint8_t *at, unsigned field, int64_t v) {
-    size_t n = put_key(at, field, VARINT);
-    return n + put_varint(behind(at, n), (uint64_t)v);
-}
-
-static size_t put_blob(uint8_t *at, unsigned field, const void *bytes, size_t size) {
-    size_t n = put_key(at, field, LENGTH);
-    n += put_varint(behind(at, n), size);
-    return n + put_bytes(behind(at, n), bytes, size);
-}
-
-/* The key and length in front of a message of `size` bytes. */
-static size_t put_head(uint8_t *at, unsigned field, size_t size) {
-    size_t n = put_key(at, field, LENGTH);
-    return n + put_varint(behind(at, n), size);
-}
-
-static size_t put_image(uint8_t *at, const kd_event_value *v) {
-    size_t n = put_int(at, 1, v->height);
-    n += put_int(behind(at, n), 2, v->width);
-    n += put_int(behind(at, n), 3, 3);
-    return n + put_blob(behind(at, n), 4, v->png, v->png_size);
-}
-
-static size_t put_value(uint8_t *at, const kd_event_value *v) {
-    size_t n = put_blob(at, 1, v->tag, strlen(v->tag));
-    if (v->png != NULL) {
-        n += put_head(behind(at, n), 4, put_image(NULL, v));
-        return n + put_image(behind(at, n), v);
+static void put_event(kd_proto *m, double wall_time, int64_t step, const kd_event_value *values, size_t count) {
+    kd_proto_double(m, 1, wall_time);
+    if (values == NULL) {
+        kd_proto_text(m, 3, FILE_VERSION);
+        return;
     }
-    float f = (float)v->scalar;
-    uint32_t bits;
-    memcpy(&bits, &f, sizeof bits);
-    n += put_key(behind(at, n), 2, FIXED32);
-    return n + put_little(behind(at, n), bits, 4);
-}
-
-static size_t put_summary(uint8_t *at, const kd_event_value *values, size_t count) {
-    size_t n = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (values[i].png == NULL && !isfinite(values[i].scalar))
-            continue;
-        n += put_head(behind(at, n), 1, put_value(NULL, &values[i]));
-        n += put_value(behind(at, n), &values[i]);
-    }
-    return n;
-}
-
-static size_t put_event(uint8_t *at, double wall_time, int64_t step, const kd_event_value *values, size_t count) {
-    uint64_t bits;
-    memcpy(&bits, &wall_time, sizeof bits);
-    size_t n = put_key(at, 1, FIXED64);
-    n += put_little(behind(at, n), bits, 8);
-    if (values == NULL)
-        return n + put_blob(behind(at, n), 3, FILE_VERSION, strlen(FILE_VERSION));
-    n += put_int(behind(at, n), 2, step);
-    n += put_head(behind(at, n), 5, put_summary(NULL, values, count));
-    return n + put_summary(behind(at, n), values, count);
+    kd_proto_int(m, 2, step);
+    size_t summary = kd_proto_open(m, 5);
+    for (size_t i = 0; i < count; i++)
+        if (values[i].png != NULL || isfinite(values[i].scalar))
+            put_value(m, &values[i]);
+    kd_proto_close(m, summary);
 }
 
 kd_status kd_event_record(uint8_t **buf, size_t *cap, size_t *size, double wall_time, int64_t step, const kd_event_value *values, size_t n, kd_err *err) {
-    size_t length = put_event(NULL, wall_time, step, values, n), need = 8 + 4 + length + 4;
-    if (need > *cap) {
-        uint8_t *grown = kd_realloc(*buf, need);
-        if (grown == NULL)
-            return kd_fail(err, KD_EFAIL, "out of memory for an event of %zu bytes", need);
-        *buf = grown;
-        *cap = need;
+    kd_proto m = {0};
+    put_event(&m, wall_time, step, values, n);
+    size_t need = 8 + 4 + m.size + 4;
+    uint8_t *b = need > *cap ? kd_realloc(*buf, need) : *buf;
+    if (m.failed || b == NULL) {
+        kd_proto_free(&m);
+        return kd_fail(err, KD_EFAIL, "out of memory for an event of %zu bytes", need);
     }
-    uint8_t *b = *buf;
-    put_little(b, length, 8);
+    *buf = b;
+    *cap = need > *cap ? need : *cap;
+    put_little(b, m.size, 8);
     put_little(b + 8, kd_crc32c_masked(b, 8), 4);
-    put_event(b + 12, wall_time, step, values, n);
-    put_little(b + 12 + length, kd_crc32c_masked(b + 12, length), 4);
+    memcpy(b + 12, m.bytes, m.size);
+    put_little(b + 12 + m.size, kd_crc32c_masked(m.bytes, m.size), 4);
     *size = need;
+    kd_proto_free(&m);
     return KD_OK;
 }
 

@@ -1,6 +1,6 @@
 /* kd-export: option table, parse, run, exit code. */
 #include "common/base/log.h"
-#include "train/export/export.h"
+#include "train/export/export_run.h"
 
 int main(int argc, char **argv) {
     kd_err err = {0};

@@ -10,6 +10,7 @@
 #include "common/base/threads.h"
 #include "common/data/views.h"
 #include "kernels/nn/teacher.h"
+#include "train/live_check.h"
 #include "train/live_stats.h"
 
 /* What a loader thread re-uses. */
@@ -19,7 +20,7 @@ typedef struct worker {
 } worker;
 
 struct kd_live {
-    char *name, *statistics; /* statistics: NULL, or where they are kept */
+    char *name, *checked, *statistics; /* the last two: NULL, or where they are kept */
     kd_weights *weights; /* until the teacher has read them */
     kd_model_info model;
     kd_layer_choice choice;
@@ -31,6 +32,8 @@ struct kd_live {
     kd_dataset data;
     kd_locator *files;
     kd_hash128 *id;        /* [images], ascending */
+    kd_hash128 *every;     /* [pictures], ascending: with those that are skipped; what views are mixed with */
+    size_t pictures;
     kd_mix_set mix;
     kd_view_maker make;
     kd_image_entry *image; /* [images] */
@@ -64,11 +67,13 @@ static kd_status open_images(kd_live *l, const kd_live_options *o, kd_err *err) 
     KD_TRY(kd_locator_create_over(&l->files, &l->data, err));
     KD_TRY(kd_locator_hash_all(l->files, l->threads, NULL, err));
     KD_TRY(kd_alloc_array(&l->id, l->data.count, sizeof *l->id, err));
-    l->images = kd_locator_picture_ids(l->files, l->id);
+    l->images = l->pictures = kd_locator_picture_ids(l->files, l->id);
     if (l->images == 0)
         return kd_fail(err, KD_EFAIL, "%s: none of the %zu files begins like a picture that can be read", o->images, l->data.count);
     KD_TRY(kd_alloc_array(&l->image, l->images, sizeof *l->image, err));
     KD_TRY(kd_alloc_array(&l->file, l->images, sizeof *l->file, err));
+    KD_TRY(kd_alloc_array(&l->every, l->images, sizeof *l->every, err));
+    memcpy(l->every, l->id, l->images * sizeof *l->every);
     l->run = (kd_view_run){.count = o->views};
     for (size_t i = 0; i < l->images; i++) {
         int64_t file = kd_locator_by_id(l->files, &l->id[i]);
@@ -76,7 +81,7 @@ static kd_status open_images(kd_live *l, const kd_live_options *o, kd_err *err) 
         l->file[i] = (size_t)file;
         l->image[i] = (kd_image_entry){.image = l->id[i], .rel = l->data.file[file].rel, .file_size = l->data.file[file].size, .views = o->views, .runs = 1, .run = &l->run};
     }
-    l->mix = (kd_mix_set){.files = l->files, .id = l->id, .count = l->images};
+    l->mix = (kd_mix_set){.files = l->files, .id = l->every, .count = l->pictures};
     l->make = (kd_view_maker){.data = &l->data, .policy = &l->policy, .decode = {.exif_apply = strcmp(o->exif, "apply") == 0, .max_pixels = o->max_pixels}, .seed = o->seed,
                               .mix = l->policy.mix_p > 0 ? &l->mix : NULL};
     return KD_OK;
@@ -91,7 +96,7 @@ static kd_status make_recipe(kd_live *l, const kd_live_options *o, kd_err *err) 
     KD_TRY(kd_weights_sha256(l->weights, &sha, err));
     kd_recipe_parts parts = {.teacher = kd_teacher_json(&l->model, &sha), .layer = l->choice.layer, .layers = l->choice.layers, .norm = l->choice.norm, .concat = l->choice.concat, .policy = &l->policy,
                              .seed = o->seed, .exif = o->exif, .features = l->choice.features, .grid_h = grid_h, .grid_w = grid_w, .registers = l->model.vit.registers,
-                             .width = (int)kd_selection_width(&l->choice, &l->model), .target = l->target, .targets = l->targets, .dtype = KD_F32, .ids = l->id, .images = l->images};
+                             .width = (int)kd_selection_width(&l->choice, &l->model), .target = l->target, .targets = l->targets, .dtype = KD_F32, .ids = l->every, .images = l->pictures};
     return kd_recipe_make(&l->recipe, &parts, o->weights, err);
 }
 
@@ -105,7 +110,8 @@ static kd_status open_all(kd_live *l, const kd_live_options *o, kd_err *err) {
     memcpy(l->target, o->target, (size_t)o->targets * sizeof *l->target);
     l->name = kd_strdup(o->weights);
     l->statistics = o->statistics != NULL ? kd_strdup(o->statistics) : NULL;
-    if (l->name == NULL || (o->statistics != NULL && l->statistics == NULL))
+    l->checked = o->checked != NULL ? kd_strdup(o->checked) : NULL;
+    if (l->name == NULL || (o->statistics != NULL && l->statistics == NULL) || (o->checked != NULL && l->checked == NULL))
         return kd_fail(err, KD_EFAIL, "out of memory for the live teacher");
     KD_TRY(open_teacher_file(l, o, err));
     KD_TRY(open_images(l, o, err));
@@ -125,6 +131,26 @@ kd_status kd_live_open(kd_live **out, const kd_live_options *o, kd_err *err) {
         return status;
     }
     *out = l;
+    return KD_OK;
+}
+
+kd_status kd_live_check_images(kd_live *l, kd_err *err) {
+    const kd_live_set set = {.make = &l->make, .id = l->id, .file = l->file, .count = l->images, .views = l->run.count, .threads = l->threads, .json = l->json, .path = l->checked};
+    uint8_t *usable;
+    size_t skipped, n = 0;
+    KD_TRY(kd_alloc_array(&usable, l->images, 1, err));
+    kd_status status = kd_live_check(usable, &skipped, &set, err);
+    for (size_t i = 0; i < l->images && status == KD_OK; i++) {
+        l->id[n] = l->id[i];
+        l->file[n] = l->file[i];
+        l->image[n] = l->image[i];
+        n += usable[i];
+    }
+    kd_free(usable);
+    KD_TRY(status);
+    if (n == 0)
+        return kd_fail(err, KD_EFAIL, "--images: none of the %zu pictures can be decoded; the reasons are above", l->images);
+    l->images = n;
     return KD_OK;
 }
 
@@ -160,10 +186,12 @@ void kd_live_close(kd_live *l) {
     kd_free(l->file);
     kd_free(l->image);
     kd_free(l->id);
+    kd_free(l->every);
     kd_locator_destroy(l->files);
     kd_dataset_close(&l->data);
     kd_weights_close(l->weights);
     kd_free(l->statistics);
+    kd_free(l->checked);
     kd_free(l->name);
     kd_free(l);
 }
@@ -190,7 +218,15 @@ const kd_image_entry *kd_live_image(const kd_live *l, size_t i) {
 }
 
 size_t kd_live_extra(const kd_live *l) {
-    return l->data.count - l->images;
+    return l->data.count - l->pictures;
+}
+
+size_t kd_live_skipped(const kd_live *l) {
+    return l->pictures - l->images;
+}
+
+size_t kd_live_files(const kd_live *l) {
+    return l->data.count;
 }
 
 int kd_live_batch(const kd_live *l) {
@@ -206,7 +242,6 @@ double kd_live_seconds(const kd_live *l) {
 kd_status kd_live_view(kd_live *l, int thread, size_t image, uint32_t view, kd_image *picture, kd_hash128 *hash, kd_err *err) {
     worker *w = &l->workers[thread];
     kd_view_item *item = &w->item;
-    kd_err cause = {0};
     KD_ASSERT(thread < l->threads && image < l->images && view < l->run.count);
     KD_TRY(kd_view_item_reserve(&l->make, item, 1, err));
     item->file = l->file[image];
@@ -215,8 +250,7 @@ kd_status kd_live_view(kd_live *l, int thread, size_t image, uint32_t view, kd_i
         return kd_fail(err, KD_EFAIL, "%s was changed while the program ran; restore it and run the same command again", l->image[image].rel);
     item->view[0] = view;
     item->count = 1;
-    if (kd_views_make(&l->make, &w->views, item, &cause) != KD_OK)
-        return kd_fail(err, KD_EFAIL, "%.900s; a live teacher can't go on without it: repair it, or leave it out of --images and begin a new run (kd-precompute skips and lists such files)", cause.msg);
+    KD_TRY(kd_views_make(&l->make, &w->views, item, err));
     *picture = (kd_image){.rgb = item->pixels, .width = l->policy.image_w, .height = l->policy.image_h};
     if (hash != NULL)
         *hash = item->hash[0];

@@ -5,6 +5,7 @@
  * are made as a seal makes them: over the first 8,192 views in the order of (image id, view).
  *
  *     KD_TRY(kd_live_open(&live, &options, err));              // reads the set for its ids; the recipe is known
+ *     KD_TRY(kd_live_check_images(live, err));                 // decodes it once: the images are known
  *     KD_TRY(kd_live_start(live, backend, err));               // the teacher itself
  *     KD_TRY(kd_live_mean(live, KD_FEATURE_CLS, 1, &mean, &std, err));
  *     KD_TRY(kd_live_view(live, thread, image, view, &picture, err));                 // on a loader thread
@@ -12,7 +13,7 @@
  *     KD_TRY(kd_live_target(live, KD_FEATURE_PATCH, 1, count, values, squares, err));
  *     kd_live_close(live);
  *
- * A file that can't be decoded is an error here, where kd-precompute skips it: a training run can't know of it before its first epoch is through.
+ * Pictures that kd-precompute would skip are found before the first step (live_check.h) and left out.
  * Thread rule: kd_live_view from one thread per worker number; everything else from one thread. */
 #ifndef KD_TRAIN_LIVE_H
 #define KD_TRAIN_LIVE_H
@@ -39,6 +40,7 @@ typedef struct kd_live_options {
     kd_dtype precision;
     int threads;              /* worker numbers are below it */
     int json;                 /* progress as lines on stdout */
+    const char *checked;      /* file that keeps which pictures can't be decoded from one start of a run to the next (live_check.h); NULL: they are looked for each time */
     const char *statistics;   /* file that keeps the statistics from one start of a run to the next (live_stats.h); NULL: they are made each time */
     int plan_only;            /* no statistics are made: means are 0 and deviations 1; for --dry-run */
 } kd_live_options;
@@ -47,6 +49,9 @@ typedef struct kd_live kd_live;
 
 /* KD_EUSAGE: as kd-precompute's options are refused; a form that is larger than the grid. KD_EFAIL: damaged weights, no file that begins like a picture, memory. */
 kd_status kd_live_open(kd_live **out, const kd_live_options *options, kd_err *err);
+/* Leaves out the images that can't be decoded, before anything else is asked of them. Without it (a dry run) one of them is an error of kd_live_view. KD_EFAIL: none is left; a file was changed. Errors of
+ * kd_live_check. */
+kd_status kd_live_check_images(kd_live *l, kd_err *err);
 /* Prepares the teacher on a backend, which must outlive it. The weight file is closed then. KD_ENODEVICE: no bf16 here. */
 kd_status kd_live_start(kd_live *l, kd_backend *backend, kd_err *err);
 void kd_live_close(kd_live *l); /* accepts NULL */
@@ -60,6 +65,8 @@ size_t kd_live_device_bytes(const kd_live *l); /* of the teacher, once it is sta
 size_t kd_live_images(const kd_live *l);
 const kd_image_entry *kd_live_image(const kd_live *l, size_t i);
 size_t kd_live_extra(const kd_live *l); /* files that are no pictures, or another's duplicates */
+size_t kd_live_skipped(const kd_live *l); /* pictures that kd_live_check_images has left out */
+size_t kd_live_files(const kd_live *l);   /* all that there are */
 
 /* As kd_cache_mean. The first call runs the teacher over the views that count, unless the file of the statistics has them. KD_ENOTFOUND: a feature or layer that the recipe hasn't. KD_ESIGINT, KD_ESIGTERM: stopped. Errors of the three below. */
 kd_status kd_live_mean(kd_live *l, kd_feature f, uint16_t layer, const float **mean, float *scalar_std, kd_err *err);

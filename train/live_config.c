@@ -37,11 +37,12 @@ kd_status kd_live_from_config(kd_live **out, kd_train_config *c, const kd_studen
                          .list = c->null ? KD_LIST_NUL : KD_LIST_LINES, .augment = c->augment, .exif = c->exif, .image_h = height, .image_w = width, .max_pixels = c->max_pixels,
                          .seed = (uint64_t)c->view_seed, .views = (uint32_t)c->views, .selection = {"cls,patch,mean", c->layers, c->layer_norm, c->layer_concat}, .target = form,
                          .targets = forms, .batch = (int)c->teacher_batch, .precision = precision_of(c), .threads = threads, .json = c->json, .plan_only = c->dry_run};
-    char *statistics = c->dry_run ? NULL : kd_asprintf("%s/live-statistics.safetensors", c->out);
-    if (!c->dry_run && statistics == NULL)
-        return kd_fail(err, KD_EFAIL, "out of memory for the live teacher");
+    int kept = !kd_train_touches_nothing(c);
+    char *statistics = kept ? kd_asprintf("%s/live-statistics.safetensors", c->out) : NULL, *checked = kept ? kd_asprintf("%s/live-skipped.json", c->out) : NULL;
     o.statistics = statistics;
-    kd_status status = kd_live_open(out, &o, err);
+    o.checked = checked;
+    kd_status status = !kept || (statistics != NULL && checked != NULL) ? kd_live_open(out, &o, err) : kd_fail(err, KD_EFAIL, "out of memory for the live teacher");
     kd_free(statistics);
+    kd_free(checked);
     return status;
 }

@@ -72,6 +72,7 @@ typedef struct kd_loss {
     kd_pair pair[KD_MAX_PAIRS];
     kd_term term[KD_MAX_TERMS];
     int pairs, terms;
+    char warning[320]; /* what should be said before it is trained with, or empty */
 } kd_loss;
 
 /* Return the place; -1 when there is no room. */

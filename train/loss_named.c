@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "common/base/log.h"
-
 /* One side, CLS or patches, of a named loss: up to two terms on one pair. */
 typedef struct side {
     const char *name, *tap;
@@ -210,8 +208,9 @@ static kd_status add_named(const build *b, const named *n) {
         KD_TRY(add_side(b, n, &n->patch, KD_FEATURE_PATCH, layer[i], suffix, patch / layers));
     }
     if (n->last_two && patch > 0 && layers == 1 && !b->offer->recipe->concat)
-        kd_log(KD_LOG_WARN, "--loss %s: LightlyTrain learns the last two blocks; of those that %s holds, layer %u is learnt alone (both: a cache of kd-precompute --layers 1,2, and no --teacher-layer but 1)",
-               n->name, b->offer->cache, layer[0]);
+        snprintf(b->loss->warning, sizeof b->loss->warning,
+                 "--loss %s: LightlyTrain learns the last two blocks; of those that %.100s holds, layer %u is learnt alone (both: a cache of kd-precompute --layers 1,2, and no --teacher-layer but 1)",
+                 n->name, b->offer->cache, layer[0]);
     return KD_OK;
 }
 
@@ -379,7 +378,7 @@ kd_status kd_loss_from_config(kd_loss *out, const kd_train_config *c, const kd_l
     for (size_t i = 0; i < c->pairs.count; i++)
         KD_TRY(add_explicit(&b, c->pairs.item[i], i + 1, &sum));
     if (c->pairs.count > 0 && strcmp(c->loss, "none") == 0 && fabs(sum - 1) > 1e-6)
-        kd_log(KD_LOG_WARN, "the weights of the pairs sum to %g and not to 1: the scale of the loss and the clipping of gradients follow them", sum);
+        snprintf(out->warning, sizeof out->warning, "the weights of the pairs sum to %g and not to 1: the scale of the loss and the clipping of gradients follow them", sum);
     KD_TRY(add_extra(&b, KD_TERM_GRAM, c->gram_weight));
     KD_TRY(add_extra(&b, KD_TERM_KOLEO, c->koleo_weight));
     if (out->terms == 0)

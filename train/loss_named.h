@@ -20,7 +20,7 @@ typedef struct kd_loss_offer {
 } kd_loss_offer;
 
 /* config->teacher_layer must be one that the cache holds. KD_EUSAGE: a feature or layer that the cache lacks, a weight, queue or pair that can't be, a loss that needs --teacher-head without it,
- * nothing left to learn. Warns when the weights of explicit pairs don't sum to 1. */
+ * nothing left to learn. out->warning: the weights of explicit pairs don't sum to 1; layers that the loss is defined with aren't stored. */
 kd_status kd_loss_from_config(kd_loss *out, const kd_train_config *config, const kd_loss_offer *offer, kd_err *err);
 
 /* Rows of a queue for a data set of that many images (LightlyTrain's table). */

@@ -57,17 +57,11 @@ kd_status kd_neighbourhood_see(void *ctx, size_t student, kd_exec *infer, size_t
     return kd_exec_download(infer, "pooled", rows, h->student[student] + first * (size_t)h->setup->students[student]->model.width, err);
 }
 
-/* 20 neighbours; of few images at most a quarter of the others, or chance alone would look like agreement. */
-static int neighbours_of(size_t count) {
-    size_t quarter = (count - 1) / 4;
-    return quarter < 1 ? 1 : quarter < KD_AGREEMENT_K ? (int)quarter : KD_AGREEMENT_K;
-}
-
 kd_status kd_neighbourhood_measure(const kd_neighbourhood *h, kd_val_result *results, kd_err *err) {
     for (size_t i = 0; i < h->setup->count; i++) {
         results[i].agreement = NAN;
         if (h->count > 0)
-            KD_TRY(kd_agreement(&results[i].agreement, h->teacher, h->teacher_width, h->student[i], (size_t)h->setup->students[i]->model.width, h->count, neighbours_of(h->count), h->setup->threads, err));
+            KD_TRY(kd_agreement(&results[i].agreement, NULL, h->teacher, h->teacher_width, h->student[i], (size_t)h->setup->students[i]->model.width, h->count, kd_agreement_neighbours(h->count, KD_AGREEMENT_K), h->setup->threads, err));
     }
     return KD_OK;
 }

@@ -88,7 +88,7 @@ static kd_status step_adamw(kd_optim *o, const float *g, double lr, kd_err *err)
     float *w = kd_params_trained(o->params, NULL, NULL), *m = o->slot[0].data, *v = o->slot[1].data;
     const float *scale = o->scalars + SCALE;
     size_t d = o->decayed;
-    kd_adamw h = {.lr = (float)lr, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = (float)o->spec.weight_decay, .step = o->steps + 1};
+    kd_adamw h = {.lr = lr, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = o->spec.weight_decay, .step = o->steps + 1};
     KD_TRY(o->backend->v->adamw(o->backend, w, g, m, v, d, &h, scale, err));
     h.weight_decay = 0;
     return o->backend->v->adamw(o->backend, w + d, g + d, m + d, v + d, o->total - d, &h, scale, err);

@@ -5,8 +5,9 @@
 #include "common/base/io.h"
 #include "common/base/log.h"
 #include "common/base/progress.h"
-#include "common/base/rng.h"
 #include "common/base/threads.h"
+#include "common/data/skip_list.h"
+#include "train/batch.h"
 #include "train/dump.h"
 #include "train/export/export.h"
 #include "train/logbook.h"
@@ -23,8 +24,7 @@ typedef struct run {
     kd_logbook *logbook;
     double step_seconds;                  /* that the last step took; 0 before the first */
     kd_step_result *results;              /* of the step, by student */
-    kd_replay_item *items[KD_MAX_GROUPS]; /* of the epoch's remaining steps */
-    uint32_t *order;
+    kd_batches batches;
 } run;
 
 /* ---- an epoch ---- */
@@ -138,34 +138,6 @@ static kd_status validate_epoch(run *r, kd_err *err) {
     return status == KD_OK ? save_epoch(r, err) : leave_validation(r, status, err);
 }
 
-/* The remaining items of the epoch of r->at.step, up to step `end`: the same images for every group. */
-static size_t plan_epoch(run *r, int64_t end) {
-    const kd_setup *u = &r->setup;
-    uint32_t epoch = (uint32_t)(r->at.step / u->epoch_steps);
-    size_t images = (size_t)u->step_images, n = 0;
-    kd_rng_permutation((uint64_t)u->config->seed, epoch, r->order, (uint32_t)u->split.train_count);
-    for (size_t i = (size_t)(r->at.step % u->epoch_steps) * images; n < (size_t)(end - r->at.step) * images; i++, n++)
-        for (size_t k = 0; k < u->groups.count; k++)
-            r->items[k][n] = kd_group_item(&u->groups.group[k], u->split.train[r->order[i]], epoch);
-    return n;
-}
-
-static kd_status fill_batch(run *r, kd_err *err) {
-    kd_setup *u = &r->setup;
-    for (size_t k = 0; k < u->groups.count; k++)
-        for (int row = 0; row < (int)u->config->batch_size; row++) {
-            kd_sample sample;
-            kd_status stop = kd_stop_requested();
-            if (stop != KD_OK)
-                return kd_fail(err, stop, "interrupted while images were read");
-            KD_TRY(kd_replay_next(u->groups.group[k].replay, &sample, err));
-            for (size_t i = 0; i < u->count; i++)
-                KD_TRY(kd_student_put(u->students[i], (int)k, row, &sample, err));
-            kd_replay_release(u->groups.group[k].replay, &sample);
-        }
-    return KD_OK;
-}
-
 /* ---- a step ---- */
 
 /* A step that is over in a moment is waited for. Others, and the first, can be left in the middle. */
@@ -186,7 +158,7 @@ static kd_status run_batches(run *r, int *begun, kd_err *err) {
     *begun = 0;
     KD_TRY(mark_students(r, err));
     for (int micro = 0; micro < (int)u->config->accumulate; micro++) {
-        KD_TRY(fill_batch(r, err));
+        KD_TRY(kd_batches_put(&r->batches, u->students, u->count, err));
         *begun = 1;
         for (size_t i = 0; i < u->count; i++)
             KD_TRY(kd_step_backward(u->students[i], micro, &r->results[i], err));
@@ -277,14 +249,9 @@ static kd_status train_to(run *r, int64_t last, kd_err *err) {
         int64_t end = (r->at.step / u->epoch_steps + 1) * u->epoch_steps;
         if (end > last)
             end = last;
-        size_t n = plan_epoch(r, end);
-        kd_status status = KD_OK;
-        for (size_t k = 0; k < u->groups.count && status == KD_OK; k++)
-            status = kd_replay_begin(u->groups.group[k].replay, r->items[k], n, err);
-        if (status == KD_OK)
-            status = run_steps(r, end, err);
-        for (size_t k = 0; k < u->groups.count; k++)
-            kd_replay_end(u->groups.group[k].replay);
+        KD_TRY(kd_batches_begin(&r->batches, r->at.step, end, err));
+        kd_status status = run_steps(r, end, err);
+        kd_batches_end(&r->batches);
         if (status != KD_OK)
             return status;
     }
@@ -303,10 +270,7 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(kd_save_resume(&r->save, &r->at, &r->logbook, err));
     KD_TRY(kd_alloc_array(&r->results, u->count, sizeof *r->results, err));
     KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
-    KD_TRY(kd_alloc_array(&r->order, u->split.train_count, sizeof *r->order, err));
-    for (size_t k = 0; k < u->groups.count; k++)
-        KD_TRY(kd_alloc_array(&r->items[k], (size_t)u->epoch_steps * (size_t)u->step_images, sizeof *r->items[k], err));
-    return KD_OK;
+    return kd_batches_open(&r->batches, u, err);
 }
 
 /* Writes the state of a checkpoint as `out` (owned here) and says so. */
@@ -344,6 +308,20 @@ static kd_status export_all(run *r, kd_err *err) {
     return status;
 }
 
+/* The run is complete: that pictures are missing from it is its exit code. */
+static kd_status finish_live(const run *r, kd_err *err) {
+    const kd_setup *u = &r->setup;
+    const kd_live *live = u->groups.group[0].source.live;
+    uint64_t allowed;
+    if (live == NULL)
+        return KD_OK;
+    KD_TRY(kd_max_skipped_parse(u->config->max_skipped, kd_live_files(live), &allowed, err));
+    if (kd_live_skipped(live) > allowed)
+        return kd_fail(err, KD_ESKIPPED, "%zu pictures were skipped (listed in %s/live-skipped.json) and --max-skipped allows %llu; the run is complete without them", kd_live_skipped(live), u->config->out,
+                       (unsigned long long)allowed);
+    return KD_OK;
+}
+
 static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     kd_setup *u = &r->setup;
     const kd_train_config *c = u->config;
@@ -365,7 +343,8 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->at.step, (long long)u->steps);
         return KD_OK;
     }
-    return export_all(r, err);
+    KD_TRY(export_all(r, err));
+    return finish_live(r, err);
 }
 
 kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
@@ -380,9 +359,7 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
     kd_logbook_close(r.logbook);
     kd_save_close(&r.save);
     kd_free(r.results);
-    for (int k = 0; k < KD_MAX_GROUPS; k++)
-        kd_free(r.items[k]);
-    kd_free(r.order);
+    kd_batches_close(&r.batches);
     kd_setup_close(&r.setup);
     kd_log_open_file(NULL, NULL);
     return status;

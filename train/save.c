@@ -29,8 +29,13 @@ static json_t *run_json(const kd_setup *s, const kd_position *at) {
     json_t *json = json_pack("{s:s, s:s, s:O, s:s, s:I, s:I, s:I, s:i, s:s, s:O}", "version", kd_version, "cache", sha, "teacher", teacher, "images", images, "step",
                              (json_int_t)at->step, "validated", (json_int_t)at->validated, "steps", (json_int_t)s->steps, "threads",
                              s->threads, "device", s->backend->v->describe(s->backend), "options", s->options);
+    if (s->teacher_head != NULL && json != NULL) {
+        kd_hex(sha, s->teacher_head->sha.b, 32);
+        json_object_set_new(json, "teacher_head", json_string(sha));
+    }
     const kd_recipe *r = kd_source_recipe(&s->groups.group[0].source);
-    json_object_set_new(json, "view_size", json_pack("[i,i]", r->image_h, r->image_w)); /* of what the students' sizes are reductions */
+    if (json != NULL)
+        json_object_set_new(json, "view_size", json_pack("[i,i]", r->image_h, r->image_w)); /* of what the students' sizes are reductions */
     for (size_t k = 1; k < s->groups.count && json != NULL; k++) {
         kd_hex(sha, kd_source_recipe(&s->groups.group[k].source)->sha.b, 32);
         json_object_set_new(json, cache_key(k, key), json_string(sha));
@@ -173,6 +178,8 @@ static kd_status check_same(const kd_save *s, const json_t *stored, kd_err *err)
             status = same(stored, cache_key(k, key), now, s->latest, "give the caches of the run in their order, or its live teacher with the same options (recipes are compared), or another --out", err);
     if (status == KD_OK)
         status = kd_train_same_run(json_object_get(stored, "options"), u->options, u->config->out, err);
+    if (status == KD_OK && (json_object_get(stored, "teacher_head") != NULL || json_object_get(now, "teacher_head") != NULL))
+        status = same(stored, "teacher_head", now, s->latest, "give the classifier of the run with --teacher-head (its values are compared, not the file), or another --out", err);
     if (status == KD_OK)
         status = same(stored, "images", now, s->latest, "the images or views in use have changed: restore them, or give another --out", err);
     if (status == KD_OK)

@@ -374,6 +374,17 @@ static kd_status start_live(kd_setup *s, kd_err *err) {
     return kd_live_start(live, s->backend, err);
 }
 
+/* What several students' losses have in common is said once. */
+static void warn_of_losses(const kd_setup *s, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        size_t first = 0;
+        while (strcmp(s->losses[first].warning, s->losses[i].warning) != 0)
+            first++;
+        if (first == i && s->losses[i].warning[0] != '\0')
+            kd_log(KD_LOG_WARN, "%s", s->losses[i].warning);
+    }
+}
+
 /* Losses before students, students before replays: each needs what the one before has chosen. */
 static kd_status open_learning(kd_setup *s, kd_err *err) {
     size_t n = s->config->students.count;
@@ -381,6 +392,7 @@ static kd_status open_learning(kd_setup *s, kd_err *err) {
     KD_TRY(kd_alloc_array(&s->losses, n, sizeof *s->losses, err));
     for (size_t i = 0; i < n; i++)
         KD_TRY(choose_loss(s, &s->choices[i], &s->losses[i], err));
+    warn_of_losses(s, n);
     KD_TRY(check_batch(s, err));
     if (s->backend == NULL)
         KD_TRY(kd_backend_open(&s->backend, s->config->device, s->threads, err));
@@ -399,6 +411,8 @@ kd_status kd_setup_open(kd_setup *s, kd_train_config *config, kd_arena *arena, k
     KD_TRY(check_students(s, err));
     if (!kd_train_touches_nothing(config))
         KD_TRY(lock_run(s, err));
+    if (s->groups.group[0].source.live != NULL && !config->dry_run)
+        KD_TRY(kd_live_check_images(s->groups.group[0].source.live, err));
     KD_TRY(kd_probe_check(config, s->threads, err));
     KD_TRY(open_head(s, err));
     KD_TRY(open_learning(s, err));
@@ -463,6 +477,8 @@ static void print_group(const kd_setup *s, size_t k) {
            g->source.live != NULL ? "live teacher" : "cache", kd_source_name(&g->source),
            sha, kd_source_images(&g->source), kd_source_views(&g->source), view, (int)s->config->teacher_layer, r->width, r->concat ? " (layers joined)" : "", r->grid_h, r->grid_w);
     kd_log(KD_LOG_INFO, "%simages %s: %zu found, %zu missing, %zu other files ignored", which, s->config->images, kd_replay_images(g->replay), kd_replay_missing(g->replay), kd_replay_extra(g->replay));
+    if (g->source.live != NULL && kd_live_skipped(g->source.live) > 0)
+        kd_log(KD_LOG_WARN, "%zu pictures that can't be decoded are left out, as kd-precompute would (listed in %s/live-skipped.json)", kd_live_skipped(g->source.live), s->config->out);
     if (squeezed(g, r))
         kd_log(KD_LOG_WARN, "the students see views of %s px squeezed to %s px; --student-size with the same aspect ratio keeps shapes as they are", view, size);
 }

@@ -8,8 +8,8 @@
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/progress.h"
-#include "common/base/rng.h"
 #include "kernels/nn/inspect.h"
+#include "train/batch.h"
 #include "train/step.h"
 
 enum { WARM_UP_STEPS = 2, PROFILED_STEPS = 5, OVERFIT_LINES = 20 };
@@ -21,37 +21,17 @@ int kd_truth_wanted(const kd_train_config *c) {
 
 /* ---- the first batch ---- */
 
-static kd_status put_group(const kd_setup *s, size_t k, const kd_replay_item *items, kd_student *const *students, size_t count, kd_err *err) {
-    kd_replay *replay = s->groups.group[k].replay;
-    KD_TRY(kd_replay_begin(replay, items, (size_t)s->config->batch_size, err));
-    kd_status status = KD_OK;
-    for (int row = 0; row < (int)s->config->batch_size && status == KD_OK; row++) {
-        kd_sample sample;
-        status = kd_replay_next(replay, &sample, err);
-        if (status != KD_OK)
-            break;
-        for (size_t i = 0; i < count && status == KD_OK; i++)
-            status = kd_student_put(students[i], (int)k, row, &sample, err);
-        kd_replay_release(replay, &sample);
-    }
-    kd_replay_end(replay);
-    return status;
-}
-
 /* What the first step of the run shows, into all of `students`. */
 static kd_status put_first_batch(const kd_setup *s, kd_student *const *students, size_t count, kd_err *err) {
-    uint32_t *order = NULL;
-    kd_replay_item *items = NULL;
-    KD_TRY(kd_alloc_array(&order, s->split.train_count, sizeof *order, err));
-    kd_status status = kd_alloc_array(&items, (size_t)s->config->batch_size, sizeof *items, err);
-    kd_rng_permutation((uint64_t)s->config->seed, 0, order, (uint32_t)s->split.train_count);
-    for (size_t k = 0; k < s->groups.count && status == KD_OK; k++) {
-        for (size_t i = 0; i < (size_t)s->config->batch_size; i++)
-            items[i] = kd_group_item(&s->groups.group[k], s->split.train[order[i]], 0);
-        status = put_group(s, k, items, students, count, err);
+    kd_batches batches = {0};
+    kd_status status = kd_batches_open(&batches, s, err);
+    if (status == KD_OK)
+        status = kd_batches_begin(&batches, 0, 1, err);
+    if (status == KD_OK) {
+        status = kd_batches_put(&batches, students, count, err);
+        kd_batches_end(&batches);
     }
-    kd_free(order);
-    kd_free(items);
+    kd_batches_close(&batches);
     return status;
 }
 

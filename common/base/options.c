@@ -274,27 +274,51 @@ static kd_status set_from_json(parse *p, size_t i, const json_t *v)
     return set_value(p, i, value, GIVEN_FILE);
 }
 
-/* A mapping in a list of strings becomes "key=value,key=value", in the file's order. */
+static kd_status mapping_text(parse *p, const char *name, const json_t *map, const char **text);
+
+/* Appends "key=value" to *text. A mapping inside is "key=[key=value,...]"; a list of them has the key before each. */
+static kd_status append_setting(parse *p, const char *name, const char *key, const json_t *v, const char **text)
+{
+    char number[64];
+    const char *value = json_is_boolean(v) ? (json_is_true(v) ? "true" : "false") : json_is_string(v) ? json_string_value(v) : number, *inner;
+    for (size_t k = 0; k < json_array_size(v); k++) { /* 0 of anything that isn't a list */
+        if (!json_is_object(json_array_get(v, k)))
+            return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: one value, a mapping or a list of mappings is expected", p->config_file, name, key);
+        KD_TRY(append_setting(p, name, key, json_array_get(v, k), text));
+    }
+    if (json_is_array(v) && json_array_size(v) > 0)
+        return KD_OK;
+    if (json_is_integer(v)) {
+        snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
+    } else if (json_is_real(v)) {
+        snprintf(number, sizeof number, "%.17g", json_real_value(v));
+    } else if (json_is_object(v)) {
+        KD_TRY(mapping_text(p, name, v, &inner));
+        value = kd_arena_printf(p->arena, "[%s]", inner);
+    } else if (value == number) {
+        return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: one value, a mapping or a list of mappings is expected", p->config_file, name, key);
+    }
+    if (value && !json_is_object(v) && strpbrk(value, ","))
+        return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: \"%s\" has a comma, which separates settings", p->config_file, name, key, value);
+    *text = value ? kd_arena_printf(p->arena, "%s%s%s=%s", *text, **text ? "," : "", key, value) : NULL;
+    return *text ? KD_OK : kd_fail(p->err, KD_EFAIL, "out of memory while reading the options");
+}
+
+/* A mapping in a list of strings becomes "key=value,key=value", in the file's order. Depth is limited by kd_yaml_read_file. */
+static kd_status mapping_text(parse *p, const char *name, const json_t *map, const char **text)
+{
+    const char *key;
+    json_t *v;
+    *text = "";
+    json_object_foreach((json_t *)(uintptr_t)map, key, v) /* jansson's iterator takes no const */
+        KD_TRY(append_setting(p, name, key, v, text));
+    return KD_OK;
+}
+
 static kd_status add_mapping(parse *p, size_t i, const json_t *map)
 {
-    const char *key, *text = "", *name = p->prog->options[i].name;
-    json_t *v;
-    json_object_foreach((json_t *)(uintptr_t)map, key, v) /* jansson's iterator takes no const */
-    {
-        char number[64];
-        const char *value = json_is_boolean(v) ? (json_is_true(v) ? "true" : "false") : json_is_string(v) ? json_string_value(v) : number;
-        if (json_is_integer(v))
-            snprintf(number, sizeof number, "%" JSON_INTEGER_FORMAT, json_integer_value(v));
-        else if (json_is_real(v))
-            snprintf(number, sizeof number, "%.17g", json_real_value(v));
-        else if (value == number)
-            return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: one value is expected", p->config_file, name, key);
-        if (strpbrk(value, ","))
-            return kd_fail(p->err, KD_EUSAGE, "%s: %s: %s: \"%s\" has a comma, which separates settings", p->config_file, name, key, value);
-        text = kd_arena_printf(p->arena, "%s%s%s=%s", text, *text ? "," : "", key, value);
-        if (!text)
-            return kd_fail(p->err, KD_EFAIL, "out of memory while reading the options");
-    }
+    const char *text;
+    KD_TRY(mapping_text(p, p->prog->options[i].name, map, &text));
     return set_value(p, i, text, GIVEN_FILE);
 }
 

@@ -28,7 +28,7 @@ typedef enum kd_option_kind {
     KD_OPT_REAL,   /* double within [min, max], finite */
     KD_OPT_SIZE,   /* uint64_t bytes, "32GB" */
     KD_OPT_CHOICE, /* const char *, one of the '|' separated choices in `metavar` */
-    KD_OPT_STRINGS /* kd_strings: may be given several times; in a config file a list, whose mappings become "key=value,key=value" */
+    KD_OPT_STRINGS /* kd_strings: may be given several times; in a config file a list, whose mappings become "key=value,key=[key=value,...]" */
 } kd_option_kind;
 
 /* KD_OPT_ALONE: a flag that, when it is set, makes a run of its own for which no other option is required ("--inspect"). */

@@ -198,6 +198,17 @@ kd_status kd_dataset_subset(kd_dataset *out, const kd_dataset *whole, const uint
     return KD_OK;
 }
 
+kd_status kd_dataset_spread(kd_dataset *out, const kd_dataset *whole, size_t count, kd_err *err) {
+    uint8_t *keep;
+    size_t n = count > 0 && count < whole->count ? count : whole->count;
+    KD_TRY(kd_alloc_array(&keep, whole->count + 1, 1, err));
+    for (size_t i = 0; i < n; i++)
+        keep[i * whole->count / n] = 1;
+    kd_status status = kd_dataset_subset(out, whole, keep, err);
+    kd_free(keep);
+    return status;
+}
+
 kd_status kd_dataset_part(kd_dataset *out, const kd_dataset *whole, uint32_t part, uint32_t parts, kd_err *err) {
     uint8_t *keep;
     KD_ASSERT(part >= 1 && part <= parts);

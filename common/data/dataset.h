@@ -62,6 +62,8 @@ void kd_dataset_close(kd_dataset *d);
 
 /* The files of `whole` for which keep[i] isn't 0, in the same order. `whole` outlives it: names and what is in tars are shared. Closed with kd_dataset_close. */
 kd_status kd_dataset_subset(kd_dataset *out, const kd_dataset *whole, const uint8_t *keep, kd_err *err);
+/* At most `count` of them (0: all), evenly spread: file i * whole->count / count for i = 0, 1, .. */
+kd_status kd_dataset_spread(kd_dataset *out, const kd_dataset *whole, size_t count, kd_err *err);
 /* Part `part` (1 .. parts) of a set that several jobs share: the files whose XXH3-64 of rel is part - 1 modulo parts, so that a file stays in its part when others are added. May be empty. */
 kd_status kd_dataset_part(kd_dataset *out, const kd_dataset *whole, uint32_t part, uint32_t parts, kd_err *err);
 

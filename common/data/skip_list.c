@@ -1,6 +1,8 @@
 #include "common/data/skip_list.h"
 
 #include <errno.h>
+#include <math.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -93,4 +95,15 @@ void kd_skip_list_discard(kd_skip_list *s)
         return;
     kd_io_replace_abort(s->file);
     release(s);
+}
+
+kd_status kd_max_skipped_parse(const char *text, uint64_t total, uint64_t *limit, kd_err *err)
+{
+    char *end = NULL;
+    double v = strtod(text, &end);
+    int percent = end != text && strcmp(end, "%") == 0;
+    if (end == text || (*end != '\0' && !percent) || !(v >= 0) || (percent ? v > 100 : v > 1e15 || v != floor(v)))
+        return kd_fail(err, KD_EUSAGE, "--max-skipped %s: expected a count such as 20 or a share such as 1%%", text);
+    *limit = percent ? (uint64_t)floor((double)total * v / 100.0) : (uint64_t)v;
+    return KD_OK;
 }

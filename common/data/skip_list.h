@@ -11,6 +11,8 @@
 #ifndef KD_COMMON_DATA_SKIP_LIST_H
 #define KD_COMMON_DATA_SKIP_LIST_H
 
+#include <stdint.h>
+
 #include "common/base/err.h"
 
 typedef struct kd_skip_list kd_skip_list;
@@ -24,5 +26,8 @@ kd_status kd_skip_list_add(kd_skip_list *s, const char *path, const char *reason
 kd_status kd_skip_list_finish(kd_skip_list *s, kd_err *err);
 /* Leaves what an earlier run wrote. Accepts NULL. */
 void kd_skip_list_discard(kd_skip_list *s);
+
+/* --max-skipped: "3" or "1.5%" of `total` inputs. KD_EUSAGE naming the option. */
+kd_status kd_max_skipped_parse(const char *text, uint64_t total, uint64_t *limit, kd_err *err);
 
 #endif

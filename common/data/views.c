@@ -114,6 +114,20 @@ kd_status kd_views_make(const kd_view_maker *m, kd_view_worker *w, kd_view_item 
     return KD_OK;
 }
 
+/* A part decodes exactly when the whole does, and one pixel is the cheapest. */
+static kd_box corner(void *ctx, int width, int height) {
+    kd_view_item *item = ctx;
+    item->width = width;
+    item->height = height;
+    return (kd_box){0, 0, 1, 1};
+}
+
+kd_status kd_views_check(const kd_view_maker *m, kd_view_worker *w, kd_view_item *item, kd_err *err) {
+    char path[KD_DATA_NAME];
+    KD_TRY(kd_dataset_path(m->data, item->file, path, sizeof path, err));
+    return kd_image_decode_box(&w->image, w->bytes, item->size, path, &m->decode, corner, item, err);
+}
+
 /* ---- the stage ---- */
 
 /* Everything about one image whose failure means "skip this image". */

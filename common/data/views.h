@@ -69,6 +69,8 @@ kd_status kd_views_read(const kd_view_maker *m, kd_view_worker *w, kd_view_item 
 /* After that, makes the views item->view[0 .. count): plans, hashes, pixels, and the picture's width and height. KD_EFAIL, naming the file: it isn't a picture that can be decoded, it was changed since the mix set was
  * made, or its partner can't be read. */
 kd_status kd_views_make(const kd_view_maker *m, kd_view_worker *w, kd_view_item *item, kd_err *err);
+/* After kd_views_read: KD_EFAIL exactly when kd_views_make would say that the file isn't a picture that can be decoded. Fills width and height and makes nothing. */
+kd_status kd_views_check(const kd_view_maker *m, kd_view_worker *w, kd_view_item *item, kd_err *err);
 
 typedef struct kd_view_stage {
     kd_view_maker make;

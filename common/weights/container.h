@@ -41,7 +41,7 @@ struct kd_weights {
     kd_weight_entry *entries;
     size_t count;
     struct kd_name_map *names;
-    json_t *metadata; /* safetensors' __metadata__ or NULL */
+    json_t *metadata; /* safetensors' __metadata__, kdcache.json in a .pth, or NULL */
     kd_pth *pth;         /* zip .pth, or NULL */
     kd_weights **shards; /* a set: its files, sorted by name; then map and pth are empty and entries point into the shards */
     int shard_count;
@@ -53,6 +53,12 @@ struct kd_weights {
 /* Shape and strides are set; sets numel, or refuses negative sizes and products beyond KD_WEIGHTS_MAX_NUMEL. */
 kd_status kd_entry_set_numel(kd_weight_entry *e, const char *path, kd_err *err);
 void kd_entry_set_dense_strides(kd_weight_entry *e);
+
+/* KD_EFAIL unless w->metadata, as read, is an object of strings. */
+kd_status kd_weights_check_metadata(const kd_weights *w, kd_err *err);
+
+/* Metadata that are to be written to path: an object of strings, or NULL; else KD_EFAIL naming the key. */
+kd_status kd_weights_check_strings(const char *path, const json_t *metadata, kd_err *err);
 
 /* The entry of a pickle's tensor in the given storage; the name is copied. */
 struct kd_pickle_tensor;
@@ -68,7 +74,8 @@ kd_status kd_weights_guarded(const kd_weights *w, kd_status (*fn)(void *arg, kd_
 /* n bytes at file offset `at` into out; KD_EFAIL when the mapped file has become shorter or can't be read. */
 kd_status kd_weights_copy(const kd_weights *w, size_t at, void *out, size_t n, kd_err *err);
 
-/* Parses n bytes at file offset `at` as JSON (kd_json_parse); whatever is wrong with them is KD_EFAIL. */
+/* Parses n bytes of text, or at file offset `at`, as JSON (kd_json_parse); whatever is wrong with them is KD_EFAIL. */
+kd_status kd_weights_json_text(const kd_weights *w, const char *text, size_t n, json_t **out, kd_err *err);
 kd_status kd_weights_json(const kd_weights *w, size_t at, size_t n, json_t **out, kd_err *err);
 
 /* kd_weights_open for a path that is a file; of a shard (is_shard) it is an error to be an index of shards. */

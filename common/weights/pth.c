@@ -1,5 +1,5 @@
 /* The PyTorch .pth container: a zip with PREFIX/data.pkl (a pickle, see unpickle.h) and one stored entry PREFIX/data/KEY per storage.
- * The only file that knows libzip. libzip reads the central directory (ZIP64 included; torch's local headers have zero sizes) and compares
+ * The only file that knows libzip (pth_write.c needs none of it). libzip reads the central directory (ZIP64 included; torch's local headers have zero sizes) and compares
  * an entry's CRC-32 when it has been read to its end. */
 #include <inttypes.h>
 #include <stdio.h>
@@ -147,6 +147,20 @@ static kd_status check_kind(const kd_pth *p, const char *prefix, kd_err *err)
     return little ? KD_OK : kd_fail(err, KD_EUSAGE, "%s: was written on a big-endian machine; load and re-save it on a little-endian one", p->path);
 }
 
+/* What kd_pth_write leaves beside the tensors; files of PyTorch don't have it. */
+static kd_status read_metadata(kd_weights *w, const char *prefix, kd_err *err)
+{
+    uint8_t *text = NULL;
+    uint64_t size = 0;
+    int index = locate(w->pth, prefix, "kdcache.json");
+    if (index < 0)
+        return KD_OK;
+    KD_TRY(read_entry(w->pth, (uint64_t)index, &text, &size, err));
+    kd_status status = kd_weights_json_text(w, (const char *)text, (size_t)size, &w->metadata, err);
+    kd_free(text);
+    return status == KD_OK ? kd_weights_check_metadata(w, err) : status;
+}
+
 static kd_status make_entry(kd_weights *w, const char *prefix, const kd_pickle_tensor *t, kd_weight_entry *e, kd_err *err)
 {
     char file[80];
@@ -204,6 +218,7 @@ kd_status kd_pth_parse(kd_weights *w, kd_err *err)
     KD_TRY(index_names(p, err));
     KD_TRY(find_prefix(p, prefix, err));
     KD_TRY(check_kind(p, prefix, err));
+    KD_TRY(read_metadata(w, prefix, err));
     kd_arena *scratch = kd_arena_create();
     if (scratch == NULL)
         return kd_fail(err, KD_EFAIL, "%s: out of memory while reading the pickle", w->path);

@@ -141,18 +141,6 @@ static kd_status check_layout(kd_weights *w, uint64_t data_start, kd_err *err)
     return KD_OK;
 }
 
-static kd_status check_metadata(const kd_weights *w, json_t *metadata, kd_err *err)
-{
-    const char *key;
-    json_t *value;
-    if (!json_is_object(metadata))
-        return kd_fail(err, KD_EFAIL, "%s: __metadata__ isn't an object", w->path);
-    json_object_foreach (metadata, key, value)
-        if (!json_is_string(value))
-            return kd_fail(err, KD_EFAIL, "%s: __metadata__ entry '%s' isn't a string", w->path, key);
-    return KD_OK;
-}
-
 static kd_status parse_header(kd_weights *w, json_t *header, uint64_t data_start, kd_err *err)
 {
     const char *name;
@@ -167,8 +155,8 @@ static kd_status parse_header(kd_weights *w, json_t *header, uint64_t data_start
         return kd_fail(err, KD_EFAIL, "%s: out of memory for %zu tensors", w->path, count);
     json_object_foreach (header, name, value) {
         if (strcmp(name, "__metadata__") == 0) {
-            KD_TRY(check_metadata(w, value, err));
             w->metadata = json_incref(value);
+            KD_TRY(kd_weights_check_metadata(w, err));
             continue;
         }
         KD_TRY(parse_entry(w, name, value, data_start, &w->entries[w->count], err));
@@ -272,16 +260,6 @@ static kd_status header_text(const char *path, const kd_tensor *const *order, si
     return status;
 }
 
-static kd_status check_strings(const char *path, const json_t *metadata, kd_err *err)
-{
-    const char *key;
-    json_t *value;
-    json_object_foreach ((json_t *)metadata, key, value)
-        if (!json_is_string(value))
-            return kd_fail(err, KD_EFAIL, "%s: metadata '%s' isn't a string; the format allows only strings", path, key);
-    return KD_OK;
-}
-
 typedef kd_status put_tensor(void *ctx, const kd_tensor *t, kd_replace *file, kd_err *err);
 
 static kd_status put_data(void *ctx, const kd_tensor *t, kd_replace *file, kd_err *err)
@@ -309,7 +287,7 @@ kd_status kd_safetensors_stream(const char *path, const kd_tensor *tensors, size
     const kd_tensor **order = NULL;
     char *text = NULL;
     kd_replace *r = NULL;
-    kd_status status = check_strings(path, metadata, err);
+    kd_status status = kd_weights_check_strings(path, metadata, err);
     if (status != KD_OK)
         return status;
     KD_TRY(kd_alloc_array(&order, count, sizeof *order, err));

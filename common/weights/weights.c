@@ -111,19 +111,25 @@ kd_status kd_weights_copy(const kd_weights *w, size_t at, void *out, size_t n, k
 }
 
 /* The text is copied out of the mapping first, so that the parser (which owns memory) never touches pages that may be gone. */
+kd_status kd_weights_json_text(const kd_weights *w, const char *text, size_t n, json_t **out, kd_err *err)
+{
+    kd_status status = kd_json_parse(text, n, w->path, out, err);
+    if (status == KD_EDAMAGED) { /* that is kd_json_parse's word for a bad cache; a bad weight file is a plain failure */
+        status = KD_EFAIL;
+        if (err != NULL)
+            err->status = KD_EFAIL;
+    }
+    return status;
+}
+
 kd_status kd_weights_json(const kd_weights *w, size_t at, size_t n, json_t **out, kd_err *err)
 {
     char *text = NULL;
     KD_TRY(kd_alloc_array(&text, n + 1, 1, err));
     kd_status status = kd_weights_copy(w, at, text, n, err);
     if (status == KD_OK)
-        status = kd_json_parse(text, n, w->path, out, err);
+        status = kd_weights_json_text(w, text, n, out, err);
     kd_free(text);
-    if (status == KD_EDAMAGED) { /* that is kd_json_parse's word for a bad cache; a bad weight file is a plain failure */
-        status = KD_EFAIL;
-        if (err != NULL)
-            err->status = KD_EFAIL;
-    }
     return status;
 }
 
@@ -301,6 +307,28 @@ void kd_entry_set_dense_strides(kd_weight_entry *e)
         e->stride[d] = step;
         step *= e->shape[d] > 0 ? e->shape[d] : 1;
     }
+}
+
+kd_status kd_weights_check_metadata(const kd_weights *w, kd_err *err)
+{
+    const char *key;
+    json_t *value;
+    if (!json_is_object(w->metadata))
+        return kd_fail(err, KD_EFAIL, "%s: its metadata isn't an object of strings", w->path);
+    json_object_foreach (w->metadata, key, value)
+        if (!json_is_string(value))
+            return kd_fail(err, KD_EFAIL, "%s: its metadata entry '%s' isn't a string", w->path, key);
+    return KD_OK;
+}
+
+kd_status kd_weights_check_strings(const char *path, const json_t *metadata, kd_err *err)
+{
+    const char *key;
+    json_t *value;
+    json_object_foreach ((json_t *)metadata, key, value)
+        if (!json_is_string(value))
+            return kd_fail(err, KD_EFAIL, "%s: metadata '%s' isn't a string; a weight file's metadata are strings", path, key);
+    return KD_OK;
 }
 
 /* -- from storage bytes to numbers ------------------------------------------------------------------------------------------- */

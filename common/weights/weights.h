@@ -59,7 +59,7 @@ kd_status kd_weights_read_i64(const kd_weights *w, int i, int64_t *out, size_t n
  * prints for the shards' names without folder, sorted; the index isn't part of it. */
 kd_status kd_weights_sha256(kd_weights *w, kd_sha256 *out, kd_err *err);
 
-/* Strings of safetensors' __metadata__ (borrowed object or NULL; NULL for a set of shards). */
+/* Strings of safetensors' __metadata__ or of an exported .pth's kdcache.json (borrowed object or NULL; NULL for a set of shards). */
 const json_t *kd_weights_metadata(const kd_weights *w);
 
 #endif

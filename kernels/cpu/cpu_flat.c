@@ -52,22 +52,19 @@ kd_status kd_cpu_clip_scale(kd_backend *b, float *scale, const float *sumsq, flo
 typedef struct adamw_ctx {
     float *w, *m, *v;
     const float *g;
-    double scale, b1, b2, keep, step, root, eps; /* keep: what weight decay leaves; step: lr / (1 - b1^t); root: sqrt(1 - b2^t) */
+    float scale, keep, a1, a2, b2, step, root, eps; /* keep: what weight decay leaves; a1, a2: 1 - beta; step: -lr / (1 - beta1^t); root: sqrt(1 - beta2^t) */
 } adamw_ctx;
 
-/* In double inside: memory is the limit anyway. */
 KD_HOT static void adamw_range(const void *ctx, int slice, size_t begin, size_t end) {
     const adamw_ctx c = *(const adamw_ctx *)ctx;
     (void)slice;
     float *KD_RESTRICT w = c.w, *KD_RESTRICT m = c.m, *KD_RESTRICT v = c.v;
     const float *KD_RESTRICT g = c.g;
     for (size_t i = begin; i < end; i++) {
-        double gi = (double)g[i] * c.scale;
-        double mi = c.b1 * (double)m[i] + (1 - c.b1) * gi;
-        double vi = c.b2 * (double)v[i] + (1 - c.b2) * gi * gi;
-        m[i] = (float)mi;
-        v[i] = (float)vi;
-        w[i] = (float)((double)w[i] * c.keep - c.step * mi / (sqrt(vi) / c.root + c.eps));
+        float gi = g[i] * c.scale;
+        m[i] = fmaf(c.a1, gi - m[i], m[i]);
+        v[i] = fmaf(c.a2 * gi, gi, c.b2 * v[i]);
+        w[i] = w[i] * c.keep + c.step * m[i] / (sqrtf(v[i]) / c.root + c.eps);
     }
 }
 
@@ -75,11 +72,13 @@ kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float 
     (void)err;
     if (isnan(*scale))
         return KD_OK;
-    double lr = (double)h->lr, b1 = (double)h->beta1, b2 = (double)h->beta2, t = (double)h->step;
-    adamw_ctx c = {.w = w, .m = m, .v = v, .g = g, .scale = (double)*scale, .b1 = b1, .b2 = b2, .eps = (double)h->eps};
-    c.keep = 1 - lr * (double)h->weight_decay;
-    c.step = lr / (1 - pow(b1, t));
-    c.root = sqrt(1 - pow(b2, t));
+    double t = (double)h->step;
+    adamw_ctx c = {.w = w, .m = m, .v = v, .g = g, .scale = *scale, .b2 = (float)h->beta2, .eps = (float)h->eps};
+    c.keep = (float)(1 - h->lr * h->weight_decay);
+    c.a1 = (float)(1 - h->beta1);
+    c.a2 = (float)(1 - h->beta2);
+    c.step = (float)(-h->lr / (1 - pow(h->beta1, t)));
+    c.root = (float)sqrt(1 - pow(h->beta2, t));
     kd_cpu_parallel(b->threads, n, 1, adamw_range, &c);
     return KD_OK;
 }
@@ -89,7 +88,7 @@ kd_status kd_cpu_adamw(kd_backend *b, float *w, const float *g, float *m, float 
 typedef struct momentum_ctx {
     float *w, *m;
     const float *g;
-    double scale, decay, momentum, lr; /* m = momentum m + scale g + decay w;  w -= lr m */
+    float scale, decay, rate, momentum, lr; /* m = momentum m + rate (scale g + decay w);  w -= lr m. rate 1 is SGD */
 } momentum_ctx;
 
 KD_HOT static void momentum_range(const void *ctx, int slice, size_t begin, size_t end) {
@@ -98,9 +97,8 @@ KD_HOT static void momentum_range(const void *ctx, int slice, size_t begin, size
     float *KD_RESTRICT w = c.w, *KD_RESTRICT m = c.m;
     const float *KD_RESTRICT g = c.g;
     for (size_t i = begin; i < end; i++) {
-        double wi = (double)w[i], mi = c.momentum * (double)m[i] + ((double)g[i] * c.scale + c.decay * wi);
-        m[i] = (float)mi;
-        w[i] = (float)(wi - c.lr * mi);
+        m[i] = c.momentum * m[i] + c.rate * fmaf(c.decay, w[i], g[i] * c.scale);
+        w[i] = fmaf(-c.lr, m[i], w[i]);
     }
 }
 
@@ -108,7 +106,7 @@ kd_status kd_cpu_sgd(kd_backend *b, float *w, const float *g, float *m, size_t n
     (void)err;
     if (isnan(*scale))
         return KD_OK;
-    momentum_ctx c = {.w = w, .m = m, .g = g, .scale = (double)*scale, .decay = (double)h->weight_decay, .momentum = (double)h->momentum, .lr = (double)h->lr};
+    momentum_ctx c = {.w = w, .m = m, .g = g, .scale = *scale, .decay = h->weight_decay, .rate = 1, .momentum = h->momentum, .lr = h->lr};
     kd_cpu_parallel(b->threads, n, 1, momentum_range, &c);
     return KD_OK;
 }
@@ -124,7 +122,7 @@ kd_status kd_cpu_lars(kd_backend *b, float *w, const float *g, float *m, const u
         double wn = sqrt(sum_squares(b->threads, w + first, n)), gn = (double)*scale * sqrt(sum_squares(b->threads, g + first, n));
         double r = wn == 0 ? 1 : gn == 0 ? 0 : (double)h->trust * wn / (gn + decay * wn + (double)h->eps);
         rate[t] = (float)r;
-        momentum_ctx c = {.w = w + first, .m = m + first, .g = g + first, .scale = r * (double)*scale, .decay = r * decay, .momentum = (double)h->momentum, .lr = (double)h->lr};
+        momentum_ctx c = {.w = w + first, .m = m + first, .g = g + first, .scale = *scale, .decay = h->weight_decay, .rate = rate[t], .momentum = h->momentum, .lr = h->lr};
         kd_cpu_parallel(b->threads, n, 1, momentum_range, &c);
     }
     return KD_OK;

@@ -214,15 +214,14 @@ static void add_gain_bias(kd_graph *g, kd_gnode *n, const char *name, int64_t co
 }
 
 static void mark_carried(kd_graph *g, int param) {
-    if (param < 0)
-        return;
     g->params[param].info.carried = 1;
     g->params[param].info.decay = 0;
 }
 
 void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape) {
-    if (!g->failed)
-        mark_carried(g, add_param(g, name, NULL, rank, shape, KD_FILL_CONST, 0.0));
+    int param = g->failed ? -1 : add_param(g, name, NULL, rank, shape, KD_FILL_CONST, 0.0);
+    if (param >= 0)
+        mark_carried(g, param);
 }
 
 void kd_graph_carry_linear(kd_graph *g, const char *name, int in, int out) {
@@ -230,8 +229,10 @@ void kd_graph_carry_linear(kd_graph *g, const char *name, int in, int out) {
     if (g->failed)
         return;
     add_weight_bias(g, &n, name, 2, (int64_t[]){out, in}, 1);
-    mark_carried(g, n.param[0]);
-    mark_carried(g, n.param[1]);
+    for (int i = 0; i < 2 && n.param[i] >= 0; i++) {
+        mark_carried(g, n.param[i]);
+        g->params[n.param[i]].info.classifier = 1;
+    }
 }
 
 /* ---- nodes ---- */

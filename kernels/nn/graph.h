@@ -91,8 +91,8 @@ void kd_graph_kl_queue(kd_graph *g, kd_val pred, kd_val target, int queue_rows, 
 void kd_graph_kl_intra(kd_graph *g, kd_val pred, kd_val target, float temperature, float weight, const char *name); /* [P,D] or [h,w,D] */
 void kd_graph_gram(kd_graph *g, kd_val pred, kd_val target, float weight, const char *name);              /* [P,D] or [h,w,D] */
 void kd_graph_koleo(kd_graph *g, kd_val pred, float weight, const char *name);                            /* [D]; programs need a batch of at least 2 */
-/* A parameter that no node uses but that the reference library's state_dict has: loaded and exported with the rest. It starts as zeros (DINOv2's mask token), or as a linear layer's
- * name.weight [out,in] and name.bias would (torchvision's classifiers). */
+/* A parameter that no node uses but that the reference library's state_dict has: loaded with the rest. It starts as zeros (DINOv2's mask token, which is exported), or as a linear layer's
+ * name.weight [out,in] and name.bias would (torchvision's classifiers, which are not: a backbone that has moved on has no use for them). */
 void kd_graph_carry(kd_graph *g, const char *name, int rank, const int64_t *shape);
 void kd_graph_carry_linear(kd_graph *g, const char *name, int in, int out);
 
@@ -115,7 +115,8 @@ typedef struct kd_param_info {
     int is_state;  /* running statistics, queues of losses: not trained */
     int is_counter;/* num_batches_tracked: one int64, host side; count 1 */
     int decay;     /* weight decay applies: rank >= 2 and not a token, position or scale parameter (DESIGN section 7) */
-    int carried;   /* kd_graph_carry */
+    int carried;   /* kd_graph_carry, kd_graph_carry_linear */
+    int classifier;/* kd_graph_carry_linear: of a head that exports leave out */
 } kd_param_info;
 
 typedef struct kd_params kd_params;

@@ -1,4 +1,4 @@
-/* What graph.c, graph_loss.c, params.c, plan.c, frozen.c, exec.c and inspect.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
+/* What graph.c, graph_loss.c, graph_walk.c, params.c, plan.c, frozen.c, exec.c and inspect.c share, and nobody else: the graph's lists, the parameter store, a compiled program.
  *
  * A graph is data: values (shapes without batch), nodes in order of building (an op's attributes and which values and parameters it
  * touches), parameters. plan.c turns it into a kd_exec: the nodes that are needed, each with a complete kd_op_desc, fused where that

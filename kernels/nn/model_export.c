@@ -1,4 +1,4 @@
-/* Writing a model as the reference library's state_dict in .safetensors. */
+/* A model as the reference library's state_dict, for the writers of weight files. */
 #include <math.h>
 #include <stdio.h>
 
@@ -36,6 +36,40 @@ static kd_status export_one(kd_params *p, int i, kd_dtype dtype, kd_tensor *t, k
     return KD_OK;
 }
 
+void kd_model_state_free(kd_model_state *s) {
+    for (size_t i = 0; i < s->count; i++)
+        kd_free((void *)(uintptr_t)s->tensor[i].data);
+    kd_free(s->tensor);
+    *s = (kd_model_state){0};
+}
+
+static kd_status read_state(kd_model_state *s, kd_params *p, const kd_model_info *m, const kd_graph *names, kd_dtype dtype, kd_err *err) {
+    if (names->failed)
+        return kd_fail(err, KD_EFAIL, "out of memory for the names of %s", m->name);
+    KD_TRY(kd_alloc_array(&s->tensor, (size_t)names->param_count, sizeof *s->tensor, err));
+    for (int i = 0; i < names->param_count; i++) {
+        int k = kd_params_find(p, names->params[i].info.name);
+        KD_ASSERT(k >= 0);
+        if (!names->params[i].info.classifier)
+            KD_TRY(export_one(p, k, dtype, &s->tensor[s->count++], err)); /* counted first: what it leaves behind when it fails is freed too */
+    }
+    return KD_OK;
+}
+
+kd_status kd_model_state_read(kd_model_state *s, kd_params *p, const kd_model_info *m, kd_dtype dtype, kd_err *err) {
+    kd_graph *names = NULL;
+    KD_ASSERT(dtype == KD_F32 || dtype == KD_F16);
+    *s = (kd_model_state){0};
+    KD_TRY(kd_model_graph(&names, m, err));
+    kd_status status = read_state(s, p, m, names, dtype, err);
+    kd_graph_destroy(names);
+    if (status != KD_OK)
+        kd_model_state_free(s);
+    return status;
+}
+
+/* ---- what goes with it ---- */
+
 static int set_text(json_t *o, const char *key, const char *text) {
     return json_object_set_new(o, key, json_string(text));
 }
@@ -46,11 +80,11 @@ static int set_triple(json_t *o, const char *key, const float v[3]) {
     return set_text(o, key, text);
 }
 
-/* The caller's strings, and what a user needs to feed the model. */
-static json_t *make_metadata(const kd_model_info *m, const json_t *metadata) {
+json_t *kd_model_metadata(const kd_model_info *m, const json_t *metadata) {
     json_t *o = json_object();
     int bad = !o || (metadata && json_object_update(o, (json_t *)(uintptr_t)metadata));
     bad = bad || set_text(o, "model", m->name) || set_text(o, "library", m->library) || set_triple(o, "image_mean", m->mean) || set_triple(o, "image_std", m->std);
+    bad = bad || set_text(o, "normalisation", "RGB: (pixel / 255 - image_mean) / image_std");
     if (bad) {
         json_decref(o);
         return NULL;
@@ -58,32 +92,12 @@ static json_t *make_metadata(const kd_model_info *m, const json_t *metadata) {
     return o;
 }
 
-static kd_status write_all(kd_params *p, const kd_model_info *m, const kd_graph *names, kd_tensor *tensors, const char *path, kd_dtype dtype, const json_t *metadata, kd_err *err) {
-    for (int i = 0; i < names->param_count; i++) {
-        int k = kd_params_find(p, names->params[i].info.name);
-        KD_ASSERT(k >= 0);
-        KD_TRY(export_one(p, k, dtype, &tensors[i], err));
-    }
-    json_t *all = make_metadata(m, metadata);
-    if (!all)
-        return kd_fail(err, KD_EFAIL, "%s: out of memory for the metadata", path);
-    kd_status status = kd_safetensors_write(path, tensors, (size_t)names->param_count, all, err);
-    json_decref(all);
-    return status;
-}
-
 kd_status kd_model_export(kd_params *p, const kd_model_info *m, const char *path, kd_dtype dtype, const json_t *metadata, kd_err *err) {
-    kd_graph *names = NULL;
-    kd_tensor *tensors = NULL;
-    KD_ASSERT(dtype == KD_F32 || dtype == KD_F16);
-    KD_TRY(kd_model_graph(&names, m, err));
-    int count = names->param_count;
-    kd_status status = names->failed ? kd_fail(err, KD_EFAIL, "out of memory for the names of %s", m->name) : kd_alloc_array(&tensors, (size_t)count, sizeof *tensors, err);
-    if (status == KD_OK)
-        status = write_all(p, m, names, tensors, path, dtype, metadata, err);
-    for (int i = 0; tensors && i < count; i++)
-        kd_free((void *)(uintptr_t)tensors[i].data);
-    kd_free(tensors);
-    kd_graph_destroy(names);
+    kd_model_state s;
+    KD_TRY(kd_model_state_read(&s, p, m, dtype, err));
+    json_t *all = kd_model_metadata(m, metadata);
+    kd_status status = all ? kd_safetensors_write(path, s.tensor, s.count, all, err) : kd_fail(err, KD_EFAIL, "%s: out of memory for the metadata", path);
+    json_decref(all);
+    kd_model_state_free(&s);
     return status;
 }

@@ -144,8 +144,19 @@ kd_status kd_model_params_frozen(kd_params **out, const kd_graph *g, kd_backend 
  * Positions are interpolated from the file's grid to the image's, by m->vit.positions (pos_embed.c). KD_EFAIL naming the tensor: missing, wrong shape, non-finite. Carried parameters may be missing. */
 kd_status kd_model_load(kd_params *p, const kd_model_info *m, const kd_weights *w, int height, int width, kd_err *err);
 
-/* Writes the model's parameters (not heads; names not in the reference state_dict are left out) as .safetensors that the library loads strictly. metadata: strings or NULL; normalisation is added.
- * ResNet: carried fc and int64 num_batches_tracked included. dtype F32 or F16. */
+/* The model's parameters as the reference library's state_dict has them, in its order, with its names, without heads and classifiers: for weight files that load strictly into the library's backbone. int64
+ * num_batches_tracked included. dtype F32 or F16. Names are p's and live as long; the tensors are freed with kd_model_state_free. KD_ENONFINITE naming parameter and index: NaN or infinite, or above what F16 holds. */
+typedef struct kd_model_state {
+    kd_tensor *tensor;
+    size_t count;
+} kd_model_state;
+kd_status kd_model_state_read(kd_model_state *s, kd_params *p, const kd_model_info *m, kd_dtype dtype, kd_err *err);
+void kd_model_state_free(kd_model_state *s);
+
+/* The caller's strings (or NULL) and what a user needs to feed the model: its name and library, image_mean, image_std and how they are applied. New object of strings; NULL when memory is out. */
+json_t *kd_model_metadata(const kd_model_info *m, const json_t *metadata);
+
+/* Writes both as .safetensors. */
 kd_status kd_model_export(kd_params *p, const kd_model_info *m, const char *path, kd_dtype dtype, const json_t *metadata, kd_err *err);
 
 #endif

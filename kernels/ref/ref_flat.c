@@ -27,16 +27,14 @@ kd_status kd_ref_adamw(kd_backend *b, float *w, const float *g, float *m, float 
     (void)b, (void)err;
     if (isnan(*scale))
         return KD_OK;
-    double lr = (double)h->lr, b1 = (double)h->beta1, b2 = (double)h->beta2, t = (double)h->step;
-    double step = lr / (1 - pow(b1, t)), root = sqrt(1 - pow(b2, t));
+    double t = (double)h->step;
+    float keep = (float)(1 - h->lr * h->weight_decay), a1 = (float)(1 - h->beta1), a2 = (float)(1 - h->beta2), b2 = (float)h->beta2;
+    float step = (float)(-h->lr / (1 - pow(h->beta1, t))), root = (float)sqrt(1 - pow(h->beta2, t)), eps = (float)h->eps;
     for (size_t i = 0; i < n; i++) {
-        double gi = (double)g[i] * (double)*scale;
-        double mi = b1 * (double)m[i] + (1 - b1) * gi;
-        double vi = b2 * (double)v[i] + (1 - b2) * gi * gi;
-        double wi = (double)w[i] * (1 - lr * (double)h->weight_decay);
-        m[i] = (float)mi;
-        v[i] = (float)vi;
-        w[i] = (float)(wi - step * mi / (sqrt(vi) / root + (double)h->eps));
+        float gi = g[i] * *scale;
+        m[i] = fmaf(a1, gi - m[i], m[i]);
+        v[i] = fmaf(a2 * gi, gi, b2 * v[i]);
+        w[i] = w[i] * keep + step * m[i] / (sqrtf(v[i]) / root + eps);
     }
     return KD_OK;
 }
@@ -46,10 +44,8 @@ kd_status kd_ref_sgd(kd_backend *b, float *w, const float *g, float *m, size_t n
     if (isnan(*scale))
         return KD_OK;
     for (size_t i = 0; i < n; i++) {
-        double d = (double)g[i] * (double)*scale + (double)h->weight_decay * (double)w[i];
-        double mi = (double)h->momentum * (double)m[i] + d;
-        m[i] = (float)mi;
-        w[i] = (float)((double)w[i] - (double)h->lr * mi);
+        m[i] = h->momentum * m[i] + fmaf(h->weight_decay, w[i], g[i] * *scale);
+        w[i] = fmaf(-h->lr, m[i], w[i]);
     }
     return KD_OK;
 }
@@ -72,9 +68,8 @@ kd_status kd_ref_lars(kd_backend *b, float *w, const float *g, float *m, const u
         double r = wn == 0 ? 1 : gn == 0 ? 0 : (double)h->trust * wn / (gn + decay * wn + (double)h->eps);
         rate[t] = (float)r;
         for (size_t i = first; i < end; i++) {
-            double mi = (double)h->momentum * (double)m[i] + r * ((double)g[i] * (double)*scale + decay * (double)w[i]);
-            m[i] = (float)mi;
-            w[i] = (float)((double)w[i] - (double)h->lr * mi);
+            m[i] = h->momentum * m[i] + rate[t] * fmaf(h->weight_decay, w[i], g[i] * *scale);
+            w[i] = fmaf(-h->lr, m[i], w[i]);
         }
     }
     return KD_OK;

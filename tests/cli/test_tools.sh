@@ -16,7 +16,7 @@ fake() { # NAME, body: a test binary
 }
 runs() { # expected last line, expected status: runs what fake made, then forgets it
     local last status
-    KD_TEST_DIR=$tree/bin BINARY_SECONDS=1 SCRIPT_SECONDS=1 SUITES='' TESTS='' KD_NO_SCRIPTS='' bash "$tree/tests/run.sh" >"$work/err" 2>&1
+    KD_TEST_DIR=$tree/bin BINARY_SECONDS=${seconds:-1} SCRIPT_SECONDS=1 SUITES='' TESTS='' KD_NO_SCRIPTS='' bash "$tree/tests/run.sh" >"$work/err" 2>&1
     status=$?
     last=$(tail -n 1 "$work/err")
     rm -f "$tree"/tests/*/test_*
@@ -47,6 +47,25 @@ check 'a skip that is not listed fails the run' runs '1 passed, 0 failed, 1 skip
 : >"$tree/tests/unit/test_absent.c"
 check 'a binary that was not built is a failure' runs '0 passed, 1 failed, 0 skipped' 1
 check 'no tests at all is a failure' runs '0 passed, 0 failed, 0 skipped' 1
+fake test_a 'printf "1..1\n"; seq -f "line %g of it" 200; printf "not ok 1 - one\n"; exit 1'
+check 'a failure is counted among others' runs '0 passed, 1 failed, 0 skipped' 1
+check 'and all that it printed is shown' test "$(grep -c '^    line [0-9]* of it$' "$work/err")" -eq 200
+for name in a b; do # each ends when the other has begun
+    fake test_$name "touch '$tree/$name'; while [ ! -e '$tree/a' ] || [ ! -e '$tree/b' ]; do sleep 0.02; done; printf '1..1\nok 1 - one\n'"
+done
+check 'two suites run at a time' eval 'seconds=20 KD_TEST_JOBS=2 runs "2 passed, 0 failed, 0 skipped" 0'
+for name in a b; do fake test_$name "mkdir '$tree/alone' && sleep 0.1 && rmdir '$tree/alone' && printf '1..1\nok 1 - one\n'"; done
+check 'or one at a time' eval 'seconds=20 KD_TEST_JOBS=1 runs "2 passed, 0 failed, 0 skipped" 0'
+fake test_a "echo \$\$ >'$tree/pid'; sleep 20"
+KD_TEST_DIR=$tree/bin SUITES='' TESTS='' bash "$tree/tests/run.sh" >"$work/err" 2>&1 &
+runner=$!
+while [ ! -s "$tree/pid" ]; do sleep 0.02; done
+kill -TERM $runner
+wait $runner
+check 'a run that is stopped ends with 143' test $? -eq 143
+check 'and names the suite that was running' grep -q 'stopped in unit/test_a' "$work/err"
+check 'which it takes along' eval '! kill -0 "$(cat "$tree/pid")" 2>/dev/null'
+rm -f "$tree"/tests/*/test_*
 printf 'echo ok one\necho "not ok two"\necho "skip three: needs x"\nexit 1\n' >"$tree/tests/cli/test_s.sh"
 check 'scripts are counted' runs '1 passed, 1 failed, 1 skipped' 1
 printf 'echo ok one\nexit 3\n' >"$tree/tests/cli/test_s.sh"

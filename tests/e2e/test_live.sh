@@ -82,9 +82,25 @@ check "a layer that it hasn't" says 2 'no layer 7' train "${live[@]}" --layers 7
 check "weights that aren't there" says 1 'nothing.pth' train "${live[@]}" --live-teacher "$work/nothing.pth" --out "$work/none"
 check "none of these has begun a run" test ! -e "$work/none"
 check "a dry run touches nothing" eval 'train "${live[@]}" --dry-run --out "$work/none" && [ ! -e "$work/none" ] && grep -q "each view is seen about" "$work/err"'
-mkdir "$work/damaged" && cp "$images"/*/*.jpg "$work/damaged" 2>/dev/null
-victim=$(ls "$work/damaged" | head -n 1)
+check "a share of skipped pictures that is none" says 2 'expected a count such as 20' train "${live[@]}" --max-skipped x --out "$work/none"
+
+# ---- damaged pictures: skipped before the first step, as a cache of the same set is made without them ----
+cp -r "$images" "$work/damaged"
+nth() { (cd "$work/damaged" && ls */*.jpg | sed -n "$1p"); }
+victim=$(nth 3)
 truncate -s 700 "$work/damaged/$victim"
-check "a damaged picture is named" says 1 "$victim" train "${live[@]}" --images "$work/damaged" --out "$work/damaged-run"
+bad=(--images "$work/damaged")
+exported=exported/dinov2_w64_d1.safetensors
+check "a damaged picture is named, the run is completed without it, exit 3" says 3 "$victim.*" train "${live[@]}" "${bad[@]}" --out "$work/skipping"
+check "and says so" grep -q '1 pictures were skipped (listed in .*live-skipped.json) and --max-skipped allows 0' "$work/err"
+check "which --max-skipped accepts" train "${live[@]}" "${bad[@]}" --max-skipped 1 --out "$work/skipping"
+check "it is listed with its reason" grep -q "\"path\": \"$victim\"" "$work/skipping/live-skipped.json"
+check "a paused run ends in the same bits" eval 'train "${live[@]}" "${bad[@]}" --steps 2 --out "$work/skipping-2" && train "${live[@]}" "${bad[@]}" --max-skipped 5% --out "$work/skipping-2" && cmp "$work/skipping/$exported" "$work/skipping-2/$exported"'
+check "and doesn't decode everything again" gives 1 grep -q "skipped: " "$work/err"
+check "the images are those of a cache that skips it" eval 'pre --store f16 "${bad[@]}" --max-skipped 1 --cache "$work/damaged.kdc" && train "${bad[@]}" --cache "$work/damaged.kdc" --out "$work/skipping-cached" && near "$work/skipping" "$work/skipping-cached" 1e-4'
+check "with mixed views, those that would be mixed with it too" eval 'pre --store f16 "${bad[@]}" --augment lightly+mixup --max-skipped 100% --cache "$work/mixed-damaged.kdc" && grep -qE "[^0-9]([2-9]|1[0-9]) images skipped" "$work/err" &&
+    train "${bad[@]}" --cache "$work/mixed-damaged.kdc" --steps 3 --out "$work/skipping-mixed" && train "${live[@]}" "${bad[@]}" --augment lightly+mixup --steps 3 --out "$work/skipping-mixed-live" && near "$work/skipping-mixed-live" "$work/skipping-mixed" 1e-4'
+truncate -s 5000 "$work/damaged/$(nth 5)"
+check "a picture that was changed since ends no run in silence" says 13 'images' train "${live[@]}" "${bad[@]}" --max-skipped 9 --out "$work/skipping-2"
 
 finish

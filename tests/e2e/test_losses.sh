@@ -55,6 +55,14 @@ check "and says what it needs" grep -q -- '--teacher-head FILE' "$work/err"
 train --out "$work/none2" --loss kl-logits --teacher-head "$weights" 2>"$work/err"
 check "a file that is no classifier is refused, exit 2" test $? -eq 2
 
+cp "$work/head.safetensors" "$work/moved.safetensors"
+train --out "$work/kl-logits" --loss kl-logits --teacher-head "$work/moved.safetensors" 2>"$work/err"
+check "a begun run goes on when its classifier has moved" test $? -eq 0
+printf '\0\0\0\0' | dd of="$work/moved.safetensors" bs=1 seek=$((8 + ${#header})) conv=notrunc 2>/dev/null
+train --out "$work/kl-logits" --loss kl-logits --teacher-head "$work/moved.safetensors" 2>"$work/err"
+check "and is refused, exit 13, when it has other values" test $? -eq 13
+check "naming it" grep -q 'teacher_head was .* when the run was begun' "$work/err"
+
 # ---- add-ons, pairs ----
 train --out "$work/add" --gram-weight 0.5 --koleo-weight 0.1 2>"$work/err"
 check_terms "add-ons" "$work/add" cls patch gram koleo
@@ -70,6 +78,9 @@ YAML
 train --out "$work/yaml" --config "$work/pairs.yaml" 2>"$work/err"
 check "the same pairs as mappings in a config file" test $? -eq 0
 check "give the same weights, bit for bit" cmp "$work/pairs/exported/dinov2_w64_d1.safetensors" "$work/yaml/exported/dinov2_w64_d1.safetensors"
+train --out "$work/own" --student "dinov2_w64_d1,name=second,loss=none,pair=[student=map,teacher=patch:2,loss=cosine:0.9+smooth-l1:0.1,weight=0.5,head=mlp,hidden=32],pair=[name=whole,student=mean,teacher=cls,scaling=raw,weight=0.5]" 2>"$work/err"
+numbers() { grep -F "\"student\":\"$2\"" "$1/metrics.jsonl" | sed 's/,"images_per_s":[^,}]*//; s/,"data_wait":[^,}]*//; s/"student":"[^"]*"//'; }
+check "pairs can be one student's own, with the same metrics" test "$(numbers "$work/own" second | grep -c .)" -gt 2 -a "$(numbers "$work/own" second)" = "$(numbers "$work/pairs" dinov2_w64_d1)"
 train --out "$work/none2" --loss none --pair teacher=patch,student=layer9 2>"$work/err"
 check "a feature that the student lacks is refused, exit 2" test $? -eq 2
 check "with those that it has" grep -q 'isn.t a feature of dinov2_w64_d1 .* it has map' "$work/err"

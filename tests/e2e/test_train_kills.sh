@@ -1,31 +1,31 @@
 #!/bin/bash
-# kd-train is killed at random points again and again, and runs out of disk: whatever ends it, the same command goes on, and the weights, the best state and the metrics are those of a run that nobody
+# kd-train is killed again and again, at random and at chosen points, and runs out of disk: whatever ends it, the same command goes on, and the weights, the best state and the metrics are those of a run that nobody
 # disturbed, for every optimizer, several losses and both kinds of students, with moving average, accumulation and drop path. KD_LONG=1: every combination and 100 kills. docs/resume.md has the counts.
 . "$(dirname "$0")/../lib.sh"
 
 pictures=$work/pictures
-"$KD_TEST_DIR/demo/draw_pictures" "$pictures" 4 1 || exit 1
+"$KD_TEST_DIR/demo/draw_pictures" "$pictures" 3 1 || exit 1
 cache=$work/x.kdc
 "$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$top/tests/golden/models/tiny_dinov2.pth" --cache "$cache" --views 2 --image-size 56 --layers 2 --device cpu 2>"$work/err" ||
     { cat "$work/err"; exit 1; }
 common=(--cache "$cache" --images "$pictures/train" --batch-size 2 --accumulate 2 --epochs 3 --val-fraction 0.3 --log-every 1 --device cpu --threads 1 --ema 0.9 --checkpoint-epochs 1 --keep 2)
 
-# optimizer, loss, student; the ViT has drop path, which resnet18 has no branches for
-cases=("adamw std-mse resnet18" "sgd kl-queue resnet18" "lars kl-queue+intra dinov2_w64_d2")
-kills=10
+# optimizer, loss, student: one with running statistics, and one with drop path
+cases=("adamw std-mse mobilenet_v3_small" "sgd kl-queue mobilenet_v3_small" "lars kl-queue+intra dinov2_w64_d2")
+kills=9
 if [ -n "$KD_LONG" ]; then
     cases=()
     for optimizer in adamw sgd lars; do
         for loss in std-mse mse kl-queue kl-queue+intra mse-normalized cosine cos-sl1 smooth-l1 gram; do
-            for student in resnet18 dinov2_w64_d2; do cases+=("$optimizer $loss $student"); done
+            for student in mobilenet_v3_small dinov2_w64_d2; do cases+=("$optimizer $loss $student"); done
         done
     done
-    kills=100
+    kills=90
 fi
 
 arguments() { # OPTIMIZER LOSS STUDENT
     args=("${common[@]}" --optimizer "$1" --loss "$2" --student "$3")
-    [ "$3" = resnet18 ] && args+=(--student-size 32) || args+=(--drop-path 0.3)
+    [ "$3" = mobilenet_v3_small ] && args+=(--student-size 32) || args+=(--drop-path 0.3)
     [[ $2 == kl-queue* ]] && args+=(--queue-size 8)
     student=$3
 }
@@ -47,6 +47,16 @@ phase_of() { # DIR: where a run was when it died, from what it left behind
     fi
 }
 
+# Until a run is to be killed: at a random moment, when it writes a checkpoint, when it exports. A run may end before; the next one has another point.
+wait_for_point() { # POINT DIR PID
+    local after=$((RANDOM * took / 32768))
+    case $1 in
+        0) sleep "$(printf '%d.%03d' $((after / 1000)) $((after % 1000)))" ;;
+        1) while kill -0 "$3" 2>/dev/null && ! compgen -G "$2/checkpoints/*.tmp.*" >/dev/null; do :; done ;;
+        2) while kill -0 "$3" 2>/dev/null && ! compgen -G "$2/exported/*" >/dev/null; do :; done ;;
+    esac
+}
+
 RANDOM=6
 done_kills=0 rounds=0
 per_case=$(((kills + ${#cases[@]} - 1) / ${#cases[@]}))
@@ -61,7 +71,7 @@ for c in "${cases[@]}"; do
     for ((n = 0; n < per_case && done_kills < kills;)); do
         "$KD_BIN/kd-train" "${args[@]}" --out "$work/k" 2>/dev/null &
         pid=$!
-        sleep "$(printf '%d.%03d' $((RANDOM * took / 32768 / 1000)) $((RANDOM % 1000 * took / 1000 % 1000)))"
+        wait_for_point $((rounds % 3)) "$work/k" $pid
         rounds=$((rounds + 1))
         if kill -KILL $pid 2>/dev/null; then
             wait $pid 2>/dev/null
@@ -128,4 +138,23 @@ check "and the same command completes" test $? -eq 0
 "$KD_BIN/kd-train" "${args[@]}" --out "$work/u" --accumulate 4 --epochs 4 2>"$work/err"
 same "$work/u" "$work/t"
 check "with the weights of an undisturbed run" test $? -eq 0
+
+# ---- SIGTERM inside a step of many seconds: one of a network that is small and slow ----
+mkdir "$work/eight"
+find "$pictures/train" -name '*.jpg' | head -n 8 | while read -r f; do cp "$f" "$work/eight/$(basename "$(dirname "$f")")-$(basename "$f")"; done
+"$KD_BIN/kd-precompute" --images "$work/eight" --weights "$top/tests/golden/models/tiny_dinov2.pth" --cache "$work/large.kdc" --views 1 --image-size 644 --features cls --device cpu --threads 2 2>"$work/err" || cat "$work/err"
+long=(--cache "$work/large.kdc" --images "$work/eight" --student yolov8n --student-size 640 --patch-weight 0 --batch-size 8 --epochs 1 --val-fraction 0 --device cpu --threads 1 --out "$work/long")
+"$KD_BIN/kd-train" "${long[@]}" 2>"$work/err" &
+pid=$!
+while kill -0 $pid 2>/dev/null && ! grep -q 'device: ' "$work/err"; do sleep 0.01; done
+sleep 1
+begin=$(date +%s%N)
+kill -TERM $pid
+wait $pid
+check "SIGTERM inside a long step ends with 143" test $? -eq 143
+took=$((($(date +%s%N) - begin) / 1000000))
+echo "left a step of yolov8n, 8 images of 640 px on one thread, $took ms after SIGTERM"
+check "within 25 s" test $took -lt 25000
+check "the step was left and undone" grep -q 'interrupted after step 0 of 1;' "$work/err"
+check "with a state" test -s "$work/long/checkpoints/latest.kdt"
 finish

@@ -6,7 +6,7 @@ pictures=$work/pictures
 "$KD_TEST_DIR/demo/draw_pictures" "$pictures" 8 1 || exit 1
 weights=$top/tests/golden/models/tiny_dinov2.pth
 cache=$work/x.kdc
-"$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$weights" --cache "$cache" --views 2 --image-size 112 --device cpu 2>"$work/err" || { cat "$work/err"; exit 1; }
+"$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$weights" --cache "$cache" --views 2 --image-size 56 --device cpu 2>"$work/err" || { cat "$work/err"; exit 1; }
 
 # A student that is large enough for its checkpoint to take a moment, and a third held out so that validation does.
 common=(--images "$pictures/train" --epochs 4 --batch-size 8 --val-fraction 0.3 --log-every 1 --device cpu)
@@ -102,7 +102,7 @@ echo "killed: ${killed[step]} in steps, ${killed[validation]} in validation, ${k
 train --out "$work/a" --clip 2 2>"$work/err"
 check "a changed option is refused, exit 2" test $? -eq 2
 check "by name, with both values" grep -q -- '--clip was 1.0 .* 2.0' "$work/err"
-"$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$weights" --cache "$work/other.kdc" --views 2 --image-size 112 --seed 5 --device cpu 2>/dev/null
+"$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$weights" --cache "$work/other.kdc" --views 2 --image-size 56 --seed 5 --device cpu 2>/dev/null
 train --out "$work/p" --cache "$work/other.kdc" 2>"$work/err"
 check "another cache beside the first is refused, exit 13" test $? -eq 13
 "$KD_BIN/kd-train" "${common[@]}" --cache "$work/other.kdc" --student dinov2_w192_d4 --out "$work/p" 2>"$work/err"

@@ -57,7 +57,7 @@ static void clipping_scales_only_above_the_limit(void **state) {
 static void first_adamw_step_moves_by_lr(void **state) {
     kd_backend *b = *state;
     kd_err err = {0};
-    const kd_adamw h = {.lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 0, .weight_decay = 0.5f, .step = 1};
+    const kd_adamw h = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 0, .weight_decay = 0.5, .step = 1};
     float w[] = {1, 2, -4}, m[3] = {0}, v[3] = {0}, scale = 0.5f;
     const float g[] = {0.3f, -20, 1e-3f}, want[] = {0.995f - 0.01f, 1.99f + 0.01f, -3.98f - 0.01f};
     assert_int_equal(b->v->adamw(b, w, g, m, v, 3, &h, &scale, &err), KD_OK);
@@ -70,7 +70,7 @@ static void first_adamw_step_moves_by_lr(void **state) {
 static void adamw_with_a_nan_scale_changes_nothing(void **state) {
     kd_backend *b = *state;
     kd_err err = {0};
-    const kd_adamw h = {.lr = 0.01f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.5f, .step = 3};
+    const kd_adamw h = {.lr = 0.01, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.5, .step = 3};
     float w[] = {1, 2}, m[] = {3, 4}, v[] = {5, 6}, scale = NAN;
     const float g[] = {INFINITY, 1};
     assert_int_equal(b->v->adamw(b, w, g, m, v, 2, &h, &scale, &err), KD_OK);

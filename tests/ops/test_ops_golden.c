@@ -261,7 +261,7 @@ static void ten_adamw_steps_match_pytorch(void **state) {
         assert_true(fabs(sqrt((double)sumsq) - (double)*norm) <= 1e-6 * (double)*norm);
         assert_int_equal(ref->v->clip_scale(ref, &scale, &sumsq, 1.0f, &err), KD_OK);
         clipped += scale < 1;
-        kd_adamw h = {.lr = 2e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.05f, .step = t};
+        kd_adamw h = {.lr = 2e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.05, .step = t};
         assert_int_equal(ref->v->adamw(ref, w, g, m, v, DECAYED, &h, &scale, &err), KD_OK);
         h.weight_decay = 0;
         assert_int_equal(ref->v->adamw(ref, w + DECAYED, g + DECAYED, m + DECAYED, v + DECAYED, N - DECAYED, &h, &scale, &err), KD_OK);

@@ -1,5 +1,6 @@
 /* The optimizers' steps on ref and cpu against torch.optim.AdamW and SGD, against LARS as its formula says, and the moving average: five steps with clipping from
- * tests/golden/optim/optim.safetensors (recipe: make_optim.py beside it). Everything there was computed in double. */
+ * tests/golden/optim/optim.safetensors (recipe: make_optim.py beside it), computed in double; and against PyTorch's bits in f32. */
+#include <float.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -48,7 +49,7 @@ static void *device(kd_backend *b, const void *host, size_t bytes) {
 }
 
 static kd_status step_adamw(kd_backend *b, vectors *x, int t, kd_err *e) {
-    kd_adamw h = {.lr = 2e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.05f, .step = t};
+    kd_adamw h = {.lr = 2e-3, .beta1 = 0.9, .beta2 = 0.999, .eps = 1e-8, .weight_decay = 0.05, .step = t};
     KD_TRY(b->v->adamw(b, x->w, x->g, x->m, x->v, DECAYED, &h, x->scalars + 1, e));
     h.weight_decay = 0;
     return b->v->adamw(b, x->w + DECAYED, x->g + DECAYED, x->m + DECAYED, x->v + DECAYED, N - DECAYED, &h, x->scalars + 1, e);
@@ -118,6 +119,46 @@ static void run(const char *on, const char *name, step_fn step) {
     kd_backend_close(b);
 }
 
+/* before: NULL, or the values from which an update with one rounding of another led here, which may be the last bit of the larger. */
+static void bits(kd_backend *b, const float *x, const char *fmt, const char *name, int i, const float *before) {
+    float got[N], want[N];
+    read_golden(want, N, fmt, name, i);
+    must(b->v->download(b, got, x, sizeof got, &err));
+    for (size_t k = 0; k < N; k++)
+        if (!(fabsf(got[k] - want[k]) <= (before != NULL ? FLT_EPSILON * fmaxf(fabsf(want[k]), fabsf(before[k])) : 0)))
+            fail_msg("%s, step %d: value %zu of %d is %.9g, PyTorch in f32 has %.9g", name, i, k, N, (double)got[k], (double)want[k]);
+}
+
+/* Each step begins at PyTorch's weights and moments. Only what follows AdamW's square root may differ, in the last bit: PyTorch's isn't rounded correctly. */
+static void run_f32(const char *on, const char *name, step_fn step) {
+    static const float one[] = {0, 1};
+    kd_backend *b;
+    float w[N], m[N] = {0}, v[N] = {0}, g[N];
+    int has_v = step == step_adamw;
+    if (kd_backend_open(&b, on, 2, &err) != KD_OK) {
+        print_message("skipped: %s\n", err.msg);
+        skip();
+    }
+    read_golden(w, N, "%s.w%d", name, 0);
+    for (int t = 1; t <= STEPS; t++) {
+        read_golden(g, N, "%s.g%d", name, t - 1);
+        vectors x = {.w = device(b, w, sizeof w), .g = device(b, g, sizeof g), .m = device(b, m, sizeof m), .v = device(b, v, sizeof v), .scalars = device(b, one, sizeof one)};
+        must(step(b, &x, t, &err));
+        bits(b, x.m, "%s.m%d", name, t, NULL);
+        if (has_v)
+            bits(b, x.v, "%s.v%d", name, t, NULL);
+        bits(b, x.w, "%s.w%d", name, t, has_v ? w : NULL);
+        read_golden(w, N, "%s.w%d", name, t);
+        read_golden(m, N, "%s.m%d", name, t);
+        if (has_v)
+            read_golden(v, N, "%s.v%d", name, t);
+        void *all[] = {x.w, x.g, x.m, x.v, x.scalars};
+        for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+            b->v->release(b, all[i]);
+    }
+    kd_backend_close(b);
+}
+
 static void adamw_on_ref(void **state) {
     (void)state;
     run("ref", "adamw", step_adamw);
@@ -142,11 +183,29 @@ static void lars_on_cpu(void **state) {
     (void)state;
     run("cpu", "lars", step_lars);
 }
+static void adamw_rounds_as_pytorch_on_ref(void **state) {
+    (void)state;
+    run_f32("ref", "adamw32", step_adamw);
+}
+static void adamw_rounds_as_pytorch_on_cpu(void **state) {
+    (void)state;
+    run_f32("cpu", "adamw32", step_adamw);
+}
+static void sgd_rounds_as_pytorch_on_ref(void **state) {
+    (void)state;
+    run_f32("ref", "sgd32", step_sgd);
+}
+static void sgd_rounds_as_pytorch_on_cpu(void **state) {
+    (void)state;
+    run_f32("cpu", "sgd32", step_sgd);
+}
 
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(adamw_on_ref), cmocka_unit_test(adamw_on_cpu), cmocka_unit_test(sgd_on_ref),
         cmocka_unit_test(sgd_on_cpu),   cmocka_unit_test(lars_on_ref),  cmocka_unit_test(lars_on_cpu),
+        cmocka_unit_test(adamw_rounds_as_pytorch_on_ref), cmocka_unit_test(adamw_rounds_as_pytorch_on_cpu),
+        cmocka_unit_test(sgd_rounds_as_pytorch_on_ref),   cmocka_unit_test(sgd_rounds_as_pytorch_on_cpu),
     };
     if (kd_weights_open(&golden, "tests/golden/optim/optim.safetensors", &err) != KD_OK) {
         printf("%s\n", err.msg);

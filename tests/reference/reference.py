@@ -4,6 +4,7 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import timm
 import torch
 import torchvision
+from families import convnext_features, mobilenet_features
 from generate import DinoV2, HALF, IMAGENET, resnet_features  # the DINOv2 of the golden files, written from the published architecture
 from PIL import Image
 from safetensors import safe_open
@@ -115,17 +117,53 @@ def dinov2_from(state):
     return DinoV2(width, depth, width // 64, patch, grid, hidden, swiglu)
 
 
-class Network:
-    """A student or teacher of a library: loads strictly, gives pooled, cls and patch as the library computes them."""
+PLAIN = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # ultralytics: x / 255
 
-    def __init__(self, name, state):
-        self.name = name
-        if name == "resnet18":
-            self.module, self.norm = torchvision.models.resnet18(), IMAGENET
-        elif name.startswith("dinov2") or name == "dinov2":
+
+def torchvision_backbone(name):
+    """(module without its classifier, function of module and input that gives pooled and map, channels last)."""
+    module = torchvision.models.get_model(name)
+    if name.startswith("resnet"):
+        module.fc = torch.nn.Identity()
+        return module, resnet_features
+    if name.startswith("mobilenet"):
+        module.classifier = torch.nn.Identity()
+        return module, mobilenet_features
+    module.classifier[2] = torch.nn.Identity()
+    return module, convnext_features
+
+
+def yolo_backbone(name):
+    """ultralytics' layers before the neck, with SPPF's first activation, which some releases leave out (docs/yolo.md). Names without their "model."."""
+    from ultralytics import YOLO
+    module = YOLO(name + ".yaml").model.model[:11 if name.startswith("yolo11") else 10]
+    module[9].cv1.act = torch.nn.SiLU()
+    return module
+
+
+def yolo_features(module, x):
+    last = module(x)
+    return last.mean((2, 3)), last.permute(0, 2, 3, 1)
+
+
+class Network:
+    """A student or teacher of a library: loads strictly, gives pooled, cls and patch as the library computes them. size: of the images, for a timm ViT."""
+
+    def __init__(self, name, state, size=None):
+        self.name, self.maps = name, None
+        if name.startswith(("resnet", "mobilenet", "convnext")):
+            self.module, self.maps = torchvision_backbone(name)
+            self.norm = IMAGENET
+        elif name.startswith("yolo"):
+            self.module, self.maps, self.norm = yolo_backbone(name), yolo_features, PLAIN
+            assert all(k.startswith("model.") for k in state)
+            state = {k[len("model."):]: v for k, v in state.items()}
+        elif name.startswith("dinov2"):
             self.module, self.norm = dinov2_from(state), IMAGENET
         else:
-            self.module = timm.create_model(name, num_classes=0)
+            patch = re.search(r"_patch(\d+)_", name).group(1)
+            known = {} if timm.is_model(name) else {"patch_size": int(patch)}  # the same class, made from the sixteen's function
+            self.module = timm.create_model(name.replace("_patch" + patch, "_patch16") if known else name, num_classes=0, **known, **({"img_size": size} if size else {}))
             config = self.module.pretrained_cfg
             self.norm = (config["mean"], config["std"])
             assert self.norm == HALF
@@ -136,16 +174,33 @@ class Network:
     @torch.no_grad()
     def __call__(self, pixels, dtype=torch.float32):
         x = to_input(pixels, self.norm).to(dtype)
-        if self.name == "resnet18":
-            pooled, fmap = resnet_features(self.module, x)
-            self.module.fc = torch.nn.Identity()
-            assert torch.equal(self.module(x), pooled)  # the library's own forward
+        if self.maps:
+            pooled, fmap = self.maps(self.module, x)
+            if not self.name.startswith("yolo"):
+                assert torch.equal(self.module(x), pooled)  # the library's own forward
             out = {"pooled": pooled, "cls": pooled, "patch": fmap.flatten(1, 2)}
         else:
             tokens = self.module(x) if self.name.startswith("dinov2") else self.module.forward_features(x)
             pooled = tokens[:, 0] if self.name.startswith("dinov2") else self.module(x)
             out = {"pooled": pooled, "cls": tokens[:, 0], "patch": tokens[:, 1:]}
         return {k: (v.float() if v.dtype == torch.bfloat16 else v).numpy() for k, v in out.items()}
+
+
+class TimmFolder:
+    """A folder of kd-export --format hf as timm loads it: weights, size and normalisation are the folder's."""
+
+    def __init__(self, folder):
+        self.module = timm.create_model("local-dir:" + folder, pretrained=True).eval()
+        config = timm.data.resolve_model_data_config(self.module)
+        self.norm, self.size = (config["mean"], config["std"]), config["input_size"][1:]
+
+    @torch.no_grad()
+    def __call__(self, pixels):
+        assert pixels.shape[1:3] == tuple(self.size)
+        x = to_input(pixels, self.norm)
+        pooled, features = self.module(x), self.module.forward_features(x)
+        tokens = features.permute(0, 2, 3, 1).flatten(1, 2) if features.ndim == 4 else features[:, self.module.num_prefix_tokens:]
+        return {"pooled": pooled.numpy(), "cls": (pooled if features.ndim == 4 else features[:, 0]).numpy(), "patch": tokens.numpy()}
 
 
 def worst_difference(a, b):

@@ -15,10 +15,13 @@ static void fill(float *out, size_t n, uint64_t id) {
 }
 
 static double agree(const float *a, size_t wa, const float *b, size_t wb, size_t n, int k) {
-    double share = -1, again;
-    assert_ok(kd_agreement(&share, a, wa, b, wb, n, k, 1, &err));
-    assert_ok(kd_agreement(&again, a, wa, b, wb, n, k, 3, &err));
+    double share = -1, again, each[600], mean = 0;
+    assert_ok(kd_agreement(&share, NULL, a, wa, b, wb, n, k, 1, &err));
+    assert_ok(kd_agreement(&again, each, a, wa, b, wb, n, k, 3, &err));
     assert_true(share == again);
+    for (size_t i = 0; i < n; i++)
+        mean += each[i] / (double)n;
+    assert_true(fabs(mean - share) < 1e-12);
     return share;
 }
 

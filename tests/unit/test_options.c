@@ -235,7 +235,7 @@ static void a_mapping_in_a_list_is_written_out_as_settings(void **state)
 {
     config c;
     static const char text[] = "cache: x\nstudent: [a, {model: b, lr: 0.25, steps: 7, keep: true, 'no': 'yes'}]\n", comma[] = "cache: x\nstudent: [{model: 'a,b'}]\n";
-    static const char deep[] = "cache: x\nstudent: [{model: [a]}]\n";
+    static const char deep[] = "cache: x\nstudent: [{model: [a]}]\n", nested[] = "cache: x\nstudent: [{model: a, pair: [{x: 1, y: {z: 2}}, {x: 3}], keep: {x: b}}]\n";
     (void)state;
     unit_write(path, text, strlen(text));
     assert_ok(PARSE(&c, "--config", path));
@@ -247,7 +247,10 @@ static void a_mapping_in_a_list_is_written_out_as_settings(void **state)
     assert_contains(err.msg, "student: model: \"a,b\" has a comma");
     unit_write(path, deep, strlen(deep));
     assert_int_equal(PARSE(&c, "--config", path), KD_EUSAGE);
-    assert_contains(err.msg, "student: model: one value is expected");
+    assert_contains(err.msg, "student: model: one value, a mapping or a list of mappings is expected");
+    unit_write(path, nested, strlen(nested));
+    assert_ok(PARSE(&c, "--config", path));
+    assert_string_equal(c.students.item[0], "model=a,pair=[x=1,y=[z=2]],pair=[x=3],keep=[x=b]");
 }
 
 static void one_option_can_be_set_over_a_filled_config(void **state)

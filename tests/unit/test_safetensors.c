@@ -265,7 +265,7 @@ static void header_must_be_strict_json(void **state)
     refused("{\"a\\u0000b\":{}}", 0, "not valid JSON");
     refused("{\"a\":3}", 0, "'a' isn't an object");
     refused("{\"a\":{}}", 0, "'a' isn't an object");
-    refused("{\"__metadata__\":[]}", 0, "__metadata__");
+    refused("{\"__metadata__\":[]}", 0, "its metadata isn't an object");
     refused("{\"__metadata__\":{\"a\":1}}", 0, "'a' isn't a string");
     static char deep[6000];
     memset(deep, '[', sizeof deep - 1);

@@ -50,7 +50,7 @@ static void own_settings_win_over_those_of_the_run_and_touch_no_other(void **sta
 static void a_config_file_may_write_a_student_as_a_mapping(void **state) {
     (void)state;
     char *folder = unit_folder(), path[4200];
-    static const char text[] = "cache: c\nimages: i\nout: o\nstudent:\n  - resnet18\n  - {model: resnet18, name: second, lr: 0.25, cls-weight: 2}\n";
+    static const char text[] = "cache: c\nimages: i\nout: o\nstudent:\n  - resnet18\n  - {model: resnet18, name: second, lr: 0.25, cls-weight: 2, pair: [{student: layer3, weight: 0.5}, {teacher: cls}]}\n";
     snprintf(path, sizeof path, "%s/c.yaml", folder);
     unit_write(path, text, strlen(text));
     kd_train_config c = {0};
@@ -63,7 +63,30 @@ static void a_config_file_may_write_a_student_as_a_mapping(void **state) {
     assert_string_equal(all[1].model, "resnet18");
     assert_string_equal(all[1].config.lr, "0.25");
     assert_string_equal(all[1].config.cls_weight, "2");
+    assert_int_equal(all[1].config.pairs.count, 2);
+    assert_string_equal(all[1].config.pairs.item[0], "student=layer3,weight=0.5");
+    assert_string_equal(all[1].config.pairs.item[1], "teacher=cls");
     free(folder);
+}
+
+static void pairs_of_its_own_take_the_place_of_the_runs(void **state) {
+    (void)state;
+    const char *shared[] = {"teacher=cls"};
+    kd_student_choice c;
+    run.pairs = (kd_strings){shared, 1};
+    assert_ok(kd_student_choice_parse(&c, "resnet18,pair=[student=layer3,teacher=patch:2],lr=2,pair=[teacher=cls,weight=0.5]", &run, arena, &err));
+    assert_int_equal(c.config.pairs.count, 2);
+    assert_string_equal(c.config.pairs.item[0], "student=layer3,teacher=patch:2");
+    assert_string_equal(c.config.pairs.item[1], "teacher=cls,weight=0.5");
+    assert_string_equal(c.config.lr, "2");
+    assert_ok(kd_student_choice_parse(&c, "resnet18,pair=teacher=mean", &run, arena, &err));
+    assert_int_equal(c.config.pairs.count, 1);
+    assert_string_equal(c.config.pairs.item[0], "teacher=mean");
+    assert_ok(kd_student_choice_parse(&c, "resnet18,pair=none", &run, arena, &err));
+    assert_int_equal(c.config.pairs.count, 0);
+    assert_ok(kd_student_choice_parse(&c, "resnet18,lr=2", &run, arena, &err));
+    assert_int_equal(c.config.pairs.count, 1);
+    assert_string_equal(shared[0], "teacher=cls");
 }
 
 static void what_cannot_be_one_students_own_is_refused(void **state) {
@@ -80,6 +103,8 @@ static void what_cannot_be_one_students_own_is_refused(void **state) {
         {"resnet18,wieght-decay=3", "did you mean \"weight-decay\"?"},
         {"resnet18,clip=-1", "--student resnet18,clip=-1: clip: -1 is outside of 0"},
         {"resnet18,loss=std-mes", "did you mean std-mse?"},
+        {"resnet18,pair=[teacher=cls,lr=1", "the bracket in \"pair=[teacher=cls,lr=1\" isn't closed"},
+        {"resnet18,pair=[teacher=cls]x,lr=1", "isn't closed before the next setting"},
         {"resnet18,name=a/b", "name \"a/b\" must be"},
         {"resnet18,name=", "name \"\" must be"},
         {"resnet18,name=.x", "name \".x\" must be"},
@@ -109,6 +134,7 @@ int main(void) {
         cmocka_unit_test_setup_teardown(a_bare_model_has_the_settings_of_the_run, fresh, drop),
         cmocka_unit_test_setup_teardown(own_settings_win_over_those_of_the_run_and_touch_no_other, fresh, drop),
         cmocka_unit_test_setup_teardown(a_config_file_may_write_a_student_as_a_mapping, fresh, drop),
+        cmocka_unit_test_setup_teardown(pairs_of_its_own_take_the_place_of_the_runs, fresh, drop),
         cmocka_unit_test_setup_teardown(what_cannot_be_one_students_own_is_refused, fresh, drop),
         cmocka_unit_test_setup_teardown(two_students_of_one_name_are_refused_with_the_way_out, fresh, drop),
     };

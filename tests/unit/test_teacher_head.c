@@ -88,6 +88,31 @@ static void the_bias_is_the_one_beside_the_matrix(void **state) {
     kd_teacher_head_close(h);
 }
 
+static void of_a_whole_network_the_classifier_is_taken_by_its_name(void **state) {
+    (void)state;
+    kd_teacher_head *h;
+    const kd_tensor t[] = {matrix("blocks.0.attn.qkv.weight", 3 * WIDTH, WIDTH), matrix("head.weight", CLASSES, WIDTH), vector("head.bias", CLASSES), matrix("blocks.0.mlp.fc1.weight", 4 * WIDTH, WIDTH)};
+    assert_ok(open_of(&h, t, 4));
+    assert_int_equal(h->classes, CLASSES);
+    logits_are(h, 1);
+    kd_teacher_head_close(h);
+}
+
+/* What a resumed run compares: values, in whatever file and under whatever name they are. */
+static void its_hash_is_of_the_values(void **state) {
+    (void)state;
+    kd_teacher_head *a, *b, *c;
+    const kd_tensor one[] = {matrix("fc.weight", CLASSES, WIDTH), vector("fc.bias", CLASSES)}, other[] = {vector("norm.weight", WIDTH), matrix("head.weight", CLASSES, WIDTH), vector("head.bias", CLASSES)};
+    assert_ok(open_of(&a, one, 2));
+    assert_ok(open_of(&b, other, 3));
+    assert_ok(open_of(&c, one, 1));
+    assert_memory_equal(&a->sha, &b->sha, sizeof a->sha);
+    assert_memory_not_equal(&a->sha, &c->sha, sizeof a->sha);
+    kd_teacher_head_close(a);
+    kd_teacher_head_close(b);
+    kd_teacher_head_close(c);
+}
+
 static void half_precision_is_read(void **state) {
     (void)state;
     kd_teacher_head *h;
@@ -128,7 +153,7 @@ static void what_is_no_classifier_is_refused_with_what_is_there(void **state) {
 int main(void) {
 #define T(f) cmocka_unit_test_setup_teardown(f, fresh, drop)
     const struct CMUnitTest tests[] = {
-        T(a_linear_layer_is_found_by_its_shape), T(the_bias_is_the_one_beside_the_matrix), T(half_precision_is_read), T(what_is_no_classifier_is_refused_with_what_is_there),
+        T(a_linear_layer_is_found_by_its_shape), T(the_bias_is_the_one_beside_the_matrix), T(of_a_whole_network_the_classifier_is_taken_by_its_name), T(its_hash_is_of_the_values), T(half_precision_is_read), T(what_is_no_classifier_is_refused_with_what_is_there),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 #include "tests/unit/unit.h"
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "common/base/mem.h"
 #include "common/weights/weights.h"
@@ -128,7 +129,8 @@ static void check_weights(kd_student *s, const kd_weights *w, double relative) {
     assert_true(compared > 20);
 }
 
-static void run_curve(const char *device, const curve_case *c, double times, double weights_relative) {
+/* The first `steps` of the curve; the weights at its end, when it is whole. */
+static void run_curve_to(int steps, const char *device, const curve_case *c, double times, double weights_relative) {
     kd_backend *b;
     kd_weights *w;
     float want[8][STEPS];
@@ -143,7 +145,7 @@ static void run_curve(const char *device, const curve_case *c, double times, dou
     kd_student *s = make_student(b, c, KD_F32);
     data d = make_data(c);
     kd_schedule schedule = {.base = s->hyper.lr, .warmup = WARMUP, .total = STEPS};
-    for (int step = 0; step < STEPS; step++) {
+    for (int step = 0; step < steps; step++) {
         kd_step_result x;
         double lr = kd_schedule_lr(&schedule, step);
         put_batch(s, &d, step);
@@ -154,12 +156,17 @@ static void run_curve(const char *device, const curve_case *c, double times, dou
         check_step("gradient norm", step, x.grad_norm, want[2], want[6], times);
         assert_true(fabs(x.loss - (x.term[LF_CLS] + x.term[LF_PATCH])) < 1e-12);
     }
-    check_weights(s, w, weights_relative);
-    assert_int_equal(s->optim.steps, STEPS);
+    if (steps == STEPS)
+        check_weights(s, w, weights_relative);
+    assert_int_equal(s->optim.steps, steps);
     free_data(&d);
     kd_student_destroy(s);
     kd_weights_close(w);
     kd_backend_close(b);
+}
+
+static void run_curve(const char *device, const curve_case *c, double times, double weights_relative) {
+    run_curve_to(STEPS, device, c, times, weights_relative);
 }
 
 /* Batch norm over a few dozen values amplifies rounding, so one run of PyTorch in f32 is a rough measure for ResNet-18: ref is measured at 18 times its distance, cpu below 10.
@@ -172,9 +179,10 @@ static void vit_curve_matches_pytorch_on_cpu(void **state) {
     (void)state;
     run_curve("cpu", &dinov2, 10, 2e-4);
 }
+/* The reference backend is slow: warm-up and the first steps after it; all with KD_LONG. */
 static void resnet_curve_matches_pytorch_on_ref(void **state) {
     (void)state;
-    run_curve("ref", &resnet, 40, 2e-3);
+    run_curve_to(getenv("KD_LONG") != NULL ? STEPS : WARMUP + 2, "ref", &resnet, 40, 2e-3);
 }
 static void resnet_curve_matches_pytorch_on_cpu(void **state) {
     (void)state;
@@ -251,11 +259,11 @@ static void a_non_finite_loss_changes_no_weight(void **state) {
 
 enum { SMALL = 32, LARGE = 64 };
 
-/* resnet18 on views of these sides, its gradient after one step that moves nothing; *loss: of that step. */
+/* mobilenet_v3_small on views of these sides, its gradient after one step that moves nothing; *loss: of that step. */
 static float *gradient_of(kd_backend *b, const int *sides, int views, double *loss, size_t *count) {
     kd_train_config config = {.lr = "0", .weight_decay = "0", .batch_size = BATCH, .optimizer = "adamw", .lr_scale = "auto", .accumulate = 1};
     kd_loss terms = lf_std_mse(1, 0.5);
-    kd_student_spec spec = {.name = "resnet18", .batch = BATCH, .seed = 1, .config = &config, .loss = &terms, .views = views};
+    kd_student_spec spec = {.name = "mobilenet_v3_small", .batch = BATCH, .seed = 1, .config = &config, .loss = &terms, .views = views};
     kd_student *s;
     kd_step_result x;
     float *gradient;

@@ -80,7 +80,7 @@ static void compare(void *ctx, int worker, size_t i) {
             g->kept[i] += a[x] == b[y];
 }
 
-kd_status kd_agreement(double *share, const float *teacher, size_t teacher_width, const float *student, size_t student_width, size_t n, int k, int threads, kd_err *err) {
+kd_status kd_agreement(double *share, double *each, const float *teacher, size_t teacher_width, const float *student, size_t student_width, size_t n, int k, int threads, kd_err *err) {
     KD_ASSERT(n >= 2 && k >= 1 && threads >= 1);
     size_t most = n > 2 ? n - 2 : 1; /* with all others as neighbours there would be nothing to tell */
     job g = {.n = n, .k = (size_t)k < most ? (size_t)k : most};
@@ -96,8 +96,11 @@ kd_status kd_agreement(double *share, const float *teacher, size_t teacher_width
         status = kd_alloc_array(&g.nearest, (size_t)threads * 2 * g.k, sizeof *g.nearest, err);
     if (status == KD_OK)
         kd_parallel_for(threads, n, compare, &g);
-    for (size_t i = 0; i < n && status == KD_OK; i++)
+    for (size_t i = 0; i < n && status == KD_OK; i++) {
         kept += g.kept[i];
+        if (each != NULL)
+            each[i] = (double)g.kept[i] / (double)g.k;
+    }
     *share = (double)kept / ((double)n * (double)g.k);
     kd_free(g.side[0].rows);
     kd_free(g.side[1].rows);
@@ -105,4 +108,9 @@ kd_status kd_agreement(double *share, const float *teacher, size_t teacher_width
     kd_free(g.similarity);
     kd_free(g.nearest);
     return status;
+}
+
+int kd_agreement_neighbours(size_t n, int k) {
+    size_t quarter = (n - 1) / 4;
+    return quarter < 1 ? 1 : quarter < (size_t)k ? (int)quarter : k;
 }

@@ -74,6 +74,18 @@ kd_status kd_eval_open(kd_extractor **x, const kd_eval_network *n, int json, kd_
     return kd_extractor_open(x, &o, err);
 }
 
+kd_status kd_eval_open_teacher(kd_extractor **teacher, const kd_eval_network *like, const kd_extractor *student, const char *model, const char *weights, int json, kd_arena *arena, kd_err *err) {
+    char size[KD_SIZE_TEXT];
+    const kd_network *seen = kd_extractor_network(student);
+    kd_eval_network n = *like;
+    n.model = model;
+    n.weights = weights;
+    n.run = n.student = NULL;
+    n.image_size = kd_image_size_text(seen->image_h, seen->image_w, size);
+    n.student_size = "0";
+    return kd_eval_open(teacher, &n, json, arena, err);
+}
+
 kd_status kd_eval_skipped(size_t skipped, size_t count, const char *images, kd_err *err) {
     if (skipped == 0)
         return KD_OK;

@@ -10,7 +10,7 @@ typedef struct kd_eval_command {
     /* Parses argv (argv[0] is the command) and does it; prints its result on stdout. Errors and *json as of kd_options_parse. */
     kd_status (*run)(int argc, char **argv, int *json, kd_arena *arena, kd_err *err);
 } kd_eval_command;
-extern const kd_eval_command kd_eval_knn_command, kd_eval_logreg_command, kd_eval_linear_command, kd_eval_features_command;
+extern const kd_eval_command kd_eval_knn_command, kd_eval_logreg_command, kd_eval_linear_command, kd_eval_agree_command, kd_eval_features_command, kd_eval_pca_command;
 
 /* The network that is measured. */
 typedef struct kd_eval_network {
@@ -22,7 +22,7 @@ typedef struct kd_eval_network {
     KD_OPTION_STRING(T, network.weights, "weights", "FILE|random", NULL, 0, "weight file of a teacher or student, or random for what kd-train --seed starts from"), \
     KD_OPTION_STRING(T, network.run, "run", "DIR", NULL, 0, "in place of --weights: the student that a kd-train run has exported"), \
     KD_OPTION_STRING(T, network.student, "student", "NAME", NULL, 0, "which student of --run (NAME-best: its state of the best validation loss); may be left out when there is one"), \
-    KD_OPTION_STRING(T, network.model, "model", "auto|NAME", "auto", 0, "network: a teacher or student name; auto: what an exported file says, or the ViT that its tensors are"), \
+    KD_OPTION_STRING(T, network.model, "model", "auto|NAME", "auto", 0, "network: a teacher or student name; auto: what an exported file says, or the network that its tensors are"), \
     KD_OPTION_INT(T, network.seed, "seed", "N", "0", 0, 9007199254740992.0, "seed of random weights"),                                             \
     KD_OPTION_STRING(T, network.image_size, "image-size", "auto|S|HxW", "auto", 0, \
                      "size of the eval view, a side or rows x columns: resized to cover 256/224 of it, centre crop; auto: the views that an exported student was trained on, else 224"), \
@@ -42,6 +42,8 @@ typedef struct kd_eval_network {
 
 /* The causes of kd_extractor_open, and KD_EUSAGE: a size that isn't one, neither weights nor a run or both, a run without (this) exported student. The arena outlives x. */
 kd_status kd_eval_open(kd_extractor **x, const kd_eval_network *n, int json, kd_arena *arena, kd_err *err);
+/* A teacher that sees the same eval views as `student`, not reduced, on the same device (like: the student's options). The arena outlives it. */
+kd_status kd_eval_open_teacher(kd_extractor **teacher, const kd_eval_network *like, const kd_extractor *student, const char *model, const char *weights, int json, kd_arena *arena, kd_err *err);
 /* The end of a command that left images out: KD_ESKIPPED, saying how many; KD_OK for none. */
 kd_status kd_eval_skipped(size_t skipped, size_t count, const char *images, kd_err *err);
 

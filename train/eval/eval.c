@@ -3,7 +3,8 @@
 #include "common/base/threads.h"
 #include "train/eval/command.h"
 
-static const kd_eval_command *const commands[] = {&kd_eval_knn_command, &kd_eval_logreg_command, &kd_eval_linear_command, &kd_eval_features_command};
+static const kd_eval_command *const commands[] = {&kd_eval_knn_command,   &kd_eval_logreg_command,   &kd_eval_linear_command,
+                                                  &kd_eval_agree_command, &kd_eval_features_command, &kd_eval_pca_command};
 enum { COMMANDS = sizeof commands / sizeof commands[0] };
 
 kd_status kd_eval_main(int argc, char **argv, int *json, kd_arena *arena, kd_err *err) {

@@ -88,6 +88,8 @@ static kd_status build(kd_extractor *x, const kd_weights *weights, kd_err *err) 
     if (x->graph == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for the graph of %s", x->model.name);
     kd_model_taps taps = kd_model_build(x->graph, &x->model, x->network.height, x->network.width);
+    x->network.map_h = taps.map_h;
+    x->network.map_w = taps.map_w;
     x->network.patches = (size_t)taps.map_h * (size_t)taps.map_w;
     KD_TRY(open_parameters(x, weights, err));
     KD_TRY(kd_exec_create(&x->exec, x->graph, x->params, &(kd_exec_config){.batch = o->batch, .precision = o->precision}, err));
@@ -195,6 +197,13 @@ static kd_status read_view(const eval_stage *s, eval_worker *w, eval_item *item,
     return kd_resample(item->pixels, s->width, s->height, &w->view, 0, 0, plan.out_w, plan.out_h, KD_FILTER_BOX, &w->scratch.resample, err);
 }
 
+static void free_worker(eval_worker *w) {
+    kd_free(w->bytes);
+    kd_image_free(&w->image);
+    kd_image_free(&w->view);
+    kd_view_scratch_free(&w->scratch);
+}
+
 static kd_status make_item(void *ctx, int worker, uint64_t index, void *slot, kd_err *err) {
     eval_stage *s = ctx;
     eval_item *item = slot;
@@ -285,12 +294,8 @@ static kd_status extract(const kd_network *x, const char *images, unsigned taps,
         kd_progress_finish(progress);
     }
     kd_ordered_destroy(q);
-    for (int i = 0; i < threads; i++) {
-        kd_free(stage.worker[i].bytes);
-        kd_image_free(&stage.worker[i].image);
-        kd_image_free(&stage.worker[i].view);
-        kd_view_scratch_free(&stage.worker[i].scratch);
-    }
+    for (int i = 0; i < threads; i++)
+        free_worker(&stage.worker[i]);
     kd_free(stage.worker);
     KD_TRY(status);
     if (set->count == 0)
@@ -321,4 +326,14 @@ void kd_feature_set_free(kd_feature_set *set) {
     kd_free(set->id);
     kd_dataset_close(&set->data);
     memset(set, 0, sizeof *set);
+}
+
+kd_status kd_features_view(uint8_t *rgb, const kd_dataset *data, size_t file, int image_h, int image_w, kd_err *err) {
+    eval_stage stage = {.data = data, .height = image_h, .width = image_w};
+    eval_worker w = {0};
+    eval_item item = {.file = file, .pixels = rgb};
+    KD_TRY(kd_policy_load(&stage.policy, "eval", image_h, image_w, err));
+    kd_status status = read_view(&stage, &w, &item, err);
+    free_worker(&w);
+    return status;
 }

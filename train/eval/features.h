@@ -21,6 +21,7 @@ typedef struct kd_network {
     kd_exec *exec;         /* input "images" [height,width,3]; outputs as kd_model_build names them */
     const kd_model_info *model;
     size_t patches;        /* positions of the output "map"; 0 where that isn't asked for */
+    int map_h, map_w;      /* its rows and columns, likewise */
     int batch;             /* of exec */
     int height, width;     /* of the pixels that the network sees: the eval view's BOX reduction, or the view itself */
     int image_h, image_w;  /* of the eval view */
@@ -32,7 +33,7 @@ typedef struct kd_network {
 enum { KD_AS_TRAINED = -1 };
 /* Strings are borrowed for the extractor's life. */
 typedef struct kd_extractor_options {
-    const char *model;     /* name, or "auto" with a weight file: the student that an exported file names, else the ViT that its tensors are */
+    const char *model;     /* name, or "auto" with a weight file: the student that an exported file names, else the network that its tensors are */
     const char *weights;   /* file, or "random": what kd-train --seed starts from */
     uint64_t seed;         /* for random weights */
     int image_h, image_w;  /* of the eval view; KD_AS_TRAINED: of the views that an exported file's student was trained on, 224 where the file doesn't say */
@@ -68,5 +69,8 @@ kd_status kd_features_run(const kd_network *x, const char *images, kd_list_forma
 /* The same over images that are listed already; *data is taken over, also after a failure. `images` names them in sentences. */
 kd_status kd_features_run_over(const kd_network *x, kd_dataset *data, const char *images, unsigned taps, kd_feature_set *set, kd_err *err);
 void kd_feature_set_free(kd_feature_set *set);
+
+/* The eval view of one file: rgb [image_h][image_w][3]. KD_EFAIL: it can't be read or decoded. */
+kd_status kd_features_view(uint8_t *rgb, const kd_dataset *data, size_t file, int image_h, int image_w, kd_err *err);
 
 #endif

@@ -5,6 +5,7 @@
 LARS isn't in torch; it is written here in numpy, in float64, from its formula (You, Gitman & Ginsburg 2017; facts: trust 1e-3, eps 1e-8, momentum 0.9; tensors without decay take plain SGD).
 Four tensors are decayed (the third begins as zeros, the fourth never has a gradient) and one isn't; vectors hold them one after the other. Of every step: the gradient "NAME.g<i>", its norm before
 clipping "NAME.norm<i>", and the weights after it "NAME.w<i+1>"; in LARS the tensors' rates "lars.rate<i>". "ema.e<i+1>" averages "adamw.w<i+1>" (decay 0.9, from w0).
+"adamw32" and "sgd32" are the same steps in float32 and without clipping, with the moments beside the weights ("NAME.m<i+1>", "NAME.v<i+1>"): they fix the order of roundings.
 """
 import json
 import platform
@@ -48,6 +49,21 @@ def with_torch(name, make):
         put(f"{name}.w{i + 1}", np.concatenate([t.detach().numpy() for t in tensors]))
 
 
+def in_f32(name, make, moments):
+    w, g = start()
+    tensors = [torch.from_numpy(x.astype(np.float32)).requires_grad_() for x in w]
+    optimizer = make([{"params": tensors[:4], "weight_decay": DECAY}, {"params": tensors[4:], "weight_decay": 0.0}])
+    put(f"{name}.w0", np.concatenate(w))
+    for i in range(STEPS):
+        for t, x in zip(tensors, g[i]):
+            t.grad = torch.from_numpy(x.astype(np.float32))
+        put(f"{name}.g{i}", np.concatenate(g[i]))
+        optimizer.step()
+        put(f"{name}.w{i + 1}", np.concatenate([t.detach().numpy() for t in tensors]))
+        for short, long in moments.items():
+            put(f"{name}.{short}{i + 1}", np.concatenate([optimizer.state[t][long].numpy() for t in tensors]))
+
+
 def lars():
     w, g = start()
     m = [np.zeros_like(x) for x in w]
@@ -73,8 +89,14 @@ def lars():
 
 
 torch.set_num_threads(1)
-with_torch("adamw", lambda groups: torch.optim.AdamW(groups, lr=LR["adamw"], betas=(0.9, 0.999), eps=1e-8))
-with_torch("sgd", lambda groups: torch.optim.SGD(groups, lr=LR["sgd"], momentum=MOMENTUM))
+MAKE = {
+    "adamw": lambda groups: torch.optim.AdamW(groups, lr=LR["adamw"], betas=(0.9, 0.999), eps=1e-8),
+    "sgd": lambda groups: torch.optim.SGD(groups, lr=LR["sgd"], momentum=MOMENTUM),
+}
+with_torch("adamw", MAKE["adamw"])
+with_torch("sgd", MAKE["sgd"])
+in_f32("adamw32", MAKE["adamw"], {"m": "exp_avg", "v": "exp_avg_sq"})
+in_f32("sgd32", MAKE["sgd"], {"m": "momentum_buffer"})
 lars()
 e = out["adamw.w0"].astype(np.float64)
 for i in range(STEPS):
