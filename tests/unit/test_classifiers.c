@@ -3,6 +3,8 @@
 
 #include <math.h>
 
+#include "common/base/log.h"
+#include "common/base/mem.h"
 #include "tests/golden/classifiers/classifiers_golden.h"
 #include "train/eval/linear.h"
 #include "train/eval/logreg.h"
@@ -32,6 +34,7 @@ static void signal_and_mean(float *features, const int32_t *label, size_t n) {
 
 static int make_sets(void **state) {
     (void)state;
+    kd_log_set_level(KD_LOG_ERROR); /* no progress lines */
     for (int i = 0; i < N; i++)
         train_label[i] = i % C;
     for (int i = 0; i < M; i++)
@@ -311,6 +314,46 @@ static void rate_that_diverges_is_said_and_never_chosen(void **state) {
     kd_linear_result_free(&bad);
 }
 
+/* ---- memory ---- */
+
+static kd_status try_logreg(void) {
+    const double c[] = {0.1, 1};
+    const kd_logreg_options o = {.c = c, .n_c = 2, .tolerance = 1e-12, .max_iterations = 2, .threads = 1};
+    kd_logreg_result r = {0};
+    kd_status status = kd_logreg(&r, &train, &test, W, C, &o, &err);
+    kd_logreg_result_free(&r);
+    return status;
+}
+
+static kd_status try_linear(void) {
+    kd_linear_options o = linear_options(2);
+    kd_linear_result r = {0};
+    o.iterations = 2;
+    kd_status status = kd_linear(&r, &train, &test, W, C, &o, &err);
+    kd_linear_result_free(&r);
+    return status;
+}
+
+static void memory_that_runs_out_anywhere_is_an_error_without_leaks(void **state) {
+    (void)state;
+    kd_status (*const tries[])(void) = {try_logreg, try_linear};
+    for (int t = 0; t < 2; t++) {
+        const size_t before = kd_mem_live_bytes();
+        kd_status status = KD_EFAIL;
+        size_t failed = 0;
+        for (size_t nth = 1; nth < 200; nth++) {
+            kd_mem_fail_after(nth);
+            status = tries[t]();
+            kd_mem_fail_after(0);
+            assert_true(status == KD_OK || status == KD_EFAIL); /* a progress line may do without */
+            assert_int_equal(before, kd_mem_live_bytes());
+            failed += status == KD_EFAIL;
+        }
+        assert_ok(status); /* the last ones are beyond what it allocates */
+        assert_true(failed > 20);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(product_equals_its_sums_whatever_the_sizes),
@@ -326,6 +369,7 @@ int main(void) {
         cmocka_unit_test(steps_of_every_learning_rate_are_those_of_pytorch),
         cmocka_unit_test(best_on_test_and_chosen_on_held_out_are_both_given),
         cmocka_unit_test(rate_that_diverges_is_said_and_never_chosen),
+        cmocka_unit_test(memory_that_runs_out_anywhere_is_an_error_without_leaks),
     };
     return cmocka_run_group_tests(tests, make_sets, NULL);
 }

@@ -10,6 +10,7 @@
 #include "train/eval/product.h"
 
 enum { ROWS = 64, FEATURES = 16, MEMORY = 10 }; /* images and features per job: fixed, so that sums don't depend on the threads; pairs of L-BFGS as in scipy (cuML: 5) */
+static const double least_spread = 1e-12; /* keeps M positive definite where every probability is 0 or 1 */
 static const double worth_waking = 1e6; /* operations of an evaluation from which other threads help: about a tenth of a millisecond */
 
 void kd_logreg_protocol_cs(double c[KD_LOGREG_CS]) {
@@ -25,7 +26,7 @@ typedef struct problem {
     double *residual;      /* [n][padded]: (probabilities - one-hot labels) / n */
     double *loss;          /* [blocks of ROWS]: sums of cross entropies */
     double *squares;       /* [blocks of FEATURES]: sums of squared weights */
-    double *spread;        /* [blocks of ROWS]: sums of p (1 - p) over images and classes */
+    double *spread;        /* [n]: mean of p (1 - p) over the classes */
     double *factor;        /* [columns][columns]: lower triangle L of the preconditioner L L^T */
     unsigned char *seen;   /* [classes]: has images */
     double penalty;        /* of |W|^2 / 2 */
@@ -42,7 +43,7 @@ static size_t block_end(size_t block, size_t n, size_t size) {
     return (block + 1) * size < n ? (block + 1) * size : n;
 }
 
-/* Scores to probabilities less the label, divided by n; returns the cross entropy and adds to *spread. Classes without images have probability 0. */
+/* Scores to probabilities less the label, divided by n; returns the cross entropy and the mean of p (1 - p). Classes without images have probability 0. */
 static double softmax_row(const problem *p, double *row, int32_t label, double *spread) {
     double most = -HUGE_VAL, sum = 0, of_label = row[label];
     for (size_t c = 0; c < p->classes; c++)
@@ -52,9 +53,10 @@ static double softmax_row(const problem *p, double *row, int32_t label, double *
         row[c] = p->seen[c] ? exp(row[c] - most) : 0;
         sum += row[c];
     }
+    *spread = 0;
     for (size_t c = 0; c < p->classes; c++) {
         double probability = row[c] / sum;
-        *spread += probability * (1 - probability);
+        *spread += probability * (1 - probability) / (double)p->classes;
         row[c] = probability / (double)p->n;
     }
     row[label] -= 1 / (double)p->n;
@@ -64,14 +66,13 @@ static double softmax_row(const problem *p, double *row, int32_t label, double *
 static void residual_block(void *ctx, int worker, size_t block) {
     problem *p = ctx;
     const size_t first = block * ROWS, end = block_end(block, p->n, ROWS);
-    double *rows = p->residual + first * p->padded, loss = 0, spread = 0;
+    double *rows = p->residual + first * p->padded, loss = 0;
     (void)worker;
     memset(rows, 0, (end - first) * p->padded * sizeof *rows);
     kd_product_f64(rows, p->x + first * p->columns, p->columns, 1, p->w, end - first, p->columns, p->padded);
     for (size_t i = first; i < end; i++)
-        loss += softmax_row(p, p->residual + i * p->padded, p->label[i], &spread);
+        loss += softmax_row(p, p->residual + i * p->padded, p->label[i], &p->spread[i]);
     p->loss[block] = loss;
-    p->spread[block] = spread;
 }
 
 static void gradient_block(void *ctx, int worker, size_t block) {
@@ -103,9 +104,9 @@ static double evaluate(void *ctx, const double *w, double *gradient) {
     return loss / (double)p->n + 0.5 * p->penalty * squares;
 }
 
-/* The second derivatives between classes c and d are 1/n sum of x x^T p_c ([c = d] - p_d), and the penalty. With a mean of p (1 - p) for every image and class and without what couples the classes
- * that is one matrix for all of them: M = spread X^T X / n + penalty (not for the bias). L-BFGS starts from its inverse, so that directions of much and of little variance converge alike. */
-static kd_status factorise(problem *p, double spread, kd_err *err) {
+/* The second derivatives between classes c and d are 1/n sum of x x^T p_c ([c = d] - p_d), and the penalty. With an image's mean of p (1 - p) for each of its classes and without what couples them that
+ * is one matrix for all: M = 1/n sum of spread x x^T + penalty (not for the bias). L-BFGS starts from its inverse, so that directions of much and of little variance converge alike. */
+static kd_status factorise(problem *p, kd_err *err) {
     const size_t n = p->columns, padded = kd_product_padded(n);
     double *rows = NULL, *square = NULL, *l;
     kd_status status = kd_alloc_array(&rows, p->n, padded * sizeof *rows, err);
@@ -115,12 +116,13 @@ static kd_status factorise(problem *p, double spread, kd_err *err) {
         status = kd_alloc_array(&p->factor, n, n * sizeof *p->factor, err);
     l = p->factor;
     for (size_t i = 0; status == KD_OK && i < p->n; i++)
-        memcpy(rows + i * padded, p->x + i * n, n * sizeof *rows);
+        for (size_t k = 0; k < n; k++)
+            rows[i * padded + k] = fmax(p->spread[i], least_spread) / (double)p->n * p->x[i * n + k];
     if (status == KD_OK)
         kd_product_f64(square, p->x, 1, n, rows, n, p->n, padded);
     for (size_t i = 0; status == KD_OK && i < n; i++) /* Cholesky */
         for (size_t j = 0; j <= i; j++) {
-            double sum = spread / (double)p->n * square[i * padded + j] + (i == j && i + 1 < n ? p->penalty : 0);
+            double sum = square[i * padded + j] + (i == j && i + 1 < n ? p->penalty : 0);
             for (size_t k = 0; k < j; k++)
                 sum -= l[i * n + k] * l[j * n + k];
             l[i * n + j] = i > j ? sum / l[j * n + j] : sqrt(sum);
@@ -181,25 +183,21 @@ static kd_status prepare(problem *p, kd_logreg_model *m, const kd_knn_data *trai
     KD_TRY(kd_alloc_array(&p->residual, p->n, p->padded * sizeof *p->residual, err));
     KD_TRY(kd_alloc_array(&p->loss, blocks(p->n, ROWS), sizeof *p->loss, err));
     KD_TRY(kd_alloc_array(&p->squares, blocks(p->columns, FEATURES), sizeof *p->squares, err));
-    KD_TRY(kd_alloc_array(&p->spread, blocks(p->n, ROWS), sizeof *p->spread, err));
+    KD_TRY(kd_alloc_array(&p->spread, p->n, sizeof *p->spread, err));
     return kd_alloc_array(&p->seen, p->classes, 1, err);
 }
 
-/* The mean of p (1 - p) where the fit begins. */
-static kd_status mean_spread(problem *p, const double *w, double *spread, kd_err *err) {
+/* The spreads where the fit begins. */
+static kd_status find_spread(problem *p, const double *w, kd_err *err) {
     double *gradient = NULL;
     KD_TRY(kd_alloc_array(&gradient, p->columns * p->padded, sizeof *gradient, err));
     evaluate(p, w, gradient);
-    *spread = 0;
-    for (size_t b = 0; b < blocks(p->n, ROWS); b++)
-        *spread += p->spread[b] / ((double)p->n * (double)p->classes);
     kd_free(gradient);
     return KD_OK;
 }
 
 static kd_status fit(problem *p, kd_logreg_model *m, const kd_knn_data *train, double c, double tolerance, int max_iterations, kd_lbfgs_result *result, kd_err *err) {
     size_t seen = 0;
-    double spread;
     KD_TRY(prepare(p, m, train, err));
     for (size_t i = 0; i < p->n; i++) {
         KD_ASSERT(p->label[i] >= 0 && (size_t)p->label[i] < p->classes);
@@ -213,8 +211,8 @@ static kd_status fit(problem *p, kd_logreg_model *m, const kd_knn_data *train, d
         for (size_t j = 0; j < p->classes; j++)
             if (!p->seen[j] || !isfinite(m->weights[m->width * p->padded + j]))
                 m->weights[k * p->padded + j] = 0;
-    KD_TRY(mean_spread(p, m->weights, &spread, err));
-    KD_TRY(factorise(p, spread, err));
+    KD_TRY(find_spread(p, m->weights, err));
+    KD_TRY(factorise(p, err));
     const kd_lbfgs_options o = {.precondition = precondition, .memory = MEMORY, .max_iterations = max_iterations, .tolerance = tolerance};
     KD_TRY(kd_lbfgs_minimise(m->weights, p->columns * p->padded, evaluate, p, &o, result, err));
     for (size_t j = 0; j < p->classes; j++)
