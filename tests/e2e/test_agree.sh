@@ -58,6 +58,7 @@ check "the result names the cache" grep -q '"identity"' "$work/out"
 check "of another folder's pictures none is known" says 13 '' agree --weights "$weights" --cache "$work/c.kdc" --images "$pictures/test"
 check "something to compare with is needed" says 2 'compare with what' agree --weights "$weights" --images "$pictures/train"
 check "one thing only" says 2 'leave one out' agree --weights "$weights" --teacher-weights "$weights" --cache "$work/c.kdc" --images "$pictures/train"
+check "and patches of 7" says 2 '--patch-images 7' agree --weights "$weights" --teacher-weights "$weights" --images "$pictures/train" --patch-images 7
 check "7 images are too few" says 2 'are too few to compare two networks' agree --weights "$weights" --teacher-weights "$weights" --images "$pictures/train" --count 7
 echo nonsense >"$pictures/train/bad.jpg"
 check "an image that can't be read is left out with exit 3" says 3 '1 files could not be read' agree --weights "$weights" --teacher-weights "$weights" --images "$pictures/train"

@@ -87,7 +87,7 @@ static kd_status measure(outcome *o, int k, int threads, const char *images, kd_
         return kd_fail(err, KD_EUSAGE, "%s: %zu images are too few to compare two networks; at least %d are needed, some hundred tell something", images, p->count, KD_LIKENESS_IMAGES);
     KD_TRY(compare_neighbours(o, k, threads, err));
     KD_TRY(kd_likeness_measure(&o->image, p->teacher, p->teacher_width, p->student, p->student_width, p->count, 1, threads, err));
-    if (p->patch_count >= KD_LIKENESS_IMAGES)
+    if (p->patch_count > 0)
         KD_TRY(kd_likeness_measure(&o->patch, p->teacher_patch, p->teacher_width, p->student_patch, p->student_width, p->patch_count, (size_t)p->grid_h * (size_t)p->grid_w, threads, err));
     return KD_OK;
 }
@@ -133,7 +133,7 @@ static json_t *result_of(const config *c, const outcome *o, const kd_extractor *
     json_object_set_new(result, "neighbours_kept", figure_json(o->neighbours));
     json_object_set_new(result, "neighbours_by_chance", json_real(o->k / (double)(p->count - 1)));
     json_object_set_new(result, "image_features", likeness_json(&o->image));
-    if (p->patch_count >= KD_LIKENESS_IMAGES) {
+    if (p->patch_count > 0) {
         json_t *patch = likeness_json(&o->patch);
         json_object_set_new(patch, "images", json_integer((json_int_t)p->patch_count));
         json_object_set_new(patch, "grid", json_pack("[i,i]", p->grid_h, p->grid_w));
@@ -170,8 +170,11 @@ static void print_text(const json_t *result, const config *c, const outcome *o, 
     snprintf(name, sizeof name, "top-%d neighbours kept", o->k);
     print_figure(name, o->neighbours, note);
     print_likeness(&o->image);
-    if (p->patch_count < KD_LIKENESS_IMAGES)
+    if (p->patch_count == 0) {
+        if (c->patch_images > 0)
+            printf("patches: not compared, because the cache doesn't hold the teacher's full grid of them\n");
         return;
+    }
     printf("patches of %zu images, a map of %d x %d resized to the teacher's %d x %d\n", p->patch_count, p->own_h, p->own_w, p->grid_h, p->grid_w);
     print_likeness(&o->patch);
 }
@@ -194,7 +197,10 @@ static kd_status run_agree(const config *c, kd_arena *arena, kd_err *err) {
     outcome o = {0};
     const kd_pairs_choice choice = {.tap = strcmp(c->feature, "cls") == 0 ? KD_TAP_CLS : KD_TAP_POOLED, .count = (size_t)c->count, .patch_count = (size_t)c->patch_images};
     if ((c->cache != NULL) == (c->teacher_weights != NULL))
-        return kd_fail(err, KD_EUSAGE, c->cache != NULL ? "--cache and --teacher-weights both say what to compare with; leave one out" : "compare with what? Give --teacher-weights FILE, or --cache FILE.kdc of a teacher");
+        return kd_fail(err, KD_EUSAGE, c->cache != NULL ? "--cache and --teacher-weights both say what to compare with; leave one out"
+                                                        : "compare with what? Give --teacher-weights FILE, or --cache FILE.kdc of a teacher");
+    if (c->patch_images > 0 && c->patch_images < KD_LIKENESS_IMAGES)
+        return kd_fail(err, KD_EUSAGE, "--patch-images %d: patches of fewer than %d images tell nothing; give more, or 0 to leave them out", (int)c->patch_images, KD_LIKENESS_IMAGES);
     kd_status status = c->cache != NULL ? pair_with_cache(c, &x, &cache, &o, &choice, arena, err) : pair_with_teacher(c, &x, &teacher, &o, &choice, arena, err);
     if (status == KD_OK)
         status = measure(&o, (int)c->k, kd_extractor_network(x)->threads, c->images, err);

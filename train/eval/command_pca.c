@@ -241,10 +241,11 @@ static void describe(making *g, size_t i) {
     *column = (kd_pca_column){.below = m->below, .h = g->maps.h, .w = g->maps.w, .rgb = m->rgb};
     const char *name = m->label != NULL ? m->label : i == 0 && g->c->teacher_weights != NULL ? "teacher" : n->model->name;
     snprintf(column->title, sizeof column->title, "%s", name);
-    if (i == 0)
-        snprintf(column->note, sizeof column->note, "%s%s%d x %d patches", name == n->model->name ? "" : n->model->name, name == n->model->name ? "" : ", ", n->map_h, n->map_w);
+    const char *model = name == n->model->name ? "" : n->model->name, *comma = model[0] != '\0' ? ", " : "";
+    if (i == 0) /* what matters most first: the end may be cut off */
+        snprintf(column->note, sizeof column->note, "%d x %d patches%s%s", n->map_h, n->map_w, comma, model);
     else
-        snprintf(column->note, sizeof column->note, "%s%smap of %d x %d, R2 %.2f", name == n->model->name ? "" : n->model->name, name == n->model->name ? "" : ", ", n->map_h, n->map_w, m->r2);
+        snprintf(column->note, sizeof column->note, "R2 %.2f, map of %d x %d%s%s", m->r2, n->map_h, n->map_w, comma, model);
 }
 
 static kd_status draw(making *g, kd_err *err) {
