@@ -14,11 +14,18 @@ static void fill(float *out, size_t n, uint64_t id) {
         out[i] = (float)kd_rng_normal(&r);
 }
 
+static double agree_on(int threads, const float *a, size_t wa, const float *b, size_t wb, size_t n, int k) {
+    kd_backend *backend;
+    double share = -1;
+    assert_ok(kd_backend_open(&backend, "ref", threads, &err));
+    assert_ok(kd_agreement(&share, backend, a, wa, b, wb, n, k, &err));
+    kd_backend_close(backend);
+    return share;
+}
+
 static double agree(const float *a, size_t wa, const float *b, size_t wb, size_t n, int k) {
-    double share = -1, again;
-    assert_ok(kd_agreement(&share, a, wa, b, wb, n, k, 1, &err));
-    assert_ok(kd_agreement(&again, a, wa, b, wb, n, k, 3, &err));
-    assert_true(share == again);
+    double share = agree_on(1, a, wa, b, wb, n, k);
+    assert_true(share == agree_on(3, a, wa, b, wb, n, k));
     return share;
 }
 
