@@ -227,6 +227,11 @@ bench-loader: required $(OBJ)/tests/bench/bench_loader
 bench-cache: required $(OBJ)/tests/bench/bench_cache
 	$(Q)KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/cache.sh
 
+## bench-knn: exact neighbours beside faiss's flat index (PYTHON=interpreter with faiss-cpu)
+.PHONY: bench-knn
+bench-knn: build $(OBJ)/tests/bench/bench_knn
+	$(Q)KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/knn.sh
+
 ## bench-students: 1, 2 and 4 students in one pass beside a run for each (KD_TEST_DATA=dir for real photos)
 .PHONY: bench-students
 bench-students: build $(DRAW)
@@ -250,6 +255,8 @@ $(OBJ)/kernels/%.o: kernels/%.c
 
 # Conversions and XXH3 run 2 to 4 times as fast when the compiler vectorises them (no bits change: still no fast-math).
 $(OBJ)/common/tensor/%.o $(OBJ)/common/base/hash.o: ALL_CFLAGS += -O3
+# Norms of features and the scan of their similarities: as fast as memory, with vectors.
+$(OBJ)/train/eval/neighbours.o: ALL_CFLAGS += -O3
 # Pixel loops: vectorised, and assuming that no floating-point exception is caught. Neither changes a bit.
 $(OBJ)/common/image/%.o: ALL_CFLAGS += -O3 -fno-math-errno -fno-trapping-math
 

@@ -12,7 +12,7 @@
  *     ...
  *     kd_backend_close(b);
  *
- * Buffers are device addresses: only the backend dereferences them, offsets are plain pointer arithmetic. Calls are queued on one stream in
+ * Buffers are device addresses: only the backend dereferences them (but see host_memory), offsets are plain pointer arithmetic. Calls are queued on one stream in
  * order; upload and download have completed for the host side when they return. No op returns a host scalar: results lie in buffers.
  * Thread rule: a backend belongs to one thread at a time.
  * This header, ops.h and encode.h compile as C11 and under nvcc. */
@@ -55,6 +55,7 @@ typedef struct kd_lars {
 typedef struct kd_backend_table {
     int abi;
     const char *name; /* "ref", "cpu", "cuda" */
+    int host_memory;  /* buffers lie in the host's memory: the host may read one in place after sync instead of downloading it */
 
     /* threads >= 1; ordinal: device number for cuda, else 0. */
     kd_status (*open)(kd_backend **out, int threads, int ordinal, kd_err *err);

@@ -61,7 +61,8 @@ kd_status kd_neighbourhood_measure(const kd_neighbourhood *h, kd_val_result *res
     for (size_t i = 0; i < h->setup->count; i++) {
         results[i].agreement = NAN;
         if (h->count > 0)
-            KD_TRY(kd_agreement(&results[i].agreement, NULL, h->teacher, h->teacher_width, h->student[i], (size_t)h->setup->students[i]->model.width, h->count, kd_agreement_neighbours(h->count, KD_AGREEMENT_K), h->setup->threads, err));
+            KD_TRY(kd_agreement(&results[i].agreement, NULL, h->setup->backend, h->teacher, h->teacher_width, h->student[i], (size_t)h->setup->students[i]->model.width, h->count,
+                                kd_agreement_neighbours(h->count, KD_AGREEMENT_K), err));
     }
     return KD_OK;
 }

@@ -36,9 +36,9 @@ kd_status kd_probe_knn(const kd_setup *setup, const kd_student *student, kd_knn_
     kd_labelled train, test;
     kd_classes classes;
     KD_TRY(kd_labelled_read(&train, &test, &classes, &network, &from, 1u << KD_TAP_POOLED, err));
-    kd_status status = kd_knn(&(kd_knn_data){train.features.values[KD_TAP_POOLED], train.label, train.features.count},
-                              &(kd_knn_data){test.features.values[KD_TAP_POOLED], test.label, test.features.count}, train.features.width, classes.count, kd_probe_k, KD_PROBE_KS, KD_KNN_TEMPERATURE, network.threads,
-                              results, NULL, err);
+    kd_status status = kd_knn(setup->backend, &(kd_knn_data){train.features.values[KD_TAP_POOLED], train.label, train.features.count},
+                              &(kd_knn_data){test.features.values[KD_TAP_POOLED], test.label, test.features.count}, train.features.width, classes.count, kd_probe_k, KD_PROBE_KS, KD_KNN_TEMPERATURE, results, NULL,
+                              err);
     kd_labelled_free(&train);
     kd_labelled_free(&test);
     kd_classes_free(&classes);

@@ -153,6 +153,19 @@ size_t kd_mem_peak_bytes(void)
     return atomic_load(&peak_bytes);
 }
 
+size_t kd_mem_available(void)
+{
+    unsigned long long kib = 0;
+    char line[128];
+    int found = 0;
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && !found && fgets(line, sizeof line, f))
+        found = sscanf(line, "MemAvailable: %llu kB", &kib) == 1;
+    if (f)
+        fclose(f);
+    return found ? (size_t)kib * 1024 : SIZE_MAX;
+}
+
 void kd_mem_fail_after(size_t n)
 {
     atomic_store(&fail_countdown, n);

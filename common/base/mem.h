@@ -34,6 +34,8 @@ int kd_add_size(size_t a, size_t b, size_t *out);
 
 size_t kd_mem_live_bytes(void);
 size_t kd_mem_peak_bytes(void);
+/* What the system could still give without paging others out (MemAvailable; limits of a container aren't seen). SIZE_MAX where it doesn't tell. */
+size_t kd_mem_available(void);
 /* Test hook: the n-th allocation from now on (1 = the next) fails once; 0 switches it off. */
 void kd_mem_fail_after(size_t n);
 

@@ -186,6 +186,7 @@ static kd_status cpu_op_backward(kd_backend *b, kd_op *op, const kd_op_args *arg
 static const kd_backend_table table = {
     .abi = KD_BACKEND_ABI,
     .name = "cpu",
+    .host_memory = 1,
     .open = cpu_open,
     .close = cpu_close,
     .describe = cpu_describe,

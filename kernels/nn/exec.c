@@ -202,6 +202,10 @@ kd_status kd_exec_download(kd_exec *e, const char *output, int rows, float *out,
     return KD_OK;
 }
 
+kd_backend *kd_exec_backend(const kd_exec *e) {
+    return e->b;
+}
+
 /* ---- what it costs ---- */
 
 size_t kd_exec_device_bytes(const kd_exec *e) {

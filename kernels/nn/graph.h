@@ -166,6 +166,7 @@ kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const k
 void kd_exec_destroy(kd_exec *e);
 /* Bytes per arena (of frozen parameters too), and the table of nodes at debug level: "activations 812 MiB, gradients 45 MiB, scratch 12 MiB, packed weights 22 MiB". */
 void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes);
+kd_backend *kd_exec_backend(const kd_exec *e); /* borrowed: the one of its parameters */
 size_t kd_exec_device_bytes(const kd_exec *e);
 size_t kd_exec_model_bytes(const kd_exec *e); /* of those, what holds the model: packed weights, and frozen parameters in f32 */
 double kd_exec_flops(const kd_exec *e); /* forward, whole batch */

@@ -234,6 +234,7 @@ const kd_backend_table *kd_backend_ref_table(void) {
     static const kd_backend_table table = {
         .abi = KD_BACKEND_ABI,
         .name = "ref",
+    .host_memory = 1,
         .open = ref_open,
         .close = ref_close,
         .describe = ref_describe,

@@ -14,11 +14,19 @@ static void fill(float *out, size_t n, uint64_t id) {
         out[i] = (float)kd_rng_normal(&r);
 }
 
+static double agree_on(int threads, double *each, const float *a, size_t wa, const float *b, size_t wb, size_t n, int k) {
+    kd_backend *backend;
+    double share = -1;
+    assert_ok(kd_backend_open(&backend, "ref", threads, &err));
+    assert_ok(kd_agreement(&share, each, backend, a, wa, b, wb, n, k, &err));
+    kd_backend_close(backend);
+    return share;
+}
+
 static double agree(const float *a, size_t wa, const float *b, size_t wb, size_t n, int k) {
-    double share = -1, again, each[600], mean = 0;
-    assert_ok(kd_agreement(&share, NULL, a, wa, b, wb, n, k, 1, &err));
-    assert_ok(kd_agreement(&again, each, a, wa, b, wb, n, k, 3, &err));
-    assert_true(share == again);
+    double each[600], again[600], mean = 0, share = agree_on(1, each, a, wa, b, wb, n, k);
+    assert_true(share == agree_on(3, again, a, wa, b, wb, n, k));
+    assert_memory_equal(each, again, n * sizeof *each);
     for (size_t i = 0; i < n; i++)
         mean += each[i] / (double)n;
     assert_true(fabs(mean - share) < 1e-12);

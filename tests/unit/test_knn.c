@@ -1,14 +1,10 @@
 /* k-NN: predictions equal to NumPy's one by one; ties and bad k. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <cmocka.h>
-#include <string.h>
+#include "tests/unit/unit.h"
 
 #include "tests/golden/knn/knn_golden.h"
 #include "train/eval/knn.h"
+
+static kd_err err;
 
 typedef struct fixture {
     float train[KNN_TRAIN * KNN_WIDTH], test[KNN_TEST * KNN_WIDTH];
@@ -45,9 +41,10 @@ static void predictions_equal_numpy_one_by_one(void **state) {
     for (int threads = 1; threads <= 3; threads += 2) {
         kd_knn_result result[3];
         int32_t got[3 * KNN_TEST];
-        kd_err err = {0};
-        assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){f.train, f.train_label, KNN_TRAIN}, &(kd_knn_data){f.test, f.test_label, KNN_TEST}, KNN_WIDTH, KNN_CLASSES, k, 3,
-                                       KD_KNN_TEMPERATURE, threads, result, got, &err));
+        kd_backend *b;
+        assert_ok(kd_backend_open(&b, "ref", threads, &err));
+        assert_ok(kd_knn(b, &(kd_knn_data){f.train, f.train_label, KNN_TRAIN}, &(kd_knn_data){f.test, f.test_label, KNN_TEST}, KNN_WIDTH, KNN_CLASSES, k, 3, KD_KNN_TEMPERATURE, result, got, &err));
+        kd_backend_close(b);
         for (int q = 0; q < 3; q++) {
             for (int i = 0; i < KNN_TEST; i++)
                 assert_int_equal(want[q][i], got[q * KNN_TEST + i]);
@@ -57,6 +54,19 @@ static void predictions_equal_numpy_one_by_one(void **state) {
     }
 }
 
+static kd_backend *backend; /* of the tests of small sets */
+
+static int open_backend(void **state) {
+    (void)state;
+    return kd_backend_open(&backend, "ref", 1, &err) == KD_OK ? 0 : -1;
+}
+
+static int close_backend(void **state) {
+    (void)state;
+    kd_backend_close(backend);
+    return 0;
+}
+
 static void lower_index_wins_equal_similarities(void **state) {
     (void)state;
     const float train[] = {1, 0, 1, 0, 0, 1}, test[] = {2, 0};
@@ -64,8 +74,7 @@ static void lower_index_wins_equal_similarities(void **state) {
     const int k = 1;
     kd_knn_result result;
     int32_t got;
-    kd_err err = {0};
-    assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 3}, &(kd_knn_data){test, &want, 1}, 2, 3, &k, 1, KD_KNN_TEMPERATURE, 1, &result, &got, &err));
+    assert_ok(kd_knn(backend, &(kd_knn_data){train, label, 3}, &(kd_knn_data){test, &want, 1}, 2, 3, &k, 1, KD_KNN_TEMPERATURE, &result, &got, &err));
     assert_int_equal(1, got);
     assert_float_equal(1.0, result.top1, 0);
 }
@@ -80,8 +89,7 @@ static void a_small_temperature_listens_to_the_nearest(void **state) {
     for (int i = 0; i < 3; i++) {
         kd_knn_result result;
         int32_t got;
-        kd_err err = {0};
-        assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 3}, &(kd_knn_data){test, &want, 1}, 2, 2, &k, 1, temperature[i], 1, &result, &got, &err));
+        assert_ok(kd_knn(backend, &(kd_knn_data){train, label, 3}, &(kd_knn_data){test, &want, 1}, 2, 2, &k, 1, temperature[i], &result, &got, &err));
         assert_int_equal(winner[i], got);
     }
 }
@@ -92,8 +100,7 @@ static void unknown_test_class_counts_as_wrong(void **state) {
     const int32_t label[] = {0, 1}, unknown = -1;
     const int k = 2;
     kd_knn_result result;
-    kd_err err = {0};
-    assert_int_equal(KD_OK, kd_knn(&(kd_knn_data){train, label, 2}, &(kd_knn_data){test, &unknown, 1}, 2, 2, &k, 1, KD_KNN_TEMPERATURE, 1, &result, NULL, &err));
+    assert_ok(kd_knn(backend, &(kd_knn_data){train, label, 2}, &(kd_knn_data){test, &unknown, 1}, 2, 2, &k, 1, KD_KNN_TEMPERATURE, &result, NULL, &err));
     assert_float_equal(0.0, result.top1, 0);
     assert_float_equal(0.0, result.top5, 0);
 }
@@ -104,8 +111,7 @@ static void k_above_the_training_set_is_refused(void **state) {
     const int32_t label = 0;
     const int k = 2;
     kd_knn_result result;
-    kd_err err = {0};
-    assert_int_equal(KD_EUSAGE, kd_knn(&(kd_knn_data){train, &label, 1}, &(kd_knn_data){test, &label, 1}, 2, 1, &k, 1, KD_KNN_TEMPERATURE, 1, &result, NULL, &err));
+    assert_int_equal(KD_EUSAGE, kd_knn(backend, &(kd_knn_data){train, &label, 1}, &(kd_knn_data){test, &label, 1}, 2, 1, &k, 1, KD_KNN_TEMPERATURE, &result, NULL, &err));
     assert_non_null(strstr(err.msg, "--k 2"));
 }
 
@@ -117,5 +123,5 @@ int main(void) {
         cmocka_unit_test(unknown_test_class_counts_as_wrong),
         cmocka_unit_test(k_above_the_training_set_is_refused),
     };
-    return cmocka_run_group_tests(tests, NULL, NULL);
+    return cmocka_run_group_tests(tests, open_backend, close_backend);
 }

@@ -69,23 +69,24 @@ static kd_status pair_with_teacher(const config *c, kd_extractor **x, kd_extract
     return kd_pairs_of_network(&o->pairs, kd_extractor_network(*x), kd_extractor_network(*teacher), c->images, c->null ? KD_LIST_NUL : KD_LIST_LINES, choice, err);
 }
 
-static kd_status compare_neighbours(outcome *o, int k, int threads, kd_err *err) {
+static kd_status compare_neighbours(outcome *o, int k, kd_backend *backend, kd_err *err) {
     const kd_pairs *p = &o->pairs;
     double share, *each;
     o->k = kd_agreement_neighbours(p->count, k);
     KD_TRY(kd_alloc_array(&each, p->count, sizeof *each, err));
-    kd_status status = kd_agreement(&share, each, p->teacher, p->teacher_width, p->student, p->student_width, p->count, o->k, threads, err);
+    kd_status status = kd_agreement(&share, each, backend, p->teacher, p->teacher_width, p->student, p->student_width, p->count, o->k, err);
     if (status == KD_OK)
         o->neighbours = kd_figure_ratio(each, NULL, p->count);
     kd_free(each);
     return status;
 }
 
-static kd_status measure(outcome *o, int k, int threads, const char *images, kd_err *err) {
+static kd_status measure(outcome *o, int k, const kd_network *x, const char *images, kd_err *err) {
+    int threads = x->threads;
     const kd_pairs *p = &o->pairs;
     if (p->count < KD_LIKENESS_IMAGES)
         return kd_fail(err, KD_EUSAGE, "%s: %zu images are too few to compare two networks; at least %d are needed, some hundred tell something", images, p->count, KD_LIKENESS_IMAGES);
-    KD_TRY(compare_neighbours(o, k, threads, err));
+    KD_TRY(compare_neighbours(o, k, kd_exec_backend(x->exec), err));
     KD_TRY(kd_likeness_measure(&o->image, p->teacher, p->teacher_width, p->student, p->student_width, p->count, 1, threads, err));
     if (p->patch_count > 0)
         KD_TRY(kd_likeness_measure(&o->patch, p->teacher_patch, p->teacher_width, p->student_patch, p->student_width, p->patch_count, (size_t)p->grid_h * (size_t)p->grid_w, threads, err));
@@ -203,7 +204,7 @@ static kd_status run_agree(const config *c, kd_arena *arena, kd_err *err) {
         return kd_fail(err, KD_EUSAGE, "--patch-images %d: patches of fewer than %d images tell nothing; give more, or 0 to leave them out", (int)c->patch_images, KD_LIKENESS_IMAGES);
     kd_status status = c->cache != NULL ? pair_with_cache(c, &x, &cache, &o, &choice, arena, err) : pair_with_teacher(c, &x, &teacher, &o, &choice, arena, err);
     if (status == KD_OK)
-        status = measure(&o, (int)c->k, kd_extractor_network(x)->threads, c->images, err);
+        status = measure(&o, (int)c->k, kd_extractor_network(x), c->images, err);
     if (status == KD_OK)
         status = report(c, &o, x, teacher, cache, err);
     kd_pairs_free(&o.pairs);

@@ -4,6 +4,7 @@
 
 #include "common/base/io.h"
 #include "common/base/log.h"
+#include "common/base/mem.h"
 #include "train/eval/accuracy.h"
 #include "train/eval/command.h"
 #include "train/eval/knn.h"
@@ -148,7 +149,8 @@ static kd_status classify(const config *c, const kd_extractor *x, const sets *s,
         snprintf(name[i], sizeof name[i], "k%d", k[i]);
         setting[i] = (kd_setting){name[i], predictions + i * test.count};
     }
-    kd_status status = kd_knn(&train, &test, s->train.features.width, s->classes.count, k, n_k, c->temperature, kd_extractor_network(x)->threads, result, predictions, err);
+    kd_status status = kd_knn(kd_exec_backend(kd_extractor_network(x)->exec), &train, &test, s->train.features.width, s->classes.count, k, n_k, c->temperature, result, predictions,
+                              err);
     if (status == KD_OK)
         status = kd_accuracy_count(&accuracy, &s->train, &s->test, &s->classes, setting, n_k, err);
     if (status == KD_OK)
@@ -165,11 +167,24 @@ static kd_status check_k(const config *c, const int *k, size_t n_k, size_t image
     return KD_OK;
 }
 
+/* Before hours of features: says what the search will take, and refuses what memory can't hold. */
+static kd_status plan_memory(const kd_extractor *x, const sets *s, const int *k, size_t n_k, kd_err *err) {
+    const kd_network *network = kd_extractor_network(x);
+    kd_neighbours_plan plan;
+    char text[KD_NEIGHBOURS_TEXT];
+    KD_TRY(kd_knn_plan(&plan, kd_exec_backend(network->exec), s->train.source.data.count, s->test.source.data.count, (size_t)network->model->width, k, n_k, err));
+    kd_neighbours_plan_text(&plan, text, sizeof text);
+    kd_log(KD_LOG_INFO, "%s", text);
+    return kd_neighbours_plan_check(&plan, 1, kd_mem_available(), err);
+}
+
 static kd_status measure(const config *c, const kd_extractor *x, const int *k, size_t n_k, kd_err *err) {
     kd_tap tap = strcmp(c->feature, "cls") == 0 ? KD_TAP_CLS : KD_TAP_POOLED;
     sets s = {0};
     KD_TRY(kd_labelled_open(&s.train, &s.test, &c->files, kd_extractor_network(x)->threads, err));
     kd_status status = check_k(c, k, n_k, s.train.source.data.count, err);
+    if (status == KD_OK)
+        status = plan_memory(x, &s, k, n_k, err);
     if (status == KD_OK)
         status = kd_labelled_run(&s.train, &s.test, &s.classes, kd_extractor_network(x), &c->files, 1u << tap, err);
     if (status == KD_OK)
