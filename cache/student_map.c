@@ -64,11 +64,8 @@ static kd_status unknown(const char *name, kd_err *err)
                    near ? "; the nearest is " : "", near ? near : "");
 }
 
-/* side: 0, or the only one that it can have. */
-static kd_status vit_map(kd_map_size *map, const char *name, int patch, int side, int height, int width, kd_err *err)
+static kd_status vit_map(kd_map_size *map, const char *name, int patch, int height, int width, kd_err *err)
 {
-    if (side && (height != side || width != side))
-        return kd_fail(err, KD_EUSAGE, "%s is made for views of %d x %d pixels, not %d x %d; a dinov2_wW_dD student takes any multiple of 14", name, side, side, height, width);
     if (height % patch || width % patch || height < patch || width < patch || height > MAX_SIDE || width > MAX_SIDE)
         return kd_fail(err, KD_EUSAGE, "%s takes views whose sides are multiples of %d, up to %d, not %d x %d", name, patch, MAX_SIDE, height, width);
     *map = (kd_map_size){height / patch, width / patch};
@@ -93,10 +90,10 @@ kd_status kd_student_map(kd_map_size *map, const char *name, int height, int wid
         if (strcmp(cnns[i].name, name) == 0)
             return cnn_map(map, &cnns[i], height, width, err);
     if (is_free_vit(name))
-        return vit_map(map, name, FREE_VIT_PATCH, 0, height, width, err);
+        return vit_map(map, name, FREE_VIT_PATCH, height, width, err);
     if (!kd_vit_named(name, &s) || s.family == KD_VIT_DINOV3)
         return unknown(name, err);
-    return vit_map(map, name, s.patch, s.family == KD_VIT_TIMM ? s.pos_grid * s.patch : 0, height, width, err);
+    return vit_map(map, name, s.patch, height, width, err);
 }
 
 kd_target kd_student_target(const kd_map_size *map, int grid_h, int grid_w)
