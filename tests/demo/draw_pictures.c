@@ -177,7 +177,7 @@ static kd_status draw(const char *out, int split, int cls, int number, kd_err *e
 int main(int argc, char **argv) {
     kd_err err = {0};
     int count[2] = {argc > 2 ? atoi(argv[2]) : 40, argc > 3 ? atoi(argv[3]) : 20};
-    if (argc < 2 || count[0] < 1 || count[1] < 1) {
+    if (argc < 2 || argv[1][0] == '-' || count[0] < 1 || count[1] < 1) {
         fprintf(stderr, "usage: draw_pictures OUT [TRAIN_PER_CLASS TEST_PER_CLASS]\n");
         return 2;
     }
