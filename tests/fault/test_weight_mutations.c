@@ -122,8 +122,11 @@ static void keep_only_pickle(wf_bytes *b)
         if (p[0] == 0x80 && p[1] >= 2 && p[1] <= 5)
             start = p;
     assert_non_null(start);
-    const uint8_t *end = memmem(start, (size_t)(limit - start), "PK\x07\x08", 4); /* the data descriptor that torch writes after each entry */
-    assert_non_null(end);
+    /* torch writes a data descriptor after each entry; kd-export's next entry follows at once */
+    const uint8_t *end = memmem(start, (size_t)(limit - start), "PK\x07\x08", 4), *next = memmem(start, (size_t)(limit - start), "PK\x03\x04", 4);
+    assert_non_null(next);
+    if (end == NULL || next < end)
+        end = next;
     size_t n = (size_t)(end - start);
     memmove(b->data, start, n);
     b->size = n;
