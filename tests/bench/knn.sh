@@ -37,7 +37,7 @@ row() { # WIDTH
     equal=$("$python" tests/bench/peer_faiss.py compare "$work" "$1" 20)
     wall=$(median <<<"${wall%$'\n'}") user=$(median <<<"${user%$'\n'}") their_wall=$(median <<<"${their_wall%$'\n'}") their_user=$(median <<<"${their_user%$'\n'}")
     printf '| %s | %s | %s | %s | **%s** | %s | %s | %s | %s %% | %s |\n' "$1" "$(ratio "$gflop" "$peak")" "$user" "$their_user" "$(ratio "$their_user" "$user")" "$wall" "$their_wall" \
-        "$(ratio "$their_wall" "$wall")" "$(awk -v g="$gflop" -v u="$user" -v p="$peak" 'BEGIN { printf "%.0f", 100 * g / u / p }')" "$(field worst <<<"$equal")"
+        "$(ratio "$their_wall" "$wall")" "$(awk -v g="$gflop" -v u="$user" -v p="$peak" 'BEGIN { printf "%.0f", 100 * g / u / p }')" "$(printf '%.1e' "$(field worst <<<"$equal")")"
 }
 
 {
