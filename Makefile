@@ -29,7 +29,7 @@ LIBRARIES := lmdb:lmdb:liblmdb-dev zstd:libzstd:libzstd-dev jpeg:libjpeg:libjpeg
              crypto:libcrypto:libssl-dev archive:libarchive:libarchive-dev
 TEST_LIBRARIES := cmocka:cmocka:libcmocka-dev
 # Programs that tests run: name:package
-TEST_PROGRAMS := ssh-keygen:openssh-client
+TEST_PROGRAMS := ssh-keygen:openssh-client g++:g++
 
 ifneq ($(CONDA_PREFIX),)
 export PKG_CONFIG_PATH := $(CONDA_PREFIX)/lib/pkgconfig:$(CONDA_PREFIX)/share/pkgconfig:$(PKG_CONFIG_PATH)
@@ -51,16 +51,26 @@ HAVE_DNNL := $(if $(HAVE_CC),$(call probe_cc,dnnl.h,-ldnnl))
 module = $(word 3,$(subst :, ,$(filter found:$(1):%,$(PROBED) $(PROBED_TEST))))
 libs = $(shell pkg-config --libs $(foreach n,$(1),$(call module,$(n))) 2>/dev/null)
 
-# CUDA: CUDA_HOME, then nvcc on the PATH, then the usual folder, then a conda environment.
+# CUDA (optional): nvcc in CUDA_HOME, on the PATH, in the usual folder, in a conda environment, in the wheels of python3's environment.
+NVIDIA_WHEELS := $(shell python3 -c 'import os, nvidia as m; print(list(m.__path__)[0])' 2>/dev/null)
 NVCC := $(firstword $(wildcard $(CUDA_HOME)/bin/nvcc) $(shell command -v nvcc 2>/dev/null) \
-        $(wildcard /usr/local/cuda/bin/nvcc $(CONDA_PREFIX)/bin/nvcc))
+        $(wildcard /usr/local/cuda/bin/nvcc $(CONDA_PREFIX)/bin/nvcc $(NVIDIA_WHEELS)/cu*/bin/nvcc))
 CUDA_ROOT := $(if $(NVCC),$(patsubst %/bin/,%,$(dir $(shell readlink -f $(NVCC)))))
-# cuDNN: CUDNN_HOME, beside CUDA, the system's folder, conda, or the wheel of a Python environment.
-CUDNN_HEADER := $(if $(NVCC),$(firstword $(wildcard $(CUDNN_HOME)/include/cudnn.h $(CUDA_ROOT)/include/cudnn.h /usr/include/cudnn.h \
-        /usr/include/x86_64-linux-gnu/cudnn.h $(CONDA_PREFIX)/include/cudnn.h) \
-        $(shell python3 -c 'import os, nvidia.cudnn as m; print(os.path.join(list(m.__path__)[0], "include", "cudnn.h"))' 2>/dev/null)))
-CUDA_SOURCES := $(wildcard kernels/cuda/*.cu kernels/cuda/*.c)
-HAVE_CUDA := $(and $(NVCC),$(CUDNN_HEADER))
+CUDA_DIRS := $(CUDA_ROOT) $(CUDA_ROOT)/targets/x86_64-linux $(CONDA_PREFIX)/targets/x86_64-linux
+# cuDNN: CUDNN_HOME, beside CUDA, the system's folder, conda, wheels.
+CUDNN_DIRS := $(CUDNN_HOME) $(CUDA_DIRS) $(CUDA_ROOT)/../cudnn $(CONDA_PREFIX) $(NVIDIA_WHEELS)/cudnn /usr
+CUDNN_HEADER := $(if $(NVCC),$(firstword $(wildcard $(addsuffix /include/cudnn.h,$(CUDNN_DIRS)) /usr/include/x86_64-linux-gnu/cudnn.h)))
+# Wheels hold libraries by version number alone, so a library is linked by its path.
+cuda_library = $(if $(NVCC),$(firstword $(wildcard $(foreach d,$(2),$(d)/lib64/$(1) $(d)/lib/$(1) $(d)/lib64/$(1).[0-9]* $(d)/lib/$(1).[0-9]*) /usr/lib/x86_64-linux-gnu/$(1))))
+CUBLASLT := $(call cuda_library,libcublasLt.so,$(CUDA_DIRS) $(CONDA_PREFIX) $(NVIDIA_WHEELS)/cublas)
+CUDART := $(call cuda_library,libcudart_static.a,$(CUDA_DIRS) $(CONDA_PREFIX))
+CUDNN := $(call cuda_library,libcudnn.so,$(CUDNN_DIRS))
+CUDA_LIBRARIES := $(CUBLASLT) $(CUDNN)
+CUDA_SOURCES := $(sort $(wildcard kernels/cuda/*.cu kernels/cuda/*.c))
+HAVE_CUDA := $(and $(NVCC),$(CUDNN_HEADER),$(CUBLASLT),$(CUDART),$(CUDNN))
+# Machine code for the generations that this compiler knows of (CUDA_ARCHS=90: that one alone, to build faster), and PTX for the ones to come.
+CUDA_ARCHS ?= $(filter 80 86 89 90 120,$(patsubst compute_%,%,$(if $(HAVE_CUDA),$(shell $(NVCC) --list-gpu-arch))))
+CUDA_PTX = $(lastword $(filter-out 120,$(CUDA_ARCHS)))
 
 MISSING_PACKAGES := $(if $(HAVE_CC),,gcc libc6-dev) $(if $(HAVE_PKG_CONFIG),,pkg-config) \
     $(foreach m,$(filter missing:%,$(PROBED)),$(word 3,$(subst :, ,$(m)))) $(if $(HAVE_DNNL),,libdnnl-dev)
@@ -123,6 +133,11 @@ SHIM_SRC := $(sort $(wildcard tests/*/shim_*.c))
 SHIMS := $(patsubst tests/%.c,$(OBJ)/tests/%.so,$(SHIM_SRC))
 test_helpers = $(call objects,$(filter-out $(foreach p,test bench fuzz draw run shim,tests/$(1)/$(p)_%.c),$(wildcard tests/$(1)/*.c)))
 
+# The cuda module for an emulated device, for the op tests on machines without one.
+EMULATOR := tests/gpu/emulator
+EMULATED := $(OBJ)/$(EMULATOR)/libkd_cuda.so
+EMULATED_OBJECTS := $(patsubst %,$(OBJ)/$(EMULATOR)/%.o,$(CUDA_SOURCES) $(notdir $(wildcard $(EMULATOR)/*.cc)))
+
 COMMON_LIBS = $(call libs,jansson yaml crypto jpeg png webp zip archive) -lm -ldl
 CACHE_LIBS = $(call libs,lmdb zstd)
 
@@ -150,9 +165,9 @@ report:
 	    if [ $$1 = found ]; then printf '%-12s %-9s %s\n' $$2 found "$$(pkg-config --modversion $$3)"; \
 	    else printf '%-12s %-9s %s\n' $$2 MISSING "apt install $$3"; fi; done
 	@printf '%-12s %-9s %s\n' oneDNN '$(if $(HAVE_DNNL),found,MISSING)' '$(if $(HAVE_DNNL),,apt install libdnnl-dev)'
-	@printf '%-12s %-9s %s\n' CUDA '$(if $(NVCC),found,no)' \
-	    '$(if $(NVCC),$(NVCC),optional: install the CUDA toolkit or set CUDA_HOME)$(if $(CUDA_SOURCES),, [not used: no CUDA backend in this version])'
-	@$(if $(NVCC),printf '%-12s %-9s %s\n' cuDNN '$(if $(CUDNN_HEADER),found,no)' '$(if $(CUDNN_HEADER),$(CUDNN_HEADER),optional: set CUDNN_HOME)',:)
+	@printf '%-12s %-9s %s\n' CUDA '$(if $(NVCC),found,no)' '$(if $(NVCC),$(NVCC),optional, for --device cuda: install the CUDA toolkit or set CUDA_HOME)'
+	@$(if $(NVCC),printf '%-12s %-9s %s\n' cuBLASLt '$(if $(and $(CUBLASLT),$(CUDART)),found,no)' '$(if $(and $(CUBLASLT),$(CUDART)),$(CUBLASLT),optional: it and libcudart_static.a belong beside $(NVCC))',:)
+	@$(if $(NVCC),printf '%-12s %-9s %s\n' cuDNN '$(if $(and $(CUDNN_HEADER),$(CUDNN)),found,no)' '$(if $(and $(CUDNN_HEADER),$(CUDNN)),$(CUDNN),optional: set CUDNN_HOME)',:)
 
 required:
 ifneq ($(strip $(MISSING_PACKAGES)),)
@@ -179,7 +194,7 @@ test: deps
 	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) KD_WITH_TESTS=1 build
 	$(Q)$(MAKE) --no-print-directory run-tests
 
-test-programs: required $(TEST_BINARIES) $(DRAW) $(TOOL_BINARIES) $(SHIMS)
+test-programs: required $(TEST_BINARIES) $(DRAW) $(TOOL_BINARIES) $(SHIMS) $(EMULATED)
 	@:
 
 # SUITES=unit,ops picks folders; TESTS=word picks files whose name contains it.
@@ -303,16 +318,39 @@ $(LIB)/libkd_cpu.so: $(call objects,$(CPU_SRC)) $(call archives,common)
 	@$(if $(Q),echo '  link $@')
 	$(Q)$(CC) -shared $(ALL_LDFLAGS) -fopenmp $(filter %.o,$^) $(filter %.a,$^) -ldnnl $(COMMON_LIBS) -o $@
 
-CUDA_LINK := -L$(CUDA_ROOT)/lib64 -L$(CUDA_ROOT)/lib $(if $(CUDNN_HEADER),-L$(dir $(CUDNN_HEADER))../lib -L$(dir $(CUDNN_HEADER))../lib64)
+# No contraction of a * b + c, as on the host: where a kernel wants a fused multiply-add, it says so.
+NVCC_FLAGS = -std=c++17 -O3 -fmad=false -Wno-deprecated-gpu-targets -Xcompiler -fPIC,-Wall,-ffp-contract=off $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \
+    $(if $(CUDA_PTX),-gencode arch=compute_$(CUDA_PTX)$(comma)code=compute_$(CUDA_PTX))
+CUDA_INCLUDES = $(foreach d,$(CUDA_DIRS),-isystem $(d)/include) -isystem $(dir $(CUDNN_HEADER))
 $(OBJ)/kernels/cuda/%.cu.o: kernels/cuda/%.cu
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  nvcc $<')
-	$(Q)$(NVCC) -O3 -Xcompiler -fPIC -I. -I$(dir $(CUDNN_HEADER)) -MMD -MP -c $< -o $@
+	$(Q)$(NVCC) $(NVCC_FLAGS) -I. $(CUDA_INCLUDES) -MMD -MP -c $< -o $@
+$(OBJ)/kernels/cuda/%.o: ALL_CFLAGS += $(CUDA_INCLUDES)
 
 $(LIB)/libkd_cuda.so: $(patsubst %.cu,$(OBJ)/%.cu.o,$(filter %.cu,$(CUDA_SOURCES))) $(call objects,$(filter %.c,$(CUDA_SOURCES))) $(call archives,common)
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  link $@')
-	$(Q)$(NVCC) -shared $(filter %.o,$^) $(filter %.a,$^) $(CUDA_LINK) -lcublasLt -lcudnn -lcudart $(COMMON_LIBS) -o $@
+	$(Q)$(NVCC) -shared -Wno-deprecated-gpu-targets -cudart none $(filter %.o,$^) $(filter %.a,$^) $(CUDA_LIBRARIES) $(CUDART) $(foreach l,$(CUDA_LIBRARIES),-Xlinker -rpath=$(dir $(l))) $(COMMON_LIBS) -lrt -lpthread -ldl -o $@
+
+# The same sources for an emulated device (tests/gpu/emulator): the host's C++ compiler, with an emulation of the libraries in front.
+EMULATOR_FLAGS = -std=c++17 -O2 -g -Wall -Wno-unknown-pragmas -ffp-contract=off -fPIC -I$(EMULATOR) -I. $(SEARCH_CFLAGS)
+$(OBJ)/$(EMULATOR)/%.cu.o: %.cu
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  c++  $<')
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -MMD -MP -x c++ -c $< -o $@
+$(OBJ)/$(EMULATOR)/%.cc.o: $(EMULATOR)/%.cc
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  c++  $<')
+	$(Q)$(CXX) $(EMULATOR_FLAGS) -MMD -MP -c $< -o $@
+$(OBJ)/$(EMULATOR)/%.c.o: %.c
+	@mkdir -p $(@D)
+	@$(if $(Q),echo '  cc   $< (emulated)')
+	$(Q)$(CC) $(ALL_CFLAGS) -I$(EMULATOR) -MMD -MP -c $< -o $@
+$(EMULATED): $(EMULATED_OBJECTS) $(call archives,common)
+	@$(if $(Q),echo '  link $@')
+	$(Q)$(CXX) -shared $(filter %.o,$^) $(filter %.a,$^) $(COMMON_LIBS) -o $@
+-include $(wildcard $(OBJ)/$(EMULATOR)/*.d $(OBJ)/$(EMULATOR)/kernels/cuda/*.d)
 
 .SECONDEXPANSION:
 $(OBJ)/tests/%: $(OBJ)/tests/%.o $$(call test_helpers,$$(patsubst %/,%,$$(dir $$*))) $(call archives,$(LAYERS))

@@ -13,7 +13,8 @@
  *     kd_backend_close(b);
  *
  * Buffers are device addresses: only the backend dereferences them (but see host_memory), offsets are plain pointer arithmetic. Calls are queued on one stream in
- * order; upload and download have completed for the host side when they return. No op returns a host scalar: results lie in buffers.
+ * order; upload and download have completed for the host side when they return: an upload's source may change then, and its destination has the bytes before the next call's work begins.
+ * No op returns a host scalar: results lie in buffers.
  * Thread rule: a backend belongs to one thread at a time.
  * This header, ops.h and encode.h compile as C11 and under nvcc. */
 #ifndef KD_KERNELS_BACKEND_H
@@ -23,10 +24,12 @@
 #include "common/tensor/encode.h"
 #include "kernels/ops.h"
 
-enum { KD_BACKEND_ABI = 5 };
+enum { KD_BACKEND_ABI = 6 };
 
 typedef struct kd_backend kd_backend;
-typedef struct kd_op kd_op; /* one prepared op; each backend defines its own */
+typedef struct kd_op kd_op; /* one prepared op; each backend defines its own, as the next two */
+typedef struct kd_fetch kd_fetch;
+typedef struct kd_recording kd_recording;
 
 /* The optimizers compute in f32 and round where PyTorch's CPU kernels do (torch/optim/adam.py and sgd.py, aten lerp, addcmul, addcdiv, add with alpha), so that runs of the two don't drift apart
  * by the order of roundings. Below, every operation rounds to f32, fma(a, b, c) = a b + c rounds once, [x] is a scalar computed in double and then rounded, and g is first multiplied by *scale.
@@ -72,6 +75,21 @@ typedef struct kd_backend_table {
     kd_status (*zero)(kd_backend *b, void *dst, size_t bytes, kd_err *err);
     kd_status (*sync)(kd_backend *b, kd_err *err); /* waits for the stream; reports errors of earlier launches */
 
+    /* A download in two halves, between which the device goes on working: begin takes what src holds at this point of the stream, at most `capacity` bytes; end waits until the host has it, and for
+     * nothing that was queued later. Every begin has its end before the next begin. *data is the fetch's own memory, valid until then. */
+    kd_status (*fetch_create)(kd_backend *b, kd_fetch **out, size_t capacity, kd_err *err);
+    void (*fetch_destroy)(kd_backend *b, kd_fetch *f); /* accepts NULL */
+    kd_status (*fetch_begin)(kd_backend *b, kd_fetch *f, const void *src, size_t bytes, kd_err *err);
+    kd_status (*fetch_end)(kd_backend *b, kd_fetch *f, const void **data, kd_err *err);
+
+    /* A sequence of calls (ops, zero, flat functions) that is queued as one, as often as wanted: between record_begin and record_end they are noted instead of run, and every replay runs them with the
+     * arguments and addresses of then. No memory, copy to or from the host, fetch or sync in between. After an error record_end is still called, with out NULL: it forgets what was noted.
+     * NULL, all four, where a backend gains nothing by it. */
+    kd_status (*record_begin)(kd_backend *b, kd_err *err);
+    kd_status (*record_end)(kd_backend *b, kd_recording **out, kd_err *err);
+    kd_status (*replay)(kd_backend *b, kd_recording *r, kd_err *err);
+    void (*recording_destroy)(kd_backend *b, kd_recording *r); /* accepts NULL */
+
     /* Ops (kernels/ops.h). create chooses the algorithm and fills needs; nothing may be allocated in pack, forward or backward. */
     kd_status (*op_create)(kd_backend *b, kd_op **out, const kd_op_desc *desc, kd_op_needs *needs, kd_err *err);
     void (*op_destroy)(kd_backend *b, kd_op *op);
@@ -111,6 +129,12 @@ typedef const kd_backend_table *(*kd_backend_entry)(void);
 #define KD_BACKEND_ENTRY_NAME "kd_backend_table_get"
 
 const kd_backend_table *kd_backend_ref_table(void); /* kernels/ref, linked in */
+
+/* The fetch of backends whose buffers lie in the host's memory: a copy. In kernels/host_fetch.c; modules find it in the program that loads them. */
+kd_status kd_host_fetch_create(kd_backend *b, kd_fetch **out, size_t capacity, kd_err *err);
+void kd_host_fetch_destroy(kd_backend *b, kd_fetch *f);
+kd_status kd_host_fetch_begin(kd_backend *b, kd_fetch *f, const void *src, size_t bytes, kd_err *err);
+kd_status kd_host_fetch_end(kd_backend *b, kd_fetch *f, const void **data, kd_err *err);
 
 /* device: "auto", "ref", "cpu", "cuda" or "cuda:N". auto: cuda if its module and a device are present, else cpu, else KD_ENODEVICE; says which with kd_log, and
  * warns on every run when an NVIDIA device is there but its module isn't. threads 0 = all processors of this process.
