@@ -413,10 +413,12 @@ uninstall:
 	rm -f '$(DESTDIR)$(PREFIX)/lib/libkd_cpu.so' '$(DESTDIR)$(PREFIX)/lib/libkd_cuda.so' $(foreach m,$(MAN_PAGES),'$(DESTDIR)$(PREFIX)/share/man/man1/$(notdir $(m))')
 
 BUNDLE := dist/kdcache-bundle
+BUNDLE_TESTS := $(addprefix $(OBJ)/tests/,ops/test_ops_cuda bench/bench_model demo/draw_pictures)
 ## bundle: a folder that runs on other machines of this kind without installing anything
-# The C library stays the target's own; its newest symbol version decides how old the target may be.
+# The C library stays the target's own; its newest symbol version decides how old the target may be. tests/gpu/qualify.sh runs from it.
 bundle: build
-	$(Q)tests/bundle.sh '$(BUNDLE)' $(PROGRAMS) -- $(MODULES)
+	$(Q)$(MAKE) --no-print-directory $(BUNDLE_TESTS)
+	$(Q)tests/bundle.sh '$(BUNDLE)' $(PROGRAMS) -- $(MODULES) -- $(BUNDLE_TESTS)
 
 ## clean: remove what this Makefile makes
 clean:

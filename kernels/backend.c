@@ -34,6 +34,8 @@ static kd_status parse_device(device_name *out, const char *text, kd_err *err) {
             return KD_OK;
         }
     }
+    if (strcmp(text, "cuda:all") == 0)
+        return kd_fail(err, KD_EUSAGE, "--device cuda:all is for kd-precompute, which gives each device a part of the images; use cuda:N here");
     return kd_fail(err, KD_EUSAGE, "unknown device '%s'; use auto, cpu, cuda, cuda:N or ref", text);
 }
 
@@ -134,6 +136,13 @@ kd_status kd_backend_open(kd_backend **out, const char *device, int threads, kd_
     if (strcmp(name.module, "auto") == 0)
         return open_auto(out, threads, err);
     return open_module(out, &name, threads, err);
+}
+
+kd_status kd_backend_devices(int *count, const char *module, kd_err *err) {
+    const kd_backend_table *table = NULL;
+    KD_TRY(load_module(&table, module, err));
+    *count = 1;
+    return table->devices != NULL ? table->devices(count, err) : KD_OK;
 }
 
 void kd_backend_close(kd_backend *b) {

@@ -60,6 +60,8 @@ typedef struct kd_backend_table {
     const char *name; /* "ref", "cpu", "cuda" */
     int host_memory;  /* buffers lie in the host's memory: the host may read one in place after sync instead of downloading it */
 
+    /* How many devices there are, at least 1. KD_ENODEVICE with the reason. NULL: the host alone. */
+    kd_status (*devices)(int *count, kd_err *err);
     /* threads >= 1; ordinal: device number for cuda, else 0. */
     kd_status (*open)(kd_backend **out, int threads, int ordinal, kd_err *err);
     void (*close)(kd_backend *b);
@@ -141,5 +143,7 @@ kd_status kd_host_fetch_end(kd_backend *b, kd_fetch *f, const void **data, kd_er
  * Modules are looked for in KD_LIB_DIR, then in ../lib beside the executable. KD_EUSAGE: unknown name. KD_ENODEVICE: module or device missing, wrong ABI. */
 kd_status kd_backend_open(kd_backend **out, const char *device, int threads, kd_err *err);
 void kd_backend_close(kd_backend *b); /* accepts NULL */
+/* How many devices a module ("ref", "cpu", "cuda") finds on this machine. KD_ENODEVICE: as kd_backend_open. */
+kd_status kd_backend_devices(int *count, const char *module, kd_err *err);
 
 #endif

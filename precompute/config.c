@@ -38,7 +38,7 @@ static const kd_option table[] = {
     KD_OPTION_INT(T, zstd_level, "zstd-level", "L", "1", 1, 19, "zstd level; levels above 1 save little on features"),
     KD_OPTION_INT(T, batch_size, "batch-size", "N", "16", 1, 4096, "views per teacher batch"),
     KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute and loader threads; 0 = every processor"),
-    KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N]", "auto", 0, "where the teacher runs"),
+    KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N|:all]", "auto", 0, "where the teacher runs; cuda:all: on every CUDA device, each in a process with its part of the images (folder)"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the teacher's matrix products"),
     KD_OPTION_SIZE(T, budget, "budget", NULL, "largest sealed cache that is acceptable, of all parts together: a smaller patch target (of --for's students, then pooled), then fewer views, then no patches are chosen to fit (docs/storage.md; kd-cache estimate shows the choices)"),
     KD_OPTION_STRING(T, max_skipped, "max-skipped", "N|P%", "0", 0, "bad inputs that are acceptable; beyond that the finished run ends with exit code 3"),

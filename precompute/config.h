@@ -18,6 +18,7 @@ typedef struct kd_precompute_config {
     const char *shard, *stage, *paths, *fill; /* shard, stage, fill: NULL when absent */
     uint64_t shard_size;
     int null, inspect, dry_run, json, force;
+    char **argv; /* the command line, for the processes of --device cuda:all */
 } kd_precompute_config;
 
 extern const kd_program kd_precompute_program;

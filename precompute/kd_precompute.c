@@ -11,6 +11,7 @@ int main(int argc, char **argv) {
                                      : kd_options_parse(&kd_precompute_program, &config, argc, argv, &json, arena, &err);
     if (status == KD_OK) {
         config.json = json;
+        config.argv = argv;
         status = kd_precompute_run(&config, &err);
     }
     if (status < 0)

@@ -11,6 +11,7 @@
 #include "common/base/progress.h"
 #include "common/data/skip_list.h"
 #include "precompute/describe.h"
+#include "precompute/devices.h"
 #include "precompute/fill.h"
 #include "precompute/inspect.h"
 #include "precompute/kinds.h"
@@ -545,6 +546,8 @@ kd_status kd_precompute_run(const kd_precompute_config *config, kd_err *err) {
         return kd_inspect_run(config, err);
     if (config->file != NULL)
         return kd_fail(err, KD_EUSAGE, "%s: a file without an option before it is for --inspect; the teacher is given as --weights %s", config->file, config->file);
+    if (kd_devices_all(config))
+        return kd_devices_run(config, err);
     run r = {.config = config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
     pthread_mutex_init(&r.writer_lock, NULL);
     kd_signals_catch();

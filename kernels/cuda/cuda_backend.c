@@ -80,11 +80,18 @@ static kd_status no_device(cudaError_t status, int ordinal, kd_err *err) {
     return kd_fail(err, KD_ENODEVICE, "device cuda:%d: the driver (CUDA %s) sees no device (%s); is it hidden by CUDA_VISIBLE_DEVICES, or choose --device cpu", ordinal, has, cudaGetErrorString(status));
 }
 
+static kd_status count_devices(int *count, int ordinal, kd_err *err) {
+    cudaError_t status = cudaGetDeviceCount(count);
+    return status != cudaSuccess || *count == 0 ? no_device(status, ordinal, err) : KD_OK;
+}
+
+static kd_status cuda_devices(int *count, kd_err *err) {
+    return count_devices(count, 0, err);
+}
+
 static kd_status find_device(kd_cuda *b, struct cudaDeviceProp *prop, kd_err *err) {
     int count = 0;
-    cudaError_t status = cudaGetDeviceCount(&count);
-    if (status != cudaSuccess || count == 0)
-        return no_device(status, b->ordinal, err);
+    KD_TRY(count_devices(&count, b->ordinal, err));
     if (b->ordinal >= count)
         return kd_fail(err, KD_ENODEVICE, "device cuda:%d: this machine has %d CUDA device%s, numbered from 0", b->ordinal, count, count == 1 ? "" : "s");
     KD_TRY(kd_cuda_check(cudaSetDevice(b->ordinal), "cuda: choosing the device", err));
@@ -313,6 +320,7 @@ static const kd_backend_table table = {
     .abi = KD_BACKEND_ABI,
     .name = "cuda",
     .host_memory = 0,
+    .devices = cuda_devices,
     .open = cuda_open,
     .close = cuda_close,
     .describe = cuda_describe,
