@@ -147,9 +147,9 @@ static cublasStatus_t create_preference(cublasLtMatmulPreference_t *out, const k
 }
 
 static kd_status no_algorithm(const kd_gemm *g, const kd_gemm_desc *d, cublasStatus_t status, kd_err *err) {
-    return kd_fail(err, KD_EFAIL, "%s: cuBLASLt has no algorithm for %s[%lld,%lld]%s x %s[%lld,%lld]%s = %s[%lld,%lld]%s%s, batch %lld: %s", g->name, kd_dtype_name(d->ab), (long long)d->m, (long long)d->k,
-                   d->trans_a ? " (transposed)" : "", kd_dtype_name(d->ab), (long long)d->k, (long long)d->n, d->trans_b ? " (transposed)" : "", kd_dtype_name(d->c), (long long)d->m, (long long)d->n,
-                   d->bias ? " + bias" : "", d->relu ? ", ReLU" : "", (long long)(d->batch ? d->batch : 1), cublasLtGetStatusString(status));
+    return kd_fail(err, KD_EFAIL, "%s: cuBLASLt has no algorithm for %s[%lld,%lld]%s x %s[%lld,%lld]%s = %s[%lld,%lld]%s%s, batch %lld: %s", g->name, kd_dtype_name(d->ab), (long long)d->m,
+                   (long long)d->k, d->trans_a ? " (transposed)" : "", kd_dtype_name(d->ab), (long long)d->k, (long long)d->n, d->trans_b ? " (transposed)" : "", kd_dtype_name(d->c),
+                   (long long)d->m, (long long)d->n, d->bias ? " + bias" : "", d->relu ? ", ReLU" : "", (long long)(d->batch ? d->batch : 1), cublasLtGetStatusString(status));
 }
 
 static kd_status choose(kd_cuda *b, kd_gemm *g, const kd_gemm_desc *d, kd_err *err) {
