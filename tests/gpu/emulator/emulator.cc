@@ -77,6 +77,12 @@ static void check_inside(const void *p, size_t bytes, const char *what) {
         die("%s of %zu bytes runs %zu bytes past the end of an allocation of %zu", what, bytes, (size_t)((const char *)p + bytes - a->first - a->second), a->second);
 }
 
+void kd_emulator_check_range(const void *p, size_t bytes, const char *what) {
+    if (!on_device(p))
+        die("%s: not memory of the device", what);
+    check_inside(p, bytes, what);
+}
+
 extern "C" cudaError_t cudaMalloc(void **out, size_t bytes) {
     if (!region) {
         void *p = mmap(nullptr, REGION, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -349,6 +355,16 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device)
         return cudaErrorInvalidDevice;
     *prop = cudaDeviceProp{"emulated device", memory_limit(), fault("sm_75") ? 7 : 9, fault("sm_75") ? 5 : 0, 4};
     return cudaSuccess;
+}
+
+extern "C" cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
+    cudaDeviceProp prop;
+    cudaError_t status = cudaGetDeviceProperties(&prop, device);
+    if (status == cudaSuccess && attribute != cudaDevAttrComputeCapabilityMajor)
+        return cudaErrorInvalidValue;
+    if (status == cudaSuccess)
+        *value = prop.major;
+    return status;
 }
 
 extern "C" cudaError_t cudaGetLastError(void) {
