@@ -243,12 +243,15 @@ static __global__ void __launch_bounds__(KD_IMAGE_THREADS) resize_grad_kernel(re
         for (int oy = rows.first; oy < rows.end; oy++) {
             size_t line = ((size_t)image * a.out_h + (size_t)oy) * a.out_w;
             float by_row = weight_of(a.row[oy], iy, a.h);
+            kd_f8 part = {};
             for (int ox = columns.first; ox < columns.end; ox++) {
-                float weight = by_row * weight_of(a.column[ox], ix, a.w);
+                float weight = weight_of(a.column[ox], ix, a.w);
                 kd_f8 v = kd_load_some(a.from, a.from_bf16, (line + (size_t)ox) * a.width + channel, each, whole);
                 for (int k = 0; k < 8; k++)
-                    sum.v[k] = fmaf(v.v[k], weight, sum.v[k]);
+                    part.v[k] = fmaf(v.v[k], weight, part.v[k]);
             }
+            for (int k = 0; k < 8; k++)
+                sum.v[k] = fmaf(part.v[k], by_row, sum.v[k]);
         }
         kd_store_grad_some(a.to, a.to_bf16, ((size_t)blockIdx.x * a.w + ix) * a.width + channel, sum, each, whole, a.add);
     }
