@@ -422,7 +422,7 @@ static void similarity_loss_cases(void) {
 /* --- tokens, attention, maps --- */
 
 static void token_cases(void) {
-    static const int sizes[][3] = {{1, 1, 1}, {2, 7, 17}, {3, 16, 33}, {2, 49, 64}}; /* N, P, D */
+    static const int sizes[][3] = {{1, 1, 1}, {2, 7, 17}, {3, 16, 33}, {2, 49, 64}, {1, 1100, 72}}; /* N, P, D */
     for (size_t i = 0; i < COUNT(sizes); i++) {
         int n = sizes[i][0], p = sizes[i][1], w = sizes[i][2];
         const char *label = text("%dx%dx%d", n, p, w);

@@ -122,7 +122,10 @@ extern "C" cudaError_t cudaFree(void *p) {
         die("cudaFree of an address that isn't an allocation");
     used_bytes -= a->second;
     device_work work;
-    madvise(a->first, a->second, MADV_DONTNEED);
+    const uintptr_t PAGE = 4096; /* only pages that are this allocation's alone: a neighbour begins a grain behind it */
+    uintptr_t first = ((uintptr_t)a->first + PAGE - 1) / PAGE * PAGE, end = ((uintptr_t)a->first + a->second) / PAGE * PAGE;
+    if (first < end)
+        madvise((void *)first, end - first, MADV_DONTNEED);
     allocations.erase(a);
     return cudaSuccess;
 }
