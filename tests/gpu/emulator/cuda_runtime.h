@@ -82,7 +82,6 @@ const char *cudaGetErrorString(cudaError_t error);
 #include <cmath>
 #include <functional>
 #include <math.h>
-#include <tuple>
 
 /* ---- in kernels ---- */
 
@@ -160,9 +159,9 @@ struct cudaLaunchConfig_t {
 };
 cudaError_t kd_emulator_launch(const cudaLaunchConfig_t *config, std::function<void()> thread);
 
-template <class... P, class... A> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args) {
-    std::tuple<P...> values(static_cast<P>(args)...); /* by value: as a device takes them at the launch */
-    return kd_emulator_launch(config, [kernel, values] { std::apply(kernel, values); });
+/* Arguments by value, as a device takes them at the launch. Static, and without templates of the library over their types: structures of one name in two files must stay two types. */
+template <class... P, class... A> static cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args) {
+    return kd_emulator_launch(config, [kernel, ... values = static_cast<P>(args)] { kernel(values...); });
 }
 /* For emulated libraries: work in the order of a stream, with device memory at hand; a check that all of a range lies in one allocation, or the program ends with a sentence. */
 cudaError_t kd_emulator_enqueue(cudaStream_t stream, std::function<void()> work);

@@ -515,8 +515,7 @@ static bool open_barriers() {
 
 static void run_block() {
     int ended = 0;
-    if (__stop_kd_emulated_shared > __start_kd_emulated_shared)
-        memset(__start_kd_emulated_shared, 0xff, (size_t)(__stop_kd_emulated_shared - __start_kd_emulated_shared));
+    memset(__start_kd_emulated_shared, 0xff, (size_t)(__stop_kd_emulated_shared - __start_kd_emulated_shared));
     for (int t = 0; t < thread_count; t++)
         fibers[t].state = READY, fibers[t].started = false;
     while (ended < thread_count) {
