@@ -52,6 +52,7 @@ kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const k
 void kd_exec_destroy(kd_exec *e) {
     if (!e)
         return;
+    kd_recorded_drop(e);
     for (int i = 0; i < e->node_count; i++)
         if (e->nodes[i].op)
             e->b->v->op_destroy(e->b, e->nodes[i].op);
@@ -83,8 +84,7 @@ static int is_packed(const kd_exec *e) {
 kd_status kd_run_begin(kd_exec *e, kd_err *err) {
     if (is_packed(e))
         return KD_OK;
-    for (int i = 0; i < e->node_count; i++)
-        KD_TRY(e->b->v->op_pack(e->b, e->nodes[i].op, &e->nodes[i].args, err));
+    KD_TRY(kd_run_pass(e, KD_PASS_PACK, err));
     e->packed_version = e->p->version;
     e->packed_state_version = e->p->state_version;
     return KD_OK;
@@ -119,8 +119,7 @@ void kd_run_end(kd_exec *e) {
 
 kd_status kd_exec_forward(kd_exec *e, kd_err *err) {
     KD_TRY(kd_run_begin(e, err));
-    for (int i = 0; i < e->node_count; i++)
-        KD_TRY(kd_run_node(e, &e->nodes[i], 0, err));
+    KD_TRY(kd_run_pass(e, KD_PASS_FORWARD, err));
     kd_run_end(e);
     return KD_OK;
 }
@@ -135,12 +134,36 @@ kd_status kd_run_zero_gradients(kd_exec *e, kd_err *err) {
 
 kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err) {
     KD_ASSERT(e->config.train);
-    if (!accumulate)
-        KD_TRY(kd_run_zero_gradients(e, err));
+    return kd_run_pass(e, accumulate ? KD_PASS_BACKWARD_ADDED : KD_PASS_BACKWARD, err);
+}
+
+static kd_status pack_all(kd_exec *e, kd_err *err) {
+    for (int i = 0; i < e->node_count; i++)
+        KD_TRY(e->b->v->op_pack(e->b, e->nodes[i].op, &e->nodes[i].args, err));
+    return KD_OK;
+}
+
+static kd_status forward_all(kd_exec *e, kd_err *err) {
+    for (int i = 0; i < e->node_count; i++)
+        KD_TRY(kd_run_node(e, &e->nodes[i], 0, err));
+    return KD_OK;
+}
+
+static kd_status backward_all(kd_exec *e, kd_err *err) {
     for (int i = e->node_count - 1; i >= 0; i--)
         if (kd_has_backward_work(&e->nodes[i]))
             KD_TRY(kd_run_node(e, &e->nodes[i], 1, err));
     return KD_OK;
+}
+
+kd_status kd_run_ops(kd_exec *e, kd_pass pass, kd_err *err) {
+    if (pass == KD_PASS_PACK)
+        return pack_all(e, err);
+    if (pass == KD_PASS_FORWARD)
+        return forward_all(e, err);
+    if (pass == KD_PASS_BACKWARD)
+        KD_TRY(kd_run_zero_gradients(e, err));
+    return backward_all(e, err);
 }
 
 float *kd_exec_gradients(kd_exec *e) {
