@@ -50,7 +50,8 @@ typedef struct view_batch {
 } view_batch;
 
 typedef struct run {
-    const kd_precompute_config *config;
+    const kd_precompute_config *config; /* resolved */
+    kd_precompute_config resolved;      /* as given, but with the batch size that --batch-size 0 means */
     int threads;
     kd_dataset whole, some;
     const kd_dataset *data; /* what this run works on: all, or some of it (--shard, --fill) */
@@ -154,12 +155,37 @@ static kd_status open_recipe(run *r, kd_err *err) {
     return kd_run_recipe(&r->recipe, r->config, &r->plan, &r->policy, &r->model, &r->weights_sha, r->ids, r->mix.count, err);
 }
 
+enum { PLAIN_BATCH = 16, SMALLEST_BATCH = 8, LARGEST_BATCH = 256 };
+
+/* --batch-size 0 on a device: from its whole memory, not from what happens to be free, because a cache's bits may depend on the batch size. Measured on a teacher with a small batch. */
+static kd_status choose_batch(run *r, kd_teacher_config *t, kd_err *err) {
+    size_t left, total;
+    r->resolved.batch_size = PLAIN_BATCH;
+    if (r->backend->v->memory == NULL)
+        return KD_OK;
+    KD_TRY(r->backend->v->memory(r->backend, &left, &total, err));
+    t->batch = SMALLEST_BATCH;
+    KD_TRY(kd_teacher_open(&r->teacher, r->backend, r->weights, t, err));
+    size_t model = kd_teacher_model_bytes(r->teacher), each = kd_teacher_work_bytes(r->teacher) / SMALLEST_BATCH, room = total / 5 * 3;
+    kd_teacher_close(r->teacher);
+    r->teacher = NULL;
+    int64_t batch = LARGEST_BATCH;
+    while (batch > SMALLEST_BATCH && model + (size_t)batch * each > room)
+        batch /= 2;
+    r->resolved.batch_size = batch;
+    kd_log(KD_LOG_INFO, "batch size %d, from the device's memory (--batch-size)", (int)batch);
+    return KD_OK;
+}
+
 static kd_status open_teacher(run *r, kd_err *err) {
     const kd_precompute_config *c = r->config;
-    kd_teacher_config t = {.model = &r->model, .choice = &r->plan.choice, .height = r->policy.image_h, .width = r->policy.image_w, .batch = (int)c->batch_size,
+    kd_teacher_config t = {.model = &r->model, .choice = &r->plan.choice, .height = r->policy.image_h, .width = r->policy.image_w,
                            .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .store = r->plan.dtype,
                            .target = r->plan.target, .targets = r->plan.targets};
     KD_TRY(kd_backend_open(&r->backend, c->device, r->threads, err));
+    if (c->batch_size == 0)
+        KD_TRY(choose_batch(r, &t, err));
+    t.batch = (int)c->batch_size;
     return kd_teacher_open(&r->teacher, r->backend, r->weights, &t, err);
 }
 
@@ -604,7 +630,8 @@ kd_status kd_precompute_run(const kd_precompute_config *config, kd_err *err) {
         return kd_fail(err, KD_EUSAGE, "%s: a file without an option before it is for --inspect; the teacher is given as --weights %s", config->file, config->file);
     if (kd_devices_all(config))
         return kd_devices_run(config, err);
-    run r = {.config = config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
+    run r = {.resolved = *config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
+    r.config = &r.resolved;
     pthread_mutex_init(&r.writer_lock, NULL);
     kd_signals_catch();
     kd_status status = execute(&r, err);
