@@ -38,12 +38,12 @@ static __global__ void weights_kernel(float *weight, int points, int full) {
         weight[3 * k + o] = (float)sum[o];
 }
 
-typedef struct adjoint_args {
+typedef struct adjoint_loss_args {
     const float *s, *a, *square;
     const float *weight;
     size_t images, width;
     int rows, columns; /* K, L */
-} adjoint_args;
+} adjoint_loss_args;
 
 /* A point of the reduced grid, and the weights of the nine points around it. */
 typedef struct point {
@@ -52,7 +52,7 @@ typedef struct point {
     float weight[9];
 } point;
 
-static __device__ __forceinline__ point point_of(const adjoint_args *a, size_t r) {
+static __device__ __forceinline__ point point_of(const adjoint_loss_args *a, size_t r) {
     size_t tokens = (size_t)a->rows * (size_t)a->columns;
     point p;
     p.image = r / tokens, p.at = r * a->width;
@@ -63,7 +63,7 @@ static __device__ __forceinline__ point point_of(const adjoint_args *a, size_t r
 }
 
 /* U^T U s in the group at i. */
-static __device__ __forceinline__ kd_f8 gram(const adjoint_args *a, const point *p, size_t i, int aligned) {
+static __device__ __forceinline__ kd_f8 gram(const adjoint_loss_args *a, const point *p, size_t i, int aligned) {
     kd_f8 sum = {{0, 0, 0, 0, 0, 0, 0, 0}};
     for (int o = 0; o < 9; o++) {
         int dk = o / 3 - 1, dl = o % 3 - 1;
@@ -76,7 +76,7 @@ static __device__ __forceinline__ kd_f8 gram(const adjoint_args *a, const point 
     return sum;
 }
 
-static __global__ void adjoint_kernel(double *part, adjoint_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) adjoint_kernel(double *part, adjoint_loss_args a) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(a.width, shared);
     size_t tokens = (size_t)a.rows * (size_t)a.columns;
@@ -99,7 +99,7 @@ static __global__ void adjoint_kernel(double *part, adjoint_args a) {
     kd_team_finish(part, &t, total);
 }
 
-static __global__ void adjoint_grad_kernel(float *dx, adjoint_args a, double scale, const float *dy, int add) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) adjoint_grad_kernel(float *dx, adjoint_loss_args a, double scale, const float *dy, int add) {
     kd_team t = kd_team_here(a.width, NULL);
     size_t tokens = (size_t)a.rows * (size_t)a.columns;
     int aligned = a.width % 8 == 0;
@@ -131,9 +131,9 @@ static kd_status adjoint_pack(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_err
     return kd_launch(b, "weights of an adjoint", weights_kernel, (unsigned)((columns + WEIGHT_THREADS - 1) / WEIGHT_THREADS), WEIGHT_THREADS, err, weight + 3 * rows, columns, d->grid_w);
 }
 
-static adjoint_args args_of(const kd_op_desc *d, const kd_op_args *a) {
+static adjoint_loss_args args_of(const kd_op_desc *d, const kd_op_args *a) {
     const int64_t *shape = d->x[0].shape;
-    adjoint_args r = {(const float *)a->x[0], (const float *)a->x[1], (const float *)a->x[2], (const float *)a->packed, (size_t)shape[0], (size_t)shape[3], (int)shape[1], (int)shape[2]};
+    adjoint_loss_args r = {(const float *)a->x[0], (const float *)a->x[1], (const float *)a->x[2], (const float *)a->packed, (size_t)shape[0], (size_t)shape[3], (int)shape[1], (int)shape[2]};
     return r;
 }
 
@@ -152,10 +152,10 @@ static kd_status adjoint_forward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_
 static kd_status adjoint_backward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const kd_op_desc *d = &op->desc;
     size_t width = kd_cuda_width(&d->x[0]);
-    if (!(d->need_dx & 1))
+    if (!kd_wants_dx(d))
         return KD_OK;
     return kd_launch(b, "gradient of adjoint loss", adjoint_grad_kernel, (unsigned)kd_loss_blocks(kd_cuda_rows(&d->x[0]), width), kd_team_threads(width), err, (float *)a->dx[0], args_of(d, a),
-                     2 / full_numel(d), (const float *)a->dy, (d->add_dx & 1) != 0);
+                     2 / full_numel(d), (const float *)a->dy, kd_adds_dx(d));
 }
 
 extern "C" const kd_cuda_kind kd_cuda_mse_adjoint = {adjoint_create, NULL, adjoint_pack, adjoint_forward, adjoint_backward};

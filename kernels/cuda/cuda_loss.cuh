@@ -162,10 +162,18 @@ static __device__ __forceinline__ kd_f8 kd_kl_grad(const kd_score_rows *r, const
 
 /* ---- calls (cuda_losses.cu) ---- */
 
+/* Losses have a gradient by the prediction only. */
+static inline int kd_wants_dx(const kd_op_desc *d) {
+    return d->train && (d->need_dx & 1);
+}
+static inline int kd_adds_dx(const kd_op_desc *d) {
+    return (d->add_dx & 1) != 0;
+}
+
 /* y[0] = scale times the sum of n parts. */
 kd_status kd_cuda_loss_total(kd_cuda *b, void *y, const double *part, size_t n, double scale, kd_err *err);
 
-/* dx = (dy - y <y, dy>) / |x| * factor * *of_loss with y = x / |x|, row by row; where |x| < eps, dx = dy / eps and so on. */
+/* dx = (dy - y <y, dy>) / |x| * factor * *of_loss with y = x / |x|, row by row; where |x| < eps, dx = dy / eps * factor * *of_loss (ops.h, l2_normalize). */
 typedef struct kd_normalize_grad {
     void *dx;
     const void *dy, *x;

@@ -24,17 +24,9 @@ static unsigned blocks_of_rows(const kd_tdesc *t) {
     return (unsigned)kd_loss_blocks(kd_cuda_rows(t), kd_cuda_width(t));
 }
 
-static int wants_dx(const kd_op_desc *d) {
-    return d->train && (d->need_dx & 1);
-}
-
-static int adds_dx(const kd_op_desc *d) {
-    return (d->add_dx & 1) != 0;
-}
-
 /* ---- l2_normalize ---- */
 
-static __global__ void normalize_kernel(void *y, int y_bf16, const void *x, int x_bf16, size_t rows, size_t width) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) normalize_kernel(void *y, int y_bf16, const void *x, int x_bf16, size_t rows, size_t width) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(width, shared);
     int aligned = width % 8 == 0;
@@ -50,7 +42,7 @@ static __global__ void normalize_kernel(void *y, int y_bf16, const void *x, int 
 }
 
 /* y is divided again rather than multiplied by an inverse: for a row of one value the gradient is then exactly zero. */
-static __global__ void normalize_grad_kernel(kd_normalize_grad g, int x_bf16, int dy_bf16) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) normalize_grad_kernel(kd_normalize_grad g, int x_bf16, int dy_bf16) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(g.width, shared);
     int aligned = g.width % 8 == 0;
@@ -71,7 +63,7 @@ static __global__ void normalize_grad_kernel(kd_normalize_grad g, int x_bf16, in
         kd_team_groups(i, t, g.width) {
             kd_f8 x = kd_row_load(g.x, x_bf16, at + i, g.width - i, aligned), d = kd_row_load(g.dy, dy_bf16, at + i, g.width - i, aligned);
             for (int k = 0; k < 8; k++)
-                d.v[k] = (d.v[k] - x.v[k] / by * along) * scale;
+                d.v[k] = fmaf(-(x.v[k] / by), along, d.v[k]) * scale;
             kd_row_store_grad(g.dx, x_bf16, at + i, d, g.width - i, aligned, g.add);
         }
     }
@@ -90,8 +82,8 @@ static kd_status normalize_forward(kd_cuda *b, kd_op *op, const kd_op_args *a, k
 
 static kd_status normalize_backward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const kd_op_desc *d = &op->desc;
-    kd_normalize_grad g = {a->dx[0], a->dy, a->x[0], d->x[0].dtype, d->y.dtype, kd_cuda_rows(&d->y), kd_cuda_width(&d->y), KD_OP_L2_EPS, 1, NULL, adds_dx(d)};
-    return wants_dx(d) ? kd_cuda_normalize_grad(b, &g, err) : KD_OK;
+    kd_normalize_grad g = {a->dx[0], a->dy, a->x[0], d->x[0].dtype, d->y.dtype, kd_cuda_rows(&d->y), kd_cuda_width(&d->y), KD_OP_L2_EPS, 1, NULL, kd_adds_dx(d)};
+    return kd_wants_dx(d) ? kd_cuda_normalize_grad(b, &g, err) : KD_OK;
 }
 
 extern "C" const kd_cuda_kind kd_cuda_l2_normalize = {NULL, NULL, NULL, normalize_forward, normalize_backward};
@@ -161,10 +153,10 @@ static kd_status element_forward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_
 static kd_status element_backward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const kd_op_desc *d = &op->desc;
     size_t n = kd_tdesc_numel(&d->x[0]);
-    if (!wants_dx(d))
+    if (!kd_wants_dx(d))
         return KD_OK;
-    return kd_launch(b, "gradient of a loss of elements", element_grad_kernel, kd_blocks(b, (n + 7) / 8, THREADS), THREADS, err, (float *)a->dx[0], (const float *)a->x[0], (const float *)a->x[1], n,
-                     beta_of(d), 1 / (double)n, (const float *)a->dy, adds_dx(d));
+    return kd_launch(b, "gradient of a loss of elements", element_grad_kernel, kd_blocks(b, (n + 7) / 8, THREADS), THREADS, err, (float *)a->dx[0], (const float *)a->x[0],
+                     (const float *)a->x[1], n, beta_of(d), 1 / (double)n, (const float *)a->dy, kd_adds_dx(d));
 }
 
 extern "C" const kd_cuda_kind kd_cuda_mse = {element_create, NULL, NULL, element_forward, element_backward};
@@ -172,15 +164,15 @@ extern "C" const kd_cuda_kind kd_cuda_smooth_l1 = {element_create, NULL, NULL, e
 
 /* ---- cosine, kl_logits: rows of x0 and x1 ---- */
 
-typedef struct row_args {
+typedef struct row_loss_args {
     const float *s, *t;
     double *part;
     void *saved; /* per row, cosine_row or kd_kl; NULL when there is no gradient */
     size_t rows, width;
     float temperature;
-} row_args;
+} row_loss_args;
 
-typedef struct row_grad_args {
+typedef struct row_loss_grad_args {
     const float *s, *t, *dy;
     float *dx;
     const void *saved;
@@ -188,28 +180,28 @@ typedef struct row_grad_args {
     float temperature;
     double scale;
     int add;
-} row_grad_args;
+} row_loss_grad_args;
 
 static kd_status row_create(kd_op *op, kd_op_needs *needs, size_t saved) {
     const kd_op_desc *d = &op->desc;
     needs->scratch = blocks_of_rows(&d->x[0]) * sizeof(double);
-    needs->saved = wants_dx(d) ? kd_cuda_rows(&d->x[0]) * saved : 0;
+    needs->saved = kd_wants_dx(d) ? kd_cuda_rows(&d->x[0]) * saved : 0;
     return KD_OK;
 }
 
 /* y = scale times the sum over rows. */
-static kd_status row_value(kd_cuda *b, kd_op *op, const kd_op_args *a, const char *name, void (*kernel)(row_args), double scale, kd_err *err) {
+static kd_status row_value(kd_cuda *b, kd_op *op, const kd_op_args *a, const char *name, void (*kernel)(row_loss_args), double scale, kd_err *err) {
     const kd_op_desc *d = &op->desc;
-    row_args r = {(const float *)a->x[0], (const float *)a->x[1], (double *)a->scratch, wants_dx(d) ? a->saved : NULL, kd_cuda_rows(&d->x[0]), kd_cuda_width(&d->x[0]), d->temperature};
+    row_loss_args r = {(const float *)a->x[0], (const float *)a->x[1], (double *)a->scratch, kd_wants_dx(d) ? a->saved : NULL, kd_cuda_rows(&d->x[0]), kd_cuda_width(&d->x[0]), d->temperature};
     KD_TRY(kd_launch(b, name, kernel, blocks_of_rows(&d->x[0]), kd_team_threads(r.width), err, r));
     return kd_cuda_loss_total(b, a->y, r.part, blocks_of_rows(&d->x[0]), scale, err);
 }
 
-static kd_status row_grad(kd_cuda *b, kd_op *op, const kd_op_args *a, const char *name, void (*kernel)(row_grad_args), double scale, kd_err *err) {
+static kd_status row_grad(kd_cuda *b, kd_op *op, const kd_op_args *a, const char *name, void (*kernel)(row_loss_grad_args), double scale, kd_err *err) {
     const kd_op_desc *d = &op->desc;
-    row_grad_args r = {(const float *)a->x[0], (const float *)a->x[1], (const float *)a->dy, (float *)a->dx[0], a->saved, kd_cuda_rows(&d->x[0]), kd_cuda_width(&d->x[0]), d->temperature, scale,
-                       adds_dx(d)};
-    return wants_dx(d) ? kd_launch(b, name, kernel, blocks_of_rows(&d->x[0]), kd_team_threads(r.width), err, r) : KD_OK;
+    row_loss_grad_args r = {(const float *)a->x[0], (const float *)a->x[1], (const float *)a->dy, (float *)a->dx[0], a->saved, kd_cuda_rows(&d->x[0]), kd_cuda_width(&d->x[0]), d->temperature,
+                            scale, kd_adds_dx(d)};
+    return kd_wants_dx(d) ? kd_launch(b, name, kernel, blocks_of_rows(&d->x[0]), kd_team_threads(r.width), err, r) : KD_OK;
 }
 
 static double per_row(const kd_op *op) {
@@ -221,7 +213,7 @@ typedef struct cosine_row {
     float of_s, of_t;
 } cosine_row;
 
-static __global__ void cosine_kernel(row_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) cosine_kernel(row_loss_args a) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(a.width, shared);
     int aligned = a.width % 8 == 0;
@@ -245,7 +237,7 @@ static __global__ void cosine_kernel(row_args a) {
     kd_team_finish(a.part, &t, total);
 }
 
-static __global__ void cosine_grad_kernel(row_grad_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) cosine_grad_kernel(row_loss_grad_args a) {
     kd_team t = kd_team_here(a.width, NULL);
     int aligned = a.width % 8 == 0;
     double factor = a.scale * (double)a.dy[0];
@@ -281,7 +273,7 @@ static __device__ __forceinline__ kd_score_rows logits_of(const float *s, const 
     return r;
 }
 
-static __global__ void logits_kernel(row_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) logits_kernel(row_loss_args a) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(a.width, shared);
     double total = 0;
@@ -295,7 +287,7 @@ static __global__ void logits_kernel(row_args a) {
     kd_team_finish(a.part, &t, total);
 }
 
-static __global__ void logits_grad_kernel(row_grad_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) logits_grad_kernel(row_loss_grad_args a) {
     kd_team t = kd_team_here(a.width, NULL);
     float factor = (float)(a.scale * (double)a.dy[0]);
     for (size_t r = t.row; r < a.rows; r += t.step) {

@@ -5,41 +5,38 @@
 #include "kernels/cuda/cuda_loss.cuh"
 #include "kernels/cuda/gemm.h"
 
-enum { INVERSE_PAD = 16, MOST_IMAGES = 32768, TILE = 32, TILE_ROWS = 8, PUSH_THREADS = 128, PUSH_AHEAD = 4 };
+enum { ALIGN_FLOATS = 16, MOST_IMAGES = 32768, TILE = 32, TILE_ROWS = 8, PUSH_THREADS = 128, PUSH_AHEAD = 4 };
 #define MOST_BYTES ((size_t)64 << 20) /* of similarities or gradients of rows in scratch: images are taken in blocks of this size */
 
 /* Rows of similarities begin at multiples of 64 bytes. */
 static size_t padded(size_t n) {
-    return (n + INVERSE_PAD - 1) / INVERSE_PAD * INVERSE_PAD;
+    return (n + ALIGN_FLOATS - 1) / ALIGN_FLOATS * ALIGN_FLOATS;
 }
 
-static int wants_dx(const kd_op_desc *d) {
-    return d->train && (d->need_dx & 1);
-}
+/* ---- norms ---- */
 
-/* ---- inverse norms ---- */
-
-/* 1 / max(|x|, eps) of the rows of one or two tensors, the second's behind the first's; `per` rows (an image) lie in ld values. */
-typedef struct inverse_args {
+/* max(|x|, eps), or its inverse, of the rows of one or two tensors, the second's behind the first's; `per` rows (an image) lie in ld values. */
+typedef struct row_norm_args {
     float *out;
     const float *x[2];
     size_t sides, rows, width, per, ld;
     double eps;
-} inverse_args;
+    int inverse;
+} row_norm_args;
 
-static __global__ void inverse_kernel(inverse_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) norm_kernel(row_norm_args a) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(a.width, shared);
     for (size_t r = t.row; r < a.sides * a.rows; r += t.step) {
         size_t side = r >= a.rows, row = r - side * a.rows;
-        double norm = kd_row_norm(&t, side ? a.x[1] : a.x[0], 0, row * a.width, a.width, a.width % 8 == 0);
+        double norm = kd_at_least(kd_row_norm(&t, side ? a.x[1] : a.x[0], 0, row * a.width, a.width, a.width % 8 == 0), a.eps);
         if (t.lane == 0)
-            a.out[(r / a.per) * a.ld + r % a.per] = (float)(1 / kd_at_least(norm, a.eps));
+            a.out[(r / a.per) * a.ld + r % a.per] = (float)(a.inverse ? 1 / norm : norm);
     }
 }
 
-static kd_status inverse_norms(kd_cuda *b, inverse_args a, kd_err *err) {
-    return kd_launch(b, "norms of rows", inverse_kernel, (unsigned)kd_loss_blocks(a.sides * a.rows, a.width), kd_team_threads(a.width), err, a);
+static kd_status row_norms(kd_cuda *b, row_norm_args a, kd_err *err) {
+    return kd_launch(b, "norms of rows", norm_kernel, (unsigned)kd_loss_blocks(a.sides * a.rows, a.width), kd_team_threads(a.width), err, a);
 }
 
 /* ---- kl_queue ----
@@ -75,7 +72,7 @@ static kd_status queue_products(kd_cuda *b, queue_loss *q, const kd_op_desc *d, 
     like.m = (int64_t)q->n, like.n = (int64_t)q->rows, like.k = (int64_t)q->width, like.trans_b = 1, like.ldc = (int64_t)q->ld;
     ds.m = (int64_t)q->n, ds.n = (int64_t)q->width, ds.k = (int64_t)q->rows, ds.lda = (int64_t)q->ld;
     KD_TRY(kd_gemm_create(b, &q->like, &like, work, err));
-    if (wants_dx(d))
+    if (kd_wants_dx(d))
         KD_TRY(kd_gemm_create(b, &q->ds, &ds, &more, err));
     *work = larger(*work, more);
     return KD_OK;
@@ -118,16 +115,16 @@ static __global__ void __launch_bounds__(PUSH_THREADS) push_kernel(float *queue,
     }
 }
 
-typedef struct queue_args {
+typedef struct queue_loss_args {
     double *part;
     float *s; /* becomes q - p when `keep` */
     const float *t, *inverse;
     size_t n, rows, ld, inverse_ld;
     float temperature;
     int keep;
-} queue_args;
+} queue_loss_args;
 
-static __global__ void queue_kernel(queue_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) queue_kernel(queue_loss_args a) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(a.rows, shared);
     double total = 0;
@@ -149,14 +146,14 @@ static kd_status queue_forward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_er
     double *part = (double *)kd_cuda_at(a->scratch, q->at_part);
     void *work = kd_cuda_at(a->scratch, q->at_work);
     const float *s = (const float *)a->x[0], *t = (const float *)a->x[1];
-    KD_TRY(inverse_norms(b, inverse_args{inverse, {s, t}, 2, q->n, q->width, q->n, q->inverse_ld, KD_OP_L2_EPS}, err));
+    KD_TRY(row_norms(b, row_norm_args{inverse, {s, t}, 2, q->n, q->width, q->n, q->inverse_ld, KD_OP_L2_EPS, 1}, err));
     if (d->train) {
         size_t items = (q->n < q->rows ? q->n : q->rows) * q->width;
         KD_TRY(kd_launch(b, "push into a queue", push_kernel, kd_blocks(b, items, PUSH_THREADS), PUSH_THREADS, err, a->state[0], t, inverse + q->inverse_ld, q->n, q->rows, q->width));
     }
     KD_TRY(kd_gemm_run(b, q->like, like_s, s, a->state[0], NULL, work, err));
     KD_TRY(kd_gemm_run(b, q->like, like_t, t, a->state[0], NULL, work, err));
-    queue_args k = {part, like_s, like_t, inverse, q->n, q->rows, q->ld, q->inverse_ld, d->temperature, q->ds != NULL};
+    queue_loss_args k = {part, like_s, like_t, inverse, q->n, q->rows, q->ld, q->inverse_ld, d->temperature, q->ds != NULL};
     unsigned blocks = (unsigned)kd_loss_blocks(q->n, q->rows);
     KD_TRY(kd_launch(b, "KL over a queue", queue_kernel, blocks, kd_team_threads(q->rows), err, k));
     return kd_cuda_loss_total(b, a->y, part, blocks, 1 / (double)q->n, err);
@@ -169,7 +166,7 @@ static kd_status queue_backward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_e
     if (!q->ds)
         return KD_OK;
     KD_TRY(kd_gemm_run(b, q->ds, ds, a->saved, a->state[0], NULL, kd_cuda_at(a->scratch, q->at_work), err));
-    kd_normalize_grad g = {a->dx[0], ds, a->x[0], KD_F32, KD_F32, q->n, q->width, KD_OP_L2_EPS, 1 / ((double)q->n * (double)d->temperature), (const float *)a->dy, (d->add_dx & 1) != 0};
+    kd_normalize_grad g = {a->dx[0], ds, a->x[0], KD_F32, KD_F32, q->n, q->width, KD_OP_L2_EPS, 1 / ((double)q->n * (double)d->temperature), (const float *)a->dy, kd_adds_dx(d)};
     return kd_cuda_normalize_grad(b, &g, err);
 }
 
@@ -238,7 +235,7 @@ static kd_status patches_products(kd_cuda *b, patches_loss *m, const kd_op_desc 
     ds.m = ds.k = patches, ds.n = width, ds.lda = ld;
     ds.stride_a = patches * ld, ds.stride_b = ds.stride_c = patches * width;
     KD_TRY(product_create(b, &m->like, like, m->n, 2 * m->patches * m->ld * sizeof(float), work, err));
-    return wants_dx(d) ? product_create(b, &m->ds, ds, m->n, m->patches * m->width * sizeof(float), work, err) : KD_OK;
+    return kd_wants_dx(d) ? product_create(b, &m->ds, ds, m->n, m->patches * m->width * sizeof(float), work, err) : KD_OK;
 }
 
 static kd_status patches_create(kd_cuda *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
@@ -254,27 +251,27 @@ static kd_status patches_create(kd_cuda *b, kd_op *op, kd_op_needs *needs, kd_er
     m->at_inverse = kd_cuda_region(&needs->scratch, 2 * m->n * m->ld * sizeof(float));
     m->at_part = kd_cuda_region(&needs->scratch, blocks * kd_loss_blocks(m->like.images * m->patches, m->patches) * sizeof(double));
     m->at_work = kd_cuda_region(&needs->scratch, work);
-    needs->saved = wants_dx(d) ? m->n * m->patches * m->ld * sizeof(float) : 0;
+    needs->saved = kd_wants_dx(d) ? m->n * m->patches * m->ld * sizeof(float) : 0;
     return KD_OK;
 }
 
 /* A block of images. */
-typedef struct patches_args {
+typedef struct patches_loss_args {
     double *part;
     float *s; /* becomes the derivative of the sum when `keep` */
     const float *t, *inverse_s, *inverse_t;
     size_t images, patches, ld;
     float temperature;
     int keep;
-} patches_args;
+} patches_loss_args;
 
-static __global__ void kl_kernel(patches_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) kl_kernel(patches_loss_args a) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(a.patches, shared);
     double total = 0;
     for (size_t r = t.row; r < a.images * a.patches; r += t.step) {
         size_t image = r / a.patches * a.ld, own = image + r % a.patches; /* in the inverse norms */
-        kd_score_rows rows = {a.s + r * a.ld,    a.t + r * a.ld, a.inverse_s + image, a.inverse_t + image, a.patches, a.inverse_s[own] / a.temperature, a.inverse_t[own] / a.temperature, 1};
+        kd_score_rows rows = {a.s + r * a.ld, a.t + r * a.ld, a.inverse_s + image, a.inverse_t + image, a.patches, a.inverse_s[own] / a.temperature, a.inverse_t[own] / a.temperature, 1};
         kd_kl kl;
         total += kd_kl_row(&t, &rows, &kl);
         if (a.keep)
@@ -284,7 +281,7 @@ static __global__ void kl_kernel(patches_args a) {
     kd_team_finish(a.part, &t, total);
 }
 
-static __global__ void gram_kernel(patches_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) gram_kernel(patches_loss_args a) {
     __shared__ double shared[32];
     kd_team t = kd_team_here(a.patches, shared);
     double total = 0;
@@ -310,7 +307,7 @@ static __global__ void gram_kernel(patches_args a) {
 }
 
 /* out[i, j] = (g[i, j] + g[j, i]) inverse[j], a tile per block. */
-static __global__ void __launch_bounds__(TILE *TILE_ROWS) both_ways_kernel(float *out, const float *g, const float *inverse, size_t patches, size_t ld) {
+static __global__ void __launch_bounds__(TILE * TILE_ROWS) both_ways_kernel(float *out, const float *g, const float *inverse, size_t patches, size_t ld) {
     __shared__ float turned[TILE][TILE + 1];
     size_t x = threadIdx.x % TILE, y = threadIdx.x / TILE, first_i = (size_t)blockIdx.y * TILE, first_j = (size_t)blockIdx.x * TILE, image = (size_t)blockIdx.z * patches * ld;
     for (size_t k = y; k < TILE; k += TILE_ROWS)
@@ -335,7 +332,7 @@ static kd_status patches_block(kd_cuda *b, kd_op *op, const kd_op_args *a, size_
         const float *x = (const float *)a->x[side] + rows * m->width;
         KD_TRY(product_run(b, &m->like, images, side ? t : s, x, x, work, err));
     }
-    patches_args k = {part, s, t, inverse, inverse + m->n * m->ld, images, m->patches, m->ld, op->desc.temperature, wants_dx(&op->desc)};
+    patches_loss_args k = {part, s, t, inverse, inverse + m->n * m->ld, images, m->patches, m->ld, op->desc.temperature, kd_wants_dx(&op->desc)};
     size_t blocks = kd_loss_blocks(images * m->patches, m->patches);
     *parts += blocks;
     KD_TRY(kd_launch(b, "loss over patches", op->desc.kind == KD_OP_GRAM ? gram_kernel : kl_kernel, (unsigned)blocks, kd_team_threads(m->patches), err, k));
@@ -360,7 +357,7 @@ static kd_status patches_forward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_
     const patches_loss *m = (const patches_loss *)op->impl;
     float *inverse = (float *)kd_cuda_at(a->scratch, m->at_inverse);
     size_t parts = 0;
-    KD_TRY(inverse_norms(b, inverse_args{inverse, {(const float *)a->x[0], (const float *)a->x[1]}, 2, m->n * m->patches, m->width, m->patches, m->ld, KD_OP_L2_EPS}, err));
+    KD_TRY(row_norms(b, row_norm_args{inverse, {(const float *)a->x[0], (const float *)a->x[1]}, 2, m->n * m->patches, m->width, m->patches, m->ld, KD_OP_L2_EPS, 1}, err));
     for (size_t first = 0; first < m->n; first += m->like.images)
         KD_TRY(patches_block(b, op, a, first, fewer(m->like.images, m->n - first), &parts, err));
     return kd_cuda_loss_total(b, a->y, (const double *)kd_cuda_at(a->scratch, m->at_part), parts, 1 / count(op), err);
@@ -373,7 +370,7 @@ static kd_status patches_backward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd
         size_t images = fewer(m->ds.images, m->n - first), at = first * m->patches * m->width;
         const float *x = (const float *)a->x[0] + at;
         KD_TRY(product_run(b, &m->ds, images, ds, (const float *)a->saved + first * m->patches * m->ld, x, work, err));
-        kd_normalize_grad g = {(float *)a->dx[0] + at, ds, x, KD_F32, KD_F32, images * m->patches, m->width, KD_OP_L2_EPS, 1 / count(op), (const float *)a->dy, (op->desc.add_dx & 1) != 0};
+        kd_normalize_grad g = {(float *)a->dx[0] + at, ds, x, KD_F32, KD_F32, images * m->patches, m->width, KD_OP_L2_EPS, 1 / count(op), (const float *)a->dy, kd_adds_dx(&op->desc)};
         KD_TRY(kd_cuda_normalize_grad(b, &g, err));
     }
     return KD_OK;
@@ -385,13 +382,13 @@ extern "C" const kd_cuda_kind kd_cuda_gram = {patches_create, patches_destroy, N
 /* ---- koleo: every row of the batch against every other ----
  *
  *     scratch   matrix: similarities [N, ld]; in backward the gradient of the rows [N, D];  parts;  work of the product
- *     saved     inverse [N];  slope [N]: what |u_i| passes on to each element of u_i;  nearest [N] */
+ *     saved     norm [N];  slope [N]: what |u_i| passes on to each element of u_i;  nearest [N] */
 
 typedef struct koleo_loss {
     kd_gemm *like;
     size_t n, width, ld;
-    size_t at_matrix, at_part, at_work;        /* offsets in args->scratch */
-    size_t at_inverse, at_slope, at_nearest;   /* offsets in args->saved */
+    size_t at_matrix, at_part, at_work;   /* offsets in args->scratch */
+    size_t at_norm, at_slope, at_nearest; /* offsets in args->saved */
 } koleo_loss;
 
 static void koleo_destroy(void *impl) {
@@ -421,26 +418,26 @@ static kd_status koleo_create(kd_cuda *b, kd_op *op, kd_op_needs *needs, kd_err 
     m->at_matrix = kd_cuda_region(&needs->scratch, m->n * larger(m->ld, m->width) * sizeof(float));
     m->at_part = kd_cuda_region(&needs->scratch, kd_loss_blocks(m->n, koleo_span(m)) * sizeof(double));
     m->at_work = kd_cuda_region(&needs->scratch, work);
-    m->at_inverse = kd_cuda_region(&needs->saved, m->n * sizeof(float));
+    m->at_norm = kd_cuda_region(&needs->saved, m->n * sizeof(float));
     m->at_slope = kd_cuda_region(&needs->saved, m->n * sizeof(float));
     m->at_nearest = kd_cuda_region(&needs->saved, m->n * sizeof(int));
     return KD_OK;
 }
 
-typedef struct koleo_args {
+typedef struct koleo_loss_args {
     const float *x, *like;
-    float *inverse, *slope;
+    float *norm, *slope;
     int *nearest;
     size_t n, width, ld, span;
-} koleo_args;
+} koleo_loss_args;
 
-static koleo_args koleo_args_of(const koleo_loss *m, const kd_op_args *a) {
-    koleo_args k = {(const float *)a->x[0], (const float *)kd_cuda_at(a->scratch, m->at_matrix), (float *)kd_cuda_at(a->saved, m->at_inverse), (float *)kd_cuda_at(a->saved, m->at_slope),
+static koleo_loss_args koleo_args_of(const koleo_loss *m, const kd_op_args *a) {
+    koleo_loss_args k = {(const float *)a->x[0], (const float *)kd_cuda_at(a->scratch, m->at_matrix), (float *)kd_cuda_at(a->saved, m->at_norm), (float *)kd_cuda_at(a->saved, m->at_slope),
                     (int *)kd_cuda_at(a->saved, m->at_nearest), m->n, m->width, m->ld, koleo_span(m)};
     return k;
 }
 
-/* A number that is larger for a larger value, and of equal values for the lower index; never 0. The other way round the index. */
+/* A number that is larger for a larger value, and of equal values for the lower index; never 0. index_of gets the index back. */
 static __device__ __forceinline__ unsigned long long rank_of(float value, size_t j) {
     unsigned u = __float_as_uint(value + 0.0f); /* -0 becomes 0 */
     u = u & 0x80000000u ? ~u : u | 0x80000000u;
@@ -470,18 +467,18 @@ static __device__ __forceinline__ unsigned long long team_most(const kd_team *t,
     return warp_most(threadIdx.x % 32 < blockDim.x / 32 ? shared[threadIdx.x % 32] : 0);
 }
 
-/* u = y_i - y_j + eps in the group at g. */
-static __device__ __forceinline__ kd_f8 difference(const koleo_args *a, size_t i, size_t j, size_t g) {
+/* u = y_i - y_j + eps in the group at g, y exactly as the gradient of normalised rows makes it: what the neighbours of a much-named row add up along that row then cancels. */
+static __device__ __forceinline__ kd_f8 difference(const koleo_loss_args *a, size_t i, size_t j, size_t g) {
     int aligned = a->width % 8 == 0;
     kd_f8 u = kd_row_load(a->x, 0, i * a->width + g, a->width - g, aligned), v = kd_row_load(a->x, 0, j * a->width + g, a->width - g, aligned);
-    float by_i = a->inverse[i], by_j = a->inverse[j];
+    float by_i = a->norm[i], by_j = a->norm[j];
     for (int k = 0; k < 8; k++)
-        u.v[k] = u.v[k] * by_i - v.v[k] * by_j + (float)KD_OP_KOLEO_EPS;
+        u.v[k] = u.v[k] / by_i - v.v[k] / by_j + (float)KD_OP_KOLEO_EPS;
     return u;
 }
 
 /* Where no comparison holds (NaN), any other row serves: the distance is NaN as well. */
-static __global__ void nearest_kernel(double *part, koleo_args a) {
+static __global__ void __launch_bounds__(KD_TEAM_MOST) nearest_kernel(double *part, koleo_loss_args a) {
     __shared__ double shared[32];
     __shared__ unsigned long long shared_most[32];
     kd_team t = kd_team_here(a.span, shared);
@@ -489,7 +486,7 @@ static __global__ void nearest_kernel(double *part, koleo_args a) {
     for (size_t i = t.row; i < a.n; i += t.step) {
         unsigned long long most = 0;
         for (size_t j = t.lane; j < a.n; j += t.size) {
-            float like = a.like[i * a.ld + j] * a.inverse[j];
+            float like = a.like[i * a.ld + j] / a.norm[j];
             if (j != i && like == like)
                 most = max(most, rank_of(like, j));
         }
@@ -513,8 +510,9 @@ static __global__ void nearest_kernel(double *part, koleo_args a) {
     kd_team_finish(part, &t, total);
 }
 
-/* A row's gradient: from its own distance, then from those of the rows whose neighbour it is, in order. */
-static __global__ void koleo_grad_kernel(float *dy, koleo_args a) {
+/* A row's gradient: from its own distance, then from those of the rows whose neighbour it is, in order. Products are rounded before they are added: those of two equal rows, whose slopes are
+ * huge, then cancel exactly. */
+static __global__ void __launch_bounds__(KD_TEAM_MOST) koleo_grad_kernel(float *dy, koleo_loss_args a) {
     kd_team t = kd_team_here(a.width, NULL);
     for (size_t i = t.row; i < a.n; i += t.step)
         kd_team_groups(g, t, a.width) {
@@ -526,7 +524,7 @@ static __global__ void koleo_grad_kernel(float *dy, koleo_args a) {
                     continue;
                 kd_f8 u = difference(&a, j, i, g);
                 for (int k = 0; k < 8; k++)
-                    sum.v[k] = fmaf(-a.slope[j], u.v[k], sum.v[k]);
+                    sum.v[k] = sum.v[k] - u.v[k] * a.slope[j];
             }
             kd_row_store_grad(dy, 0, i * a.width + g, sum, a.width - g, a.width % 8 == 0, 0);
         }
@@ -534,10 +532,10 @@ static __global__ void koleo_grad_kernel(float *dy, koleo_args a) {
 
 static kd_status koleo_forward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const koleo_loss *m = (const koleo_loss *)op->impl;
-    koleo_args k = koleo_args_of(m, a);
+    koleo_loss_args k = koleo_args_of(m, a);
     double *part = (double *)kd_cuda_at(a->scratch, m->at_part);
     unsigned blocks = (unsigned)kd_loss_blocks(m->n, k.span);
-    KD_TRY(inverse_norms(b, inverse_args{k.inverse, {k.x, NULL}, 1, m->n, m->width, m->n, m->n, KD_OP_KOLEO_EPS}, err));
+    KD_TRY(row_norms(b, row_norm_args{k.norm, {k.x, NULL}, 1, m->n, m->width, m->n, m->n, KD_OP_KOLEO_EPS, 0}, err));
     KD_TRY(kd_gemm_run(b, m->like, kd_cuda_at(a->scratch, m->at_matrix), k.x, k.x, NULL, kd_cuda_at(a->scratch, m->at_work), err));
     KD_TRY(kd_launch(b, "nearest rows", nearest_kernel, blocks, kd_team_threads(k.span), err, part, k));
     return kd_cuda_loss_total(b, a->y, part, blocks, -1 / (double)m->n, err);
@@ -547,10 +545,10 @@ static kd_status koleo_backward(kd_cuda *b, kd_op *op, const kd_op_args *a, kd_e
     const kd_op_desc *d = &op->desc;
     const koleo_loss *m = (const koleo_loss *)op->impl;
     float *dy = (float *)kd_cuda_at(a->scratch, m->at_matrix);
-    if (!(d->need_dx & 1))
+    if (!kd_wants_dx(d))
         return KD_OK;
     KD_TRY(kd_launch(b, "gradient of koleo", koleo_grad_kernel, (unsigned)kd_loss_blocks(m->n, m->width), kd_team_threads(m->width), err, dy, koleo_args_of(m, a)));
-    kd_normalize_grad g = {a->dx[0], dy, a->x[0], KD_F32, KD_F32, m->n, m->width, KD_OP_KOLEO_EPS, 1 / (double)m->n, (const float *)a->dy, (d->add_dx & 1) != 0};
+    kd_normalize_grad g = {a->dx[0], dy, a->x[0], KD_F32, KD_F32, m->n, m->width, KD_OP_KOLEO_EPS, 1 / (double)m->n, (const float *)a->dy, kd_adds_dx(d)};
     return kd_cuda_normalize_grad(b, &g, err);
 }
 
