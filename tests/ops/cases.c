@@ -179,6 +179,10 @@ static void conv2d_cases(void) {
         {1, 3, 2, 16, 16, 7, 1, 3, 1, KD_ACT_NONE, 16},  /* a window larger than the map */
         {2, 4, 5, 7, 7, 1, 1, 0, 1, KD_ACT_NONE, 7},
         {2, 8, 6, 130, 130, 3, 1, 1, 0, KD_ACT_NONE, 130},
+        {2, 7, 11, 36, 36, 5, 1, 2, 0, KD_ACT_NONE, 36},
+        {1, 9, 21, 40, 40, 5, 2, 2, 1, KD_ACT_RELU, 40},
+        {1, 11, 10, 12, 12, 7, 2, 3, 0, KD_ACT_NONE, 12},
+        {1, 4, 75, 4, 4, 3, 1, 0, 0, KD_ACT_NONE, 4},    /* wide rows */
         {1, 6, 5, 4, 8, 3, 1, 1, 1, KD_ACT_NONE, 4},     /* two outputs per input channel */
         {2, 7, 7, 6, 9, 3, 1, 1, 1, KD_ACT_NONE, 3},
         {1, 8, 8, 32, 64, 3, 2, 1, 0, KD_ACT_RELU, 2},
