@@ -17,7 +17,7 @@ struct kd_conv {
 /* Tensors of the graph go by these numbers. */
 enum { ID_X = 1, ID_W = 2, ID_Y = 3 };
 
-/* An engine that wants more is only taken where no other works: engines for f32 channels-last maps may copy whole operands into it. */
+/* An engine that wants more is only taken where no other works: some copy whole operands into it, to have channels first, or more of them. */
 static const int64_t WORK_LIMIT = (int64_t)512 << 20;
 
 static kd_status check(cudnnStatus_t status, const char *name, const char *what, kd_err *err) {
@@ -29,12 +29,12 @@ static kd_status check(cudnnStatus_t status, const char *name, const char *what,
 kd_status kd_conv_library_create(kd_conv_library **out, kd_cuda *b, kd_err *err) {
     kd_conv_library *l = NULL;
     KD_TRY(kd_alloc_array(&l, 1, sizeof *l, err));
-    kd_status status = check(cudnnCreate(&l->handle), "cuda", "starting it", err);
-    if (status == KD_OK)
-        status = check(cudnnSetStream(l->handle, b->stream), "cuda", "choosing its stream", err);
-    if (status != KD_OK) {
+    cudnnStatus_t status = cudnnCreate(&l->handle);
+    if (status == CUDNN_STATUS_SUCCESS)
+        status = cudnnSetStream(l->handle, b->stream);
+    if (status != CUDNN_STATUS_SUCCESS) {
         kd_conv_library_destroy(l);
-        return status;
+        return kd_fail(err, KD_ENODEVICE, "cuDNN doesn't start on this device: %s; is its memory taken by something else", cudnnGetErrorString(status));
     }
     *out = l;
     return KD_OK;
@@ -151,11 +151,11 @@ static int64_t window_out(int64_t size, const kd_conv_desc *d) {
 static cudnnStatus_t make_graph(kd_conv *c, const kd_conv_desc *d, cudnnHandle_t handle) {
     /* Groups aren't said: they follow from the weights' input channels. */
     int64_t x[4] = {d->n, d->in, d->h, d->w}, w[4] = {d->out, d->in / d->groups, d->kernel, d->kernel}, y[4] = {d->n, d->out, window_out(d->h, d), window_out(d->w, d)};
-    cudnnStatus_t status = make_tensor(&c->x, ID_X, d->pass == KD_CONV_DATA ? d->result : d->type, x);
+    cudnnStatus_t status = make_tensor(&c->x, ID_X, d->type, x);
     if (status == CUDNN_STATUS_SUCCESS)
-        status = make_tensor(&c->w, ID_W, d->pass == KD_CONV_FILTER ? d->result : d->type, w);
+        status = make_tensor(&c->w, ID_W, d->type, w);
     if (status == CUDNN_STATUS_SUCCESS)
-        status = make_tensor(&c->y, ID_Y, d->pass == KD_CONV_FORWARD ? d->result : d->type, y);
+        status = make_tensor(&c->y, ID_Y, d->type, y);
     if (status == CUDNN_STATUS_SUCCESS)
         status = make_window(&c->window, d);
     if (status == CUDNN_STATUS_SUCCESS)
@@ -252,9 +252,8 @@ static kd_status choose_engine(kd_conv *c, const kd_conv_desc *d, cudnnHandle_t 
         KD_TRY(try_engines(c, d->type, modes[i], handle, err));
     if (c->plan)
         return KD_OK;
-    return kd_fail(err, KD_EFAIL, "%s: cuDNN has no deterministic engine for this convolution's %s (%lldx%lldx%lldx%lld to %lld channels, kernel %d, stride %d, padding %d, %d groups, %s to %s)", d->name,
-                   passes[d->pass].name, (long long)d->n, (long long)d->h, (long long)d->w, (long long)d->in, (long long)d->out, d->kernel, d->stride, d->pad, d->groups, kd_dtype_name(d->type),
-                   kd_dtype_name(d->result));
+    return kd_fail(err, KD_EFAIL, "%s: cuDNN has no deterministic engine for this convolution's %s (%lldx%lldx%lldx%lld to %lld channels, kernel %d, stride %d, padding %d, %d groups, %s)", d->name,
+                   passes[d->pass].name, (long long)d->n, (long long)d->h, (long long)d->w, (long long)d->in, (long long)d->out, d->kernel, d->stride, d->pad, d->groups, kd_dtype_name(d->type));
 }
 
 /* ---- convolutions ---- */

@@ -5,10 +5,10 @@
  * finalized already and outlives it. Anything else ends the program with a sentence.
  *
  * The engines that heuristics list before the one that works, so that choosing is tested: one that isn't deterministic, one by transforms, for f32 one on tensor cores, one whose plan can't be built,
- * one that wants more work memory than there is. Running any of those ends the program. The one that works is in mode A for the forward pass, in the fallback for the others; of bf16 in one group it
- * wants multiples of 8 channels.
+ * one that wants more work memory than there is. Running any of those ends the program. The one that works is in mode A for the forward pass, in the fallback for the others. As cuDNN 9.19 has it, none
+ * works for a result of another type than the operands'.
  *
- * KD_EMULATOR_FAULT=no-conv: no engine works; no-bf16-conv: none for bf16; narrow-conv: none with an f32 result of bf16 operands. */
+ * KD_EMULATOR_FAULT=no-conv: no engine works; no-bf16-conv: none for bf16. */
 #ifndef KD_EMULATOR_CUDNN_H
 #define KD_EMULATOR_CUDNN_H
 

@@ -257,12 +257,8 @@ static void check_operation(const descriptor *d) {
 /* ---- engines ---- */
 
 static bool works(const convolution &c) {
-    bool bf16 = c.operand().type == CUDNN_DATA_BFLOAT16, widened = bf16 && c.result().type == CUDNN_DATA_FLOAT;
-    if (fault("no-conv") || (bf16 && fault("no-bf16-conv")) || (widened && fault("narrow-conv")))
-        return false;
-    if (!bf16 && c.result().type == CUDNN_DATA_BFLOAT16)
-        return false;
-    return !bf16 || c.groups > 1 || (c.x.dim[1] % 8 == 0 && c.y.dim[1] % 8 == 0);
+    bool bf16 = c.operand().type == CUDNN_DATA_BFLOAT16;
+    return c.result().type == c.operand().type && !fault("no-conv") && !(bf16 && fault("no-bf16-conv"));
 }
 
 static std::vector<engine> engines_of(const descriptor *heuristics) {
