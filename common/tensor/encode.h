@@ -64,13 +64,18 @@ void kd_encode_axis_fill(kd_encode_axis *a, kd_target_kind kind, int from, int t
 /* What the weighted sum at (k, l) is divided by: the tokens of a mean, or 1. */
 double kd_encode_divisor(const kd_encode_axis *rows, const kd_encode_axis *columns, size_t k, size_t l);
 
-/* The host's layout of the scratch region: the axes of a reduction (unused for full), and two tokens of floats for each record. */
+/* The scratch region: the axes of a reduction (nothing for full), two tokens of floats for each record, and the statistics of each record's parts, where a device takes several at once. */
 typedef struct kd_encode_plan {
     kd_encode_axis rows, columns;
     float *token;       /* [records][2][stride] */
     size_t stride;
 } kd_encode_plan;
 kd_encode_plan kd_encode_plan_make(const kd_encode_spec *s, void *scratch);
+/* The addresses alone, with nothing written there: for a device, which fills the axes itself. */
+kd_encode_plan kd_encode_plan_place(const kd_encode_spec *s, void *scratch);
+/* Parts of a record, at most one for each stored token; their statistics begin behind the last record's tokens of floats. */
+enum { KD_ENCODE_MAX_PARTS = 128 };
+size_t kd_encode_parts(const kd_encode_spec *s);
 
 /* ---- the plain implementation ---- */
 
