@@ -248,6 +248,10 @@ static void linear_cases(void) {
     mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_GELU), 0, "2x17x64->33 bias gelu", KD_F32, KD_F32, KD_BF16);
     mixed(residual_linear(shape(3, 2, 17, 64), 33, 1), 0, "2x17x64->33 bias residual gamma", KD_BF16, KD_F32, KD_F32);
     mixed(residual_linear(shape(3, 2, 17, 64), 33, 1), 1, "2x17x64->33 bias residual", KD_BF16, KD_F32, KD_F32);
+    mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_RELU), 0, "2x17x64->33 bias relu", KD_F32, KD_F32, KD_BF16);
+    mixed(residual_linear(shape(3, 2, 17, 64), 33, 1), 0, "2x17x64->33 bias residual gamma", KD_F32, KD_BF16, KD_BF16);
+    /* More than 16 MiB of products in f32 that need a second pass: a backend may go by blocks of rows. */
+    mixed(linear(shape(2, 301, 2), 14001, 1, KD_ACT_GELU), 0, "301x2->14001 bias gelu", KD_BF16, KD_F32, KD_BF16);
 }
 
 /* --- normalisation --- */
@@ -418,7 +422,7 @@ static void similarity_loss_cases(void) {
 /* --- tokens, attention, maps --- */
 
 static void token_cases(void) {
-    static const int sizes[][3] = {{1, 1, 1}, {2, 7, 17}, {3, 16, 33}, {2, 49, 64}}; /* N, P, D */
+    static const int sizes[][3] = {{1, 1, 1}, {2, 7, 17}, {3, 16, 33}, {2, 49, 64}, {1, 1100, 72}}; /* N, P, D */
     for (size_t i = 0; i < COUNT(sizes); i++) {
         int n = sizes[i][0], p = sizes[i][1], w = sizes[i][2];
         const char *label = text("%dx%dx%d", n, p, w);

@@ -77,6 +77,12 @@ static void check_inside(const void *p, size_t bytes, const char *what) {
         die("%s of %zu bytes runs %zu bytes past the end of an allocation of %zu", what, bytes, (size_t)((const char *)p + bytes - a->first - a->second), a->second);
 }
 
+void kd_emulator_check_range(const void *p, size_t bytes, const char *what) {
+    if (!on_device(p))
+        die("%s: not memory of the device", what);
+    check_inside(p, bytes, what);
+}
+
 extern "C" cudaError_t cudaMalloc(void **out, size_t bytes) {
     if (!region) {
         void *p = mmap(nullptr, REGION, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -116,7 +122,10 @@ extern "C" cudaError_t cudaFree(void *p) {
         die("cudaFree of an address that isn't an allocation");
     used_bytes -= a->second;
     device_work work;
-    madvise(a->first, a->second, MADV_DONTNEED);
+    const uintptr_t PAGE = 4096; /* only pages that are this allocation's alone: a neighbour begins a grain behind it */
+    uintptr_t first = ((uintptr_t)a->first + PAGE - 1) / PAGE * PAGE, end = ((uintptr_t)a->first + a->second) / PAGE * PAGE;
+    if (first < end)
+        madvise((void *)first, end - first, MADV_DONTNEED);
     allocations.erase(a);
     return cudaSuccess;
 }
@@ -351,6 +360,16 @@ extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device)
     return cudaSuccess;
 }
 
+extern "C" cudaError_t cudaDeviceGetAttribute(int *value, cudaDeviceAttr attribute, int device) {
+    cudaDeviceProp prop;
+    cudaError_t status = cudaGetDeviceProperties(&prop, device);
+    if (status == cudaSuccess && attribute != cudaDevAttrComputeCapabilityMajor)
+        return cudaErrorInvalidValue;
+    if (status == cudaSuccess)
+        *value = prop.major;
+    return status;
+}
+
 extern "C" cudaError_t cudaGetLastError(void) {
     return cudaSuccess;
 }
@@ -496,8 +515,7 @@ static bool open_barriers() {
 
 static void run_block() {
     int ended = 0;
-    if (__stop_kd_emulated_shared > __start_kd_emulated_shared)
-        memset(__start_kd_emulated_shared, 0xff, (size_t)(__stop_kd_emulated_shared - __start_kd_emulated_shared));
+    memset(__start_kd_emulated_shared, 0xff, (size_t)(__stop_kd_emulated_shared - __start_kd_emulated_shared));
     for (int t = 0; t < thread_count; t++)
         fibers[t].state = READY, fibers[t].started = false;
     while (ended < thread_count) {
