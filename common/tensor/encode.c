@@ -108,18 +108,29 @@ static size_t axes_bytes(const kd_encode_spec *s)
     return kd_encode_axis_bytes(s->grid_h, s->target.h) + kd_encode_axis_bytes(s->grid_w, s->target.w);
 }
 
-size_t kd_encode_parts(const kd_encode_spec *s)
+static size_t host_bytes(const kd_encode_spec *s, size_t records)
+{
+    return axes_bytes(s) + records * 2 * token_floats(s) * sizeof(float);
+}
+
+static size_t parts_of(const kd_encode_spec *s)
 {
     size_t rows = kd_encode_rows(s);
     return rows < KD_ENCODE_MAX_PARTS ? rows : KD_ENCODE_MAX_PARTS;
 }
 
-size_t kd_encode_scratch_bytes(const kd_encode_spec *s, size_t records)
+static size_t parts_bytes(const kd_encode_spec *s, size_t records)
 {
-    return axes_bytes(s) + records * 2 * token_floats(s) * sizeof(float) + records * kd_encode_parts(s) * sizeof(kd_encode_stats);
+    return aligned(records * parts_of(s) * sizeof(kd_encode_stats));
 }
 
-kd_encode_plan kd_encode_plan_place(const kd_encode_spec *s, void *scratch)
+size_t kd_encode_scratch_bytes(const kd_encode_spec *s, size_t records)
+{
+    size_t reduced = s->target.kind == KD_TARGET_FULL ? 0 : records * kd_encode_rows(s) * (size_t)s->width * sizeof(float);
+    return host_bytes(s, records) + parts_bytes(s, records) + reduced;
+}
+
+static kd_encode_plan plan_at(const kd_encode_spec *s, void *scratch)
 {
     kd_encode_plan p = {.token = (float *)(void *)((char *)scratch + axes_bytes(s)), .stride = token_floats(s)};
     if (s->target.kind == KD_TARGET_FULL)
@@ -131,11 +142,20 @@ kd_encode_plan kd_encode_plan_place(const kd_encode_spec *s, void *scratch)
 
 kd_encode_plan kd_encode_plan_make(const kd_encode_spec *s, void *scratch)
 {
-    kd_encode_plan p = kd_encode_plan_place(s, scratch);
+    kd_encode_plan p = plan_at(s, scratch);
     if (s->target.kind == KD_TARGET_FULL)
         return p;
     kd_encode_axis_fill(&p.rows, s->target.kind, s->grid_h, s->target.h, p.rows.weight);
     kd_encode_axis_fill(&p.columns, s->target.kind, s->grid_w, s->target.w, p.columns.weight);
+    return p;
+}
+
+kd_encode_device_plan kd_encode_device_place(const kd_encode_spec *s, size_t records, void *scratch)
+{
+    char *behind = (char *)scratch + host_bytes(s, records);
+    kd_encode_device_plan p = {.host = plan_at(s, scratch), .part = (kd_encode_stats *)(void *)behind, .parts = parts_of(s)};
+    if (s->target.kind != KD_TARGET_FULL)
+        p.reduced = (float *)(void *)(behind + parts_bytes(s, records));
     return p;
 }
 

@@ -1,21 +1,20 @@
-/* Target encoding (common/tensor/encode.h). A record's tokens are cut into parts; a warp takes a part token by token, in registers: lane l has columns 256 c + 8 l .. + 7 of chunk c, so that the
- * rotation's distances 1, 2, 4 lie within a lane, 8 .. 128 between lanes, 256 and above between chunks. Tokens that are too wide for registers are a block's, in shared memory, and the widest in
- * the scratch region. Statistics are summed over columns, tokens and parts in an order that the sizes alone fix. Nothing is fused in here (-fmad=false). */
+/* Target encoding (common/tensor/encode.h): first the reduction of the grids, then the tokens that are left. A record's tokens are cut into parts; a warp takes a part token by token, in
+ * registers: lane l has columns 256 c + 8 l .. + 7 of chunk c, so that the rotation's distances 1, 2, 4 lie within a lane, 8 .. 128 between lanes, 256 and above between chunks. Tokens too wide
+ * for that are a block's, in shared memory, and the widest in the scratch region. Statistics are summed over columns, tokens and parts in an order that the sizes alone fix.
+ * Payloads are exact: nothing is fused in here (-fmad=false). */
 #include "kernels/cuda/device.cuh"
 
-enum { WARPS = 4, CHUNK = 256, MOST_CHUNKS = 8, WIDE_THREADS = 512, SHARED_WIDTH = 8192, AXIS_THREADS = 64 };
+enum { WARPS = 4, CHUNK = 256, MOST_CHUNKS = 6, WIDE_THREADS = 256, SHARED_WIDTH = 8192, AXIS_THREADS = 64, REDUCE_THREADS = 128 };
 
 typedef struct encode_args {
-    const float *x;
+    const float *x; /* [records][rows][width]: the tokens to be stored */
     uint8_t *out;
-    kd_encode_stats *part; /* [records][parts] */
-    kd_encode_plan plan;   /* addresses on the device */
+    kd_encode_device_plan plan;
     size_t records, parts;
     size_t width, rows, bytes; /* of a stored record: columns, tokens, payload */
-    size_t grid;               /* tokens before the reduction */
-    int kind, dtype, columns;  /* columns of the reduced grid */
-    int block;                 /* of the rotation */
-    int whole;                 /* groups of eight values may be moved as one */
+    const float *grid;         /* adjoint: the tokens before the reduction, [records][grid_rows][width]; else NULL */
+    size_t grid_rows;
+    int dtype, block, whole; /* block: of the rotation; whole: groups of eight values may be moved as one */
     float limit, norm;
 } encode_args;
 
@@ -48,38 +47,49 @@ static __global__ void axes_kernel(kd_encode_axis rows, kd_encode_axis columns) 
     a.end[k] = end;
 }
 
-/* ---- a token's values ---- */
+/* ---- reduction ---- */
 
-/* Eight columns of token (k, l) of the reduced grid; n of them exist. */
-static __device__ __forceinline__ kd_f8 reduced(const encode_args &a, const float *t, size_t token, size_t at, int n) {
-    const kd_encode_axis &v = a.plan.rows, &h = a.plan.columns;
-    size_t k = token / (size_t)a.columns, l = token % (size_t)a.columns, from = (size_t)h.from;
-    int i_begin = v.begin[k], i_end = v.end[k], j_begin = h.begin[l], j_end = h.end[l];
-    double sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
-    for (int i = i_begin; i < i_end; i++) {
-        double line[8] = {0, 0, 0, 0, 0, 0, 0, 0}, weight = v.weight[k * (size_t)v.from + (size_t)i];
-        for (int j = j_begin; j < j_end; j++) {
-            double w = h.weight[l * from + (size_t)j];
-            kd_f8 x = kd_load_some(t, 0, ((size_t)i * from + (size_t)j) * a.width + at, n, a.whole);
+typedef struct reduce_args {
+    kd_encode_axis rows, columns;
+    float *y;       /* [records][rows.to][columns.to][width] */
+    const float *x; /* [records][rows.from][columns.from][width] */
+    size_t records, width;
+    int whole;
+} reduce_args;
+
+/* A thread per eight columns of a reduced token. */
+static __global__ void __launch_bounds__(REDUCE_THREADS) reduce_kernel(reduce_args a) {
+    size_t groups = (a.width + 7) / 8, from = (size_t)a.columns.from, per_record = (size_t)a.rows.to * (size_t)a.columns.to;
+    kd_grid_stride(index, a.records * per_record * groups) {
+        size_t at = index % groups * 8, token = index / groups % per_record, record = index / groups / per_record, k = token / (size_t)a.columns.to, l = token % (size_t)a.columns.to;
+        const float *x = a.x + record * (size_t)a.rows.from * from * a.width + at;
+        int i_begin = a.rows.begin[k], i_end = a.rows.end[k], j_begin = a.columns.begin[l], j_end = a.columns.end[l], n = a.width - at < 8 ? (int)(a.width - at) : 8;
+        double sum[8] = {0, 0, 0, 0, 0, 0, 0, 0}, divisor = (double)(i_end - i_begin) * (double)(j_end - j_begin);
+        for (int i = i_begin; i < i_end; i++) {
+            double line[8] = {0, 0, 0, 0, 0, 0, 0, 0}, weight = a.rows.weight[k * (size_t)a.rows.from + (size_t)i];
+            for (int j = j_begin; j < j_end; j++) {
+                double w = a.columns.weight[l * from + (size_t)j];
+                kd_f8 v = kd_load_some(x, 0, ((size_t)i * from + (size_t)j) * a.width, n, a.whole);
+                for (int q = 0; q < 8; q++)
+                    line[q] += w * (double)v.v[q];
+            }
             for (int q = 0; q < 8; q++)
-                line[q] += w * (double)x.v[q];
+                sum[q] += weight * line[q];
         }
+        kd_f8 y;
         for (int q = 0; q < 8; q++)
-            sum[q] += weight * line[q];
+            y.v[q] = (float)(a.rows.mean ? sum[q] / divisor : sum[q]);
+        kd_store_some(a.y, 0, (record * per_record + token) * a.width + at, y, n, a.whole);
     }
-    double divisor = (double)(i_end - i_begin) * (double)(j_end - j_begin);
-    kd_f8 y;
-    for (int q = 0; q < 8; q++)
-        y.v[q] = (float)(v.mean ? sum[q] / divisor : sum[q]);
-    return y;
 }
 
-/* Eight columns of a stored token, from column `at` on: of the record's grid t, or of what is left after the reduction. Zeros behind the last column. */
-static __device__ __forceinline__ kd_f8 values_of(const encode_args &a, const float *t, size_t token, size_t at) {
+/* ---- a token's values ---- */
+
+/* Eight columns from `at` on; zeros behind the last one. */
+static __device__ __forceinline__ kd_f8 values_of(const encode_args &a, const float *token, size_t at) {
     if (at >= a.width)
         return kd_f8{{0, 0, 0, 0, 0, 0, 0, 0}};
-    int n = a.width - at < 8 ? (int)(a.width - at) : 8;
-    return a.kind == KD_TARGET_FULL ? kd_load_some(t, 0, token * a.width + at, n, a.whole) : reduced(a, t, token, at, n);
+    return kd_load_some(token, 0, at, a.width - at < 8 ? (int)(a.width - at) : 8, a.whole);
 }
 
 static __device__ __forceinline__ unsigned count_bad(kd_f8 x, float limit) {
@@ -105,13 +115,14 @@ static __device__ __forceinline__ void count_values(sums *s, kd_f8 x, kd_f8 y) {
     }
 }
 
-/* Sums of squares over this part of the full grid, of `threads` threads' number `me`. */
-static __device__ __forceinline__ double squares_of(const encode_args &a, const float *t, size_t p, size_t me, size_t threads) {
+/* The sum of squares over part p of a record's full grid, of thread `me` of `threads`. */
+static __device__ __forceinline__ double squares_of(const encode_args &a, size_t record, size_t p, size_t me, size_t threads) {
     double sum = 0;
-    if (a.kind != KD_TARGET_ADJOINT)
+    if (a.grid == NULL)
         return 0;
-    size_t end = a.grid * (p + 1) / a.parts * a.width;
-    for (size_t i = a.grid * p / a.parts * a.width + 8 * me; i < end; i += 8 * threads) {
+    const float *t = a.grid + record * a.grid_rows * a.width;
+    size_t end = a.grid_rows * (p + 1) / a.parts * a.width;
+    for (size_t i = a.grid_rows * p / a.parts * a.width + 8 * me; i < end; i += 8 * threads) {
         kd_f8 x = kd_load_some(t, 0, i, end - i < 8 ? (int)(end - i) : 8, a.whole);
         for (int k = 0; k < 8; k++)
             sum += (double)x.v[k] * (double)x.v[k];
@@ -300,7 +311,7 @@ template <int CHUNKS> static __global__ void __launch_bounds__(32 * WARPS) warp_
     int lane = (int)(threadIdx.x % 32);
     if (record >= a.records)
         return;
-    const float *t = a.x + record * a.grid * a.width;
+    const float *t = a.x + record * a.rows * a.width;
     uint8_t *out = a.out + record * a.bytes;
     kd_encode_stats s = {0, 0, 0, 0, 0, 0, 0};
     unsigned bad = 0;
@@ -310,7 +321,7 @@ template <int CHUNKS> static __global__ void __launch_bounds__(32 * WARPS) warp_
         sums sum = {0, 0, 0, 0};
 #pragma unroll
         for (int c = 0; c < CHUNKS; c++) {
-            x[c] = values_of(a, t, token, (size_t)(CHUNK * c + 8 * lane));
+            x[c] = values_of(a, t + token * a.width, (size_t)(CHUNK * c + 8 * lane));
             bad_here += count_bad(x[c], a.limit);
         }
         bad += bad_here;
@@ -335,10 +346,10 @@ template <int CHUNKS> static __global__ void __launch_bounds__(32 * WARPS) warp_
     }
     s.qq = kd_warp_sum(s.qq);
     s.xq = kd_warp_sum(s.xq);
-    s.square = kd_warp_sum(squares_of(a, t, p, (size_t)lane, 32));
+    s.square = kd_warp_sum(squares_of(a, record, p, (size_t)lane, 32));
     s.bad = kd_warp_sum((double)bad);
     if (lane == 0)
-        a.part[index] = s;
+        a.plan.part[index] = s;
 }
 
 /* ---- wide tokens: a block's ---- */
@@ -370,7 +381,7 @@ static __device__ float store_wide_codes(const encode_args &a, uint8_t *out, con
     size_t first = 8 * threadIdx.x, step = 8 * WIDE_THREADS;
     *bad = 0;
     for (size_t i = first; i < a.width; i += step) {
-        kd_f8 v = values_of(a, t, token, i);
+        kd_f8 v = values_of(a, t + token * a.width, i);
         *bad += count_bad(v, a.limit);
         butterflies8(&v, a.block);
         kd_store8(y, 0, i, v);
@@ -402,8 +413,8 @@ static __global__ void __launch_bounds__(WIDE_THREADS) wide_kernel(encode_args a
     __shared__ __align__(16) float narrower[SHARED_WIDTH];
     __shared__ double shared[32];
     size_t record = blockIdx.x / a.parts, p = blockIdx.x % a.parts, first = 8 * threadIdx.x, step = 8 * WIDE_THREADS;
-    float *y = a.width <= SHARED_WIDTH ? narrower : a.plan.token + (2 * record + p) * a.plan.stride;
-    const float *t = a.x + record * a.grid * a.width;
+    float *y = a.width <= SHARED_WIDTH ? narrower : a.plan.host.token + (2 * record + p) * a.plan.host.stride;
+    const float *t = a.x + record * a.rows * a.width;
     uint8_t *out = a.out + record * a.bytes;
     kd_encode_stats s = {0, 0, 0, 0, 0, 0, 0};
     double bad = 0;
@@ -412,7 +423,7 @@ static __global__ void __launch_bounds__(WIDE_THREADS) wide_kernel(encode_args a
         float back = a.dtype == KD_I8 ? store_wide_codes(a, out, t, token, y, shared, &bad_here) : 0;
         sums sum = {0, 0, 0, 0};
         for (size_t i = first; i < a.width; i += step) {
-            kd_f8 x = values_of(a, t, token, i), q;
+            kd_f8 x = values_of(a, t + token * a.width, i), q;
             if (a.dtype == KD_I8) {
                 q = kd_load8(y, 0, i);
                 for (int k = 0; k < 8; k++)
@@ -430,10 +441,10 @@ static __global__ void __launch_bounds__(WIDE_THREADS) wide_kernel(encode_args a
     }
     s.qq = kd_block_sum(s.qq, shared);
     s.xq = kd_block_sum(s.xq, shared);
-    s.square = kd_block_sum(squares_of(a, t, p, threadIdx.x, WIDE_THREADS), shared);
+    s.square = kd_block_sum(squares_of(a, record, p, threadIdx.x, WIDE_THREADS), shared);
     s.bad = kd_block_sum(bad, shared);
     if (threadIdx.x == 0)
-        a.part[blockIdx.x] = s;
+        a.plan.part[blockIdx.x] = s;
 }
 
 /* ---- records ---- */
@@ -461,9 +472,18 @@ static kd_status launch_warps(kd_cuda *b, const encode_args *a, kd_err *err) {
                                   : a->width <= 2 * CHUNK ? warp_kernel<2>
                                   : a->width <= 3 * CHUNK ? warp_kernel<3>
                                   : a->width <= 4 * CHUNK ? warp_kernel<4>
-                                  : a->width <= 6 * CHUNK ? warp_kernel<6>
                                                           : warp_kernel<MOST_CHUNKS>;
     return kd_launch(b, "encoding", kernel, (unsigned)((a->records * a->parts + WARPS - 1) / WARPS), 32 * WARPS, err, *a);
+}
+
+/* The reduced tokens. */
+static kd_status reduce(kd_cuda *b, const kd_encode_device_plan *plan, const float *x, size_t records, size_t width, int whole, kd_err *err) {
+    const kd_encode_axis *v = &plan->host.rows, *h = &plan->host.columns;
+    int longest = v->to > h->to ? v->to : h->to;
+    reduce_args a = {*v, *h, plan->reduced, x, records, width, whole};
+    KD_TRY(kd_launch(b, "reducing tokens", axes_kernel, dim3((unsigned)(longest + AXIS_THREADS - 1) / AXIS_THREADS, 2), AXIS_THREADS, err, *v, *h));
+    size_t n = records * (size_t)v->to * (size_t)h->to * ((width + 7) / 8);
+    return kd_launch(b, "reducing tokens", reduce_kernel, kd_blocks(b, n, REDUCE_THREADS), REDUCE_THREADS, err, a);
 }
 
 kd_status kd_cuda_encode(kd_backend *base, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err) {
@@ -471,16 +491,16 @@ kd_status kd_cuda_encode(kd_backend *base, uint8_t *out, kd_encode_stats *stats,
     kd_encode_check(spec);
     cudaSetDevice(b->ordinal); /* of the calling thread */
     encode_args a = {};
-    a.x = x, a.out = out, a.plan = kd_encode_plan_place(spec, scratch), a.records = records, a.parts = kd_encode_parts(spec);
-    a.part = (kd_encode_stats *)(a.plan.token + records * 2 * a.plan.stride);
-    a.width = (size_t)spec->width, a.rows = kd_encode_rows(spec), a.bytes = kd_encode_bytes(spec), a.grid = (size_t)spec->grid_h * (size_t)spec->grid_w;
-    a.kind = (int)spec->target.kind, a.dtype = (int)spec->dtype, a.columns = spec->target.w, a.block = kd_hadamard_block(spec->width);
+    a.x = x, a.out = out, a.plan = kd_encode_device_place(spec, records, scratch), a.records = records, a.parts = a.plan.parts;
+    a.width = (size_t)spec->width, a.rows = kd_encode_rows(spec), a.bytes = kd_encode_bytes(spec);
+    a.dtype = (int)spec->dtype, a.block = kd_hadamard_block(spec->width), a.limit = kd_encode_limit(spec->dtype), a.norm = kd_hadamard_norm(a.block);
     a.whole = a.width % 8 == 0 && (uintptr_t)x % 16 == 0 && (uintptr_t)out % 16 == 0;
-    a.limit = kd_encode_limit(spec->dtype), a.norm = kd_hadamard_norm(a.block);
-    if (a.kind != KD_TARGET_FULL) {
-        int longest = a.plan.rows.to > a.plan.columns.to ? a.plan.rows.to : a.plan.columns.to;
-        KD_TRY(kd_launch(b, "encoding", axes_kernel, dim3((unsigned)(longest + AXIS_THREADS - 1) / AXIS_THREADS, 2), AXIS_THREADS, err, a.plan.rows, a.plan.columns));
+    if (spec->target.kind != KD_TARGET_FULL) {
+        KD_TRY(reduce(b, &a.plan, x, records, a.width, a.whole, err));
+        a.x = a.plan.reduced;
     }
+    if (spec->target.kind == KD_TARGET_ADJOINT)
+        a.grid = x, a.grid_rows = (size_t)spec->grid_h * (size_t)spec->grid_w;
     if (a.width <= MOST_CHUNKS * CHUNK) {
         KD_TRY(launch_warps(b, &a, err));
     } else {
@@ -488,5 +508,5 @@ kd_status kd_cuda_encode(kd_backend *base, uint8_t *out, kd_encode_stats *stats,
             a.parts = 2;
         KD_TRY(kd_launch(b, "encoding", wide_kernel, (unsigned)(records * a.parts), WIDE_THREADS, err, a));
     }
-    return kd_launch(b, "encoding", fold_kernel, (unsigned)((records + WARPS - 1) / WARPS), 32 * WARPS, err, stats, (const kd_encode_stats *)a.part, records, a.parts);
+    return kd_launch(b, "encoding", fold_kernel, (unsigned)((records + WARPS - 1) / WARPS), 32 * WARPS, err, stats, (const kd_encode_stats *)a.plan.part, records, a.parts);
 }
