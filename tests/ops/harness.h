@@ -37,7 +37,7 @@ void ops_compare_tensor(const char *what, const ops_case *c, const char *tensor,
 /* Bit for bit. */
 void ops_assert_identical(const ops_case *c, const ops_results *a, const ops_results *b);
 
-/* The whole program for a backend other than ref: every case against ref, repeatability, flat functions, encoding. Returns the exit status for main;
+/* The whole program for a backend other than ref: every case against ref, repeatability, flat functions, encoding, transfers, recordings. Returns the exit status for main;
  * when the device or its module is missing, one skipped test says so. */
 int ops_backend_main(const char *device);
 

@@ -179,6 +179,8 @@ static void run_next(CUstream_st *s) {
 }
 
 static void drain(CUstream_st *s) {
+    if (s->waiting.empty())
+        return;
     device_work open;
     while (!s->waiting.empty())
         run_next(s);
@@ -408,6 +410,7 @@ struct fiber {
     fiber_state state;
     fiber_stack *stack; /* NULL: hasn't begun */
     jmp_buf at;
+    unsigned shuffles; /* that it has taken part in */
 };
 
 static fiber fibers[MAX_THREADS];
@@ -415,7 +418,7 @@ static int thread_count, current = -1;
 static std::vector<fiber_stack *> free_stacks;
 static jmp_buf scheduler;
 static const task *body;
-static uint64_t slots[MAX_THREADS]; /* of shuffles */
+static uint64_t slots[2][MAX_THREADS]; /* of shuffles, in turn: a lane that writes the next one's may do so before all have read */
 
 static void set_indices(int t) {
     current = t;
@@ -482,11 +485,10 @@ int kd_emulator_lane() {
 
 uint64_t kd_emulator_shuffle(uint64_t value, int from) {
     int me = current, warp = me / WARP * WARP;
-    slots[me] = value;
+    uint64_t *slot = slots[fibers[me].shuffles++ % 2];
+    slot[me] = value;
     wait_at(AT_WARP_BARRIER);
-    uint64_t got = from >= 0 && from < WARP && warp + from < thread_count ? slots[warp + from] : value;
-    wait_at(AT_WARP_BARRIER);
-    return got;
+    return from >= 0 && from < WARP && warp + from < thread_count ? slot[warp + from] : value;
 }
 
 /* Opens the barriers that everyone has reached; whether any was. */
@@ -519,7 +521,7 @@ static void run_block() {
     int ended = 0;
     memset(__start_kd_emulated_shared, 0xff, (size_t)(__stop_kd_emulated_shared - __start_kd_emulated_shared));
     for (int t = 0; t < thread_count; t++)
-        fibers[t].state = READY, fibers[t].stack = nullptr;
+        fibers[t].state = READY, fibers[t].stack = nullptr, fibers[t].shuffles = 0;
     while (ended < thread_count) {
         for (int i = 0; i < thread_count; i++) {
             int t = reversed() ? thread_count - 1 - i : i;
