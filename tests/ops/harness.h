@@ -59,6 +59,9 @@ kd_ref_vals ops_ref_vals_make(const kd_op_desc *d, const ops_inputs *in);
 void ops_ref_vals_free(kd_ref_vals *v);
 double *ops_widen(const float *x, size_t n);
 
+/* From here on "cuda" is the emulated device of tests/gpu/emulator (and "cpu" what it always is). */
+void ops_use_emulated(void);
+
 /* Opens "ref"; fails the test when that doesn't work. */
 kd_backend *ops_open_ref(void);
 
