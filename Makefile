@@ -217,7 +217,7 @@ tsan:
 .PHONY: sanitized
 sanitized: SUITES ?= unit
 sanitized: required modules
-	$(Q)$(MAKE) --no-print-directory $(filter $(foreach s,$(subst $(comma), ,$(or $(SUITES),unit)),$(OBJ)/tests/$(s)/%),$(TEST_BINARIES))
+	$(Q)$(MAKE) --no-print-directory $(filter $(foreach s,$(subst $(comma), ,$(or $(SUITES),unit)),$(OBJ)/tests/$(s)/%),$(TEST_BINARIES)) $(if $(findstring ops,$(SUITES)),$(EMULATED))
 	$(Q)$(MAKE) --no-print-directory run-tests SUITES='$(or $(SUITES),unit)' KD_NO_SCRIPTS=1
 
 comma := ,
@@ -334,7 +334,7 @@ $(LIB)/libkd_cuda.so: $(patsubst %.cu,$(OBJ)/%.cu.o,$(filter %.cu,$(CUDA_SOURCES
 	$(Q)$(NVCC) -shared -Wno-deprecated-gpu-targets -cudart none $(filter %.o,$^) $(filter %.a,$^) $(CUDA_LIBRARIES) $(CUDART) $(foreach l,$(CUDA_LIBRARIES),-Xlinker -rpath=$(dir $(l))) $(COMMON_LIBS) -lrt -lpthread -ldl -o $@
 
 # The same sources for an emulated device (tests/gpu/emulator): the host's C++ compiler, with an emulation of the libraries in front.
-EMULATOR_FLAGS = -std=c++17 -O2 -g -Wall -Wno-unknown-pragmas -ffp-contract=off -fPIC -I$(EMULATOR) -I. $(SEARCH_CFLAGS)
+EMULATOR_FLAGS = -std=c++20 -O2 -g -Wall -Wno-unknown-pragmas -ffp-contract=off -fPIC -I$(EMULATOR) -I. $(SEARCH_CFLAGS)
 $(OBJ)/$(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  c++  $<')
@@ -350,6 +350,7 @@ $(OBJ)/$(EMULATOR)/%.c.o: %.c
 $(EMULATED): $(EMULATED_OBJECTS) $(call archives,common)
 	@$(if $(Q),echo '  link $@')
 	$(Q)$(CXX) -shared $(filter %.o,$^) $(filter %.a,$^) $(COMMON_LIBS) -o $@
+	$(Q)ln -sf '$(abspath $(LIB))/libkd_cpu.so' $(@D)/
 -include $(wildcard $(OBJ)/$(EMULATOR)/*.d $(OBJ)/$(EMULATOR)/kernels/cuda/*.d)
 
 .SECONDEXPANSION:

@@ -70,7 +70,9 @@ typedef struct kd_backend_table {
     /* KD_OK, or KD_ENODEVICE with the sentence why bf16 isn't available here (no instructions). */
     kd_status (*check_bf16)(const kd_backend *b, kd_err *err);
 
-    kd_status (*alloc)(kd_backend *b, void **out, size_t bytes, kd_err *err); /* 64-byte aligned, zeroed */
+    /* Bytes of the device that are free, and all. NULL where buffers lie in the host's memory. */
+    kd_status (*memory)(kd_backend *b, size_t *left, size_t *total, kd_err *err);
+    kd_status (*alloc)(kd_backend *b, void **out, size_t bytes, kd_err *err); /* 64-byte aligned, zeroed. KD_ENODEVICE: no room on the device; KD_EFAIL: none on the host */
     void (*release)(kd_backend *b, void *p);                                   /* accepts NULL */
     kd_status (*upload)(kd_backend *b, void *dst, const void *src, size_t bytes, kd_err *err);
     kd_status (*download)(kd_backend *b, void *dst, const void *src, size_t bytes, kd_err *err);

@@ -36,7 +36,7 @@ static const kd_option table[] = {
     KD_OPTION_STRING(T, students, "for", "STUDENT,...", NULL, 0, "students that will be trained, such as resnet18,vit_small_patch16_224: patches are stored in the form that serves these at a fraction of the bytes"),
     KD_OPTION_STRING(T, student_size, "student-size", "S|HxW", "0", 0, "size at which the students of --for will see the views; 0 = the full view"),
     KD_OPTION_INT(T, zstd_level, "zstd-level", "L", "1", 1, 19, "zstd level; levels above 1 save little on features"),
-    KD_OPTION_INT(T, batch_size, "batch-size", "N", "16", 1, 4096, "views per teacher batch"),
+    KD_OPTION_INT(T, batch_size, "batch-size", "N", "0", 0, 4096, "views per teacher batch; 0: 16, on a CUDA device as many of 8 to 256 as three fifths of its memory hold"),
     KD_OPTION_INT(T, threads, "threads", "N", "0", 0, 1024, "compute and loader threads; 0 = every processor"),
     KD_OPTION_STRING(T, device, "device", "auto|ref|cpu|cuda[:N|:all]", "auto", 0, "where the teacher runs; cuda:all: on every CUDA device, each in a process with its part of the images (folder)"),
     KD_OPTION_CHOICE(T, precision, "precision", "f32|bf16", "f32", "arithmetic of the teacher's matrix products"),

@@ -30,15 +30,28 @@ typedef struct batch_row {
 
 /* One stored record of every view: a feature of a layer. */
 typedef struct record_slot {
-    kd_feature feature;     /* of the cache: each patch target is one */
+    kd_feature feature; /* of the cache: each patch target is one */
     uint16_t layer;
-    size_t bytes;           /* of a payload */
-    uint8_t *payload;       /* of a batch */
-    kd_encode_stats *stats; /* of a batch */
+    size_t bytes;       /* of a payload */
 } record_slot;
 
+enum { MAX_SLOTS = KD_FEATURES * KD_MAX_LAYERS };
+
+/* Views that the teacher sees at once, from their pixels to their records. */
+typedef struct view_batch {
+    batch_row *row; /* [batch_size] */
+    int rows;
+    uint8_t *pixels;
+    kd_record_buf *records; /* [batch_size][slots] */
+    /* of each slot; payload and stats between the end of its fetch and the next begin */
+    kd_teacher_fetch *fetch[MAX_SLOTS];
+    const uint8_t *payload[MAX_SLOTS];
+    const kd_encode_stats *stats[MAX_SLOTS];
+} view_batch;
+
 typedef struct run {
-    const kd_precompute_config *config;
+    const kd_precompute_config *config; /* resolved */
+    kd_precompute_config resolved;      /* as given, but with the batch size that --batch-size 0 means */
     int threads;
     kd_dataset whole, some;
     const kd_dataset *data; /* what this run works on: all, or some of it (--shard, --fill) */
@@ -58,12 +71,12 @@ typedef struct run {
     kd_output out;
     pthread_mutex_t writer_lock; /* loader threads ask it what is done while the main thread adds */
 
-    record_slot *slot;
+    record_slot slot[MAX_SLOTS];
     int slots;
-    batch_row *row; /* [batch_size] */
-    int rows;
-    kd_record_buf *records; /* [batch_size][slots] */
-    uint8_t *pixels;
+    view_batch batch[2]; /* where the device has memory of its own: it works on one while the other one's features come back */
+    int batches;
+    view_batch *filling, *flying; /* flying: with the device; NULL: none */
+    view_batch *encoding;         /* that whose records are being made */
     kd_record_scratch *scratch; /* [threads] */
     kd_status encode_status;
     kd_err encode_err;
@@ -142,19 +155,43 @@ static kd_status open_recipe(run *r, kd_err *err) {
     return kd_run_recipe(&r->recipe, r->config, &r->plan, &r->policy, &r->model, &r->weights_sha, r->ids, r->mix.count, err);
 }
 
+enum { PLAIN_BATCH = 16, SMALLEST_BATCH = 8, LARGEST_BATCH = 256 };
+
+/* --batch-size 0 on a device: from its whole memory, not from what happens to be free, because a cache's bits may depend on the batch size. Measured on a teacher with a small batch. */
+static kd_status choose_batch(run *r, kd_teacher_config *t, kd_err *err) {
+    size_t left, total;
+    r->resolved.batch_size = PLAIN_BATCH;
+    if (r->backend->v->memory == NULL)
+        return KD_OK;
+    KD_TRY(r->backend->v->memory(r->backend, &left, &total, err));
+    t->batch = SMALLEST_BATCH;
+    KD_TRY(kd_teacher_open(&r->teacher, r->backend, r->weights, t, err));
+    size_t model = kd_teacher_model_bytes(r->teacher), each = kd_teacher_work_bytes(r->teacher) / SMALLEST_BATCH, room = total / 5 * 3;
+    kd_teacher_close(r->teacher);
+    r->teacher = NULL;
+    int64_t batch = LARGEST_BATCH;
+    while (batch > SMALLEST_BATCH && model + (size_t)batch * each > room)
+        batch /= 2;
+    r->resolved.batch_size = batch;
+    kd_log(KD_LOG_INFO, "batch size %d, from the device's memory (--batch-size)", (int)batch);
+    return KD_OK;
+}
+
 static kd_status open_teacher(run *r, kd_err *err) {
     const kd_precompute_config *c = r->config;
-    kd_teacher_config t = {.model = &r->model, .choice = &r->plan.choice, .height = r->policy.image_h, .width = r->policy.image_w, .batch = (int)c->batch_size,
+    kd_teacher_config t = {.model = &r->model, .choice = &r->plan.choice, .height = r->policy.image_h, .width = r->policy.image_w,
                            .precision = strcmp(c->precision, "bf16") == 0 ? KD_BF16 : KD_F32, .store = r->plan.dtype,
                            .target = r->plan.target, .targets = r->plan.targets};
     KD_TRY(kd_backend_open(&r->backend, c->device, r->threads, err));
+    if (c->batch_size == 0)
+        KD_TRY(choose_batch(r, &t, err));
+    t.batch = (int)c->batch_size;
     return kd_teacher_open(&r->teacher, r->backend, r->weights, &t, err);
 }
 
-static kd_status open_slots(run *r, kd_err *err) {
+static void open_slots(run *r) {
     int layers = kd_selection_layers(&r->plan.choice);
-    size_t batch = (size_t)r->config->batch_size;
-    KD_TRY(kd_alloc_array(&r->slot, (size_t)layers * KD_FEATURES, sizeof *r->slot, err));
+    KD_ASSERT(layers * KD_FEATURES <= MAX_SLOTS);
     for (int i = 0; i < layers; i++)
         for (kd_feature f = 0; f < KD_FEATURES; f++) {
             int target;
@@ -164,21 +201,28 @@ static kd_status open_slots(run *r, kd_err *err) {
             kd_encode_spec spec = kd_teacher_spec(r->teacher, output, target);
             r->slot[r->slots++] = (record_slot){.feature = f, .layer = r->plan.choice.layer[i], .bytes = kd_encode_bytes(&spec)};
         }
-    for (int i = 0; i < r->slots; i++) {
-        KD_TRY(kd_alloc_array(&r->slot[i].payload, batch, r->slot[i].bytes, err));
-        KD_TRY(kd_alloc_array(&r->slot[i].stats, batch, sizeof *r->slot[i].stats, err));
+}
+
+static kd_status open_batch(run *r, view_batch *b, kd_err *err) {
+    size_t batch = (size_t)r->config->batch_size;
+    KD_TRY(kd_alloc_array(&b->row, batch, sizeof *b->row, err));
+    KD_TRY(kd_alloc_array(&b->records, batch * (size_t)r->slots, sizeof *b->records, err));
+    for (size_t i = 0; i < batch; i++)
+        b->row[i].record = b->records + i * (size_t)r->slots;
+    for (int k = 0; k < r->slots; k++) {
+        int target;
+        kd_feature output = kd_feature_output(r->slot[k].feature, &target);
+        KD_TRY(kd_teacher_fetch_create(&b->fetch[k], r->teacher, output, r->slot[k].layer, target, err));
     }
-    return KD_OK;
+    return kd_alloc_array(&b->pixels, batch, view_bytes(r), err);
 }
 
 static kd_status open_buffers(run *r, kd_err *err) {
-    size_t batch = (size_t)r->config->batch_size;
-    KD_TRY(open_slots(r, err));
-    KD_TRY(kd_alloc_array(&r->row, batch, sizeof *r->row, err));
-    KD_TRY(kd_alloc_array(&r->records, batch * (size_t)r->slots, sizeof *r->records, err));
-    for (size_t i = 0; i < batch; i++)
-        r->row[i].record = r->records + i * (size_t)r->slots;
-    KD_TRY(kd_alloc_array(&r->pixels, batch, view_bytes(r), err));
+    open_slots(r);
+    r->batches = r->backend->v->host_memory ? 1 : 2;
+    r->filling = &r->batch[0];
+    for (int i = 0; i < r->batches; i++)
+        KD_TRY(open_batch(r, &r->batch[i], err));
     return kd_alloc_array(&r->scratch, (size_t)r->threads, sizeof *r->scratch, err);
 }
 
@@ -187,7 +231,7 @@ static uint64_t planned_bytes(const run *r) {
     uint64_t batch = (uint64_t)r->config->batch_size, payloads = 0;
     for (int i = 0; i < r->slots; i++)
         payloads += r->slot[i].bytes;
-    return kd_teacher_work_bytes(r->teacher) + batch * (2 * payloads + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
+    return kd_teacher_work_bytes(r->teacher) + (uint64_t)r->batches * batch * (2 * payloads + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
 }
 
 /* New reference: the whole set, also for a part of it. */
@@ -225,15 +269,16 @@ static json_t *provenance(const run *r) {
 static void encode_row(void *ctx, int worker, size_t i) {
     run *r = ctx;
     kd_err err = {0};
-    batch_row *row = &r->row[i];
+    const view_batch *b = r->encoding;
+    batch_row *row = &b->row[i];
     for (int k = 0; k < r->slots; k++) {
         const record_slot *slot = &r->slot[k];
         kd_record_head head = kd_recipe_head(&r->recipe, slot->feature, &row->view.image, row->view.view, slot->layer);
-        const kd_encode_stats *s = &slot->stats[i];
+        const kd_encode_stats *s = &b->stats[k][i];
         head.view_hash = row->view.view_hash;
         head.square = s->square;
         head.fidelity = (kd_fidelity){.xx = s->xx, .qq = s->qq, .err2 = s->err2, .worst = s->worst};
-        kd_status status = kd_record_encode(&row->record[k], &head, slot->payload + i * slot->bytes, (int)r->config->zstd_level, &r->scratch[worker], &err);
+        kd_status status = kd_record_encode(&row->record[k], &head, b->payload[k] + i * slot->bytes, (int)r->config->zstd_level, &r->scratch[worker], &err);
         if (status != KD_OK) {
             pthread_mutex_lock(&r->writer_lock);
             r->encode_status = status;
@@ -244,43 +289,62 @@ static void encode_row(void *ctx, int worker, size_t i) {
 }
 
 static kd_status store_row(run *r, batch_row *row, kd_err *err) {
-    kd_record_ref ref[KD_FEATURES * KD_MAX_LAYERS];
+    kd_record_ref ref[MAX_SLOTS];
     for (int k = 0; k < r->slots; k++)
         ref[k] = (kd_record_ref){.feature = r->slot[k].feature, .layer = r->slot[k].layer, .bytes = row->record[k].bytes, .size = row->record[k].size};
     return kd_shard_writer_add_view(r->out.writer, &row->image, &row->view, ref, (size_t)r->slots, err);
 }
 
-/* The batch's features, encoded and compressed. Adds the seconds that the teacher with its encoding took, and those of compressing. */
-static kd_status compute(run *r, double *teacher, double *storing, kd_err *err) {
-    double begin = kd_now(), computed;
-    KD_TRY(kd_teacher_run(r->teacher, r->pixels, r->rows, err));
-    for (int k = 0; k < r->slots; k++) {
-        int target;
-        kd_feature output = kd_feature_output(r->slot[k].feature, &target);
-        KD_TRY(kd_teacher_encode(r->teacher, output, r->slot[k].layer, target, r->rows, r->slot[k].payload, r->slot[k].stats, err));
-    }
-    computed = kd_now();
+/* The batch is given to the teacher; where the device works on its own, this returns at once. */
+static kd_status start(run *r, view_batch *b, kd_err *err) {
+    KD_TRY(kd_teacher_run(r->teacher, b->pixels, b->rows, err));
+    for (int k = 0; k < r->slots; k++)
+        KD_TRY(kd_teacher_fetch_begin(b->fetch[k], b->rows, err));
+    return KD_OK;
+}
+
+/* What start began comes back and is compressed. */
+static kd_status finish(run *r, view_batch *b, kd_err *err) {
+    for (int k = 0; k < r->slots; k++)
+        KD_TRY(kd_teacher_fetch_end(b->fetch[k], &b->payload[k], &b->stats[k], err));
     r->encode_status = KD_OK;
-    kd_parallel_for(r->threads, (size_t)r->rows, encode_row, r);
-    *teacher += computed - begin;
-    *storing += kd_now() - computed;
+    r->encoding = b;
+    kd_parallel_for(r->threads, (size_t)b->rows, encode_row, r);
     if (r->encode_status != KD_OK && err != NULL)
         *err = r->encode_err;
     return r->encode_status;
 }
 
-static kd_status flush(run *r, kd_err *err) {
-    double teacher = 0, storing = 0;
-    if (r->rows == 0)
-        return KD_OK;
-    KD_TRY(compute(r, &teacher, &storing, err));
-    kd_status status = KD_OK;
+static kd_status finish_and_store(run *r, view_batch *b, kd_err *err) {
+    kd_status status = finish(r, b, err);
     pthread_mutex_lock(&r->writer_lock);
-    for (int i = 0; i < r->rows && status == KD_OK; i++)
-        status = store_row(r, &r->row[i], err);
+    for (int i = 0; i < b->rows && status == KD_OK; i++) {
+        status = store_row(r, &b->row[i], err);
+        r->views_new += status == KD_OK;
+    }
     pthread_mutex_unlock(&r->writer_lock);
-    r->views_new += (uint64_t)r->rows;
-    r->rows = 0;
+    b->rows = 0;
+    return status;
+}
+
+/* What is with the device is stored. */
+static kd_status land(run *r, kd_err *err) {
+    view_batch *b = r->flying;
+    r->flying = NULL;
+    return b != NULL ? finish_and_store(r, b, err) : KD_OK;
+}
+
+/* The batch that was filled takes off; the one before it lands meanwhile and is filled next. */
+static kd_status flush(run *r, kd_err *err) {
+    view_batch *full = r->filling;
+    if (full->rows == 0)
+        return KD_OK;
+    KD_TRY(start(r, full, err));
+    if (r->batches == 1)
+        return finish_and_store(r, full, err);
+    kd_status status = land(r, err);
+    r->flying = full;
+    r->filling = full == &r->batch[0] ? &r->batch[1] : &r->batch[0];
     return status;
 }
 
@@ -288,9 +352,18 @@ static kd_status flush(run *r, kd_err *err) {
 
 static kd_status probe_batch(void *ctx, double *teacher, double *storing, kd_err *err) {
     run *r = ctx;
-    r->rows = (int)r->config->batch_size;
-    kd_status status = compute(r, teacher, storing, err);
-    r->rows = 0;
+    view_batch *b = r->filling;
+    double begin = kd_now(), computed;
+    b->rows = (int)r->config->batch_size;
+    kd_status status = start(r, b, err);
+    if (status == KD_OK)
+        status = r->backend->v->sync(r->backend, err);
+    computed = kd_now();
+    if (status == KD_OK)
+        status = finish(r, b, err);
+    b->rows = 0;
+    *teacher += computed - begin;
+    *storing += kd_now() - computed;
     return status;
 }
 
@@ -300,7 +373,7 @@ static kd_status measure_speed(run *r, kd_probe_rates *rates, kd_err *err) {
     plain.mix_p = 0;
     KD_TRY(kd_run_recipe(&r->recipe, r->config, &r->plan, &plain, &r->model, &r->weights_sha, NULL, 0, err));
     kd_probe probe = {.data = r->data, .policy = &plain, .decode = {.exif_apply = r->recipe.exif_apply, .max_pixels = r->config->max_pixels}, .seed = (uint64_t)r->config->seed,
-                      .views = r->plan.views, .threads = r->threads, .batch = (int)r->config->batch_size, .pixels = r->pixels, .compute = probe_batch, .ctx = r};
+                      .views = r->plan.views, .threads = r->threads, .batch = (int)r->config->batch_size, .pixels = r->filling->pixels, .compute = probe_batch, .ctx = r};
     return kd_probe_run(rates, &probe, err);
 }
 
@@ -361,11 +434,15 @@ static kd_status report_lost(run *r, kd_err *err) {
 }
 
 /* The same bytes under a second name, made before the first one's views were stored. */
-static int is_pending(const run *r, const kd_hash128 *id, uint32_t view) {
-    for (int i = 0; i < r->rows; i++)
-        if (r->row[i].view.view == view && memcmp(&r->row[i].view.image, id, sizeof *id) == 0)
+static int is_in(const view_batch *b, const kd_hash128 *id, uint32_t view) {
+    for (int i = 0; b != NULL && i < b->rows; i++)
+        if (b->row[i].view.view == view && memcmp(&b->row[i].view.image, id, sizeof *id) == 0)
             return 1;
     return 0;
+}
+
+static int is_pending(const run *r, const kd_hash128 *id, uint32_t view) {
+    return is_in(r->filling, id, view) || is_in(r->flying, id, view);
 }
 
 /* What the cache calls the file. */
@@ -385,14 +462,15 @@ static kd_status take_item(run *r, const kd_view_item *item, kd_err *err) {
             r->duplicates += i == 0;
             continue;
         }
-        batch_row *row = &r->row[r->rows];
+        view_batch *b = r->filling;
+        batch_row *row = &b->row[b->rows];
         row->image = (kd_image_entry){.image = item->id, .rel = recorded_path(r, row, item->file), .file_size = item->size, .width = item->width, .height = item->height,
                                       .views = r->plan.views};
         row->view = (kd_view_entry){.image = item->id, .view = item->view[i], .view_hash = item->hash[i], .plan = item->plan[i]};
         if (item->partner != NULL)
             row->view.partner = item->partner[i];
-        memcpy(r->pixels + (size_t)r->rows * view_bytes(r), item->pixels + i * view_bytes(r), view_bytes(r));
-        if (++r->rows == r->config->batch_size)
+        memcpy(b->pixels + (size_t)b->rows * view_bytes(r), item->pixels + i * view_bytes(r), view_bytes(r));
+        if (++b->rows == r->config->batch_size)
             KD_TRY(flush(r, err));
     }
     return KD_OK;
@@ -422,6 +500,8 @@ static kd_status take_all(run *r, kd_ordered *q, kd_err *err) {
         status = flush(r, err);
     /* What was computed before a stop or an error is kept; the first error is the one to report. */
     kd_err ignored = {0};
+    kd_status landed = land(r, status == KD_OK ? err : &ignored);
+    status = status == KD_OK ? landed : status;
     kd_status commit = kd_shard_writer_commit(r->out.writer, status == KD_OK ? err : &ignored);
     return status == KD_OK ? commit : status;
 }
@@ -513,22 +593,24 @@ static kd_status execute(run *r, kd_err *err) {
     return fill_cache(r, err);
 }
 
+static void close_batch(run *r, view_batch *b) {
+    for (size_t i = 0; b->records != NULL && i < (size_t)r->config->batch_size * (size_t)r->slots; i++)
+        kd_record_buf_free(&b->records[i]);
+    for (int k = 0; k < r->slots; k++)
+        kd_teacher_fetch_destroy(b->fetch[k]);
+    kd_free(b->records);
+    kd_free(b->row);
+    kd_free(b->pixels);
+}
+
 static void release(run *r) {
     kd_skip_list_discard(r->skip_list);
     kd_output_close(&r->out);
-    for (size_t i = 0; r->records != NULL && i < (size_t)r->config->batch_size * (size_t)r->slots; i++)
-        kd_record_buf_free(&r->records[i]);
+    for (int i = 0; i < r->batches; i++)
+        close_batch(r, &r->batch[i]);
     for (int i = 0; r->scratch != NULL && i < r->threads; i++)
         kd_record_scratch_free(&r->scratch[i]);
-    kd_free(r->records);
-    kd_free(r->row);
-    kd_free(r->pixels);
     kd_free(r->scratch);
-    for (int i = 0; i < r->slots; i++) {
-        kd_free(r->slot[i].payload);
-        kd_free(r->slot[i].stats);
-    }
-    kd_free(r->slot);
     kd_teacher_close(r->teacher);
     kd_backend_close(r->backend);
     kd_recipe_free(&r->recipe);
@@ -548,7 +630,8 @@ kd_status kd_precompute_run(const kd_precompute_config *config, kd_err *err) {
         return kd_fail(err, KD_EUSAGE, "%s: a file without an option before it is for --inspect; the teacher is given as --weights %s", config->file, config->file);
     if (kd_devices_all(config))
         return kd_devices_run(config, err);
-    run r = {.config = config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
+    run r = {.resolved = *config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
+    r.config = &r.resolved;
     pthread_mutex_init(&r.writer_lock, NULL);
     kd_signals_catch();
     kd_status status = execute(&r, err);

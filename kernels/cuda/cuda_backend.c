@@ -185,6 +185,11 @@ static kd_status cuda_zero(kd_backend *base, void *dst, size_t bytes, kd_err *er
     return bytes == 0 ? KD_OK : kd_cuda_check(cudaMemsetAsync(dst, 0, bytes, b->stream), "cuda: zeroing memory", err);
 }
 
+static kd_status cuda_memory(kd_backend *base, size_t *left, size_t *total, kd_err *err) {
+    use(base);
+    return kd_cuda_check(cudaMemGetInfo(left, total), "cuda: asking for the device's memory", err);
+}
+
 static kd_status cuda_alloc(kd_backend *base, void **out, size_t bytes, kd_err *err) {
     kd_cuda *b = use(base);
     *out = NULL;
@@ -325,6 +330,7 @@ static const kd_backend_table table = {
     .close = cuda_close,
     .describe = cuda_describe,
     .check_bf16 = cuda_check_bf16,
+    .memory = cuda_memory,
     .alloc = cuda_alloc,
     .release = cuda_release,
     .upload = cuda_upload,

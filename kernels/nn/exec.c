@@ -12,6 +12,12 @@ static kd_status create_ops(kd_exec *e, kd_err *err) {
     return KD_OK;
 }
 
+static kd_status create_rows(kd_exec *e, kd_err *err) {
+    for (int i = 0; i < e->input_count && !e->b->v->host_memory; i++)
+        KD_TRY(kd_alloc_array(&e->inputs[i].rows, kd_tdesc_bytes(&e->inputs[i].desc), 1, err));
+    return KD_OK;
+}
+
 static kd_status build(kd_exec *e, const kd_graph *g, kd_err *err) {
     if (e->config.precision == KD_BF16)
         KD_TRY(e->b->v->check_bf16(e->b, err));
@@ -21,6 +27,7 @@ static kd_status build(kd_exec *e, const kd_graph *g, kd_err *err) {
     KD_TRY(kd_plan_nodes(e, g, err));
     KD_TRY(create_ops(e, err));
     KD_TRY(kd_plan_memory(e, err));
+    KD_TRY(create_rows(e, err));
     return kd_is_frozen(e->p) ? kd_frozen_load(e, err) : KD_OK;
 }
 
@@ -52,11 +59,14 @@ kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const k
 void kd_exec_destroy(kd_exec *e) {
     if (!e)
         return;
+    kd_recorded_drop(e);
     for (int i = 0; i < e->node_count; i++)
         if (e->nodes[i].op)
             e->b->v->op_destroy(e->b, e->nodes[i].op);
     for (int k = 0; k < KD_ARENA_KINDS; k++)
         e->b->v->release(e->b, e->arena[k]);
+    for (int i = 0; i < e->input_count; i++)
+        kd_free(e->inputs[i].rows);
     kd_arena_destroy(e->names);
     kd_free(e->vals);
     kd_free(e->nodes);
@@ -80,11 +90,26 @@ static int is_packed(const kd_exec *e) {
     return e->packed_version == e->p->version && (e->config.train || e->packed_state_version == e->p->state_version);
 }
 
+static size_t row_bytes(const kd_exec *e, const kd_ptap *t) {
+    return kd_tdesc_bytes(&t->desc) / (size_t)e->config.batch;
+}
+
+static kd_status send_rows(kd_exec *e, kd_err *err) {
+    for (int i = 0; i < e->input_count; i++) {
+        kd_ptap *t = &e->inputs[i];
+        size_t row = row_bytes(e, t), at = (size_t)t->first_row * row;
+        if (t->end_row > t->first_row)
+            KD_TRY(e->b->v->upload(e->b, (char *)t->data + at, t->rows + at, (size_t)(t->end_row - t->first_row) * row, err));
+        t->first_row = t->end_row = 0;
+    }
+    return KD_OK;
+}
+
 kd_status kd_run_begin(kd_exec *e, kd_err *err) {
+    KD_TRY(send_rows(e, err));
     if (is_packed(e))
         return KD_OK;
-    for (int i = 0; i < e->node_count; i++)
-        KD_TRY(e->b->v->op_pack(e->b, e->nodes[i].op, &e->nodes[i].args, err));
+    KD_TRY(kd_run_pass(e, KD_PASS_PACK, err));
     e->packed_version = e->p->version;
     e->packed_state_version = e->p->state_version;
     return KD_OK;
@@ -119,8 +144,7 @@ void kd_run_end(kd_exec *e) {
 
 kd_status kd_exec_forward(kd_exec *e, kd_err *err) {
     KD_TRY(kd_run_begin(e, err));
-    for (int i = 0; i < e->node_count; i++)
-        KD_TRY(kd_run_node(e, &e->nodes[i], 0, err));
+    KD_TRY(kd_run_pass(e, KD_PASS_FORWARD, err));
     kd_run_end(e);
     return KD_OK;
 }
@@ -135,12 +159,36 @@ kd_status kd_run_zero_gradients(kd_exec *e, kd_err *err) {
 
 kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err) {
     KD_ASSERT(e->config.train);
-    if (!accumulate)
-        KD_TRY(kd_run_zero_gradients(e, err));
+    return kd_run_pass(e, accumulate ? KD_PASS_BACKWARD_ADDED : KD_PASS_BACKWARD, err);
+}
+
+static kd_status pack_all(kd_exec *e, kd_err *err) {
+    for (int i = 0; i < e->node_count; i++)
+        KD_TRY(e->b->v->op_pack(e->b, e->nodes[i].op, &e->nodes[i].args, err));
+    return KD_OK;
+}
+
+static kd_status forward_all(kd_exec *e, kd_err *err) {
+    for (int i = 0; i < e->node_count; i++)
+        KD_TRY(kd_run_node(e, &e->nodes[i], 0, err));
+    return KD_OK;
+}
+
+static kd_status backward_all(kd_exec *e, kd_err *err) {
     for (int i = e->node_count - 1; i >= 0; i--)
         if (kd_has_backward_work(&e->nodes[i]))
             KD_TRY(kd_run_node(e, &e->nodes[i], 1, err));
     return KD_OK;
+}
+
+kd_status kd_run_ops(kd_exec *e, kd_pass pass, kd_err *err) {
+    if (pass == KD_PASS_PACK)
+        return pack_all(e, err);
+    if (pass == KD_PASS_FORWARD)
+        return forward_all(e, err);
+    if (pass == KD_PASS_BACKWARD)
+        KD_TRY(kd_run_zero_gradients(e, err));
+    return backward_all(e, err);
 }
 
 float *kd_exec_gradients(kd_exec *e) {
@@ -162,8 +210,20 @@ kd_status kd_exec_upload_rows(kd_exec *e, const char *input, int first, int coun
     if (!t)
         return kd_fail(err, KD_EFAIL, "the compiled %s program has no input \"%s\"", e->config.train ? "training" : "inference", input);
     KD_ASSERT(first >= 0 && count >= 0 && count <= e->config.batch - first);
-    size_t row = kd_tdesc_bytes(&t->desc) / (size_t)e->config.batch;
-    return e->b->v->upload(e->b, (char *)t->data + (size_t)first * row, data, (size_t)count * row, err);
+    size_t row = row_bytes(e, t), at = (size_t)first * row;
+    int adjoins = t->end_row == t->first_row || (first <= t->end_row && first + count >= t->first_row);
+    if (count == e->config.batch)
+        t->first_row = t->end_row = 0; /* what waits is overtaken */
+    if (t->rows == NULL || count == 0 || count == e->config.batch)
+        return e->b->v->upload(e->b, (char *)t->data + at, data, (size_t)count * row, err);
+    if (!adjoins)
+        KD_TRY(send_rows(e, err));
+    memcpy(t->rows + at, data, (size_t)count * row);
+    if (t->end_row == t->first_row)
+        t->first_row = first, t->end_row = first;
+    t->first_row = first < t->first_row ? first : t->first_row;
+    t->end_row = first + count > t->end_row ? first + count : t->end_row;
+    return KD_OK;
 }
 
 kd_status kd_exec_upload(kd_exec *e, const char *input, const void *data, kd_err *err) {

@@ -128,6 +128,9 @@ typedef struct kd_ptap {
     kd_val val; /* root */
     kd_tdesc desc;
     void *data;
+    /* of an input of a device with memory of its own: rows that came one by one wait here and go there together, as one copy, when a pass begins */
+    char *rows;
+    int first_row, end_row; /* those that wait */
 } kd_ptap;
 
 typedef enum kd_arena_kind {
@@ -135,6 +138,14 @@ typedef enum kd_arena_kind {
 } kd_arena_kind;
 
 #define KD_NOT_KEPT SIZE_MAX
+
+/* The passes that are queued as one where the backend records (recorded.c). */
+typedef enum kd_pass { KD_PASS_PACK, KD_PASS_FORWARD, KD_PASS_BACKWARD, KD_PASS_BACKWARD_ADDED /* to the gradients that are there */, KD_PASSES } kd_pass;
+
+typedef struct kd_recorded {
+    int runs;        /* op by op, so far */
+    kd_recording *r; /* NULL: none yet */
+} kd_recorded;
 
 struct kd_exec {
     kd_backend *b;
@@ -150,6 +161,7 @@ struct kd_exec {
     size_t *kept_at; /* frozen parameters: offset of parameter i in KD_ARENA_PARAMETERS, or KD_NOT_KEPT; else NULL */
     int has_batch_norm, profile;
     int profiled_passes;
+    kd_recorded recorded[KD_PASSES];
     char *looked_at; /* kd_exec_check_finite: the host's copy of what an op has written; NULL while off */
     uint64_t packed_version, packed_state_version; /* 0 = never */
 };
@@ -163,6 +175,12 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err);
 kd_status kd_frozen_plan(kd_exec *e, kd_err *err);
 void kd_frozen_bind(kd_exec *e, kd_pnode *n);
 kd_status kd_frozen_load(kd_exec *e, kd_err *err);
+/* recorded.c: runs a pass. The first time, and while someone looks between the ops (profile, check-finite), op by op; the second time it is recorded, from then on replayed, after one question to
+ * config.stop. Without a backend that records always op by op. Errors of the ops; of a recording that fails nothing is kept. */
+kd_status kd_run_pass(kd_exec *e, kd_pass pass, kd_err *err);
+void kd_recorded_drop(kd_exec *e);
+/* exec.c: the ops of a pass in their order. */
+kd_status kd_run_ops(kd_exec *e, kd_pass pass, kd_err *err);
 /* exec.c: the parts of a pass, for those who run it op by op (inspect.c). begin: before the first op; end: after the last forward. */
 kd_status kd_run_begin(kd_exec *e, kd_err *err);
 kd_status kd_run_node(kd_exec *e, kd_pnode *n, int backward, kd_err *err);

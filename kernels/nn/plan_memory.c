@@ -207,6 +207,36 @@ static kd_status bind(kd_exec *e, size_t loss_weights_at, kd_err *err) {
     return KD_OK;
 }
 
+/* The plan doesn't fit: what it wants, what there is, and the batch that would fit. Everything but parameters and what they are packed into grows with the batch. */
+static kd_status too_large(const kd_exec *e, size_t left, kd_err *err) {
+    size_t fixed = e->bytes[KD_ARENA_PARAMETERS] + e->bytes[KD_ARENA_PACKED] + e->bytes[KD_ARENA_PARAM_GRADIENTS], all = kd_exec_device_bytes(e), growing = all - fixed;
+    double mib = 1 << 20;
+    int batch = left > fixed && growing > 0 ? (int)((double)(left - fixed) / (double)growing * e->config.batch) : 0;
+    char advice[80] = "no batch fits beside the parameters; use a smaller model";
+    if (batch > 0)
+        snprintf(advice, sizeof advice, "a batch of %d would fit (--batch-size)", batch);
+    return kd_fail(err, KD_ENODEVICE, "the plan of a batch of %d takes %.0f MiB of the device's memory (parameters and packed weights %.0f, activations %.0f, kept for the gradients %.0f, gradients %.0f, scratch %.0f), and %.0f MiB are free; %s",
+                   e->config.batch, (double)all / mib, (double)fixed / mib, (double)e->bytes[KD_ARENA_ACTIVATIONS] / mib, (double)e->bytes[KD_ARENA_SAVED] / mib, (double)e->bytes[KD_ARENA_GRADIENTS] / mib,
+                   (double)e->bytes[KD_ARENA_SCRATCH] / mib, (double)left / mib, advice);
+}
+
+static kd_status make_arenas(kd_exec *e, kd_err *err) {
+    size_t left, total;
+    if (e->b->v->memory != NULL) {
+        KD_TRY(e->b->v->memory(e->b, &left, &total, err));
+        if (kd_exec_device_bytes(e) > left)
+            return too_large(e, left, err);
+    }
+    for (int k = 0; k < KD_ARENA_KINDS; k++) {
+        void *p = NULL;
+        if (e->bytes[k] == 0)
+            continue;
+        KD_TRY(e->b->v->alloc(e->b, &p, e->bytes[k], err));
+        e->arena[k] = p;
+    }
+    return KD_OK;
+}
+
 kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
     size_t losses = 0;
     value_lifetimes(e);
@@ -227,12 +257,6 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
         e->bytes[KD_ARENA_PARAM_GRADIENTS] = e->p->trained_total * sizeof(float);
     size_t loss_weights_at = e->bytes[KD_ARENA_ACTIVATIONS];
     e->bytes[KD_ARENA_ACTIVATIONS] += losses * KD_ALIGN_BYTES;
-    for (int k = 0; k < KD_ARENA_KINDS; k++) {
-        void *p = NULL;
-        if (e->bytes[k] == 0)
-            continue;
-        KD_TRY(e->b->v->alloc(e->b, &p, e->bytes[k], err));
-        e->arena[k] = p;
-    }
+    KD_TRY(make_arenas(e, err));
     return bind(e, loss_weights_at, err);
 }

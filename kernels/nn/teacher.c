@@ -149,20 +149,79 @@ static kd_status check_stored(const kd_teacher *t, const kd_encode_spec *e, kd_f
     return KD_OK;
 }
 
-kd_status kd_teacher_encode(kd_teacher *t, kd_feature f, uint16_t layer, int target, int count, uint8_t *payload, kd_encode_stats *stats, kd_err *err) {
+/* Queues the encoding of a kind of record into t->payload and t->stats. */
+static kd_status encode(kd_teacher *t, const kd_encode_spec *e, kd_feature f, uint16_t layer, int count, kd_err *err) {
     KD_ASSERT((t->choice.features & 1u << f) && count > 0 && count <= t->batch);
-    const kd_backend_table *v = t->backend->v;
-    kd_encode_spec e = kd_teacher_spec(t, f, target);
     kd_tdesc desc;
     char name[32];
     snprintf(name, sizeof name, "%s.%u", kd_feature_name(f), (unsigned)layer); /* the outputs of kd_model_build_layers */
     const void *values = kd_exec_output(t->exec, name, &desc);
-    size_t n = (size_t)e.grid_h * (size_t)e.grid_w * (size_t)e.width, rows = (size_t)count;
+    size_t n = (size_t)e->grid_h * (size_t)e->grid_w * (size_t)e->width;
     KD_ASSERT(values != NULL && desc.dtype == KD_F32 && kd_tdesc_numel(&desc) == n * (size_t)t->batch);
-    KD_TRY(v->encode(t->backend, t->payload, t->stats, values, rows, &e, t->encode_scratch, err));
+    return t->backend->v->encode(t->backend, t->payload, t->stats, values, (size_t)count, e, t->encode_scratch, err);
+}
+
+kd_status kd_teacher_encode(kd_teacher *t, kd_feature f, uint16_t layer, int target, int count, uint8_t *payload, kd_encode_stats *stats, kd_err *err) {
+    const kd_backend_table *v = t->backend->v;
+    kd_encode_spec e = kd_teacher_spec(t, f, target);
+    size_t rows = (size_t)count;
+    KD_TRY(encode(t, &e, f, layer, count, err));
     KD_TRY(v->download(t->backend, payload, t->payload, rows * kd_encode_bytes(&e), err));
     KD_TRY(v->download(t->backend, stats, t->stats, rows * sizeof *stats, err));
     return check_stored(t, &e, f, layer, stats, count, err);
+}
+
+/* ---- in two halves ---- */
+
+struct kd_teacher_fetch {
+    kd_teacher *teacher;
+    kd_feature feature;
+    uint16_t layer;
+    kd_encode_spec spec;
+    int count;
+    kd_fetch *payload, *stats;
+};
+
+kd_status kd_teacher_fetch_create(kd_teacher_fetch **out, kd_teacher *t, kd_feature f, uint16_t layer, int target, kd_err *err) {
+    kd_teacher_fetch *x = NULL;
+    KD_TRY(kd_alloc_array(&x, 1, sizeof *x, err));
+    *x = (kd_teacher_fetch){.teacher = t, .feature = f, .layer = layer, .spec = kd_teacher_spec(t, f, target)};
+    kd_status status = t->backend->v->fetch_create(t->backend, &x->payload, kd_encode_bytes(&x->spec) * (size_t)t->batch, err);
+    if (status == KD_OK)
+        status = t->backend->v->fetch_create(t->backend, &x->stats, sizeof(kd_encode_stats) * (size_t)t->batch, err);
+    if (status != KD_OK) {
+        kd_teacher_fetch_destroy(x);
+        return status;
+    }
+    *out = x;
+    return KD_OK;
+}
+
+void kd_teacher_fetch_destroy(kd_teacher_fetch *f) {
+    if (f == NULL)
+        return;
+    f->teacher->backend->v->fetch_destroy(f->teacher->backend, f->payload);
+    f->teacher->backend->v->fetch_destroy(f->teacher->backend, f->stats);
+    kd_free(f);
+}
+
+kd_status kd_teacher_fetch_begin(kd_teacher_fetch *f, int count, kd_err *err) {
+    kd_teacher *t = f->teacher;
+    const kd_backend_table *v = t->backend->v;
+    f->count = count;
+    KD_TRY(encode(t, &f->spec, f->feature, f->layer, count, err));
+    KD_TRY(v->fetch_begin(t->backend, f->payload, t->payload, (size_t)count * kd_encode_bytes(&f->spec), err));
+    return v->fetch_begin(t->backend, f->stats, t->stats, (size_t)count * sizeof(kd_encode_stats), err);
+}
+
+kd_status kd_teacher_fetch_end(kd_teacher_fetch *f, const uint8_t **payload, const kd_encode_stats **stats, kd_err *err) {
+    const kd_backend_table *v = f->teacher->backend->v;
+    const void *bytes, *numbers;
+    KD_TRY(v->fetch_end(f->teacher->backend, f->payload, &bytes, err));
+    KD_TRY(v->fetch_end(f->teacher->backend, f->stats, &numbers, err));
+    *payload = bytes;
+    *stats = numbers;
+    return check_stored(f->teacher, &f->spec, f->feature, f->layer, *stats, f->count, err);
 }
 
 json_t *kd_teacher_json(const kd_model_info *model, const kd_sha256 *weights) {

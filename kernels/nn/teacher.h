@@ -9,6 +9,12 @@
  *     kd_teacher_encode(t, KD_FEATURE_CLS, 1, 0, count, payload, stats, err);
  *     kd_teacher_encode(t, KD_FEATURE_PATCH, 1, 1, count, payload, stats, err);   // the patch tokens in the form targets[1]
  *
+ * Or, so that a device works on the next batch while this one's features come back, each kind of record through a fetch of its own:
+ *
+ *     kd_teacher_run(t, views, count, err);
+ *     kd_teacher_fetch_begin(f, count, err);          // and then the next kd_teacher_run
+ *     kd_teacher_fetch_end(f, &payload, &stats, err); // of the first one
+ *
  * The batch is always padded to its full size, so that what shares a batch with a view can't change the view's bits.
  * Thread rule: one thread. */
 #ifndef KD_KERNELS_NN_TEACHER_H
@@ -48,6 +54,15 @@ kd_status kd_teacher_run(kd_teacher *t, const uint8_t *views, int count, kd_err 
 /* After run: `count` records of output f of a chosen layer (the smallest number when layers are joined), kd_encode_bytes of their kd_teacher_spec each, and their statistics.
  * KD_ENONFINITE, naming the row, when a value is NaN, infinite or beyond what the stored type holds. */
 kd_status kd_teacher_encode(kd_teacher *t, kd_feature f, uint16_t layer, int target, int count, uint8_t *payload, kd_encode_stats *stats, kd_err *err);
+
+/* One kind of record, with room for a batch on the host: f, layer and target as for kd_teacher_encode. Borrows t. */
+typedef struct kd_teacher_fetch kd_teacher_fetch;
+kd_status kd_teacher_fetch_create(kd_teacher_fetch **out, kd_teacher *t, kd_feature f, uint16_t layer, int target, kd_err *err);
+void kd_teacher_fetch_destroy(kd_teacher_fetch *f); /* accepts NULL; before the teacher is closed */
+/* After run: queues the encoding of the first `count` rows and their way to the host. */
+kd_status kd_teacher_fetch_begin(kd_teacher_fetch *f, int count, kd_err *err);
+/* Waits for them: `count` records and their statistics, valid until the next begin. Errors of kd_teacher_encode. */
+kd_status kd_teacher_fetch_end(kd_teacher_fetch *f, const uint8_t **payload, const kd_encode_stats **stats, kd_err *err);
 
 /* What a recipe says of the teacher (cache/identity.h). New reference; NULL when memory is out. */
 json_t *kd_teacher_json(const kd_model_info *model, const kd_sha256 *weights);

@@ -223,6 +223,31 @@ static void check_ema(kd_backend *b, const float *e0, const float *w0, size_t n)
     }
 }
 
+/* Vectors that begin anywhere: the parameters that aren't decayed begin behind those that are. apart: how much further each vector begins than the one before. */
+static void check_places(kd_backend *b, kd_backend *ref, const float *w0, const float *g0, size_t n) {
+    kd_err err = {0};
+    const kd_sgd h = {.lr = 0.1f, .momentum = 0.9f, .weight_decay = 0.05f};
+    for (size_t skip = 0; skip < 4; skip++)
+        for (size_t apart = 0; apart < 2; apart++) {
+            float *result[2][2], scale = 0.7f;
+            size_t count = n > skip + 2 * apart ? n - skip - 2 * apart : 0;
+            for (int k = 0; k < 2; k++) {
+                kd_backend *on = k ? ref : b;
+                float *w = to_device(on, w0, n), *m = to_device(on, w0, n), *g = to_device(on, g0, n), *s = to_device(on, &scale, 1);
+                must(on->v->sgd(on, w + skip, g + skip + apart, m + skip + 2 * apart, count, &h, s, &err), &err);
+                on->v->release(on, g);
+                on->v->release(on, s);
+                result[k][0] = from_device(on, w, n);
+                result[k][1] = from_device(on, m, n);
+            }
+            for (int i = 0; i < 2; i++) {
+                assert_memory_equal(result[0][i], result[1][i], n * sizeof *w0);
+                kd_free(result[0][i]);
+                kd_free(result[1][i]);
+            }
+        }
+}
+
 static void check_clip(kd_backend *b, kd_backend *ref) {
     static const float sums[] = {0, 1e-12f, 0.25f, 1, 4, 1e10f, 3e38f}, limits[] = {0, -1, 0.5f, 1, 2, 1e6f};
     for (size_t i = 0; i < sizeof sums / sizeof *sums; i++)
@@ -248,6 +273,8 @@ void ops_check_flat(kd_backend *b, kd_backend *ref) {
         assert_memory_equal(&got, &again, sizeof got);
         check_adamw(b, ref, x, g, n);
         check_sgd(b, ref, x, g, n);
+        if (n <= 1000)
+            check_places(b, ref, x, g, n);
         check_lars(b, ref, x, g, n);
         check_ema(b, x, g, n);
         kd_free(x);

@@ -9,7 +9,7 @@
  *   - shared memory and new device memory begin as NaN;
  *   - KD_EMULATOR_ORDER=reverse runs threads and blocks backwards: results that change show a missing barrier.
  *
- * KD_EMULATOR_FAULT=no-driver|no-device|old-driver|sm_75 and KD_EMULATOR_MEMORY=BYTES make it a machine with that fault. Thread rule: one host thread at a time. */
+ * KD_EMULATOR_FAULT=no-driver|no-device|old-driver|sm_75|no-gemm and KD_EMULATOR_MEMORY=BYTES make it a machine with that fault. Thread rule: one host thread at a time. */
 #ifndef KD_EMULATOR_CUDA_RUNTIME_H
 #define KD_EMULATOR_CUDA_RUNTIME_H
 
@@ -29,6 +29,7 @@ typedef enum cudaError {
 } cudaError_t;
 enum cudaMemcpyKind { cudaMemcpyHostToHost, cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice, cudaMemcpyDefault };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeGlobal, cudaStreamCaptureModeThreadLocal, cudaStreamCaptureModeRelaxed };
+enum cudaDeviceAttr { cudaDevAttrComputeCapabilityMajor = 75 };
 enum { cudaStreamNonBlocking = 1, cudaEventDisableTiming = 2 };
 
 typedef struct CUstream_st *cudaStream_t;
@@ -50,6 +51,7 @@ cudaError_t cudaDriverGetVersion(int *version);
 cudaError_t cudaRuntimeGetVersion(int *version);
 cudaError_t cudaSetDevice(int device);
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device);
+cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attribute, int device);
 cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total);
 cudaError_t cudaMalloc(void **out, size_t bytes);
 cudaError_t cudaFree(void *p);
@@ -80,7 +82,6 @@ const char *cudaGetErrorString(cudaError_t error);
 #include <cmath>
 #include <functional>
 #include <math.h>
-#include <tuple>
 
 /* ---- in kernels ---- */
 
@@ -158,11 +159,12 @@ struct cudaLaunchConfig_t {
 };
 cudaError_t kd_emulator_launch(const cudaLaunchConfig_t *config, std::function<void()> thread);
 
-template <class... P, class... A> cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args) {
-    std::tuple<P...> values(static_cast<P>(args)...); /* by value: as a device takes them at the launch */
-    return kd_emulator_launch(config, [kernel, values] { std::apply(kernel, values); });
+/* Arguments by value, as a device takes them at the launch. Static, and without templates of the library over their types: structures of one name in two files must stay two types. */
+template <class... P, class... A> static cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args) {
+    return kd_emulator_launch(config, [kernel, ... values = static_cast<P>(args)] { kernel(values...); });
 }
-/* For emulated libraries: work in the order of a stream, with device memory at hand. */
+/* For emulated libraries: work in the order of a stream, with device memory at hand; a check that all of a range lies in one allocation, or the program ends with a sentence. */
 cudaError_t kd_emulator_enqueue(cudaStream_t stream, std::function<void()> work);
+void kd_emulator_check_range(const void *p, size_t bytes, const char *what);
 #endif
 #endif
