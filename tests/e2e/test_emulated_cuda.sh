@@ -7,7 +7,8 @@ export KD_LIB_DIR=$KD_TEST_DIR/gpu/emulator
 pictures=$work/pictures
 "$KD_TEST_DIR/demo/draw_pictures" "$pictures" 2 1 || exit 1
 weights=$top/tests/golden/models/tiny_dinov2.pth
-make_cache() { "$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$weights" --views 2 --image-size 56 "$@" 2>"$work/err"; }
+options=(--images "$pictures/train" --weights "$weights" --views 2 --image-size 56)
+make_cache() { "$KD_BIN/kd-precompute" "${options[@]}" --batch-size 8 "$@" 2>"$work/err"; }
 digest() { "$KD_BIN/kd-cache" digest "$@" 2>"$work/err" | awk '{ print $NF }'; }
 
 # ---- teachers ----
@@ -29,7 +30,7 @@ check "bf16 features are near them" near "$work/cpu.csv" "$work/cuda-bf16.csv" 0
 # ---- caches ----
 make_cache --device cuda --cache "$work/a.kdc"
 check "a cache on cuda" test $? -eq 0
-make_cache --device cuda --cache "$work/b.kdc" & # killed in the middle
+"$KD_BIN/kd-precompute" "${options[@]}" --batch-size 8 --device cuda --cache "$work/b.kdc" 2>"$work/err" & # killed in the middle
 pid=$!
 while kill -0 $pid 2>/dev/null && [ ! -s "$work/b.kdc.partial" ]; do sleep 0.02; done
 kill -KILL $pid 2>/dev/null
@@ -37,6 +38,9 @@ wait $pid 2>/dev/null
 make_cache --device cuda --cache "$work/b.kdc"
 check "a killed one goes on" test $? -eq 0
 check "and has the same content" test -n "$(digest "$work/a.kdc")" -a "$(digest "$work/a.kdc")" = "$(digest "$work/b.kdc")"
+make_cache --device cuda --batch-size 0 --cache "$work/auto.kdc"
+check "a batch size from the device's memory" grep -q 'batch size 256, from the device' "$work/err"
+check "changes nothing here" test "$(digest "$work/a.kdc")" = "$(digest "$work/auto.kdc")"
 make_cache --device cuda:all --cache "$work/all"
 check "cuda:all" test $? -eq 0
 check "each device has written its part" test "$(ls "$work/all"/part-0000[12]-of-00002-00000.kdc 2>/dev/null | wc -l)" -eq 2
@@ -56,7 +60,6 @@ train() { # OUT STUDENT... -- OPTIONS
     while [ $# -gt 0 ] && [ "$1" != -- ]; do args+=(--student "$1"); shift; done
     "$KD_BIN/kd-train" --cache "$work/a.kdc" --images "$pictures/train" --student-size 56 --out "$work/$out" "${args[@]}" --epochs 3 --batch-size 6 --val-fraction 0.2 --log-every 1 --device cuda "${@:2}" 2>"$work/err"
 }
-losses() { sed -n 's/.*"student":"'"$2"'".*"loss":\([^,]*\),.*"lr".*/\1/p' "$work/$1/metrics.jsonl"; }
 for student in resnet18 dinov2_w64_d2; do
     "$KD_BIN/kd-train" --cache "$work/a.kdc" --images "$pictures/train" --student $student --student-size 56 --out "$work/x" --batch-size 3 --device cuda --compare-backends >"$work/out" 2>"$work/err"
     check "$student: forward and backward are ref's" test $? -eq 0
