@@ -217,7 +217,7 @@ tsan:
 .PHONY: sanitized
 sanitized: SUITES ?= unit
 sanitized: required modules
-	$(Q)$(MAKE) --no-print-directory $(filter $(foreach s,$(subst $(comma), ,$(or $(SUITES),unit)),$(OBJ)/tests/$(s)/%),$(TEST_BINARIES))
+	$(Q)$(MAKE) --no-print-directory $(filter $(foreach s,$(subst $(comma), ,$(or $(SUITES),unit)),$(OBJ)/tests/$(s)/%),$(TEST_BINARIES)) $(if $(findstring ops,$(SUITES)),$(EMULATED))
 	$(Q)$(MAKE) --no-print-directory run-tests SUITES='$(or $(SUITES),unit)' KD_NO_SCRIPTS=1
 
 comma := ,
@@ -350,6 +350,7 @@ $(OBJ)/$(EMULATOR)/%.c.o: %.c
 $(EMULATED): $(EMULATED_OBJECTS) $(call archives,common)
 	@$(if $(Q),echo '  link $@')
 	$(Q)$(CXX) -shared $(filter %.o,$^) $(filter %.a,$^) $(COMMON_LIBS) -o $@
+	$(Q)ln -sf '$(abspath $(LIB))/libkd_cpu.so' $(@D)/
 -include $(wildcard $(OBJ)/$(EMULATOR)/*.d $(OBJ)/$(EMULATOR)/kernels/cuda/*.d)
 
 .SECONDEXPANSION:

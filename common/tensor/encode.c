@@ -60,14 +60,19 @@ static void fill_adjoint(kd_encode_axis *a)
     }
 }
 
+static kd_encode_axis axis_at(kd_target_kind kind, int from, int to, void *memory)
+{
+    kd_encode_axis a = {.from = from, .to = to, .weight = (double *)memory, .mean = kind == KD_TARGET_POOL};
+    a.begin = (int *)(void *)((char *)memory + aligned((size_t)to * (size_t)from * sizeof(double)));
+    a.end = a.begin + to;
+    return a;
+}
+
 void kd_encode_axis_fill(kd_encode_axis *a, kd_target_kind kind, int from, int to, void *memory)
 {
-    size_t n = (size_t)to * (size_t)from;
     KD_ASSERT(kind == KD_TARGET_POOL || kind == KD_TARGET_ADJOINT);
-    *a = (kd_encode_axis){.from = from, .to = to, .weight = (double *)memory, .mean = kind == KD_TARGET_POOL};
-    a->begin = (int *)(void *)((char *)memory + aligned(n * sizeof(double)));
-    a->end = a->begin + to;
-    memset(a->weight, 0, n * sizeof(double));
+    *a = axis_at(kind, from, to, memory);
+    memset(a->weight, 0, (size_t)to * (size_t)from * sizeof(double));
     if (kind == KD_TARGET_POOL)
         fill_pool(a);
     else
@@ -103,18 +108,54 @@ static size_t axes_bytes(const kd_encode_spec *s)
     return kd_encode_axis_bytes(s->grid_h, s->target.h) + kd_encode_axis_bytes(s->grid_w, s->target.w);
 }
 
-size_t kd_encode_scratch_bytes(const kd_encode_spec *s, size_t records)
+static size_t host_bytes(const kd_encode_spec *s, size_t records)
 {
     return axes_bytes(s) + records * 2 * token_floats(s) * sizeof(float);
 }
 
-kd_encode_plan kd_encode_plan_make(const kd_encode_spec *s, void *scratch)
+static size_t parts_of(const kd_encode_spec *s)
+{
+    size_t rows = kd_encode_rows(s);
+    return rows < KD_ENCODE_MAX_PARTS ? rows : KD_ENCODE_MAX_PARTS;
+}
+
+static size_t parts_bytes(const kd_encode_spec *s, size_t records)
+{
+    return aligned(records * parts_of(s) * sizeof(kd_encode_stats));
+}
+
+size_t kd_encode_scratch_bytes(const kd_encode_spec *s, size_t records)
+{
+    size_t reduced = s->target.kind == KD_TARGET_FULL ? 0 : records * kd_encode_rows(s) * (size_t)s->width * sizeof(float);
+    return host_bytes(s, records) + parts_bytes(s, records) + reduced;
+}
+
+static kd_encode_plan plan_at(const kd_encode_spec *s, void *scratch)
 {
     kd_encode_plan p = {.token = (float *)(void *)((char *)scratch + axes_bytes(s)), .stride = token_floats(s)};
     if (s->target.kind == KD_TARGET_FULL)
         return p;
-    kd_encode_axis_fill(&p.rows, s->target.kind, s->grid_h, s->target.h, scratch);
-    kd_encode_axis_fill(&p.columns, s->target.kind, s->grid_w, s->target.w, (char *)scratch + kd_encode_axis_bytes(s->grid_h, s->target.h));
+    p.rows = axis_at(s->target.kind, s->grid_h, s->target.h, scratch);
+    p.columns = axis_at(s->target.kind, s->grid_w, s->target.w, (char *)scratch + kd_encode_axis_bytes(s->grid_h, s->target.h));
+    return p;
+}
+
+kd_encode_plan kd_encode_plan_make(const kd_encode_spec *s, void *scratch)
+{
+    kd_encode_plan p = plan_at(s, scratch);
+    if (s->target.kind == KD_TARGET_FULL)
+        return p;
+    kd_encode_axis_fill(&p.rows, s->target.kind, s->grid_h, s->target.h, p.rows.weight);
+    kd_encode_axis_fill(&p.columns, s->target.kind, s->grid_w, s->target.w, p.columns.weight);
+    return p;
+}
+
+kd_encode_device_plan kd_encode_device_place(const kd_encode_spec *s, size_t records, void *scratch)
+{
+    char *behind = (char *)scratch + host_bytes(s, records);
+    kd_encode_device_plan p = {.host = plan_at(s, scratch), .part = (kd_encode_stats *)(void *)behind, .parts = parts_of(s)};
+    if (s->target.kind != KD_TARGET_FULL)
+        p.reduced = (float *)(void *)(behind + parts_bytes(s, records));
     return p;
 }
 

@@ -64,13 +64,23 @@ void kd_encode_axis_fill(kd_encode_axis *a, kd_target_kind kind, int from, int t
 /* What the weighted sum at (k, l) is divided by: the tokens of a mean, or 1. */
 double kd_encode_divisor(const kd_encode_axis *rows, const kd_encode_axis *columns, size_t k, size_t l);
 
-/* The host's layout of the scratch region: the axes of a reduction (unused for full), and two tokens of floats for each record. */
+/* The scratch region: the axes of a reduction (nothing for full), two tokens of floats for each record, and what a device wants beside them (kd_encode_device_place). */
 typedef struct kd_encode_plan {
     kd_encode_axis rows, columns;
     float *token;       /* [records][2][stride] */
     size_t stride;
 } kd_encode_plan;
 kd_encode_plan kd_encode_plan_make(const kd_encode_spec *s, void *scratch);
+
+/* A device takes many tokens at once. These are addresses in its scratch region: nothing is written here, it fills the axes itself. */
+enum { KD_ENCODE_MAX_PARTS = 128 };
+typedef struct kd_encode_device_plan {
+    kd_encode_plan host;
+    kd_encode_stats *part; /* [records][parts]: of a part of a record's tokens */
+    size_t parts;          /* the stored tokens of a record, at most KD_ENCODE_MAX_PARTS */
+    float *reduced;        /* [records][kd_encode_rows][width]; NULL for full */
+} kd_encode_device_plan;
+kd_encode_device_plan kd_encode_device_place(const kd_encode_spec *s, size_t records, void *scratch);
 
 /* ---- the plain implementation ---- */
 

@@ -1,7 +1,9 @@
 /* Convolutions through cuDNN's graph API, the only place that knows it. Channels-last maps [N,H,W,C], weights [O,kh,kw,I/groups] of the maps' type, deterministic engines only.
  *
- * Prepared once for a shape: the engine is the first of cuDNN's heuristic list (mode A, then its fallback) that supports it, is deterministic and fits into the work memory; nothing is timed,
- * so a run and its resume use the same. f32 without TF32; bf16 multiplies bf16 and accumulates in f32. */
+ * Prepared once for a shape: the engine is the first of cuDNN's heuristic list (mode A, then its fallback) that supports it, is deterministic and fits into the work memory (512 MiB; the one that wants
+ * least where none does); nothing is timed, so a run and its resume use the same. f32 without TF32; bf16 multiplies bf16 and accumulates in f32. No transforms (FFT, Winograd).
+ *
+ * The result has the operands' type: for f32 results of bf16 operands cuDNN 9.19 has no engine but those that it compiles at run time, which takes seconds for every convolution. */
 #ifndef KD_KERNELS_CUDA_CUDNN_CONV_H
 #define KD_KERNELS_CUDA_CUDNN_CONV_H
 
@@ -22,8 +24,7 @@ typedef struct kd_conv_desc {
     kd_conv_pass pass;
     int64_t n, h, w, in, out; /* of the forward pass */
     int kernel, stride, pad, groups;
-    kd_dtype type;   /* of both operands */
-    kd_dtype result; /* F32, or type */
+    kd_dtype type; /* F32 or BF16 */
 } kd_conv_desc;
 
 typedef struct kd_conv kd_conv;

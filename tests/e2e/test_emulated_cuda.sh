@@ -2,11 +2,7 @@
 # Whole programs on the emulated CUDA device (tests/gpu/emulator): caches and students like the cpu backend's, interruptions that leave no trace, --device cuda:all.
 . "$(dirname "$0")/../lib.sh"
 
-export KD_EMULATED=$work/emulated
-mkdir "$KD_EMULATED"
-ln -s "$KD_TEST_DIR/gpu/emulator/libkd_cuda.so" "$KD_EMULATED/"
-[ -f "$KD_LIB_DIR/libkd_cpu.so" ] && ln -s "$KD_LIB_DIR/libkd_cpu.so" "$KD_EMULATED/"
-export KD_LIB_DIR=$KD_EMULATED
+export KD_LIB_DIR=$KD_TEST_DIR/gpu/emulator
 
 pictures=$work/pictures
 "$KD_TEST_DIR/demo/draw_pictures" "$pictures" 2 1 || exit 1

@@ -179,6 +179,12 @@ static void conv2d_cases(void) {
         {1, 3, 2, 16, 16, 7, 1, 3, 1, KD_ACT_NONE, 16},  /* a window larger than the map */
         {2, 4, 5, 7, 7, 1, 1, 0, 1, KD_ACT_NONE, 7},
         {2, 8, 6, 130, 130, 3, 1, 1, 0, KD_ACT_NONE, 130},
+        {2, 7, 11, 36, 36, 5, 1, 2, 0, KD_ACT_NONE, 36},
+        {1, 9, 21, 40, 40, 5, 2, 2, 1, KD_ACT_RELU, 40},
+        {1, 11, 10, 12, 12, 7, 2, 3, 0, KD_ACT_NONE, 12},
+        {1, 4, 75, 4, 4, 3, 1, 0, 0, KD_ACT_NONE, 4},    /* wide rows */
+        {2, 9, 6, 8, 16, 2, 2, 0, 1, KD_ACT_RELU, 1},    /* windows side by side, a row left over */
+        {1, 7, 8, 16, 12, 3, 3, 0, 0, KD_ACT_NONE, 1},   /* a row and two columns */
         {1, 6, 5, 4, 8, 3, 1, 1, 1, KD_ACT_NONE, 4},     /* two outputs per input channel */
         {2, 7, 7, 6, 9, 3, 1, 1, 1, KD_ACT_NONE, 3},
         {1, 8, 8, 32, 64, 3, 2, 1, 0, KD_ACT_RELU, 2},
@@ -193,6 +199,8 @@ static void conv2d_cases(void) {
     inference(conv2d(&patch16), "1x16x48x3->4096 k16 s16 bias");
     mixed(conv2d(&list[1]), 0, "2x7x5x3->4 k3 bias", KD_BF16, KD_F32, KD_F32);
     mixed(conv2d(&list[3]), 0, "2x9x9x17->33 k1", KD_F32, KD_F32, KD_BF16);
+    mixed(conv2d(&list[7]), 0, "1x29x28x3->17 k14 s14 bias", KD_BF16, KD_F32, KD_F32);
+    mixed(conv2d(&list[9]), 0, "2x6x6x64->64 k3", KD_F32, KD_F32, KD_BF16);
     mixed(conv2d(&list[11]), 0, "2x9x7x17 k3 depthwise", KD_BF16, KD_F32, KD_F32);
     mixed(conv2d(&list[13]), 0, "2x14x14x48 k7 depthwise", KD_F32, KD_F32, KD_BF16);
 }

@@ -100,7 +100,7 @@ static void check_spec(kd_backend *b, kd_backend *single, kd_backend *ref, const
     ops_encoded_free(&want);
 }
 
-/* A token of zeros, one of tiny values, one of large ones, and values on the limits of the types. */
+/* A token of zeros, one of tiny values, one of large ones, one around f16's smallest values, and values on the limits of the types. */
 static void make_special(float *x, int grid, int width) {
     size_t w = (size_t)width;
     for (size_t i = 0; i < w && grid > 3; i++) {
@@ -108,20 +108,22 @@ static void make_special(float *x, int grid, int width) {
         x[2 * w + i] *= 1e-42f;
         x[3 * w + i] *= 1e28f;
     }
+    for (size_t i = 0; i < w && grid > 4; i++)
+        x[4 * w + i] *= i % 3 ? 2e-5f : 1e-7f;
     x[0] = 65519; /* rounds to 65504 in f16, but isn't held */
     x[w - 1] = -3e-6f; /* subnormal in f16 */
 }
 
 static void check_grid(kd_backend *b, kd_backend *single, kd_backend *ref, int h, int w, int width) {
-    static const kd_target targets[] = {{KD_TARGET_FULL, 0, 0}, {KD_TARGET_POOL, 7, 7}, {KD_TARGET_ADJOINT, 7, 7}, {KD_TARGET_ADJOINT, 5, 2}, {KD_TARGET_POOL, 2, 3}};
+    static const kd_target targets[] = {{KD_TARGET_POOL, 7, 7}, {KD_TARGET_ADJOINT, 7, 7}, {KD_TARGET_FULL, 0, 0}, {KD_TARGET_ADJOINT, 5, 2}, {KD_TARGET_POOL, 2, 3}}; /* wide tokens: the last three */
     static const kd_dtype types[] = {KD_F32, KD_F16, KD_BF16, KD_I8};
-    enum { RECORDS = 5 };
+    enum { RECORDS = 5, WIDE = 1024 };
     size_t grid = (size_t)h * (size_t)w * (size_t)width;
     float *x = kd_calloc(RECORDS * grid, sizeof *x);
     assert_non_null(x);
     ops_fill_normal(x, RECORDS * grid, 9, (uint64_t)(width * 100 + h));
     make_special(x + grid, h * w, width);
-    for (size_t t = 0; t < sizeof targets / sizeof *targets; t++)
+    for (size_t t = width > WIDE ? 2 : 0; t < sizeof targets / sizeof *targets; t++)
         for (size_t k = 0; k < sizeof types / sizeof *types; k++)
             check_spec(b, single, ref, &(kd_encode_spec){.target = targets[t], .grid_h = h, .grid_w = w, .width = width, .dtype = types[k]}, x, RECORDS);
     x[3 * grid] = NAN;
@@ -138,7 +140,8 @@ static void check_grid(kd_backend *b, kd_backend *single, kd_backend *ref, int h
 }
 
 void ops_check_encode(kd_backend *b, kd_backend *ref) {
-    static const int sizes[][3] = {{1, 1, 1}, {1, 1, 384}, {4, 1, 7}, {3, 5, 6}, {9, 7, 12}, {16, 16, 48}, {7, 4, 192}, {5, 3, 200}, {16, 16, 384}, {4, 4, 1536}, {2, 2, 4097}};
+    static const int sizes[][3] = {{1, 1, 1}, {1, 1, 384}, {4, 1, 7}, {3, 5, 6}, {9, 7, 12}, {11, 13, 24}, {16, 16, 48}, {7, 4, 192}, {5, 3, 200}, {16, 16, 384}, {2, 3, 768}, {2, 2, 1024}, {1, 2, 1280},
+                                   {4, 4, 1536}, {2, 1, 2048}, {2, 2, 4097}, {2, 1, 4096}, {1, 2, 24576}};
     kd_err err = {0};
     kd_backend *single = NULL;
     must(kd_backend_open(&single, b->v->name, 1, &err), &err);

@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -482,4 +483,11 @@ kd_backend *ops_open_ref(void) {
     kd_backend *b = NULL;
     must(kd_backend_open(&b, "ref", 1, &err), &err, NULL, "open ref");
     return b;
+}
+
+void ops_use_emulated(void) {
+    char dir[4200];
+    const char *tests = getenv("KD_TEST_DIR");
+    snprintf(dir, sizeof dir, "%s/gpu/emulator", tests != NULL ? tests : ".");
+    setenv("KD_LIB_DIR", dir, 1);
 }

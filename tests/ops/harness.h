@@ -37,7 +37,7 @@ void ops_compare_tensor(const char *what, const ops_case *c, const char *tensor,
 /* Bit for bit. */
 void ops_assert_identical(const ops_case *c, const ops_results *a, const ops_results *b);
 
-/* The whole program for a backend other than ref: every case against ref, repeatability, flat functions, encoding. Returns the exit status for main;
+/* The whole program for a backend other than ref: every case against ref, repeatability, flat functions, encoding, transfers, recordings. Returns the exit status for main;
  * when the device or its module is missing, one skipped test says so. */
 int ops_backend_main(const char *device);
 
@@ -58,6 +58,9 @@ void ops_check_encode(kd_backend *b, kd_backend *ref);
 kd_ref_vals ops_ref_vals_make(const kd_op_desc *d, const ops_inputs *in);
 void ops_ref_vals_free(kd_ref_vals *v);
 double *ops_widen(const float *x, size_t n);
+
+/* From here on "cuda" is the emulated device of tests/gpu/emulator (and "cpu" what it always is). */
+void ops_use_emulated(void);
 
 /* Opens "ref"; fails the test when that doesn't work. */
 kd_backend *ops_open_ref(void);

@@ -8,17 +8,14 @@
 #include <cmocka.h>
 
 #include "common/base/mem.h"
-#include "kernels/backend.h"
+#include "tests/ops/harness.h"
 
 static kd_backend *backend;
 
 static int open_backend(void **state) {
     kd_err err = {0};
-    char dir[4200];
-    const char *tests = getenv("KD_TEST_DIR");
     (void)state;
-    snprintf(dir, sizeof dir, "%s/gpu/emulator", tests ? tests : "build");
-    setenv("KD_LIB_DIR", dir, 1);
+    ops_use_emulated();
     return kd_backend_open(&backend, "cuda", 1, &err) == KD_OK ? 0 : -1;
 }
 

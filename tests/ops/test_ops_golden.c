@@ -1,6 +1,6 @@
 /* ref against PyTorch: forward, gradients, running statistics and ten AdamW steps from tests/golden/ops/ops.safetensors, rotary positions by DINOv3's own code from
  * rope.safetensors, the ops of convolutional students from cnn.safetensors, the loss of an adjoint target from encode.safetensors (recipes: make_ops.py, make_rope.py, make_cnn.py and
- * make_encode.py beside them); the losses of tests/golden/losses/losses.safetensors (make_losses.py) on the cpu backend too. PyTorch computed in double, so what is left is one rounding to f32
+ * make_encode.py beside them); the losses of tests/golden/losses/losses.safetensors (make_losses.py) on the cpu backend and on the emulated CUDA device too. PyTorch computed in double, so what is left is one rounding to f32
  * on either side. */
 #include <math.h>
 #include <setjmp.h>
@@ -18,7 +18,7 @@ enum { OPS, ROPE, CNN, LOSSES, ENCODE, FILES };
 static const char *const golden_path[FILES] = {"tests/golden/ops/ops.safetensors", "tests/golden/ops/rope.safetensors", "tests/golden/ops/cnn.safetensors", "tests/golden/losses/losses.safetensors",
                                                "tests/golden/ops/encode.safetensors"};
 static kd_weights *files[FILES], *golden; /* golden: the one of the running test */
-static kd_backend *ref, *cpu; /* cpu: NULL where its module is missing */
+static kd_backend *ref, *others[2]; /* cpu, cuda on an emulated device; NULL where the module is missing */
 
 /* Attributes of the recorded cases; shapes come from the file. */
 static const kd_op_desc recorded[] = {
@@ -203,8 +203,9 @@ static void matches_pytorch(void **state) {
     int file = file_of(c.desc.name);
     ops_inputs in = load(&c);
     check_run(ref, &c, &in, OPS_TOLERANCE_GOLDEN);
-    if (file == LOSSES && cpu != NULL)
-        check_run(cpu, &c, &in, ops_tolerance_vs_ref(c.desc.kind).f32);
+    for (int i = 0; i < 2; i++)
+        if (file == LOSSES && others[i] != NULL)
+            check_run(others[i], &c, &in, ops_tolerance_vs_ref(c.desc.kind).f32);
     ops_inputs_free(&in);
 }
 
@@ -286,8 +287,10 @@ int main(void) {
             return 1;
         }
     ref = ops_open_ref();
-    if (kd_backend_open(&cpu, "cpu", 2, &err) != KD_OK)
-        printf("without the cpu backend: %s\n", err.msg);
+    ops_use_emulated();
+    for (int i = 0; i < 2; i++)
+        if (kd_backend_open(&others[i], i == 0 ? "cpu" : "cuda", 2, &err) != KD_OK)
+            printf("without one backend: %s\n", err.msg);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(every_recorded_tensor_is_used);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(rope_tables_match_dinov3);
     tests[n++] = (struct CMUnitTest)cmocka_unit_test(ten_adamw_steps_match_pytorch);
@@ -296,7 +299,8 @@ int main(void) {
     int failed = _cmocka_run_group_tests("golden ops", tests, n, NULL, NULL);
     ops_print_measured();
     kd_backend_close(ref);
-    kd_backend_close(cpu);
+    for (int i = 0; i < 2; i++)
+        kd_backend_close(others[i]);
     for (int f = 0; f < FILES; f++)
         kd_weights_close(files[f]);
     return failed;

@@ -8,7 +8,6 @@
 #include <cstring>
 #include <deque>
 #include <map>
-#include <memory>
 #include <sys/mman.h>
 #include <ucontext.h>
 #include <vector>
@@ -40,6 +39,7 @@ static bool reversed() {
 
 /* ---- memory: one region, unreadable for the host outside of device work ---- */
 
+static const size_t FILLED = 64 << 10; /* of a large allocation only its beginning becomes NaN: every touched page costs time at each opening and closing */
 static const size_t REGION = size_t(1) << 36, GRAIN = 512; /* of addresses; pages are taken when they are touched */
 static char *region;
 static std::map<char *, size_t> allocations; /* by address; the gaps between them are free */
@@ -106,7 +106,7 @@ extern "C" cudaError_t cudaMalloc(void **out, size_t bytes) {
     allocations[at] = bytes;
     used_bytes += bytes;
     device_work work;
-    memset(at, 0xff, bytes);
+    memset(at, 0xff, bytes < FILLED ? bytes : FILLED);
     *out = at;
     return cudaSuccess;
 }
@@ -179,6 +179,8 @@ static void run_next(CUstream_st *s) {
 }
 
 static void drain(CUstream_st *s) {
+    if (s->waiting.empty())
+        return;
     device_work open;
     while (!s->waiting.empty())
         run_next(s);
@@ -397,20 +399,26 @@ static const size_t STACK = 128 << 10;
 
 enum fiber_state { READY, AT_BLOCK_BARRIER, AT_WARP_BARRIER, ENDED };
 
+/* A stack serves thread after thread: when one has ended, its fiber waits at `idle` for the next. */
+struct fiber_stack {
+    char *memory;
+    jmp_buf idle;
+    ucontext_t first; /* how it is entered for the first time */
+};
+
 struct fiber {
     fiber_state state;
-    char *stack;
+    fiber_stack *stack; /* NULL: hasn't begun */
     jmp_buf at;
-    bool started;
+    unsigned shuffles; /* that it has taken part in */
 };
 
 static fiber fibers[MAX_THREADS];
 static int thread_count, current = -1;
-static std::vector<char *> free_stacks;
+static std::vector<fiber_stack *> free_stacks;
 static jmp_buf scheduler;
 static const task *body;
-static uint64_t slots[MAX_THREADS]; /* of shuffles */
-static std::map<char *, std::unique_ptr<ucontext_t>> contexts;
+static uint64_t slots[2][MAX_THREADS]; /* of shuffles, in turn: a lane that writes the next one's may do so before all have read */
 
 static void set_indices(int t) {
     current = t;
@@ -420,10 +428,11 @@ static void set_indices(int t) {
 }
 
 static void fiber_main() {
-    for (;;) { /* a stack serves thread after thread */
+    fiber_stack *mine = fibers[current].stack;
+    for (;;) {
         (*body)();
         fibers[current].state = ENDED;
-        if (_setjmp(fibers[current].at) == 0)
+        if (_setjmp(mine->idle) == 0)
             _longjmp(scheduler, 1);
     }
 }
@@ -433,27 +442,23 @@ static void run_fiber(int t) {
     set_indices(t);
     if (_setjmp(scheduler) != 0)
         return;
-    if (f->started)
+    if (f->stack)
         _longjmp(f->at, 1);
-    f->started = true;
     if (!free_stacks.empty()) {
         f->stack = free_stacks.back();
         free_stacks.pop_back();
-        ucontext_t *c = contexts[f->stack].get();
-        makecontext(c, fiber_main, 0);
-        setcontext(c);
+        _longjmp(f->stack->idle, 1);
     }
-    f->stack = (char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (f->stack == (char *)MAP_FAILED)
+    f->stack = new fiber_stack;
+    f->stack->memory = (char *)mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (f->stack->memory == (char *)MAP_FAILED)
         die("no memory for the stack of a thread");
-    contexts[f->stack].reset(new ucontext_t);
-    ucontext_t *c = contexts[f->stack].get();
-    getcontext(c);
-    c->uc_stack.ss_sp = f->stack;
-    c->uc_stack.ss_size = STACK;
-    c->uc_link = nullptr;
-    makecontext(c, fiber_main, 0);
-    setcontext(c);
+    getcontext(&f->stack->first);
+    f->stack->first.uc_stack.ss_sp = f->stack->memory;
+    f->stack->first.uc_stack.ss_size = STACK;
+    f->stack->first.uc_link = nullptr;
+    makecontext(&f->stack->first, fiber_main, 0);
+    setcontext(&f->stack->first);
 }
 
 static void wait_at(fiber_state barrier) {
@@ -480,11 +485,10 @@ int kd_emulator_lane() {
 
 uint64_t kd_emulator_shuffle(uint64_t value, int from) {
     int me = current, warp = me / WARP * WARP;
-    slots[me] = value;
+    uint64_t *slot = slots[fibers[me].shuffles++ % 2];
+    slot[me] = value;
     wait_at(AT_WARP_BARRIER);
-    uint64_t got = from >= 0 && from < WARP && warp + from < thread_count ? slots[warp + from] : value;
-    wait_at(AT_WARP_BARRIER);
-    return got;
+    return from >= 0 && from < WARP && warp + from < thread_count ? slot[warp + from] : value;
 }
 
 /* Opens the barriers that everyone has reached; whether any was. */
@@ -517,7 +521,7 @@ static void run_block() {
     int ended = 0;
     memset(__start_kd_emulated_shared, 0xff, (size_t)(__stop_kd_emulated_shared - __start_kd_emulated_shared));
     for (int t = 0; t < thread_count; t++)
-        fibers[t].state = READY, fibers[t].started = false;
+        fibers[t].state = READY, fibers[t].stack = nullptr, fibers[t].shuffles = 0;
     while (ended < thread_count) {
         for (int i = 0; i < thread_count; i++) {
             int t = reversed() ? thread_count - 1 - i : i;
