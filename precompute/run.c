@@ -343,9 +343,13 @@ static kd_status flush(run *r, kd_err *err) {
     if (r->batches == 1)
         return finish_and_store(r, full, err);
     kd_status status = land(r, err);
+    if (status != KD_OK) { /* nothing is stored behind a failure */
+        full->rows = 0;
+        return status;
+    }
     r->flying = full;
     r->filling = full == &r->batch[0] ? &r->batch[1] : &r->batch[0];
-    return status;
+    return KD_OK;
 }
 
 /* ---- dry run ---- */

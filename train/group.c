@@ -142,7 +142,7 @@ kd_status kd_groups_match(kd_groups *g, kd_err *err) {
 }
 
 double kd_groups_wait_seconds(const kd_groups *g) {
-    double sum = 0;
+    double sum = -g->covered_wait;
     for (size_t k = 0; k < g->count; k++)
         sum += kd_replay_wait_seconds(g->group[k].replay);
     return sum;

@@ -26,6 +26,7 @@ typedef struct kd_groups {
     size_t count;
     size_t images;                 /* of the run: those that every group has, in the order of their ids */
     size_t left_out;               /* images of some group that another lacks */
+    double covered_wait;           /* of the replays' waiting seconds: while a device was at work */
 } kd_groups;
 
 /* Opens every path (sealed cache, or folder of shards); those of equal recipe are shards of one cache. *g must be zeroed. KD_EMISMATCH: another teacher, other layers
@@ -44,6 +45,6 @@ kd_status kd_groups_match(kd_groups *g, kd_err *err);
 const kd_image_entry *kd_group_image(const kd_group *g, size_t i);
 /* What image i shows in an epoch (kd_epoch_view). */
 kd_replay_item kd_group_item(const kd_group *g, size_t i, uint32_t epoch);
-double kd_groups_wait_seconds(const kd_groups *g); /* kd_replay_wait_seconds of all */
+double kd_groups_wait_seconds(const kd_groups *g); /* kd_replay_wait_seconds of all, without covered_wait */
 
 #endif

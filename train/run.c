@@ -25,6 +25,13 @@ typedef struct run {
     double step_seconds;                  /* that the last step took; 0 before the first */
     kd_step_result *results;              /* of the step, by student */
     kd_batches batches;
+    int reads_ahead;                      /* a batch is put while a device works on the one before it */
+    struct {
+        int put;                          /* the next batch, with this result */
+        kd_status status;
+        kd_err err;
+        double waited;                    /* seconds for its images */
+    } ahead;
 } run;
 
 /* ---- an epoch ---- */
@@ -152,16 +159,48 @@ static kd_status mark_students(run *r, kd_err *err) {
     return KD_OK;
 }
 
-/* The gradients of a step. *begun: a student has changed. */
-static kd_status run_batches(run *r, int *begun, kd_err *err) {
+/* What went wrong while the batch was put ahead is said here, where it is due. */
+static kd_status put_batch(run *r, kd_err *err) {
+    if (!r->ahead.put)
+        return kd_batches_put(&r->batches, r->setup.students, r->setup.count, err);
+    r->ahead.put = 0;
+    if (r->ahead.status != KD_OK)
+        *err = r->ahead.err;
+    return r->ahead.status;
+}
+
+static void put_ahead(run *r) {
+    const kd_groups *g = &r->setup.groups;
+    double before = kd_groups_wait_seconds(g);
+    r->ahead.status = kd_batches_put(&r->batches, r->setup.students, r->setup.count, &r->ahead.err);
+    r->ahead.put = 1;
+    r->ahead.waited = kd_groups_wait_seconds(g) - before;
+}
+
+static kd_status read_losses(run *r, int micro, kd_err *err) {
+    kd_setup *u = &r->setup;
+    double begin = kd_now();
+    for (size_t i = 0; i < u->count; i++)
+        KD_TRY(kd_step_losses(u->students[i], micro, &r->results[i], err));
+    if (r->ahead.put && kd_now() - begin > 0.1 * r->ahead.waited) /* the device was still at work: it hasn't waited for the images */
+        u->groups.covered_wait += r->ahead.waited;
+    return KD_OK;
+}
+
+/* The gradients of a step, behind which another one comes or not. *begun: a student has changed. */
+static kd_status run_batches(run *r, int another, int *begun, kd_err *err) {
     const kd_setup *u = &r->setup;
+    int batches = (int)u->config->accumulate;
     *begun = 0;
     KD_TRY(mark_students(r, err));
-    for (int micro = 0; micro < (int)u->config->accumulate; micro++) {
-        KD_TRY(kd_batches_put(&r->batches, u->students, u->count, err));
+    for (int micro = 0; micro < batches; micro++) {
+        KD_TRY(put_batch(r, err));
         *begun = 1;
         for (size_t i = 0; i < u->count; i++)
-            KD_TRY(kd_step_backward(u->students[i], micro, &r->results[i], err));
+            KD_TRY(kd_step_begin(u->students[i], micro, err));
+        if (r->reads_ahead && (another || micro + 1 < batches))
+            put_ahead(r);
+        KD_TRY(read_losses(r, micro, err));
     }
     return KD_OK;
 }
@@ -225,7 +264,7 @@ static kd_status run_steps(run *r, int64_t end, kd_err *err) {
         double begin = kd_now();
         int begun;
         kd_err cause = {0};
-        kd_status status = run_batches(r, &begun, &cause);
+        kd_status status = run_batches(r, r->at.step + 1 < end, &begun, &cause);
         if (status != KD_OK)
             return leave_step(r, begun, status, cause.msg, err);
         KD_TRY(update_students(r, err));
@@ -270,6 +309,8 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(kd_save_resume(&r->save, &r->at, &r->logbook, err));
     KD_TRY(kd_alloc_array(&r->results, u->count, sizeof *r->results, err));
     KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
+    /* On the host a pass is over when it returns; a dump wants the batch that was trained on; a live teacher shares the device. */
+    r->reads_ahead = !u->backend->v->host_memory && c->dump == NULL && u->groups.group[0].source.live == NULL;
     return kd_batches_open(&r->batches, u, err);
 }
 

@@ -23,18 +23,25 @@ static kd_status not_finite(const kd_student *s, const char *what, double value,
     return kd_fail(err, KD_ENONFINITE, "%s: %s is %g; try a lower --lr, a longer --warmup-epochs, a smaller --clip or --precision f32", s->name, what, value);
 }
 
-/* Gradients of all groups and batches are summed; their weights, 1 / (programs x batches) each, stand in the graphs. Until the last batch *x holds sums. */
-kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *err) {
+/* Gradients of all groups and batches are summed; their weights, 1 / (programs x batches) each, stand in the graphs. */
+kd_status kd_step_begin(kd_student *s, int micro, kd_err *err) {
     KD_ASSERT(micro >= 0 && micro < s->accumulate);
+    for (int k = 0; k < s->programs; k++) {
+        kd_exec *e = s->program[k].train;
+        KD_TRY(kd_student_drop_paths(s, k, (uint64_t)(s->optim.steps * s->accumulate + micro), err));
+        KD_TRY(kd_exec_forward(e, err));
+        KD_TRY(kd_exec_backward(e, micro > 0 || k > 0, err));
+    }
+    return KD_OK;
+}
+
+/* Until the last batch *x holds sums. */
+kd_status kd_step_losses(kd_student *s, int micro, kd_step_result *x, kd_err *err) {
     if (micro == 0)
         *x = (kd_step_result){0};
     for (int k = 0; k < s->programs; k++) {
-        const kd_student_program *p = &s->program[k];
         double loss = 0;
-        KD_TRY(kd_student_drop_paths(s, k, (uint64_t)(s->optim.steps * s->accumulate + micro), err));
-        KD_TRY(kd_exec_forward(p->train, err));
-        KD_TRY(kd_exec_backward(p->train, micro > 0 || k > 0, err));
-        KD_TRY(read_terms(s, p->train, x->term, &loss, err));
+        KD_TRY(read_terms(s, s->program[k].train, x->term, &loss, err));
         x->group[k] += loss;
         x->loss += loss;
     }
@@ -48,6 +55,11 @@ kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *
     for (int i = 0; i < s->loss.terms; i++)
         x->term[i] /= s->programs * s->accumulate;
     return KD_OK;
+}
+
+kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *err) {
+    KD_TRY(kd_step_begin(s, micro, err));
+    return kd_step_losses(s, micro, x, err);
 }
 
 kd_status kd_step_update(kd_student *s, double lr, double clip, kd_step_result *x, kd_err *err) {

@@ -6,7 +6,8 @@
  *         KD_TRY(kd_step_backward(s, micro, &result, err));
  *     }
  *     KD_TRY(kd_step_update(s, lr, clip, &result, err));
- */
+ *
+ * kd_step_backward is two halves: kd_step_begin queues the passes, kd_step_losses waits for what they give. Between them a device works, and the host may put the next batch. */
 #ifndef KD_TRAIN_STEP_H
 #define KD_TRAIN_STEP_H
 
@@ -19,8 +20,11 @@ typedef struct kd_step_result {
     double grad_norm; /* before clipping */
 } kd_step_result;
 
-/* Batch number `micro` of the step, whose gradients are added to those of the batches before it; *x is complete, but for the norm, after the last. No weight is changed, but running statistics
- * and states of losses are. KD_ENONFINITE: the loss isn't finite. KD_ESIGINT, KD_ESIGTERM: stopped, of a marked student. */
+/* Batch number `micro` of the step, whose gradients are added to those of the batches before it. No weight is changed, but running statistics and states of losses are.
+ * KD_ESIGINT, KD_ESIGTERM: stopped, of a marked student. */
+kd_status kd_step_begin(kd_student *s, int micro, kd_err *err);
+/* The losses of the batch that was begun; *x is complete, but for the norm, after the last. KD_ENONFINITE: the loss isn't finite. */
+kd_status kd_step_losses(kd_student *s, int micro, kd_step_result *x, kd_err *err);
 kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *err);
 /* Drops the student's mark. KD_ENONFINITE, before a weight is changed, when the gradient isn't finite. */
 kd_status kd_step_update(kd_student *s, double lr, double clip, kd_step_result *x, kd_err *err);

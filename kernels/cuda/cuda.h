@@ -70,7 +70,7 @@ kd_status kd_cuda_encode(kd_backend *b, uint8_t *out, kd_encode_stats *stats, co
 
 /* --- errors (cuda_backend.c) --- */
 
-/* KD_OK for cudaSuccess; else KD_EFAIL, or KD_ENODEVICE when the device is gone, with a sentence that begins with `what`. */
+/* KD_OK for cudaSuccess; else KD_EFAIL, or KD_ENODEVICE when the device is gone or has no room, with a sentence that begins with `what`. */
 kd_status kd_cuda_check(cudaError_t status, const char *what, kd_err *err);
 
 /* --- loops that files share (cuda_loops.cu) --- */

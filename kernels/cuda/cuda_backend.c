@@ -54,6 +54,8 @@ kd_status kd_cuda_check(cudaError_t status, const char *what, kd_err *err) {
     if (status == cudaSuccess)
         return KD_OK;
     cudaGetLastError(); /* clears what isn't sticky */
+    if (status == cudaErrorMemoryAllocation)
+        return kd_fail(err, KD_ENODEVICE, "%s failed: %s; use a smaller --batch-size, or end what else runs on the device", what, cudaGetErrorString(status));
     return kd_fail(err, status == cudaErrorNoDevice ? KD_ENODEVICE : KD_EFAIL, "%s failed: %s (%s)", what, cudaGetErrorString(status), cudaGetErrorName(status));
 }
 

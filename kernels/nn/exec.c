@@ -94,19 +94,15 @@ static size_t row_bytes(const kd_exec *e, const kd_ptap *t) {
     return kd_tdesc_bytes(&t->desc) / (size_t)e->config.batch;
 }
 
-static kd_status send_rows(kd_exec *e, kd_err *err) {
-    for (int i = 0; i < e->input_count; i++) {
-        kd_ptap *t = &e->inputs[i];
-        size_t row = row_bytes(e, t), at = (size_t)t->first_row * row;
-        if (t->end_row > t->first_row)
-            KD_TRY(e->b->v->upload(e->b, (char *)t->data + at, t->rows + at, (size_t)(t->end_row - t->first_row) * row, err));
-        t->first_row = t->end_row = 0;
-    }
-    return KD_OK;
+static kd_status send_rows(kd_exec *e, kd_ptap *t, kd_err *err) {
+    size_t row = row_bytes(e, t), at = (size_t)t->first_row * row, count = (size_t)(t->end_row - t->first_row);
+    t->first_row = t->end_row = 0;
+    return count > 0 ? e->b->v->upload(e->b, (char *)t->data + at, t->rows + at, count * row, err) : KD_OK;
 }
 
 kd_status kd_run_begin(kd_exec *e, kd_err *err) {
-    KD_TRY(send_rows(e, err));
+    for (int i = 0; i < e->input_count; i++)
+        KD_TRY(send_rows(e, &e->inputs[i], err));
     if (is_packed(e))
         return KD_OK;
     KD_TRY(kd_run_pass(e, KD_PASS_PACK, err));
@@ -217,13 +213,13 @@ kd_status kd_exec_upload_rows(kd_exec *e, const char *input, int first, int coun
     if (t->rows == NULL || count == 0 || count == e->config.batch)
         return e->b->v->upload(e->b, (char *)t->data + at, data, (size_t)count * row, err);
     if (!adjoins)
-        KD_TRY(send_rows(e, err));
+        KD_TRY(send_rows(e, t, err));
     memcpy(t->rows + at, data, (size_t)count * row);
     if (t->end_row == t->first_row)
         t->first_row = first, t->end_row = first;
     t->first_row = first < t->first_row ? first : t->first_row;
     t->end_row = first + count > t->end_row ? first + count : t->end_row;
-    return KD_OK;
+    return t->end_row - t->first_row == e->config.batch ? send_rows(e, t, err) : KD_OK;
 }
 
 kd_status kd_exec_upload(kd_exec *e, const char *input, const void *data, kd_err *err) {

@@ -128,7 +128,7 @@ typedef struct kd_ptap {
     kd_val val; /* root */
     kd_tdesc desc;
     void *data;
-    /* of an input of a device with memory of its own: rows that came one by one wait here and go there together, as one copy, when a pass begins */
+    /* of an input of a device with memory of its own: rows that came one by one wait here and go there together, as one copy, when the batch is complete or a pass begins */
     char *rows;
     int first_row, end_row; /* those that wait */
 } kd_ptap;

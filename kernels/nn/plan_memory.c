@@ -207,7 +207,7 @@ static kd_status bind(kd_exec *e, size_t loss_weights_at, kd_err *err) {
     return KD_OK;
 }
 
-/* The plan doesn't fit: what it wants, what there is, and the batch that would fit. Everything but parameters and what they are packed into grows with the batch. */
+/* The plan doesn't fit: what it wants, what there is, and the batch that would fit. Everything but parameters, their gradients and what they are packed into grows with the batch. */
 static kd_status too_large(const kd_exec *e, size_t left, kd_err *err) {
     size_t fixed = e->bytes[KD_ARENA_PARAMETERS] + e->bytes[KD_ARENA_PACKED] + e->bytes[KD_ARENA_PARAM_GRADIENTS], all = kd_exec_device_bytes(e), growing = all - fixed;
     double mib = 1 << 20;
@@ -215,7 +215,7 @@ static kd_status too_large(const kd_exec *e, size_t left, kd_err *err) {
     char advice[80] = "no batch fits beside the parameters; use a smaller model";
     if (batch > 0)
         snprintf(advice, sizeof advice, "a batch of %d would fit (--batch-size)", batch);
-    return kd_fail(err, KD_ENODEVICE, "the plan of a batch of %d takes %.0f MiB of the device's memory (parameters and packed weights %.0f, activations %.0f, kept for the gradients %.0f, gradients %.0f, scratch %.0f), and %.0f MiB are free; %s",
+    return kd_fail(err, KD_ENODEVICE, "the plan of a batch of %d takes %.0f MiB of the device's memory (parameters, their gradients and packed weights %.0f, activations %.0f, kept for the backward pass %.0f, gradients of activations %.0f, scratch %.0f), and %.0f MiB are free; %s",
                    e->config.batch, (double)all / mib, (double)fixed / mib, (double)e->bytes[KD_ARENA_ACTIVATIONS] / mib, (double)e->bytes[KD_ARENA_SAVED] / mib, (double)e->bytes[KD_ARENA_GRADIENTS] / mib,
                    (double)e->bytes[KD_ARENA_SCRATCH] / mib, (double)left / mib, advice);
 }
