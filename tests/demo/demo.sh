@@ -1,5 +1,5 @@
 #!/bin/sh
-# The whole job on a small set: draw pictures, cache the demo teacher's features, train a MobileNetV3 from the cache, measure.
+# The whole job on a small set: draw pictures, cache the demo teacher's features, train a ResNet-18 from the cache, measure.
 #
 #   make demo                              # drawn pictures, the demo teacher that ships with the project
 #   make demo IMAGES=dir WEIGHTS=file      # your own (k-NN is measured when dir has train/CLASS/ and test/CLASS/ folders)
@@ -15,9 +15,9 @@ dir=${DEMO_DIR:-$top/build/demo$own}
 bin=${KD_BIN:-$top/bin}
 weights=${WEIGHTS:-$top/tests/golden/demo_teacher/demo_teacher.safetensors}
 views=${VIEWS:-6}
-epochs=${EPOCHS:-40}
-size=${STUDENT_SIZE:-96}
-student=${STUDENT:-mobilenet_v3_small} # the one that learns something in two minutes on two plain cores
+epochs=${EPOCHS:-24}
+size=${STUDENT_SIZE:-64} # at which two plain cores need three minutes for these epochs
+student=${STUDENT:-resnet18}
 precision=${PRECISION:-}
 if [ -z "$precision" ]; then
     precision=f32
