@@ -334,7 +334,7 @@ $(LIB)/libkd_cuda.so: $(patsubst %.cu,$(OBJ)/%.cu.o,$(filter %.cu,$(CUDA_SOURCES
 	$(Q)$(NVCC) -shared -Wno-deprecated-gpu-targets -cudart none $(filter %.o,$^) $(filter %.a,$^) $(CUDA_LIBRARIES) $(CUDART) $(foreach l,$(CUDA_LIBRARIES),-Xlinker -rpath=$(dir $(l))) $(COMMON_LIBS) -lrt -lpthread -ldl -o $@
 
 # The same sources for an emulated device (tests/gpu/emulator): the host's C++ compiler, with an emulation of the libraries in front.
-EMULATOR_FLAGS = -std=c++20 -O2 -g -Wall -Wno-unknown-pragmas -ffp-contract=off -fPIC -I$(EMULATOR) -I. $(SEARCH_CFLAGS)
+EMULATOR_FLAGS = -std=c++20 -O2 -g -Wall -Wno-deprecated-enum-enum-conversion -Wno-unknown-pragmas -ffp-contract=off -fPIC -I$(EMULATOR) -I. $(SEARCH_CFLAGS)
 $(OBJ)/$(EMULATOR)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  c++  $<')

@@ -280,9 +280,13 @@ static __device__ __forceinline__ float magnitude_of(kd_f8 v, float most) {
     return most;
 }
 
-/* y: the token's values, which become what a reader gets. */
-template <int CHUNKS> static __device__ __forceinline__ void store_rotated(const encode_args &a, uint8_t *out, size_t token, kd_f8 (&y)[CHUNKS], int lane) {
+/* A token as codes, with `zeros` as zeros; y: what a reader gets. */
+template <int CHUNKS> static __device__ __forceinline__ void store_rotated(const encode_args &a, uint8_t *out, size_t token, const kd_f8 (&x)[CHUNKS], kd_f8 (&y)[CHUNKS], int zeros, int lane) {
     float most = 0;
+#pragma unroll
+    for (int c = 0; c < CHUNKS; c++)
+        for (int k = 0; k < 8; k++)
+            y[c].v[k] = zeros ? 0.0f : x[c].v[k];
     rotate(y, a.block, lane);
 #pragma unroll
     for (int c = 0; c < CHUNKS; c++) {
@@ -326,12 +330,7 @@ template <int CHUNKS> static __global__ void __launch_bounds__(32 * WARPS) warp_
         }
         bad += bad_here;
         if (a.dtype == KD_I8) {
-            int zeros = kd_warp_sum(bad_here) > 0;
-#pragma unroll
-            for (int c = 0; c < CHUNKS; c++)
-                for (int k = 0; k < 8; k++)
-                    y[c].v[k] = zeros ? 0.0f : x[c].v[k];
-            store_rotated(a, out, token, y, lane);
+            store_rotated(a, out, token, x, y, kd_warp_sum(bad_here) > 0, lane);
         } else {
 #pragma unroll
             for (int c = 0; c < CHUNKS; c++)

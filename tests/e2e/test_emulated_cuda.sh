@@ -40,6 +40,9 @@ for signal in KILL TERM; do # in the middle
     check "one that got SIG$signal goes on" test $? -eq 0
     check "and has the same content" test -n "$(digest "$work/a.kdc")" -a "$(digest "$work/a.kdc")" = "$(digest "$work/$signal.kdc")"
 done
+make_cache --device cuda --batch-size 0 --cache "$work/auto.kdc"
+check "a batch size from the device's memory" grep -q 'batch size 256, from the device' "$work/err"
+check "changes nothing here" test "$(digest "$work/a.kdc")" = "$(digest "$work/auto.kdc")"
 make_cache --device cuda:all --cache "$work/all"
 check "cuda:all" test $? -eq 0
 check "each device has written its part" test "$(ls "$work/all"/part-0000[12]-of-00002-00000.kdc 2>/dev/null | wc -l)" -eq 2

@@ -103,6 +103,16 @@ static void inference(kd_op_desc d, const char *label) {
     }
 }
 
+/* Sizes that a backend parts further than the others: training alone, in both precisions. */
+static void training(kd_op_desc d, const char *label) {
+    d.train = d.need_dparam = 1;
+    d.need_dx = all_dx(&d);
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        set_dtype(&d, bf16 ? KD_BF16 : KD_F32);
+        push(&d, 0, label, bf16 ? "train bf16" : "train f32");
+    }
+}
+
 /* Dtypes that differ inside one op: f32 residual streams and f32 results around bf16 arithmetic. */
 static void mixed(kd_op_desc d, int no_gamma, const char *label, kd_dtype x0, kd_dtype x1, kd_dtype y) {
     char variant[60];
@@ -282,6 +292,8 @@ static void batch_norm_cases(void) {
     variants(batch_norm(odd, 2, KD_ACT_RELU), 0, "2x7x5x33 join relu");
     variants(batch_norm(wide, 2, KD_ACT_RELU), 0, "3x9x9x64 join relu");
     variants(batch_norm(shape(4, 1, 1, 7, 1), 1, KD_ACT_NONE), 0, "1x1x7x1");
+    training(batch_norm(shape(4, 3, 25, 24, 296), 2, KD_ACT_RELU), "3x25x24x296 join relu");
+    training(batch_norm(shape(4, 2, 41, 40, 13), 1, KD_ACT_SILU), "2x41x40x13 silu");
     mixed(batch_norm(odd, 1, KD_ACT_RELU), 0, "2x7x5x33 relu", KD_BF16, KD_F32, KD_F32);
     mixed(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu", KD_BF16, KD_F32, KD_F32);
     mixed(batch_norm(odd, 1, KD_ACT_SILU), 0, "2x7x5x33 silu", KD_F32, KD_F32, KD_BF16);
@@ -307,6 +319,8 @@ static void layer_norm_cases(void) {
 /* --- pointwise --- */
 
 static void pointwise_cases(void) {
+    const kd_tdesc rows = shape(2, 1801, 264);
+    training((kd_op_desc){.kind = KD_OP_SCALE_ADD, .inputs = 2, .x = {rows, rows}, .y = rows}, "1801 rows of 264");
     const kd_tdesc list[] = {shape(1, 1), shape(1, 7), shape(2, 3, 7), shape(3, 2, 17, 33), shape(4, 2, 5, 5, 64), shape(2, 7, 1025)};
     for (size_t i = 0; i < COUNT(list); i++) {
         kd_tdesc t = list[i];
@@ -532,6 +546,8 @@ static void channel_slice_cases(void) {
 }
 
 static void gate_and_scale_cases(void) {
+    const kd_tdesc map = shape(4, 3, 31, 30, 264);
+    training((kd_op_desc){.kind = KD_OP_CHANNEL_GATE, .inputs = 2, .x = {map, shape(2, 3, 264)}, .y = map}, "rank 4, 3 images of 930 positions, 264 channels");
     const kd_tdesc list[] = {shape(2, 1, 1), shape(2, 3, 7), shape(3, 2, 5, 33), shape(4, 2, 3, 5, 17), shape(4, 3, 13, 11, 64), shape(4, 1, 9, 9, 130)};
     for (size_t i = 0; i < COUNT(list); i++) {
         int n = (int)list[i].shape[0], width = (int)list[i].shape[list[i].rank - 1];
@@ -573,12 +589,16 @@ static void long_attention_cases(void) {
 
 static void attention_cases(void) {
     static const int sizes[][4] = {{1, 1, 1, 1}, {1, 7, 1, 7}, {2, 17, 3, 16}, {1, 33, 2, 5}, {2, 50, 3, 64}, {1, 257, 1, 64},
-                                   {1, 9, 2, 4}, {1, 21, 2, 80}, {2, 17, 1, 88}, {1, 33, 1, 104}, {1, 21, 2, 128}}; /* N, T, heads, Dh */
+                                   {1, 9, 2, 4}, {1, 21, 2, 80}, {2, 17, 1, 88}, {1, 33, 1, 104}, {1, 21, 2, 128},
+                                   {2, 150, 1, 80}, {1, 97, 2, 128}, {1, 70, 2, 160}}; /* N, T, heads, Dh */
     for (size_t i = 0; i < COUNT(sizes); i++) {
         const int *s = sizes[i];
         int width = s[2] * s[3];
         kd_op_desc d = {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = s[2], .x = {shape(3, s[0], s[1], 3 * width)}, .y = shape(3, s[0], s[1], width)};
-        variants(d, 0, text("%dx%d, %d heads of %d", s[0], s[1], s[2], s[3]));
+        const char *label = text("%dx%d, %d heads of %d", s[0], s[1], s[2], s[3]);
+        variants(d, 0, label);
+        mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+        mixed(d, 0, label, KD_F32, KD_F32, KD_BF16);
     }
     long_attention_cases();
 }

@@ -40,6 +40,8 @@ void ops_assert_identical(const ops_case *c, const ops_results *a, const ops_res
 /* The whole program for a backend other than ref: every case against ref, repeatability, flat functions, encoding, transfers, recordings. Returns the exit status for main;
  * when the device or its module is missing, one skipped test says so. */
 int ops_backend_main(const char *device);
+/* The same for the cuda backend on an emulated device, which must be there; part `part` of `parts` of the cases, each run once against ref. */
+int ops_emulated_main(size_t part, size_t parts);
 
 /* Flat functions of b against ref's on odd sizes (test_ops_flat checks ref itself). */
 void ops_check_flat(kd_backend *b, kd_backend *ref);

@@ -16,6 +16,7 @@ static inline __nv_bfloat16 __float2bfloat16_rn(float f) {
     return __nv_bfloat16{(unsigned short)((u + 0x7fffu + ((u >> 16) & 1)) >> 16)};
 }
 static inline __nv_bfloat16 __float2bfloat16(float f) { return __float2bfloat16_rn(f); }
+static inline __nv_bfloat162 __floats2bfloat162_rn(float low, float high) { return __nv_bfloat162{__float2bfloat16_rn(low), __float2bfloat16_rn(high)}; }
 static inline unsigned short __bfloat16_as_ushort(__nv_bfloat16 h) { return h.bits; }
 static inline __nv_bfloat16 __ushort_as_bfloat16(unsigned short u) { return __nv_bfloat16{u}; }
 

