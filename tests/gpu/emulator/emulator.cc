@@ -143,7 +143,7 @@ extern "C" cudaError_t cudaFree(void *p) {
 extern "C" cudaError_t cudaMallocHost(void **out, size_t bytes) {
     *out = aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (*out)
-        memset(*out, 0xff, bytes);
+        memset(*out, 0xff, bytes < FILLED ? bytes : FILLED);
     return *out ? cudaSuccess : cudaErrorMemoryAllocation;
 }
 
