@@ -573,12 +573,18 @@ static void long_attention_cases(void) {
 
 static void attention_cases(void) {
     static const int sizes[][4] = {{1, 1, 1, 1}, {1, 7, 1, 7}, {2, 17, 3, 16}, {1, 33, 2, 5}, {2, 50, 3, 64}, {1, 257, 1, 64},
-                                   {1, 9, 2, 4}, {1, 21, 2, 80}, {2, 17, 1, 88}, {1, 33, 1, 104}, {1, 21, 2, 128}}; /* N, T, heads, Dh */
+                                   {1, 9, 2, 4}, {1, 21, 2, 80}, {2, 17, 1, 88}, {1, 33, 1, 104}, {1, 21, 2, 128},
+                                   {2, 150, 1, 80}, {1, 97, 2, 128}, {1, 70, 2, 160}}; /* N, T, heads, Dh */
     for (size_t i = 0; i < COUNT(sizes); i++) {
         const int *s = sizes[i];
         int width = s[2] * s[3];
         kd_op_desc d = {.kind = KD_OP_ATTENTION, .inputs = 1, .heads = s[2], .x = {shape(3, s[0], s[1], 3 * width)}, .y = shape(3, s[0], s[1], width)};
-        variants(d, 0, text("%dx%d, %d heads of %d", s[0], s[1], s[2], s[3]));
+        const char *label = text("%dx%d, %d heads of %d", s[0], s[1], s[2], s[3]);
+        variants(d, 0, label);
+        if (s[3] == 64 || s[3] == 160) {
+            mixed(d, 0, label, KD_BF16, KD_F32, KD_F32);
+            mixed(d, 0, label, KD_F32, KD_F32, KD_BF16);
+        }
     }
     long_attention_cases();
 }
