@@ -16,7 +16,7 @@
 
 namespace wmma = nvcuda::wmma;
 
-/* Fourteen more bytes than a multiple of 128 would do to spread rows over the banks; 16 keep them aligned. */
+/* Rows are 16 bytes longer than D elements, so that eight of them at the same column lie in different banks. */
 template <int D> struct kd_tile {
     static constexpr int ld = D + 8, rows = D <= 64 ? 64 : 32, size = rows * ld, parts = D / 16;
 };

@@ -3,8 +3,10 @@
  * After Dao, FlashAttention-2 (2023): a block takes 128 queries of a head (64 for heads above 64), a warp 16 of them, and keys pass by in tiles. The scores of 16 queries and a tile of keys never leave the warp's registers:
  * their softmax is taken relative to the largest score so far, and the sums are rescaled when a larger one comes. Probabilities are rounded to bf16 before they are divided by their sum.
  *
- * What bounds it, by count for heads of 64 on an H100, for 64 keys and 64 queries of an SM: products 256 cycles at the peak, about 410 as mma.sync gets them (the rest is only for Hopper's own instructions); exponentials 256;
- * the other arithmetic about 350; shared memory 512, since every warp reads all keys and values. So shared memory, and at best half of the peak; not measured. On an A100 products and shared memory are even with 512. */
+ * What bounds it, by count, for heads of 64 on an H100; cycles in which an SM's four schedulers each do 16 queries x 64 keys:
+ *     256 products at the peak (about 410 as mma.sync gets them: the full rate is for Hopper's own instructions); 256 exponentials; 512 shared memory, since every warp reads all keys and values;
+ *     about 560 instructions issued, of which 64 are products and 136 are exp2f (each with its care for subnormal results)
+ * So the issue of instructions, then shared memory: at best 45% of the peak, 30 to 35% to be expected with 16 warps of an SM to hide latencies. Not measured. On an A100, whose products take 512, everything is about even. */
 #include "kernels/cuda/attention_tensor.cuh"
 
 /* What a warp keeps of its 16 queries. A lane has parts of two rows (kd_by_row); their sums are over its own elements. */

@@ -141,7 +141,7 @@ static __device__ __forceinline__ void softmax_tile(float s[4][4], float top[4],
     }
 }
 
-static __global__ void __launch_bounds__(THREADS) forward_kernel(kd_attention a, int columns) {
+static __global__ void __launch_bounds__(THREADS, 2) forward_kernel(kd_attention a, int columns) {
     int tile = (int)blockIdx.x / columns, column = (int)blockIdx.x % columns * TILE, own_first = tile * TILE, y = (int)threadIdx.x / 16;
     size_t pair = kd_pair();
     float s[4][4], sums[4][4], top[4], sum[4], scale2 = a.scale * 1.4426950408889634f;
@@ -181,7 +181,7 @@ template <bool KEYS> static __device__ __forceinline__ void score_gradients(floa
 }
 
 /* KEYS: own rows are keys and queries pass (dk, dv); else queries, and keys pass (dq). */
-template <bool KEYS> static __global__ void __launch_bounds__(THREADS) gradient_kernel(kd_attention a, int columns) {
+template <bool KEYS> static __global__ void __launch_bounds__(THREADS, 2) gradient_kernel(kd_attention a, int columns) {
     int tile = (int)blockIdx.x / columns, column = (int)blockIdx.x % columns * TILE, own_first = tile * TILE;
     size_t pair = kd_pair();
     float s[4][4], dp[4][4], sums[4][4], dv[4][4], scale2 = a.scale * 1.4426950408889634f;
