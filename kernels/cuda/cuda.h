@@ -28,7 +28,6 @@ typedef struct kd_cuda {
     kd_backend base;
     int ordinal;
     int processors; /* streaming multiprocessors: how many blocks are worth having */
-    int bf16;       /* compute capability 8.0 and above */
     cudaStream_t stream;
     kd_transfer *transfer;
     kd_gemm_library *gemm;
@@ -67,6 +66,9 @@ kd_status kd_cuda_sgd(kd_backend *b, float *w, const float *g, float *m, size_t 
 kd_status kd_cuda_lars(kd_backend *b, float *w, const float *g, float *m, const uint64_t *begin, float *rate, size_t tensors, const kd_lars *h, const float *scale, kd_err *err);
 kd_status kd_cuda_ema(kd_backend *b, float *e, const float *w, size_t n, float decay, kd_err *err);
 kd_status kd_cuda_encode(kd_backend *b, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err);
+
+/* The current device belongs to the host's thread, and a backend may be used by another one than opened it: every function of the table begins with this. */
+kd_cuda *kd_cuda_use(kd_backend *b);
 
 /* --- errors (cuda_backend.c) --- */
 

@@ -102,7 +102,6 @@ static kd_status find_device(kd_cuda *b, struct cudaDeviceProp *prop, kd_err *er
         return kd_fail(err, KD_ENODEVICE, "device cuda:%d: %s has compute capability %d.%d, and kdcache needs 8.0 (Ampere) or newer; choose another --device", b->ordinal, prop->name, prop->major,
                        prop->minor);
     b->processors = prop->multiProcessorCount;
-    b->bf16 = 1;
     return KD_OK;
 }
 
@@ -160,14 +159,13 @@ static const char *cuda_describe(const kd_backend *b) {
     return ((const kd_cuda *)b)->about;
 }
 
+/* What find_device lets through has it. */
 static kd_status cuda_check_bf16(const kd_backend *b, kd_err *err) {
-    KD_ASSERT(((const kd_cuda *)b)->bf16);
-    (void)err;
+    (void)b, (void)err;
     return KD_OK;
 }
 
-/* The current device belongs to the host's thread, and a backend may be used by another one than opened it. */
-static kd_cuda *use(kd_backend *b) {
+kd_cuda *kd_cuda_use(kd_backend *b) {
     cudaSetDevice(((kd_cuda *)b)->ordinal);
     return (kd_cuda *)b;
 }
@@ -183,17 +181,17 @@ static kd_status out_of_memory(const kd_cuda *b, size_t bytes, kd_err *err) {
 }
 
 static kd_status cuda_zero(kd_backend *base, void *dst, size_t bytes, kd_err *err) {
-    kd_cuda *b = use(base);
+    kd_cuda *b = kd_cuda_use(base);
     return bytes == 0 ? KD_OK : kd_cuda_check(cudaMemsetAsync(dst, 0, bytes, b->stream), "cuda: zeroing memory", err);
 }
 
 static kd_status cuda_memory(kd_backend *base, size_t *left, size_t *total, kd_err *err) {
-    use(base);
+    kd_cuda_use(base);
     return kd_cuda_check(cudaMemGetInfo(left, total), "cuda: asking for the device's memory", err);
 }
 
 static kd_status cuda_alloc(kd_backend *base, void **out, size_t bytes, kd_err *err) {
-    kd_cuda *b = use(base);
+    kd_cuda *b = kd_cuda_use(base);
     *out = NULL;
     cudaError_t status = cudaMalloc(out, bytes > 0 ? bytes : 1);
     if (status == cudaErrorMemoryAllocation)
@@ -203,38 +201,38 @@ static kd_status cuda_alloc(kd_backend *base, void **out, size_t bytes, kd_err *
 }
 
 static void cuda_release(kd_backend *base, void *p) {
-    use(base);
+    kd_cuda_use(base);
     if (p != NULL)
         cudaFree(p);
 }
 
 static kd_status cuda_upload(kd_backend *base, void *dst, const void *src, size_t bytes, kd_err *err) {
-    return kd_transfer_upload(use(base)->transfer, dst, src, bytes, err);
+    return kd_transfer_upload(kd_cuda_use(base)->transfer, dst, src, bytes, err);
 }
 
 static kd_status cuda_download(kd_backend *base, void *dst, const void *src, size_t bytes, kd_err *err) {
-    return kd_transfer_download(use(base)->transfer, dst, src, bytes, err);
+    return kd_transfer_download(kd_cuda_use(base)->transfer, dst, src, bytes, err);
 }
 
 static kd_status cuda_sync(kd_backend *base, kd_err *err) {
-    kd_cuda *b = use(base);
+    kd_cuda *b = kd_cuda_use(base);
     return kd_cuda_check(cudaStreamSynchronize(b->stream), "cuda: the queued work", err);
 }
 
 static kd_status cuda_fetch_create(kd_backend *base, kd_fetch **out, size_t capacity, kd_err *err) {
-    return kd_transfer_fetch_create(use(base)->transfer, out, capacity, err);
+    return kd_transfer_fetch_create(kd_cuda_use(base)->transfer, out, capacity, err);
 }
 
 static void cuda_fetch_destroy(kd_backend *base, kd_fetch *f) {
-    kd_transfer_fetch_destroy(use(base)->transfer, f);
+    kd_transfer_fetch_destroy(kd_cuda_use(base)->transfer, f);
 }
 
 static kd_status cuda_fetch_begin(kd_backend *base, kd_fetch *f, const void *src, size_t bytes, kd_err *err) {
-    return kd_transfer_fetch_begin(use(base)->transfer, f, src, bytes, err);
+    return kd_transfer_fetch_begin(kd_cuda_use(base)->transfer, f, src, bytes, err);
 }
 
 static kd_status cuda_fetch_end(kd_backend *base, kd_fetch *f, const void **data, kd_err *err) {
-    return kd_transfer_fetch_end(use(base)->transfer, f, data, err);
+    return kd_transfer_fetch_end(kd_cuda_use(base)->transfer, f, data, err);
 }
 
 /* ---- recorded sequences ---- */
@@ -244,7 +242,7 @@ struct kd_recording {
 };
 
 static kd_status cuda_record_begin(kd_backend *base, kd_err *err) {
-    kd_cuda *b = use(base);
+    kd_cuda *b = kd_cuda_use(base);
     return kd_cuda_check(cudaStreamBeginCapture(b->stream, cudaStreamCaptureModeThreadLocal), "cuda: beginning a recording", err);
 }
 
@@ -261,7 +259,7 @@ static kd_status instantiate(kd_recording **out, cudaGraph_t graph, kd_err *err)
 }
 
 static kd_status cuda_record_end(kd_backend *base, kd_recording **out, kd_err *err) {
-    kd_cuda *b = use(base);
+    kd_cuda *b = kd_cuda_use(base);
     cudaGraph_t graph = NULL;
     kd_status status = kd_cuda_check(cudaStreamEndCapture(b->stream, &graph), "cuda: ending a recording", err);
     if (status == KD_OK && out != NULL)
@@ -272,12 +270,12 @@ static kd_status cuda_record_end(kd_backend *base, kd_recording **out, kd_err *e
 }
 
 static kd_status cuda_replay(kd_backend *base, kd_recording *r, kd_err *err) {
-    kd_cuda *b = use(base);
+    kd_cuda *b = kd_cuda_use(base);
     return kd_cuda_check(cudaGraphLaunch(r->exec, b->stream), "cuda: a recorded sequence", err);
 }
 
 static void cuda_recording_destroy(kd_backend *base, kd_recording *r) {
-    use(base);
+    kd_cuda_use(base);
     if (r != NULL)
         cudaGraphExecDestroy(r->exec);
     kd_free(r);
@@ -286,14 +284,14 @@ static void cuda_recording_destroy(kd_backend *base, kd_recording *r) {
 /* ---- ops ---- */
 
 static void cuda_op_destroy(kd_backend *base, kd_op *op) {
-    use(base);
+    kd_cuda_use(base);
     if (op && op->kind->destroy)
         op->kind->destroy(op->impl);
     kd_free(op);
 }
 
 static kd_status cuda_op_create(kd_backend *base, kd_op **out, const kd_op_desc *desc, kd_op_needs *needs, kd_err *err) {
-    kd_cuda *b = use(base);
+    kd_cuda *b = kd_cuda_use(base);
     kd_op_check(desc);
     kd_op *op = NULL;
     KD_TRY(kd_alloc_array(&op, 1, sizeof *op, err));
@@ -311,16 +309,16 @@ static kd_status cuda_op_create(kd_backend *base, kd_op **out, const kd_op_desc 
 }
 
 static kd_status cuda_op_pack(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err) {
-    return op->kind->pack ? op->kind->pack(use(b), op, args, err) : KD_OK;
+    return op->kind->pack ? op->kind->pack(kd_cuda_use(b), op, args, err) : KD_OK;
 }
 
 static kd_status cuda_op_forward(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err) {
-    return op->kind->forward(use(b), op, args, err);
+    return op->kind->forward(kd_cuda_use(b), op, args, err);
 }
 
 static kd_status cuda_op_backward(kd_backend *b, kd_op *op, const kd_op_args *args, kd_err *err) {
     KD_ASSERT(op->desc.train && op->kind->backward);
-    return op->kind->backward(use(b), op, args, err);
+    return op->kind->backward(kd_cuda_use(b), op, args, err);
 }
 
 static const kd_backend_table table = {

@@ -486,9 +486,8 @@ static kd_status reduce(kd_cuda *b, const kd_encode_device_plan *plan, const flo
 }
 
 kd_status kd_cuda_encode(kd_backend *base, uint8_t *out, kd_encode_stats *stats, const float *x, size_t records, const kd_encode_spec *spec, void *scratch, kd_err *err) {
-    kd_cuda *b = (kd_cuda *)base;
+    kd_cuda *b = kd_cuda_use(base);
     kd_encode_check(spec);
-    cudaSetDevice(b->ordinal); /* of the calling thread */
     encode_args a = {};
     a.x = x, a.out = out, a.plan = kd_encode_device_place(spec, records, scratch), a.records = records, a.parts = a.plan.parts;
     a.width = (size_t)spec->width, a.rows = kd_encode_rows(spec), a.bytes = kd_encode_bytes(spec);

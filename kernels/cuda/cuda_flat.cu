@@ -59,7 +59,7 @@ static __global__ void __launch_bounds__(FOLD_THREADS) square_sum_kernel(float *
 }
 
 kd_status kd_cuda_sum_squares(kd_backend *base, float *out, const float *x, size_t n, kd_err *err) {
-    kd_cuda *b = (kd_cuda *)base;
+    kd_cuda *b = kd_cuda_use(base);
     size_t parts = parts_of(n);
     KD_TRY(kd_launch(b, "sum of squares", square_parts_kernel, (unsigned)parts, THREADS, err, (double *)b->reduction, x, n));
     return kd_launch(b, "sum of squares", square_sum_kernel, 1u, FOLD_THREADS, err, out, (const double *)b->reduction, parts);
@@ -76,7 +76,7 @@ static __global__ void clip_kernel(float *scale, const float *sumsq, float max_n
 }
 
 kd_status kd_cuda_clip_scale(kd_backend *b, float *scale, const float *sumsq, float max_norm, kd_err *err) {
-    return kd_launch((kd_cuda *)b, "clipping", clip_kernel, 1u, 32, err, scale, sumsq, max_norm);
+    return kd_launch(kd_cuda_use(b), "clipping", clip_kernel, 1u, 32, err, scale, sumsq, max_norm);
 }
 
 /* ---- elementwise steps: one pass over the vectors of the weights, the gradient and the optimizer's state, four values a thread ---- */
@@ -172,7 +172,7 @@ template <class S> static __global__ void __launch_bounds__(THREADS) step_kernel
 }
 
 template <class S> static kd_status launch_step(kd_backend *base, const char *name, const S &s, const vectors &p, size_t n, const float *scale, kd_err *err) {
-    kd_cuda *b = (kd_cuda *)base;
+    kd_cuda *b = kd_cuda_use(base);
     return kd_launch(b, name, step_kernel<S>, n > 0 ? kd_blocks(b, n / 4 + 2, THREADS, STEP_BLOCKS) : 0u, THREADS, err, s, p, n, scale, lie_alike(&p));
 }
 
@@ -245,7 +245,7 @@ static __global__ void __launch_bounds__(THREADS) lars_kernel(momentum_step s, v
 }
 
 kd_status kd_cuda_lars(kd_backend *base, float *w, const float *g, float *m, const uint64_t *begin, float *rate, size_t tensors, const kd_lars *h, const float *scale, kd_err *err) {
-    kd_cuda *b = (kd_cuda *)base;
+    kd_cuda *b = kd_cuda_use(base);
     double *part = (double *)b->reduction;
     momentum_step s = {h->weight_decay, 0, h->momentum, h->lr, 1};
     vectors p = {w, m, NULL, g};

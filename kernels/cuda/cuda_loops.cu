@@ -77,8 +77,11 @@ static __global__ void act_kernel(void *y, int y_bf16, const void *x, int x_bf16
         size_t i = 8 * g;
         int some = n - i < 8 ? (int)(n - i) : 8, all = whole && some == 8;
         kd_f8 v = kd_load_some(x, x_bf16, i, some, all);
-        for (int k = 0; k < 8; k++)
-            v.v[k] = kd_act_of(act, bias ? v.v[k] + bias[(i + (size_t)k) % width] : v.v[k]);
+        size_t column = bias ? i % width : 0;
+        for (int k = 0; k < 8; k++) {
+            v.v[k] = kd_act_of(act, bias ? v.v[k] + bias[column] : v.v[k]);
+            column = column + 1 < width ? column + 1 : 0;
+        }
         kd_store_some(y, y_bf16, i, v, some, all);
     }
 }

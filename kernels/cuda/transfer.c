@@ -1,6 +1,6 @@
 #include "kernels/cuda/transfer.h"
 
-enum { SLOTS = 8 }; /* two batches of 128 views of 224 px with their targets */
+enum { SLOTS = 4 };
 static const size_t SLOT_BYTES = (size_t)16 << 20;
 
 typedef struct slot {

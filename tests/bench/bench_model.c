@@ -3,7 +3,7 @@
  *     bench_model NAME BATCH SIZE f32|bf16 infer|features|train THREADS [DEVICE [ROUNDS [profile]]]
  *
  * infer: a forward pass. features: what kd-precompute does of a teacher: upload of the pixels, forward pass, class token and patches encoded as i8, their way to the host while the next batch is worked on.
- * train: forward, backward, AdamW.
+ * train: forward, backward, clipping, AdamW.
  *
  * Prints one JSON line: the median of the rounds; cpu_ms is processor time of all threads per round, which a busy machine doesn't change. With `profile`, also the time of every op on stderr (slower: the device is waited for after each). */
 #include <stdio.h>
@@ -23,7 +23,7 @@ typedef struct bench {
     kd_graph *g;
     kd_params *p;
     kd_exec *e;
-    float *m, *v, *scale; /* device: AdamW's moments, the clip factor */
+    float *m, *v, *scale; /* device: AdamW's moments; the clip factor, and the sum of squares that it is made of */
     int64_t step;
     uint8_t *pixels;
     /* features: what is encoded, and two sets of device memory and fetches, used in turns */
@@ -87,7 +87,6 @@ static kd_status prepare_features(bench *o, const kd_model_taps *taps, int width
 
 static kd_status prepare(bench *o, kd_err *err) {
     kd_model_info m;
-    const float one = 1;
     size_t total;
     KD_TRY(kd_backend_open(&o->b, o->device, o->threads, err));
     KD_TRY(kd_model_find(&m, o->model, NULL, err));
@@ -107,8 +106,7 @@ static kd_status prepare(bench *o, kd_err *err) {
     if (o->train) {
         KD_TRY(device_floats(o->b, &o->m, total, err));
         KD_TRY(device_floats(o->b, &o->v, total, err));
-        KD_TRY(device_floats(o->b, &o->scale, 1, err));
-        KD_TRY(o->b->v->upload(o->b, o->scale, &one, sizeof one, err));
+        KD_TRY(device_floats(o->b, &o->scale, 2, err));
     }
     return upload_pixels(o, err);
 }
@@ -120,6 +118,8 @@ static kd_status one_pass(bench *o, kd_err *err) {
         float *w = kd_params_trained(o->p, NULL, &total);
         kd_adamw h = {.lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.999f, .eps = 1e-8f, .weight_decay = 0.05f, .step = ++o->step};
         KD_TRY(kd_exec_backward(o->e, 0, err));
+        KD_TRY(o->b->v->sum_squares(o->b, o->scale + 1, kd_exec_gradients(o->e), total, err));
+        KD_TRY(o->b->v->clip_scale(o->b, o->scale, o->scale + 1, 1.0f, err));
         KD_TRY(o->b->v->adamw(o->b, w, kd_exec_gradients(o->e), o->m, o->v, total, &h, o->scale, err));
         kd_params_changed(o->p);
     }

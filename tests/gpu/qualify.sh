@@ -180,7 +180,8 @@ stage_sanitizer() {
 stage_profile() {
     local m
     note '## Where the time goes (each op waited for)' ''
-    for m in "dinov2_vitb14 128 224 bf16 infer" "resnet18 256 224 bf16 train" "vit_small_patch16_224 128 224 bf16 train"; do
+    for m in "dinov2_vits14 256 224 bf16 infer" "dinov2_vitb14 128 224 bf16 infer" "dinov2_vitl14 64 224 bf16 infer" "dinov2_vitg14 32 224 bf16 infer" "resnet18 256 224 bf16 train" \
+        "resnet50 128 224 bf16 train" "vit_small_patch16_224 128 224 bf16 train"; do
         # shellcheck disable=SC2086
         limited "$tests/bench_model" $m 8 "$device" 5 profile
         note "$m" '' '```' "$(head -n 45 "$work/log")" '```' ''

@@ -169,7 +169,6 @@ static const size_t WORKSPACE = 1000; /* no multiple of anything */
 
 extern "C" cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cublasLtMatmulDesc_t d, cublasLtMatrixLayout_t a, cublasLtMatrixLayout_t b, cublasLtMatrixLayout_t c,
                                                          cublasLtMatrixLayout_t out, cublasLtMatmulPreference_t p, int wanted, cublasLtMatmulHeuristicResult_t *results, int *found) {
-    const char *fault = getenv("KD_EMULATOR_FAULT");
     *found = 0;
     if (!h || !p || wanted < 1)
         return CUBLAS_STATUS_INVALID_VALUE;
@@ -179,7 +178,7 @@ extern "C" cublasStatus_t cublasLtMatmulAlgoGetHeuristic(cublasLtHandle_t h, cub
     cublasStatus_t status = check_product(d, a, b, c, out);
     if (status != CUBLAS_STATUS_SUCCESS)
         return status;
-    if (p->align[0] < size_of(a->type) || p->align[1] < size_of(b->type) || p->align[2] < size_of(c->type) || p->align[3] < size_of(out->type) || (fault && strcmp(fault, "no-gemm") == 0))
+    if (p->align[0] < size_of(a->type) || p->align[1] < size_of(b->type) || p->align[2] < size_of(c->type) || p->align[3] < size_of(out->type) || kd_emulator_fault("no-gemm"))
         return CUBLAS_STATUS_NOT_SUPPORTED;
     results[0] = cublasLtMatmulHeuristicResult_t{{{fingerprint(d, a, b, out), p->align[0], p->align[1], p->align[2], p->align[3]}}, p->workspace < WORKSPACE ? 0 : WORKSPACE, CUBLAS_STATUS_SUCCESS};
     results[0].algo.data[5] = results[0].workspaceSize;

@@ -3,13 +3,13 @@
  * operations (erff, expf), real races. Nothing here is taken from NVIDIA's headers; kernels/cuda is compiled against those too wherever the toolkit is found.
  *
  * What it is strict about, because a device is:
- *   - device memory can't be touched by the host (it is unmapped outside of device work), so that a wrong dereference crashes here as well;
+ *   - device memory can't be touched by the host (it is unmapped outside of device work, the first thousand times and then every 32nd), so that a wrong dereference crashes here as well;
  *   - work is queued: kernels and copies run when something waits for them, as late as possible, so that a missing wait shows;
- *   - a barrier that not all threads reach, a launch beyond the limits, a copy outside of its allocation end the program with a sentence;
- *   - shared memory and new device memory begin as NaN;
+ *   - a barrier that not all threads reach, a launch on another device than the thread's, a launch beyond the limits, a copy outside of its allocation end the program with a sentence;
+ *   - shared memory and new device memory (of a large allocation its first 64 KiB) begin as NaN;
  *   - KD_EMULATOR_ORDER=reverse runs threads and blocks backwards: results that change show a missing barrier.
  *
- * KD_EMULATOR_FAULT=no-driver|no-device|old-driver|sm_75|no-gemm and KD_EMULATOR_MEMORY=BYTES make it a machine with that fault. Thread rule: one host thread at a time. */
+ * KD_EMULATOR_FAULT=no-driver|no-device|old-driver|sm_75|no-gemm|no-conv|no-bf16-conv and KD_EMULATOR_MEMORY=BYTES make it a machine with that fault. Thread rule: one host thread at a time. */
 #ifndef KD_EMULATOR_CUDA_RUNTIME_H
 #define KD_EMULATOR_CUDA_RUNTIME_H
 
@@ -163,6 +163,7 @@ cudaError_t kd_emulator_launch(const cudaLaunchConfig_t *config, std::function<v
 template <class... P, class... A> static cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t *config, void (*kernel)(P...), A &&...args) {
     return kd_emulator_launch(config, [kernel, ... values = static_cast<P>(args)] { kernel(values...); });
 }
+bool kd_emulator_fault(const char *name); /* KD_EMULATOR_FAULT is `name` */
 /* For emulated libraries: work in the order of a stream, with device memory at hand; a check that all of a range lies in one allocation, or the program ends with a sentence. */
 cudaError_t kd_emulator_enqueue(cudaStream_t stream, std::function<void()> work);
 void kd_emulator_check_range(const void *p, size_t bytes, const char *what);

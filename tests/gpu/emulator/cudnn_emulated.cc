@@ -19,11 +19,6 @@
     abort();
 }
 
-static bool fault(const char *name) {
-    const char *given = getenv("KD_EMULATOR_FAULT");
-    return given && strcmp(given, name) == 0;
-}
-
 /* ---- which attributes there are ---- */
 
 typedef cudnnBackendDescriptorType_t kind;
@@ -258,7 +253,7 @@ static void check_operation(const descriptor *d) {
 
 static bool works(const convolution &c) {
     bool bf16 = c.operand().type == CUDNN_DATA_BFLOAT16;
-    return c.result().type == c.operand().type && !fault("no-conv") && !(bf16 && fault("no-bf16-conv"));
+    return c.result().type == c.operand().type && !kd_emulator_fault("no-conv") && !(bf16 && kd_emulator_fault("no-bf16-conv"));
 }
 
 static std::vector<engine> engines_of(const descriptor *heuristics) {

@@ -27,7 +27,7 @@ __attribute__((used)) __shared__ int never_empty; /* so that there is such a sec
     abort();
 }
 
-static bool fault(const char *name) {
+bool kd_emulator_fault(const char *name) {
     const char *given = getenv("KD_EMULATOR_FAULT");
     return given && strcmp(given, name) == 0;
 }
@@ -163,7 +163,10 @@ extern "C" cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
 
 typedef std::function<void()> task;
 
+static thread_local int current_device;
+
 struct CUstream_st {
+    int device = current_device;
     std::deque<task> waiting;
     bool capturing = false;
     std::vector<task> captured;
@@ -343,16 +346,16 @@ extern "C" cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 
 extern "C" cudaError_t cudaGetDeviceCount(int *count) {
     *count = 0;
-    if (fault("no-driver") || fault("old-driver"))
+    if (kd_emulator_fault("no-driver") || kd_emulator_fault("old-driver"))
         return cudaErrorInsufficientDriver;
-    if (fault("no-device"))
+    if (kd_emulator_fault("no-device"))
         return cudaErrorNoDevice;
     *count = 2;
     return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaDriverGetVersion(int *version) {
-    *version = fault("no-driver") ? 0 : fault("old-driver") ? 11040 : 13000;
+    *version = kd_emulator_fault("no-driver") ? 0 : kd_emulator_fault("old-driver") ? 11040 : 13000;
     return cudaSuccess;
 }
 
@@ -362,13 +365,16 @@ extern "C" cudaError_t cudaRuntimeGetVersion(int *version) {
 }
 
 extern "C" cudaError_t cudaSetDevice(int device) {
-    return device >= 0 && device < 2 ? cudaSuccess : cudaErrorInvalidDevice;
+    if (device < 0 || device >= 2)
+        return cudaErrorInvalidDevice;
+    current_device = device;
+    return cudaSuccess;
 }
 
 extern "C" cudaError_t cudaGetDeviceProperties(cudaDeviceProp *prop, int device) {
     if (device < 0 || device >= 2)
         return cudaErrorInvalidDevice;
-    *prop = cudaDeviceProp{"emulated device", memory_limit(), fault("sm_75") ? 7 : 9, fault("sm_75") ? 5 : 0, 4};
+    *prop = cudaDeviceProp{"emulated device", memory_limit(), kd_emulator_fault("sm_75") ? 7 : 9, kd_emulator_fault("sm_75") ? 5 : 0, 4};
     return cudaSuccess;
 }
 
@@ -551,6 +557,8 @@ static void run_block() {
 
 cudaError_t kd_emulator_launch(const cudaLaunchConfig_t *given, task thread) {
     cudaLaunchConfig_t c = *given;
+    if (c.stream && c.stream->device != current_device)
+        die("a launch on a stream of device %d while device %d is the thread's", c.stream->device, current_device);
     uint64_t threads = (uint64_t)c.blockDim.x * c.blockDim.y * c.blockDim.z, blocks = (uint64_t)c.gridDim.x * c.gridDim.y * c.gridDim.z;
     if (threads == 0 || threads > MAX_THREADS || blocks == 0 || c.gridDim.x > 0x7fffffffu || c.gridDim.y > 65535 || c.gridDim.z > 65535)
         return cudaErrorInvalidValue;
