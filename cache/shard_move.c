@@ -170,6 +170,7 @@ static kd_status run(move *m, kd_err *err)
         int there = arrived(m);
         if (!there)
             KD_TRY(copy(m, err));
+        kd_io_remove_temporaries(m->to_manifest);
         KD_TRY(copy_manifest(m, err)); /* first: whoever reads the folder meanwhile would take a shard without one for a damaged one */
         if (!there && rename(m->moving, m->to) != 0)
             return kd_io_write_failed(m->to, "the moved shard can't be put in its place", err);

@@ -204,6 +204,7 @@ void kd_writer_unlink_leftovers(kd_writer *w)
 {
     unlink(w->sealing);
     unlink(w->partial);
+    kd_io_remove_temporaries(w->manifest);
 }
 
 /* KD_DONE: sealed with this recipe. */

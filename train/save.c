@@ -223,24 +223,10 @@ kd_status kd_save_resume(kd_save *s, kd_position *at, kd_logbook **logbook, kd_e
 
 /* ---- beginning and end ---- */
 
-/* NAME.tmp.PID.N, as kd_io_replace_begin calls what isn't whole yet, and nothing else: the folder may hold files of the user's. */
-static int is_leftover(const char *name) {
-    const char *tail = strstr(name, ".tmp.");
-    size_t pid = tail != NULL ? strspn(tail + 5, "0123456789") : 0, n = pid > 0 && tail[5 + pid] == '.' ? strspn(tail + 6 + pid, "0123456789") : 0;
-    return n > 0 && tail[6 + pid + n] == '\0';
-}
-
 static void remove_leftovers(const char *run_folder, const char *folder) {
     char *path = kd_asprintf("%s/%s", run_folder, folder);
-    DIR *d = path != NULL ? opendir(path) : NULL;
-    for (struct dirent *e; d != NULL && (e = readdir(d)) != NULL;) {
-        char *file = is_leftover(e->d_name) ? kd_asprintf("%s/%s", path, e->d_name) : NULL;
-        if (file != NULL)
-            unlink(file);
-        kd_free(file);
-    }
-    if (d != NULL)
-        closedir(d);
+    if (path != NULL)
+        kd_io_remove_temporaries(path);
     kd_free(path);
 }
 

@@ -1,5 +1,6 @@
 #include "common/base/io.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -352,6 +353,38 @@ static char *parent_of(const char *path)
     if (slash == path)
         return kd_strdup("/");
     return kd_asprintf("%.*s", (int)(slash - path), path);
+}
+
+/* NAME.tmp.PID.N, as kd_io_replace_begin calls what isn't whole yet; `of`: NAME must be this one; NULL: any. */
+static int is_temporary(const char *name, const char *of)
+{
+    const char *tail;
+    size_t pid, n;
+    if (of && strncmp(name, of, strlen(of)) != 0)
+        return 0;
+    tail = of ? name + strlen(of) : strstr(name, ".tmp.");
+    if (!tail || strncmp(tail, ".tmp.", 5) != 0)
+        return 0;
+    pid = strspn(tail + 5, "0123456789");
+    n = pid > 0 && tail[5 + pid] == '.' ? strspn(tail + 6 + pid, "0123456789") : 0;
+    return n > 0 && tail[6 + pid + n] == 0;
+}
+
+void kd_io_remove_temporaries(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    const char *of = kd_io_is_dir(path) ? NULL : slash ? slash + 1 : path;
+    char *folder = of ? parent_of(path) : kd_strdup(path);
+    DIR *d = folder ? opendir(folder) : NULL;
+    for (struct dirent *e; d && (e = readdir(d)) != NULL;) {
+        char *file = is_temporary(e->d_name, of) ? kd_asprintf("%s/%s", folder, e->d_name) : NULL;
+        if (file)
+            unlink(file);
+        kd_free(file);
+    }
+    if (d)
+        closedir(d);
+    kd_free(folder);
 }
 
 kd_status kd_io_check_target(const char *path, kd_err *err)

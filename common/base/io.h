@@ -47,6 +47,9 @@ kd_status kd_io_replace_begin(kd_replace **out, const char *path, kd_err *err);
 kd_status kd_io_replace_write(kd_replace *r, const void *bytes, size_t size, kd_err *err);
 kd_status kd_io_replace_commit(kd_replace *r, kd_err *err); /* frees r, also after a failure */
 void kd_io_replace_abort(kd_replace *r);                    /* removes the temporary file; accepts NULL */
+/* Removes the temporary files that writers left who were killed: those of the file path, or, if path is a folder, of every file in it, and nothing else: a folder may hold files of the user's.
+ * The caller knows that nobody is writing there, by a lock. What can't be removed stays. */
+void kd_io_remove_temporaries(const char *path);
 
 kd_status kd_io_mkdirs(const char *path, kd_err *err);   /* like mkdir -p; what it creates is durable */
 kd_status kd_io_fsync_dir_of(const char *path, kd_err *err); /* makes a rename of `path` durable */

@@ -233,6 +233,26 @@ static void replacement_is_all_or_nothing(void **state)
     assert_content(target, "third");
 }
 
+static void what_killed_writers_left_is_removed_and_nothing_else(void **state)
+{
+    static const char *const name[] = {"a.tmp.12.0", "a.tmp.9999.17", "ab.tmp.12.0", "a.tmp.x.0", "a.tmp.12", "a.tmp.12.0.txt", "a"};
+    char path[4200];
+    (void)state;
+    for (size_t i = 0; i < sizeof name / sizeof *name; i++) {
+        snprintf(path, sizeof path, "%s/%s", folder, name[i]);
+        unit_write(path, "x", 1);
+    }
+    snprintf(path, sizeof path, "%s/a", folder);
+    kd_io_remove_temporaries(path);
+    assert_int_equal(files_in(folder), 5);
+    snprintf(path, sizeof path, "%s/ab.tmp.12.0", folder);
+    assert_true(kd_io_exists(path));
+    kd_io_remove_temporaries(folder);
+    assert_int_equal(files_in(folder), 4);
+    assert_false(kd_io_exists(path));
+    kd_io_remove_temporaries("/nowhere/a");
+}
+
 static void replacement_in_pieces(void **state)
 {
     kd_replace *r;
@@ -344,6 +364,7 @@ int main(void)
         IO_TEST(maps_hold_the_content),
         IO_TEST(a_truncated_mapping_is_an_error_not_a_signal),
         IO_TEST(replacement_is_all_or_nothing),
+        IO_TEST(what_killed_writers_left_is_removed_and_nothing_else),
         IO_TEST(replacement_in_pieces),
         IO_TEST(folders_are_made_with_their_parents),
         IO_TEST(sizes_and_free_space), IO_TEST(a_full_file_system_is_named),

@@ -20,10 +20,12 @@ static void a_shard_is_moved_with_its_manifest(void **state)
     kd_cache *c;
     (void)state;
     make(fx_path("a.kdc"), 0, 3, 0);
+    must(kd_io_write_atomic(fx_path("b.kdc.json.tmp.1.0"), "{", 1, &fx_err));
     must(kd_shard_move(fx_path("a.kdc"), fx_path("b.kdc"), &fx_err));
     assert_false(kd_io_exists(fx_path("a.kdc")) || kd_io_exists(fx_path("a.kdc.json")));
     must(fx_open(&c, fx_path("b.kdc"), &fx_err));
     kd_cache_close(c);
+    assert_false(kd_io_exists(fx_path("b.kdc.json.tmp.1.0"))); /* of a job that was killed while it wrote the manifest there */
     make(fx_path("a.kdc"), 0, 3, 0); /* made again, byte for byte: a job that was killed after the move */
     must(kd_shard_move(fx_path("a.kdc"), fx_path("b.kdc"), &fx_err));
     assert_false(kd_io_exists(fx_path("a.kdc")));
