@@ -186,26 +186,35 @@ typedef struct softmax_ctx {
 
 static const float LOWEST = -1e38f;
 
+/* The largest of n numbers, a multiple of KD_VF; of a NaN any. */
+KD_LANE float largest(const float *x, size_t n) {
+    kd_vf8 top[2] = {kd_load8(x, KD_F32, 0, KD_V8), kd_load8(x, KD_F32, KD_V8, KD_V8)};
+    for (size_t i = KD_VF; i < n; i += KD_VF)
+        for (size_t h = 0; h < 2; h++) {
+            kd_vf8 v = kd_load8(x, KD_F32, i + h * KD_V8, KD_V8);
+            top[h] = kd_select8(kd_less8(top[h], v), v, top[h]);
+        }
+    kd_vf both;
+    memcpy(&both, top, sizeof both);
+    return kd_max_lane(both);
+}
+
 /* operand = softmax(scale * score). May run in place: a bf16 row is written behind where it is read. */
 KD_HOT static void softmax(const softmax_ctx *ctx) {
     const softmax_ctx c = *ctx;
     size_t t = (size_t)c.t;
     for (size_t r = 0; r < c.rows; r++) {
         float *score = c.score + r * (size_t)c.ld;
-        kd_vf top = kd_splat(LOWEST), total = {0};
-        for (size_t i = 0; i < t; i += KD_VF) {
-            int n = kd_lanes(t - i);
-            for (int k = n; k < KD_VF; k++)
-                score[i + (size_t)k] = LOWEST; /* the padding of the row: its exponential is 0 */
-            top = kd_max(top, kd_load_f32(score + i, KD_VF));
-        }
-        float shift = kd_max_lane(top) * c.scale;
+        for (size_t k = t; k < (size_t)c.ld; k++)
+            score[k] = LOWEST; /* the padding of the row: its exponential is 0 */
+        float shift = largest(score, (size_t)c.ld) * c.scale;
+        kd_carried total = {{0}, {0}};
         for (size_t i = 0; i < t; i += KD_VF) {
             kd_vf e = kd_exp_negative(kd_load_f32(score + i, KD_VF) * c.scale - shift);
             kd_store_f32(score + i, e, KD_VF);
-            total += e;
+            kd_carry(&total, e);
         }
-        float inverse = 1 / kd_sum(total);
+        float inverse = 1 / kd_sum(kd_carried_sum(&total));
         for (size_t i = 0; i < t; i += KD_VF)
             kd_store(c.operand, c.type, r * (size_t)c.operand_ld + i, kd_load_f32(score + i, KD_VF) * inverse, KD_VF);
     }
