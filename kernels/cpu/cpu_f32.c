@@ -92,8 +92,12 @@ static kd_status f32_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err 
 
 static const kd_cpu_kind f32_kind = {f32_create, f32_destroy, f32_pack, f32_forward, f32_backward};
 
+int kd_cpu_f32_here(void) {
+    return !kd_dnn_has_avx512() && kd_f32_runs_here();
+}
+
 const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d) {
-    if ((d->kind != KD_OP_CONV2D && d->kind != KD_OP_LINEAR) || kd_dnn_has_avx512() || !kd_f32_runs_here())
+    if ((d->kind != KD_OP_CONV2D && d->kind != KD_OP_LINEAR) || !kd_cpu_f32_here())
         return NULL;
     if (d->x[0].dtype != KD_F32 || d->y.dtype != KD_F32 || (d->residual && d->x[1].dtype != KD_F32) || kd_op_groups(d) > 1)
         return NULL;

@@ -6,6 +6,7 @@
  *     forward, gradient of x (f32_product.c)   6 pixels x 16 channels: for every tap of the window and every channel of the source, 6 values of x times 16 weights.
  *                                              The rows of x are used where they lie: a tap is six addresses, of a row of zeros beyond the border
  *     gradient of the weights (f32_outer.c)    6 input x 16 output channels of one tap: for every pixel, 6 values of x times 16 of the gradient, both copied into panels first
+ *     attention's products (f32_matmul.c)      6 x 16 of the result, as the first, or for a transposed left side as the second
  *
  * Forward and the gradient of x: the order of every sum follows from the shape alone, so neither threads nor the other images of a batch change a bit. Gradient of the weights: a share of the pixels per thread, summed
  * in a fixed order: the same bits for the same number of threads.
@@ -53,7 +54,16 @@ void kd_f32_dx(int threads, const kd_f32_shape *s, float *dx, const float *g, co
 size_t kd_f32_dw_bytes(const kd_f32_shape *s, int threads);
 void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch);
 
-/* ---- shared by the two files ---- */
+/* c[rows,columns] = or += a[rows,depth] b[depth,columns], on the calling thread. Distances in floats from row to row and from column to column; either of a's is 1, and c's columns lie side by side. */
+typedef struct kd_f32_matmul {
+    int64_t rows, depth, columns;
+    int64_t a_row, a_column, b_row, b_column, c_row;
+    int add;
+} kd_f32_matmul;
+size_t kd_f32_matmul_bytes(const kd_f32_matmul *m);
+void kd_f32_matmul_run(const kd_f32_matmul *m, float *c, const float *a, const float *b, void *scratch);
+
+/* ---- shared by the files ---- */
 
 enum { KD_F32_ROWS = 6, KD_F32_COLUMNS = 16, KD_F32_TILE = KD_F32_ROWS * KD_F32_COLUMNS };
 

@@ -3,13 +3,11 @@
  * The lines of the result (rows of the map; for a window of one pixel, runs of pixels) are divided among the threads and taken some hundred pixels at a time. The source pixels under them are copied into panels of 6 channels,
  * with the padding, and the gradient's into panels of 16; so a tap is an offset, and every value that a sum reads lies in the first-level cache or streams from the second. Sums of a part start at 0 and are added to
  * the thread's in f32, so that the error grows with the number of parts, not of pixels. */
-#include <immintrin.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/f32.h"
-
-#define AVX2 __attribute__((target("avx2,fma")))
+#include "kernels/cpu/f32_tile.h"
 
 enum {
     ROWS = KD_F32_ROWS,
@@ -109,44 +107,13 @@ typedef struct part {
     size_t step;                           /* floats from the source of a pixel to that of its neighbour */
 } part;
 
-/* sums[6][16] += sum over lines and pixels of x[line + step p + m] * g[16 p + column] */
-AVX2 static void tile_outer(float *sums, const part *p, const float *x, const float *g) {
-    __m256 sum[ROWS][2];
-#pragma GCC unroll 6
-    for (int m = 0; m < ROWS; m++)
-        sum[m][0] = sum[m][1] = _mm256_setzero_ps();
-    for (size_t line = 0; line < p->lines; line++) {
-        const float *at = x + p->line[line];
-        for (size_t i = 0; i < p->pixels; i++, at += p->step, g += COLUMNS) {
-            __m256 g0 = _mm256_load_ps(g), g1 = _mm256_load_ps(g + 8), a;
-#define ROW(m) \
-    a = _mm256_broadcast_ss(at + m); \
-    sum[m][0] = _mm256_fmadd_ps(a, g0, sum[m][0]); \
-    sum[m][1] = _mm256_fmadd_ps(a, g1, sum[m][1])
-            ROW(0);
-            ROW(1);
-            ROW(2);
-            ROW(3);
-            ROW(4);
-            ROW(5);
-#undef ROW
-        }
-    }
-#pragma GCC unroll 6
-    for (int m = 0; m < ROWS; m++) {
-        float *to = sums + m * COLUMNS;
-        _mm256_store_ps(to, _mm256_add_ps(_mm256_load_ps(to), sum[m][0]));
-        _mm256_store_ps(to + 8, _mm256_add_ps(_mm256_load_ps(to + 8), sum[m][1]));
-    }
-}
-
 static void add_products(const geometry *g, const part *p) {
     size_t panel = p->lines * p->pixels * COLUMNS;
     float *sums = p->sums;
     for (size_t o = 0; o < g->out_blocks; o++)
         for (size_t i = 0; i < g->in_blocks; i++)
             for (size_t t = 0; t < g->taps; t++, sums += KD_F32_TILE)
-                tile_outer(sums, p, p->source + i * p->panel + t / g->taps_x * g->row + t % g->taps_x * g->pixel, p->gradient + o * panel);
+                kd_f32_tile_outer(sums, p->line, p->lines, p->pixels, p->step, p->source + i * p->panel + t / g->taps_x * g->row + t % g->taps_x * g->pixel, p->gradient + o * panel);
 }
 
 /* n <= `whole` floats, and zeros up to it. */
@@ -159,7 +126,7 @@ static inline __attribute__((always_inline)) void copy_block(float *to, const fl
     memcpy(to, from, n * sizeof *to);
 }
 
-AVX2 static void copy_gradient(const dw_ctx *c, const part *p) {
+KD_AVX2 static void copy_gradient(const dw_ctx *c, const part *p) {
     size_t out = (size_t)c->s->out, count = p->lines * p->pixels;
     for (size_t o = 0; o < c->g.out_blocks; o++) {
         size_t n = smaller(out - o * COLUMNS, COLUMNS);
@@ -170,7 +137,7 @@ AVX2 static void copy_gradient(const dw_ctx *c, const part *p) {
     }
 }
 
-AVX2 static void copy_flat(const dw_ctx *c, part *p) {
+KD_AVX2 static void copy_flat(const dw_ctx *c, part *p) {
     size_t in = (size_t)c->s->in;
     for (size_t b = 0; b < c->g.in_blocks; b++) {
         size_t n = smaller(in - b * ROWS, ROWS);
@@ -184,7 +151,7 @@ AVX2 static void copy_flat(const dw_ctx *c, part *p) {
 }
 
 /* Row y of image n with its padding (outside of the map: zeros) into row `at` of block b. */
-AVX2 static void copy_row(const dw_ctx *c, const part *p, size_t b, size_t at, int64_t n, int64_t y) {
+KD_AVX2 static void copy_row(const dw_ctx *c, const part *p, size_t b, size_t at, int64_t n, int64_t y) {
     const kd_f32_shape *s = c->s;
     const geometry *g = &c->g;
     size_t channels = g->merged ? g->pixel : smaller((size_t)s->in - b * ROWS, ROWS);
@@ -247,7 +214,7 @@ static void lines_range(const void *ctx, int slice, size_t begin, size_t end) {
 /* ---- the sum over threads ---- */
 
 /* Output blocks begin .. end-1. */
-AVX2 static void gather_range(const void *ctx, int slice, size_t begin, size_t end) {
+KD_AVX2 static void gather_range(const void *ctx, int slice, size_t begin, size_t end) {
     const dw_ctx *c = ctx;
     const geometry *g = &c->g;
     size_t in = (size_t)c->s->in, k = (size_t)c->s->kernel, out = (size_t)c->s->out, thread = c->l.thread / sizeof(float);

@@ -4,13 +4,11 @@
  * taps. A lattice is cut into blocks of pixels whose rows of the source stay in the second-level cache while the weights stream by, 16 columns (a panel) at a time. */
 #include "kernels/cpu/f32.h"
 
-#include <immintrin.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/cpu_act.h"
-
-#define AVX2 __attribute__((target("avx2,fma")))
+#include "kernels/cpu/f32_tile.h"
 
 enum {
     ROWS = KD_F32_ROWS,
@@ -74,45 +72,6 @@ static void pad_rows(int threads, const kd_f32_shape *s, float *out, const float
     kd_cpu_parallel(threads, (size_t)(s->images * s->h), (size_t)(s->w * s->in), pad_range, &(pad_ctx){s, out, x});
 }
 
-/* ---- the tile ---- */
-
-/* One tap for six pixels: where each pixel's source row begins, and where the tap's weights lie in a panel (floats). */
-typedef struct tap {
-    const float *row[ROWS];
-    size_t at;
-} tap;
-
-/* out[6][16] = sum over taps and k < depth of row[m][k] * panel[at + 16 k + column]. Twelve sums, two vectors of weights and one value fill the sixteen registers. */
-AVX2 static void tile_sum(float *out, const tap *t, size_t taps, size_t depth, const float *panel) {
-    __m256 sum[ROWS][2];
-#pragma GCC unroll 6
-    for (int m = 0; m < ROWS; m++)
-        sum[m][0] = sum[m][1] = _mm256_setzero_ps();
-    for (size_t i = 0; i < taps; i++) {
-        const float *b = panel + t[i].at;
-        const float *const row0 = t[i].row[0], *const row1 = t[i].row[1], *const row2 = t[i].row[2], *const row3 = t[i].row[3], *const row4 = t[i].row[4], *const row5 = t[i].row[5];
-        for (size_t k = 0; k < depth; k++, b += COLUMNS) {
-            __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8), a;
-#define ROW(m) \
-    a = _mm256_broadcast_ss(row##m + k); \
-    sum[m][0] = _mm256_fmadd_ps(a, b0, sum[m][0]); \
-    sum[m][1] = _mm256_fmadd_ps(a, b1, sum[m][1])
-            ROW(0);
-            ROW(1);
-            ROW(2);
-            ROW(3);
-            ROW(4);
-            ROW(5);
-#undef ROW
-        }
-    }
-#pragma GCC unroll 6
-    for (int m = 0; m < ROWS; m++) {
-        _mm256_store_ps(out + m * COLUMNS, sum[m][0]);
-        _mm256_store_ps(out + m * COLUMNS + 8, sum[m][1]);
-    }
-}
-
 /* ---- a product ---- */
 
 typedef struct window_tap {
@@ -144,7 +103,7 @@ typedef struct product {
     end_fn end;
     const lattice *l;
     size_t pixels, block, blocks, panels, column_parts;
-    tap *taps; /* of a thread's block, taps_per_thread apart */
+    kd_f32_tap *taps; /* of a thread's block, taps_per_thread apart */
     size_t taps_per_thread;
 } product;
 
@@ -153,7 +112,7 @@ static size_t panels_of(int64_t columns) {
 }
 
 /* Where the six pixels from `pixel` on lie: taps[taps of the lattice] for tile_sum, out[6] in floats. Those beyond `end` repeat the last. */
-static void locate(const product *p, tap *taps, size_t *out, size_t pixel, size_t end) {
+static void locate(const product *p, kd_f32_tap *taps, size_t *out, size_t pixel, size_t end) {
     const lattice *l = p->l;
     for (int m = 0; m < ROWS; m++) {
         int64_t q = (int64_t)(pixel + (size_t)m < end ? pixel + (size_t)m : end - 1);
@@ -196,7 +155,7 @@ KD_LANE void end_tile(const product *p, ending e, kd_act act, const float *sum, 
 }
 
 #define ENDS(name, e, act) \
-    AVX2 static void name(const product *p, const float *sum, const size_t *out, int rows, size_t column, int n) { \
+    KD_AVX2 static void name(const product *p, const float *sum, const size_t *out, int rows, size_t column, int n) { \
         if (n == KD_VF) \
             end_tile(p, e, act, sum, out, rows, column, KD_VF); \
         else \
@@ -221,14 +180,14 @@ static end_fn ending_of(const kd_f32_finish *f) {
 
 enum { GROUPS = BLOCK_PIXELS / ROWS };
 
-static void run_block(const product *p, tap *taps, size_t first, size_t last, size_t panel, size_t panel_end) {
+static void run_block(const product *p, kd_f32_tap *taps, size_t first, size_t last, size_t panel, size_t panel_end) {
     _Alignas(64) float sum[KD_F32_TILE];
     size_t out[GROUPS][ROWS], per_group = (size_t)p->l->taps;
     for (size_t g = 0, pixel = first; pixel < last; g++, pixel += ROWS)
         locate(p, taps + g * per_group, out[g], pixel, last);
     for (; panel < panel_end; panel++)
         for (size_t g = 0, pixel = first; pixel < last; g++, pixel += ROWS) {
-            tile_sum(sum, taps + g * per_group, per_group, p->depth, p->packed + panel * p->panel_floats);
+            kd_f32_tile_sum(sum, taps + g * per_group, per_group, p->depth, p->packed + panel * p->panel_floats);
             p->end(p, sum, out[g], last - pixel < ROWS ? (int)(last - pixel) : ROWS, panel * COLUMNS, kd_lanes((size_t)p->columns - panel * COLUMNS));
         }
 }
@@ -262,7 +221,7 @@ static void run_lattice(int threads, product *p, const lattice *l) {
 static size_t product_bytes(size_t taps, size_t depth, int threads) {
     size_t at = 0;
     kd_cpu_region(&at, depth * sizeof(float));
-    kd_cpu_region(&at, (size_t)threads * GROUPS * taps * sizeof(tap));
+    kd_cpu_region(&at, (size_t)threads * GROUPS * taps * sizeof(kd_f32_tap));
     return at;
 }
 
@@ -363,7 +322,7 @@ typedef struct pack_ctx {
 } pack_ctx;
 
 /* packed[panel][tap][in][16 of out] */
-AVX2 static void pack_range(const void *ctx, int slice, size_t begin, size_t end) {
+KD_AVX2 static void pack_range(const void *ctx, int slice, size_t begin, size_t end) {
     const pack_ctx c = *(const pack_ctx *)ctx;
     size_t taps = (size_t)(c.s->kernel * c.s->kernel), in = (size_t)c.s->in, out = (size_t)c.s->out;
     (void)slice;
@@ -383,7 +342,7 @@ void kd_f32_pack(int threads, const kd_f32_shape *s, const float *w, float *pack
 }
 
 /* packed[panel][tap][out][16 of in] */
-AVX2 static void pack_dx_range(const void *ctx, int slice, size_t begin, size_t end) {
+KD_AVX2 static void pack_dx_range(const void *ctx, int slice, size_t begin, size_t end) {
     const pack_ctx c = *(const pack_ctx *)ctx;
     size_t taps = (size_t)(c.s->kernel * c.s->kernel), in = (size_t)c.s->in, out = (size_t)c.s->out;
     (void)slice;
