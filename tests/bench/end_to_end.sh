@@ -2,14 +2,14 @@
 # Whole programs on real photos beside the peers, in turn, medians; the table goes to tests/bench/results/end_to_end.md.
 #   kd-precompute beside a PyTorch script that decodes, transforms, runs the same ViT and saves float16 features (peer_precompute.py), on one processor and on two;
 #   kd-train of a ResNet-18 at 224 px from a cache beside LightlyTrain's distillation with the teacher in every step (peer_lightly.py), on two.
-#     KD_TEST_DATA=DIR  holds caltech101.tar (required)    PYTHON=python3 with torch, torchvision, timm, Pillow and lightly-train (each optional)
-#     TURNS=3           of both parts; about 20 minutes on two cores of 90 GFLOP/s    DEFAULT_TURNS=1   of LightlyTrain's defaults beside ours; 5 minutes more each; 0: none
+#     KD_TEST_DATA=DIR  holds caltech101.tar (required)    PYTHON=python3 with torch, torchvision, timm and Pillow (required), lightly-train
+#     TURNS=3           of both parts; about 20 minutes on two quiet cores of 90 GFLOP/s    DEFAULT_TURNS=1   of LightlyTrain's defaults beside ours; 5 minutes more each; 0: none
 #     TEACHERS="t s b"  ViT/14 of width 192, 384, 768 with generated weights          LIMIT=900         seconds that one command may take
-#     STEPS=6           that are timed of each training, after 2 that aren't          IMAGES=96         that are precomputed by ViT-S; twice as many by ViT-T
+#     STEPS=4           that are timed of each training, after 2 that aren't          IMAGES=64         that are precomputed by ViT-S; twice as many by ViT-T
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 : "${KD_BIN:?run me through make bench-end-to-end}" "${KD_TEST_DATA:?make bench-end-to-end KD_TEST_DATA=DIR, which holds caltech101.tar}"
-python=${PYTHON:-python3} turns=${TURNS:-3} default_turns=${DEFAULT_TURNS:-1} limit=${LIMIT:-900} steps=${STEPS:-6} images=${IMAGES:-96}
+python=${PYTHON:-python3} turns=${TURNS:-3} default_turns=${DEFAULT_TURNS:-1} limit=${LIMIT:-900} steps=${STEPS:-4} images=${IMAGES:-64}
 read -r -a teachers <<<"${TEACHERS:-t s b}"
 batch=32 skip=2 cores=$(($(nproc) > 1 ? 2 : 1))
 work=$(mktemp -d "${TMPDIR:-/tmp}/kd-bench.XXXXXX")
