@@ -252,6 +252,11 @@ bench-knn: build $(OBJ)/tests/bench/bench_knn
 bench-students: build $(DRAW)
 	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/students.sh
 
+## bench-end-to-end: kd-precompute and kd-train beside PyTorch and LightlyTrain, 25 minutes (KD_TEST_DATA=dir, PYTHON=interpreter)
+.PHONY: bench-end-to-end
+bench-end-to-end: build
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' tests/bench/end_to_end.sh
+
 ## bench-losses: students x losses for equal time, and the curve of cached views; hours (KD_TEST_DATA=dir, WORK=dir, PYTHON=interpreter)
 .PHONY: bench-losses
 bench-losses: build

@@ -13,7 +13,7 @@
 #ifndef KD_TRAIN_REPLAY_H
 #define KD_TRAIN_REPLAY_H
 
-#include "common/data/dataset.h"
+#include "common/data/views.h"
 #include "train/source.h"
 
 enum { KD_REPLAY_TARGETS = 32 };
@@ -85,6 +85,9 @@ void kd_replay_release(kd_replay *r, kd_sample *sample);
 void kd_replay_end(kd_replay *r); /* nothing when no pass is open */
 
 double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has waited for loaders, over all passes; a live teacher's work isn't part of it */
+/* Adds the processor seconds of loader threads over all passes, by stage: those of views.h and KD_REPLAY_CACHE, reading and decoding records. No pass may be open. */
+enum { KD_REPLAY_CACHE = 3 };
+void kd_replay_add_work(const kd_replay *r, double seconds[KD_STAGES]);
 uint64_t kd_replay_decoded(const kd_replay *r);    /* views rebuilt from files so far; the others came from memory */
 
 #endif
