@@ -242,6 +242,16 @@ bench-loader: required $(OBJ)/tests/bench/bench_loader
 bench-cache: required $(OBJ)/tests/bench/bench_cache
 	$(Q)KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/cache.sh
 
+## bench-scaling: caches of 1,000 to 1,000,000 views, and kd-train on 1 and 2 processors (KD_TEST_DATA=dir for real photos)
+.PHONY: bench-scaling
+bench-scaling: build $(DRAW) $(OBJ)/tests/bench/bench_scaling
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/scaling.sh
+
+## bench-memory: the printed plans beside measured peaks, and PyTorch's for the same step (PYTHON=interpreter with torch, KD_TEST_DATA=dir for real photos)
+.PHONY: bench-memory
+bench-memory: build $(DRAW)
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' PYTHON='$(or $(PYTHON),python3)' tests/bench/memory.sh
+
 ## bench-knn: exact neighbours beside faiss's flat index (PYTHON=interpreter with faiss-cpu)
 .PHONY: bench-knn
 bench-knn: build $(OBJ)/tests/bench/bench_knn

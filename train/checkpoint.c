@@ -5,6 +5,7 @@
 
 #include "common/base/mem.h"
 #include "common/weights/safetensors.h"
+#include "kernels/nn/inspect.h"
 
 enum { VERSION = 2 };
 static const char AVERAGE[] = "ema."; /* before the names of averaged parameters */
@@ -19,7 +20,8 @@ struct kd_checkpoint {
 
 typedef struct file {
     kd_arena *names;
-    kd_tensor *tensors; /* data are owned */
+    kd_tensor *tensors;
+    void **copy; /* of the tensor of the same place, from a device's memory; NULL where the tensor is read in place */
     size_t count;
 } file;
 
@@ -36,33 +38,38 @@ static void hash_text(json_t *object, const char *key, kd_hash128 h) {
     json_object_set_new(object, key, json_string(hex));
 }
 
-/* A new f32 tensor of the file; the caller fills *data. */
-static kd_status add_tensor(file *f, const char *student, const char *name, int rank, const int64_t *shape, float **data, size_t *count, kd_err *err) {
+/* A new f32 tensor of the file, with the backend's values at `values`, and its hash. In the host's memory they are read where they are: a copy of weights and optimizer would be a peak of its own. */
+static kd_status add_tensor(file *f, const kd_student *s, const char *name, int rank, const int64_t *shape, const float *values, kd_hash128 *hash, kd_err *err) {
     kd_tensor *t = &f->tensors[f->count];
-    *t = (kd_tensor){.name = kd_arena_printf(f->names, "%s/%s", student, name), .dtype = KD_F32, .rank = rank};
+    void *copy = NULL;
+    *t = (kd_tensor){.name = kd_arena_printf(f->names, "%s/%s", s->name, name), .dtype = KD_F32, .rank = rank, .data = values};
     if (t->name == NULL)
         return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
     for (int i = 0; i < rank; i++)
         t->shape[i] = shape[i];
-    *count = kd_tensor_numel(t);
-    KD_TRY(kd_alloc_array(data, *count, sizeof **data, err));
-    t->data = *data;
+    size_t count = kd_tensor_numel(t);
+    if (s->backend->v->host_memory) {
+        KD_TRY(s->backend->v->sync(s->backend, err));
+    } else {
+        KD_TRY(kd_alloc_array(&copy, count, sizeof *values, err));
+        f->copy[f->count] = copy;
+        t->data = copy;
+    }
     f->count++;
+    if (copy != NULL)
+        KD_TRY(s->backend->v->download(s->backend, copy, values, count * sizeof *values, err));
+    add_hash(hash, name, t->data, count * sizeof *values);
     return KD_OK;
 }
 
-static kd_status add_params(file *f, const char *student, const char *prefix, kd_params *p, kd_hash128 *hash, kd_err *err) {
+static kd_status add_params(file *f, const kd_student *s, const char *prefix, const kd_params *p, kd_hash128 *hash, kd_err *err) {
     for (int i = 0; i < kd_params_count(p); i++) {
         kd_param_info info = kd_params_info(p, i);
         char name[256];
-        float *data;
-        size_t count;
         if (info.is_counter)
             continue;
         snprintf(name, sizeof name, "%s%s", prefix, info.name);
-        KD_TRY(add_tensor(f, student, name, info.rank, info.shape, &data, &count, err));
-        KD_TRY(kd_params_get(p, i, data, err));
-        add_hash(hash, name, data, count * sizeof *data);
+        KD_TRY(add_tensor(f, s, name, info.rank, info.shape, kd_params_data(p, i), hash, err));
     }
     return KD_OK;
 }
@@ -71,11 +78,7 @@ static kd_status add_slots(file *f, const kd_student *s, json_t *names, kd_hash1
     for (int k = 0; k < s->optim.slots; k++) {
         const kd_optim_slot *slot = &s->optim.slot[k];
         int64_t shape[1] = {(int64_t)s->optim.total};
-        float *data;
-        size_t count;
-        KD_TRY(add_tensor(f, s->name, slot->name, 1, shape, &data, &count, err));
-        KD_TRY(s->backend->v->download(s->backend, data, slot->data, count * sizeof *data, err));
-        add_hash(hash, slot->name, data, count * sizeof *data);
+        KD_TRY(add_tensor(f, s, slot->name, 1, shape, slot->data, hash, err));
         json_array_append_new(names, json_string(slot->name));
     }
     return KD_OK;
@@ -102,10 +105,10 @@ static kd_status add_student(file *f, const kd_student *s, int with_optimizer, j
     json_t *j = student_json(s);
     if (j == NULL || json_array_append_new(list, j) != 0)
         return kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
-    KD_TRY(add_params(f, s->name, "", s->params, &tensors, err));
+    KD_TRY(add_params(f, s, "", s->params, &tensors, err));
     hash_text(j, "tensors", tensors);
     if (s->ema.average != NULL) {
-        KD_TRY(add_params(f, s->name, AVERAGE, s->ema.average, &average, err));
+        KD_TRY(add_params(f, s, AVERAGE, s->ema.average, &average, err));
         hash_text(j, "average", average);
     }
     if (with_optimizer) {
@@ -136,6 +139,8 @@ kd_status kd_checkpoint_write(const char *path, kd_student *const *students, siz
     kd_status status = f.names != NULL && json != NULL ? KD_OK : kd_fail(err, KD_EFAIL, "out of memory for a checkpoint");
     if (status == KD_OK)
         status = kd_alloc_array(&f.tensors, tensors, sizeof *f.tensors, err);
+    if (status == KD_OK)
+        status = kd_alloc_array(&f.copy, tensors, sizeof *f.copy, err);
     for (size_t i = 0; i < n && status == KD_OK; i++)
         status = add_student(&f, students[i], with_optimizer, list, err);
     if (status == KD_OK && (metadata = metadata_of(json)) == NULL)
@@ -143,7 +148,8 @@ kd_status kd_checkpoint_write(const char *path, kd_student *const *students, siz
     if (status == KD_OK)
         status = kd_safetensors_write(path, f.tensors, f.count, metadata, err);
     for (size_t i = 0; i < f.count; i++)
-        kd_free((void *)(uintptr_t)f.tensors[i].data); /* filled above */
+        kd_free(f.copy[i]);
+    kd_free(f.copy);
     kd_free(f.tensors);
     kd_arena_destroy(f.names);
     json_decref(metadata);

@@ -413,6 +413,8 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->at.step, (long long)u->steps);
         return KD_OK;
     }
+    for (size_t i = 0; i < u->count; i++) /* an export has the weights once more, and shall not be the run's peak */
+        kd_student_retire(u->students[i]);
     KD_TRY(export_all(r, err));
     return finish_live(r, err);
 }

@@ -162,19 +162,26 @@ kd_status kd_student_create(kd_student **out, kd_backend *backend, const kd_stud
     return KD_OK;
 }
 
+void kd_student_retire(kd_student *s) {
+    kd_optim_destroy(&s->optim);
+    kd_exec_destroy(s->infer);
+    s->infer = NULL;
+    kd_ema_destroy(&s->ema);
+    for (int k = s->programs - 1; k >= 0; k--) { /* the first, whose gradients the others use, at last */
+        kd_exec_destroy(s->program[k].train);
+        s->program[k].train = NULL;
+    }
+}
+
 void kd_student_destroy(kd_student *s) {
     if (s == NULL)
         return;
-    kd_optim_destroy(&s->optim);
-    kd_exec_destroy(s->infer);
-    kd_ema_destroy(&s->ema);
+    kd_student_retire(s);
     kd_graph_destroy(s->infer_graph);
     kd_free(s->mark.states);
     kd_free(s->keep);
-    for (int k = s->programs - 1; k >= 0; k--) { /* the first, whose gradients the others use, at last */
-        kd_exec_destroy(s->program[k].train);
+    for (int k = s->programs - 1; k >= 0; k--)
         kd_graph_destroy(s->program[k].graph);
-    }
     kd_params_destroy(s->params);
     kd_free(s->logits);
     kd_free(s);

@@ -94,6 +94,8 @@ typedef struct kd_student {
  * KD_ENODEVICE: bf16 without the instructions. */
 kd_status kd_student_create(kd_student **out, kd_backend *backend, const kd_student_spec *spec, kd_err *err);
 void kd_student_destroy(kd_student *s); /* accepts NULL */
+/* Gives back the memory of what trains and validates; its name and history stay. */
+void kd_student_retire(kd_student *s);
 size_t kd_student_device_bytes(const kd_student *s);
 /* KD_EUSAGE: m can't be trained on these views: a size that it can't take, or several sizes where its learned positions are those of one. */
 kd_status kd_student_check_views(const kd_model_info *m, const kd_student_view *views, int count, kd_err *err);
