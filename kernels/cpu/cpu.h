@@ -32,6 +32,9 @@ extern const kd_cpu_kind kd_cpu_max_pool, kd_cpu_mean_tokens, kd_cpu_tokens, kd_
 extern const kd_cpu_kind kd_cpu_concat, kd_cpu_channel_slice, kd_cpu_channel_gate, kd_cpu_row_scale, kd_cpu_qkv_by_head;
 extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, kd_cpu_kl_logits, kd_cpu_kl_queue, kd_cpu_kl_intra, kd_cpu_gram, kd_cpu_koleo;
 
+/* What does d in place of the table's kind (cpu_f32.c): f32 products on CPUs with AVX2 and without AVX-512. NULL: nothing. */
+const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d);
+
 /* --- depthwise convolutions (cpu_depthwise.c) --- */
 int kd_cpu_is_depthwise(const kd_op_desc *d); /* one input and one output channel per group, several groups */
 /* dw[C,1,k,k] += the gradient of d's weights, from x and g (gradient of the product), both of `type`; scratch: kd_cpu_depthwise_bytes. */

@@ -470,6 +470,6 @@ void kd_dnn_version(int *major, int *minor, int *patch) {
     *patch = v->patch;
 }
 
-int kd_dnn_has_bf16(void) {
+int kd_dnn_has_avx512(void) {
     return (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core;
 }

@@ -58,8 +58,8 @@ typedef struct kd_dnn_engine kd_dnn_engine; /* engine and stream */
 kd_status kd_dnn_engine_create(kd_dnn_engine **out, kd_err *err);
 void kd_dnn_engine_destroy(kd_dnn_engine *e); /* accepts NULL */
 void kd_dnn_version(int *major, int *minor, int *patch);
-/* Whether oneDNN multiplies bf16 here: AVX-512 with BW, VL and DQ, as far as ONEDNN_MAX_CPU_ISA allows. */
-int kd_dnn_has_bf16(void);
+/* Whether oneDNN uses AVX-512 (with BW, VL and DQ) here, as far as ONEDNN_MAX_CPU_ISA allows. Without, it has no bf16. */
+int kd_dnn_has_avx512(void);
 
 /* KD_EFAIL when oneDNN has no implementation. what: op name for messages. */
 kd_status kd_dnn_matmul(kd_dnn **out, kd_dnn_engine *e, const kd_dnn_matmul_desc *d, const char *what, kd_err *err);
