@@ -60,9 +60,10 @@ static void use_threads(const kd_backend *b) {
 /* ---- device and memory ---- */
 
 static const char *instructions(void) {
-    if (kd_dnn_has_avx512())
+    kd_dnn_isa isa = kd_dnn_instructions();
+    if (isa == KD_DNN_AVX512)
         return __builtin_cpu_supports("avx512bf16") ? "AVX-512 bf16" : "AVX-512";
-    return __builtin_cpu_supports("avx2") ? "AVX2" : "SSE";
+    return isa == KD_DNN_AVX2 ? "AVX2" : "no AVX2";
 }
 
 static kd_status cpu_open(kd_backend **out, int threads, int ordinal, kd_err *err) {
@@ -98,7 +99,7 @@ static const char *cpu_describe(const kd_backend *b) {
 
 static kd_status cpu_check_bf16(const kd_backend *b, kd_err *err) {
     (void)b;
-    if (kd_dnn_has_avx512())
+    if (kd_dnn_instructions() == KD_DNN_AVX512)
         return KD_OK;
     return kd_fail(err, KD_ENODEVICE, "bf16 on the CPU needs AVX-512 (BW, VL, DQ), oneDNN has %s here; use --precision f32", instructions());
 }

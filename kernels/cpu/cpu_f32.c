@@ -93,7 +93,7 @@ static kd_status f32_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err 
 static const kd_cpu_kind f32_kind = {f32_create, f32_destroy, f32_pack, f32_forward, f32_backward};
 
 int kd_cpu_f32_here(void) {
-    return !kd_dnn_has_avx512() && kd_f32_runs_here();
+    return kd_dnn_instructions() == KD_DNN_AVX2 && kd_f32_runs_here();
 }
 
 const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d) {
