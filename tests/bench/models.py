@@ -175,8 +175,8 @@ class Search:
         for how in (h for h in HOWS if h != "autotune"):
             for layout in ("channels_last", "contiguous"):
                 yield how, layout
-        if "autotune" in HOWS and self.best:  # slow to start: in the better format only
-            yield "autotune", self.best.way[1]
+        if "autotune" in HOWS and self.row.mode == "infer":  # slow to start: in the better format only; of training's products, whose weights change, it has nothing to choose
+            yield "autotune", self.best.way[1] if self.best else "contiguous"
 
     def run(self):
         for how, layout in self.ways():
@@ -341,7 +341,7 @@ def estimate(rows, peer_there):
     for r in rows:
         step = gflop[r.model] * r.batch / (peaks.get((r.precision, r.threads)) or peaks.get(("f32", r.threads)) or 50) * 1.5
         turn = max(step, TURN_SECONDS)
-        tries = (2 * len(HOWS) - ("autotune" in HOWS) if r.threads == 1 else 2) + len(SETTINGS) - 1 if peer_there else 0
+        tries = (2 * len(HOWS) - ("autotune" in HOWS) * (1 if r.mode == "infer" else 2) if r.threads == 1 else 2) + len(SETTINGS) - 1 if peer_there else 0
         seconds += (TURNS + 1) * (2 * step + turn) + (TURNS * turn if peer_there else 0) + tries * (30 + 5 * step + (60 if len(HOWS) > 1 else 0))
     return seconds / 60
 
