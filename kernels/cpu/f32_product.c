@@ -75,8 +75,9 @@ static void pad_rows(int threads, const kd_f32_shape *s, float *out, const float
 /* ---- a product ---- */
 
 typedef struct window_tap {
-    int64_t dy, dx; /* of the source pixel */
-    size_t at;
+    int64_t dy, dx;   /* of the source pixel */
+    size_t at;        /* of its weights in a panel */
+    int64_t distance; /* of the source pixel, in floats; set by run_lattice */
 } window_tap;
 
 typedef struct lattice {
@@ -85,6 +86,7 @@ typedef struct lattice {
     int64_t stride;                  /* the source pixel of a tap is (stride y + dy, stride x + dx) */
     int taps;
     window_tap tap[MAX_TAPS];
+    int64_t low_y, high_y, low_x, high_x; /* of the taps; set by run_lattice */
 } lattice;
 
 struct product;
@@ -111,18 +113,35 @@ static size_t panels_of(int64_t columns) {
     return (size_t)((columns + COLUMNS - 1) / COLUMNS);
 }
 
-/* Where the six pixels from `pixel` on lie: taps[taps of the lattice] for tile_sum, out[6] in floats. Those beyond `end` repeat the last. */
+/* The addresses of every tap for pixel (y, x) of image n: slot m of taps. Few pixels lie so near to a border that a tap is outside. */
+static void locate_pixel(const product *p, kd_f32_tap *taps, int m, int64_t n, int64_t y, int64_t x) {
+    const lattice *l = p->l;
+    int64_t sy = l->stride * y, sx = l->stride * x, first = ((n * p->source_h + sy) * p->source_row + sx) * p->source_step;
+    if (sy + l->low_y >= 0 && sy + l->high_y < p->source_h && sx + l->low_x >= 0 && sx + l->high_x < p->source_w) {
+        for (int i = 0; i < l->taps; i++)
+            taps[i].row[m] = p->source + (first + l->tap[i].distance);
+        return;
+    }
+    for (int i = 0; i < l->taps; i++) {
+        int64_t ty = sy + l->tap[i].dy, tx = sx + l->tap[i].dx;
+        int inside = ty >= 0 && ty < p->source_h && tx >= 0 && tx < p->source_w;
+        taps[i].row[m] = inside ? p->source + (first + l->tap[i].distance) : p->zeros;
+    }
+}
+
+/* Where the six pixels from `pixel` on lie: taps[taps of the lattice] for kd_f32_tile_sum, out[6] in floats. Those beyond `end` repeat the last. */
 static void locate(const product *p, kd_f32_tap *taps, size_t *out, size_t pixel, size_t end) {
     const lattice *l = p->l;
+    int64_t q = (int64_t)pixel, n = q / (l->rows * l->cols), y = q / l->cols % l->rows, x = q % l->cols;
+    for (int i = 0; i < l->taps; i++)
+        taps[i].at = l->tap[i].at;
     for (int m = 0; m < ROWS; m++) {
-        int64_t q = (int64_t)(pixel + (size_t)m < end ? pixel + (size_t)m : end - 1);
-        int64_t n = q / (l->rows * l->cols), y = q / l->cols % l->rows, x = q % l->cols;
         out[m] = (size_t)(((n * p->out_h + l->first_y + l->step * y) * p->out_w + l->first_x + l->step * x) * p->columns);
-        for (int i = 0; i < l->taps; i++) {
-            int64_t sy = l->stride * y + l->tap[i].dy, sx = l->stride * x + l->tap[i].dx;
-            int inside = sy >= 0 && sy < p->source_h && sx >= 0 && sx < p->source_w;
-            taps[i].row[m] = inside ? p->source + ((n * p->source_h + sy) * p->source_row + sx) * p->source_step : p->zeros;
-            taps[i].at = l->tap[i].at;
+        locate_pixel(p, taps, m, n, y, x);
+        if (pixel + (size_t)m + 1 < end && ++x == l->cols) {
+            x = 0;
+            if (++y == l->rows)
+                y = 0, n++;
         }
     }
 }
@@ -202,12 +221,24 @@ static void product_range(const void *ctx, int slice, size_t begin, size_t end) 
     }
 }
 
+static void measure_taps(const product *p, lattice *l) {
+    for (int i = 0; i < l->taps; i++) {
+        window_tap *t = &l->tap[i];
+        t->distance = (t->dy * p->source_row + t->dx) * p->source_step;
+        l->low_y = i == 0 || t->dy < l->low_y ? t->dy : l->low_y;
+        l->high_y = i == 0 || t->dy > l->high_y ? t->dy : l->high_y;
+        l->low_x = i == 0 || t->dx < l->low_x ? t->dx : l->low_x;
+        l->high_x = i == 0 || t->dx > l->high_x ? t->dx : l->high_x;
+    }
+}
+
 /* Every block reads all weights. Where those stay in the third-level cache, blocks of a quarter are faster by a tenth (vit_small, resnet18): their rows leave room in the second-level cache. */
 enum { NEAR_WEIGHTS = 3 << 20 };
 
 /* Blocks of at most BLOCK_PIXELS, as many for every thread; where there are fewer than threads, they share the columns too. No choice here changes a bit. */
-static void run_lattice(int threads, product *p, const lattice *l) {
+static void run_lattice(int threads, product *p, lattice *l) {
     size_t t = (size_t)threads;
+    measure_taps(p, l);
     p->l = l;
     p->pixels = (size_t)(p->images * l->rows * l->cols);
     p->panels = panels_of(p->columns);
@@ -261,7 +292,7 @@ static lattice forward_lattice(const kd_f32_shape *s) {
     int64_t across = kd_f32_merges(s) ? 1 : s->kernel;
     for (int64_t y = 0; y < s->kernel; y++)
         for (int64_t x = 0; x < across; x++)
-            l.tap[l.taps++] = (window_tap){y - s->pad, kd_f32_merges(s) ? 0 : x - s->pad, (size_t)((y * s->kernel + x) * s->in) * COLUMNS};
+            l.tap[l.taps++] = (window_tap){.dy = y - s->pad, .dx = kd_f32_merges(s) ? 0 : x - s->pad, .at = (size_t)((y * s->kernel + x) * s->in) * COLUMNS};
     return l;
 }
 
@@ -293,7 +324,7 @@ static lattice dx_lattice(const kd_f32_shape *s, int64_t py, int64_t px) {
         for (int64_t kx = 0; kx < s->kernel; kx++) {
             int64_t y = py + s->pad - ky, x = px + s->pad - kx;
             if (y % s->stride == 0 && x % s->stride == 0)
-                l.tap[l.taps++] = (window_tap){y / s->stride, x / s->stride, (size_t)((ky * s->kernel + kx) * s->out) * COLUMNS};
+                l.tap[l.taps++] = (window_tap){.dy = y / s->stride, .dx = x / s->stride, .at = (size_t)((ky * s->kernel + kx) * s->out) * COLUMNS};
         }
     return l;
 }
