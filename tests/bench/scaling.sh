@@ -98,7 +98,7 @@ shape "$largest" 8
     echo "# Scaling"
     echo
     echo "$(date -u +%Y-%m-%d), $(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1), $(nproc) processors. Simulated: the caches hold CLS alone, width 64, i8, of a teacher that never ran; the pictures are 32 x 32 JPEGs"
-    echo "of equal pixels in a tar. All else is real: each has an id, a plan and a view hash of its own, and kd-train decodes and proves it. One view of each image, which is the worst case for tables of images;"
+    echo "of equal pixels in a tar. All else is real: each has an id of its own (plans and view hashes are equal, as the pixels are), and kd-train decodes and proves it. One view of each image, which is the worst case for tables of images;"
     echo "in the last row 8, the default. Memory is the process's own (RssAnon); \"resident\" counts pages of the mapped cache too, which the kernel takes back when it needs room."
     echo
     echo "## A reader, one thread"
