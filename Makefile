@@ -230,10 +230,9 @@ demo: deps
 	$(Q)$(MAKE) --no-print-directory -j$(shell nproc 2>/dev/null || echo 2) KD_WITH_TOOLS=1 build
 	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' DRAW='$(abspath $(OBJ)/tests/demo/draw_pictures)' IMAGES='$(IMAGES)' WEIGHTS='$(WEIGHTS)' tests/demo/demo.sh
 
-## bench: tests/bench against the peers; results in tests/bench/results/
-bench: build $(BENCH_BINARIES)
-	$(Q)if [ -x tests/bench/run.sh ]; then KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/run.sh; \
-	    else echo 'there are no benches in this tree'; fi
+## bench: every bench beside its peers (BENCH="models loader" picks; PYTHON=interpreter, TURNS=5, KD_TEST_DATA=dir); tables in tests/bench/results/, what they say in tests/bench/README.md
+bench: build $(BENCH_BINARIES) $(DRAW)
+	$(Q)CC='$(CC)' KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/run.sh
 
 ## bench-loader: images per second beside Pillow + torchvision (IMAGES=dir, PYTHON=interpreter)
 .PHONY: bench-loader
@@ -264,6 +263,11 @@ bench-knn: build $(OBJ)/tests/bench/bench_knn
 .PHONY: bench-students
 bench-students: build $(DRAW)
 	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/students.sh
+
+## bench-end-to-end: kd-precompute and kd-train beside PyTorch and LightlyTrain, 25 minutes (KD_TEST_DATA=dir, PYTHON=interpreter)
+.PHONY: bench-end-to-end
+bench-end-to-end: build
+	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' tests/bench/end_to_end.sh
 
 ## bench-losses: students x losses for equal time, and the curve of cached views; hours (KD_TEST_DATA=dir, WORK=dir, PYTHON=interpreter)
 .PHONY: bench-losses

@@ -18,6 +18,7 @@
 #include "precompute/output.h"
 #include "precompute/probe.h"
 #include "precompute/sealed.h"
+#include "precompute/timing.h"
 #include "common/data/views.h"
 
 /* One row of the teacher's batch. */
@@ -78,6 +79,8 @@ typedef struct run {
     view_batch *filling, *flying; /* flying: with the device; NULL: none */
     view_batch *encoding;         /* that whose records are being made */
     kd_record_scratch *scratch; /* [threads] */
+    kd_stages stages;           /* of the main thread, from the start of the program */
+    double loaders[KD_STAGES];  /* what loader threads took, by the stages of views.h, once they have ended */
     kd_status encode_status;
     kd_err encode_err;
 
@@ -298,21 +301,31 @@ static kd_status store_row(run *r, batch_row *row, kd_err *err) {
     return kd_shard_writer_add_view(r->out.writer, &row->image, &row->view, ref, (size_t)r->slots, err);
 }
 
+static int device_works_alone(const run *r) {
+    return !r->backend->v->host_memory;
+}
+
 /* The batch is given to the teacher; where the device works on its own, this returns at once. */
 static kd_status start(run *r, view_batch *b, kd_err *err) {
+    int before = kd_stages_enter(&r->stages, KD_TIMING_TEACHER);
     KD_TRY(kd_teacher_run(r->teacher, b->pixels, b->rows, err));
+    kd_stages_enter(&r->stages, KD_TIMING_ENCODE);
     for (int k = 0; k < r->slots; k++)
         KD_TRY(kd_teacher_fetch_begin(b->fetch[k], b->rows, err));
+    kd_stages_enter(&r->stages, before);
     return KD_OK;
 }
 
 /* What start began comes back and is compressed. */
 static kd_status finish(run *r, view_batch *b, kd_err *err) {
+    int before = kd_stages_enter(&r->stages, device_works_alone(r) ? KD_TIMING_DEVICE : KD_TIMING_ENCODE);
     for (int k = 0; k < r->slots; k++)
         KD_TRY(kd_teacher_fetch_end(b->fetch[k], &b->payload[k], &b->stats[k], err));
     r->encode_status = KD_OK;
     r->encoding = b;
+    kd_stages_enter(&r->stages, KD_TIMING_COMPRESS);
     kd_parallel_for(r->threads, (size_t)b->rows, encode_row, r);
+    kd_stages_enter(&r->stages, before);
     if (r->encode_status != KD_OK && err != NULL)
         *err = r->encode_err;
     return r->encode_status;
@@ -320,12 +333,14 @@ static kd_status finish(run *r, view_batch *b, kd_err *err) {
 
 static kd_status finish_and_store(run *r, view_batch *b, kd_err *err) {
     kd_status status = finish(r, b, err);
+    int before = kd_stages_enter(&r->stages, KD_TIMING_WRITE);
     pthread_mutex_lock(&r->writer_lock);
     for (int i = 0; i < b->rows && status == KD_OK; i++) {
         status = store_row(r, &b->row[i], err);
         r->views_new += status == KD_OK;
     }
     pthread_mutex_unlock(&r->writer_lock);
+    kd_stages_enter(&r->stages, before);
     b->rows = 0;
     return status;
 }
@@ -494,7 +509,9 @@ static kd_status take_all(run *r, kd_ordered *q, kd_err *err) {
             kd_fail(err, status, "stopped with %" PRIu64 " views stored; run the same command again to go on", kd_shard_writer_totals(r->out.writer).views);
             break;
         }
+        kd_stages_enter(&r->stages, KD_TIMING_WAIT);
         status = kd_ordered_next(q, &slot, err);
+        kd_stages_enter(&r->stages, KD_TIMING_BATCH);
         if (status != KD_OK)
             break;
         status = take_item(r, slot, err);
@@ -509,11 +526,18 @@ static kd_status take_all(run *r, kd_ordered *q, kd_err *err) {
     kd_err ignored = {0};
     kd_status landed = land(r, status == KD_OK ? err : &ignored);
     status = status == KD_OK ? landed : status;
+    kd_stages_enter(&r->stages, KD_TIMING_WRITE);
     kd_status commit = kd_shard_writer_commit(r->out.writer, status == KD_OK ? err : &ignored);
+    kd_stages_enter(&r->stages, KD_TIMING_OTHER);
     return status == KD_OK ? commit : status;
 }
 
 /* ---- the end ---- */
+
+static void tell_timing(run *r) {
+    kd_stages_enter(&r->stages, 0);
+    kd_timing_tell(&r->stages, r->loaders, device_works_alone(r));
+}
 
 static kd_status summarise(run *r, double seconds, kd_err *err) {
     kd_shard_totals t = kd_shard_writer_totals(r->out.writer);
@@ -524,10 +548,12 @@ static kd_status summarise(run *r, double seconds, kd_err *err) {
     double rate = seconds > 0 ? (double)r->views_new / seconds : 0, per_view = views > 0 ? (double)bytes / (double)views : 0;
     kd_log(KD_LOG_INFO, "sealed %s: %" PRIu64 " views%s, %s, %s a view; %" PRIu64 " new at %.1f views/s; %" PRIu64 " images skipped, %" PRIu64 " duplicates", r->config->cache,
            views, shards, kd_io_size_text(bytes, size, sizeof size), kd_io_size_text((uint64_t)per_view, per, sizeof per), r->views_new, rate, r->skipped, r->duplicates);
+    tell_timing(r);
     if (r->config->json) {
         json_t *line = json_pack("{s:s, s:s, s:I, s:I, s:I, s:I, s:I, s:f, s:f, s:f}", "type", "summary", "cache", r->config->cache, "views", (json_int_t)views, "new_views",
                                  (json_int_t)r->views_new, "skipped", (json_int_t)r->skipped, "duplicates", (json_int_t)r->duplicates, "bytes", (json_int_t)bytes,
                                  "bytes_per_view", per_view, "views_per_s", rate, "seconds", seconds);
+        kd_timing_json(line, &r->stages, r->loaders, device_works_alone(r));
         kd_json_line(line);
         json_decref(line);
     }
@@ -549,6 +575,7 @@ static kd_status fill_cache(run *r, kd_err *err) {
     kd_view_stage stage = {.make = make, .views = r->plan.views, .done = view_is_stored, .ctx = r};
     kd_ordered *q = NULL;
     double begin = kd_now();
+    kd_stages_enter(&r->stages, KD_TIMING_OTHER);
     kd_status status = kd_skip_list_create(&r->skip_list, r->out.product, err);
     if (status == KD_OK)
         status = report_lost(r, err);
@@ -558,10 +585,14 @@ static kd_status fill_cache(run *r, kd_err *err) {
         status = take_all(r, q, err);
     double seconds = kd_now() - begin;
     kd_view_stage_stop(&stage, q);
+    memcpy(r->loaders, stage.seconds, sizeof r->loaders);
+    if (status != KD_OK && r->views_new > 0)
+        tell_timing(r);
     KD_TRY(status);
     KD_TRY(finish_skip_list(r, err));
     if (kd_shard_writer_totals(r->out.writer).views == 0)
         return kd_fail(err, KD_EFAIL, "%s: none of the %zu files could be read as an image; the reasons are in %s.skipped.tsv", r->config->images, r->data->count, r->out.product);
+    kd_stages_enter(&r->stages, KD_TIMING_SEAL);
     KD_TRY(kd_shard_writer_seal(r->out.writer, err));
     return summarise(r, seconds, err);
 }
@@ -639,6 +670,7 @@ kd_status kd_precompute_run(const kd_precompute_config *config, kd_err *err) {
         return kd_devices_run(config, err);
     run r = {.resolved = *config, .threads = config->threads > 0 ? (int)config->threads : kd_cpu_count()};
     r.config = &r.resolved;
+    kd_stages_begin(&r.stages, KD_TIMING_START);
     pthread_mutex_init(&r.writer_lock, NULL);
     kd_signals_catch();
     kd_status status = execute(&r, err);

@@ -11,14 +11,16 @@
 #define KD_TRAIN_BATCH_H
 
 #include "train/setup.h"
+#include "train/spent.h"
 
 typedef struct kd_batches {
     const kd_setup *setup;                /* borrowed */
     kd_replay_item *items[KD_MAX_GROUPS]; /* of the steps that were begun */
     uint32_t *order;
+    kd_stages *stages;                    /* the caller's, borrowed: kd_batches_put is KD_SPENT_WAIT and KD_SPENT_BATCH of it (spent.h); NULL: nobody asks */
 } kd_batches;
 
-kd_status kd_batches_open(kd_batches *b, const kd_setup *setup, kd_err *err); /* *b must be zeroed; after a failure it is to be closed too */
+kd_status kd_batches_open(kd_batches *b, const kd_setup *setup, kd_stages *stages, kd_err *err); /* *b must be zeroed; after a failure it is to be closed too */
 void kd_batches_close(kd_batches *b);
 
 /* Steps step .. end - 1 of the run, all of step's epoch. */

@@ -233,6 +233,11 @@ int kd_live_batch(const kd_live *l) {
     return l->batch;
 }
 
+void kd_live_add_work(const kd_live *l, double seconds[KD_STAGES]) {
+    for (int i = 0; i < l->threads; i++)
+        kd_stages_add(seconds, &l->workers[i].views.time);
+}
+
 double kd_live_seconds(const kd_live *l) {
     return l->seconds;
 }

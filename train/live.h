@@ -19,6 +19,7 @@
 #define KD_TRAIN_LIVE_H
 
 #include "cache/store.h"
+#include "common/base/stages.h"
 #include "common/data/dataset.h"
 #include "kernels/nn/selection.h"
 
@@ -84,6 +85,7 @@ typedef struct kd_live_item {
 } kd_live_item;
 kd_status kd_live_features(kd_live *l, const kd_live_item *items, size_t count, kd_feature f, uint16_t layer, float *values, kd_err *err);
 int kd_live_batch(const kd_live *l);
+void kd_live_add_work(const kd_live *l, double seconds[KD_STAGES]); /* adds what kd_live_view has taken, by the stages of views.h; while no thread is in it */
 double kd_live_seconds(const kd_live *l); /* that kd_live_run and kd_live_target have taken since the statistics were made */
 
 #endif

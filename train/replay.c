@@ -9,7 +9,6 @@
 #include "common/base/log.h"
 #include "common/base/mem.h"
 #include "common/base/threads.h"
-#include "common/data/locate.h"
 #include "common/image/mix.h"
 #include "train/adjoint.h"
 
@@ -22,6 +21,7 @@ typedef struct worker {
     uint8_t *file;
     size_t file_cap;
     char path[KD_DATA_NAME];
+    kd_stages time; /* stage 0 between samples */
 } worker;
 
 /* Why a view came out differently, as far as the files tell. */
@@ -214,18 +214,23 @@ static kd_status rebuild(kd_replay *r, worker *w, int64_t file, const kd_image_e
     size_t size;
     int mixed = kd_plan_is_mixed(&v->plan);
     *culprit = CULPRIT_UNKNOWN;
+    kd_stages_enter(&w->time, KD_VIEW_DECODE);
     KD_TRY(kd_locator_path(r->locator, file, w->path, sizeof w->path, err));
     KD_TRY(kd_locator_read(r->locator, file, &w->file, &w->file_cap, &size, err));
     if (mixed && is_other_file(w, size, &v->image)) /* asked now: the partner's bytes take this place */
         *culprit = CULPRIT_FILE;
     kd_decode_options options = kd_recipe_decode_options(r->recipe, e->width, e->height);
     kd_status status = kd_image_decode_box(&w->image, w->file, size, w->path, &options, kd_plans_box, &(kd_plans){&v->plan, 1}, err);
+    kd_stages_enter(&w->time, KD_VIEW_REPLAY);
     if (status == KD_OK)
         status = kd_image_resize_buffer(&w->view, v->plan.out_w, v->plan.out_h, err);
     if (status == KD_OK)
         status = kd_plan_apply(&v->plan, &w->image, w->view.rgb, &w->scratch, err);
-    if (status == KD_OK && mixed)
+    if (status == KD_OK && mixed) {
+        kd_stages_enter(&w->time, KD_VIEW_DECODE); /* the partner's file; blending it in is little beside that */
         status = mix(r, w, v, culprit, err);
+        kd_stages_enter(&w->time, KD_VIEW_REPLAY);
+    }
     if (status == KD_OK) {
         kd_hash128 got = kd_view_hash(w->view.rgb, w->view.width, w->view.height);
         if (memcmp(&got, &v->view_hash, sizeof got) == 0)
@@ -391,9 +396,7 @@ static void ask_ahead(kd_replay *r, worker *w, uint64_t index) {
     }
 }
 
-static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, kd_err *err) {
-    kd_replay *r = ctx;
-    worker *w = &r->workers[thread];
+static kd_status fill_sample(kd_replay *r, worker *w, uint64_t index, void *slot, kd_err *err) {
     const kd_replay_item *item = &r->items[index];
     kd_view_entry v;
     if (w->reader == NULL)
@@ -405,11 +408,22 @@ static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, 
         return kd_fail(err, KD_EDAMAGED, "%s: view %" PRIu32 " measures %dx%d in its plan and the recipe says %dx%d; check the cache with kd-cache check",
                        kd_cache_shard_path(r->o.source.cache, 0), v.view, v.plan.out_h, v.plan.out_w, r->recipe->image_h, r->recipe->image_w);
     float *next = slot;
+    kd_stages_enter(&w->time, KD_VIEW_REPLAY);
     KD_TRY(load_pixels(r, w, item, &v, pixels_of(r, slot), err));
+    kd_stages_enter(&w->time, KD_REPLAY_CACHE);
     float *square = (float *)slot + r->floats - r->o.targets;
     for (int i = 0; i < r->o.targets; next += r->target_floats[i++])
         KD_TRY(load_target(r, w, i, &v, next, &square[i], err));
     return KD_OK;
+}
+
+static kd_status make_sample(void *ctx, int thread, uint64_t index, void *slot, kd_err *err) {
+    kd_replay *r = ctx;
+    worker *w = &r->workers[thread];
+    kd_stages_enter(&w->time, KD_REPLAY_CACHE);
+    kd_status status = fill_sample(r, w, index, slot, err);
+    kd_stages_enter(&w->time, 0);
+    return status;
 }
 
 /* ---- live ---- */
@@ -427,7 +441,10 @@ static kd_status make_live_sample(void *ctx, int thread, uint64_t index, void *s
     KD_TRY(kd_live_view(r->o.source.live, thread, item->image, item->view, &picture, NULL, err));
     memcpy(pixels + r->pixel_bytes, picture.rgb, view_bytes(r));
     atomic_fetch_add(&r->decoded, 1);
-    return reduce(r, &r->workers[thread], &picture, pixels, err);
+    kd_stages_enter(&r->workers[thread].time, KD_VIEW_REPLAY);
+    kd_status status = reduce(r, &r->workers[thread], &picture, pixels, err);
+    kd_stages_enter(&r->workers[thread].time, 0);
+    return status;
 }
 
 static kd_status teach_target(kd_replay *r, int i, size_t offset, kd_err *err) {
@@ -679,6 +696,14 @@ void kd_replay_end(kd_replay *r) {
 
 double kd_replay_wait_seconds(const kd_replay *r) {
     return r->waited + (r->queue != NULL ? kd_ordered_wait_seconds(r->queue) : 0);
+}
+
+void kd_replay_add_work(const kd_replay *r, double seconds[KD_STAGES]) {
+    KD_ASSERT(r->queue == NULL);
+    for (int i = 0; i < r->o.threads; i++)
+        kd_stages_add(seconds, &r->workers[i].time);
+    if (r->o.source.live != NULL)
+        kd_live_add_work(r->o.source.live, seconds);
 }
 
 uint64_t kd_replay_decoded(const kd_replay *r) {

@@ -13,7 +13,7 @@
 #ifndef KD_TRAIN_REPLAY_H
 #define KD_TRAIN_REPLAY_H
 
-#include "common/data/dataset.h"
+#include "common/data/views.h"
 #include "train/source.h"
 
 enum { KD_REPLAY_TARGETS = 32 };
@@ -87,6 +87,9 @@ void kd_replay_end(kd_replay *r); /* nothing when no pass is open */
 /* Memory that a pass takes beside what the replay holds, without views that are kept: its samples, and for each thread a picture as large as the source's largest with its view. */
 size_t kd_replay_pass_bytes(const kd_replay *r);
 double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has waited for loaders, over all passes; a live teacher's work isn't part of it */
+/* Adds the processor seconds of loader threads over all passes, by stage: those of views.h and KD_REPLAY_CACHE, reading and decoding records. No pass may be open. */
+enum { KD_REPLAY_CACHE = 3 };
+void kd_replay_add_work(const kd_replay *r, double seconds[KD_STAGES]);
 uint64_t kd_replay_decoded(const kd_replay *r);    /* views rebuilt from files so far; the others came from memory */
 
 #endif

@@ -15,13 +15,16 @@
 #include "train/probe.h"
 #include "train/report.h"
 #include "train/save.h"
+#include "train/spent.h"
 #include "train/truth.h"
 
 typedef struct run {
     kd_setup setup;
     kd_save save;
     kd_position at;
+    kd_stages stages;                     /* of this thread, from the start of the program */
     kd_logbook *logbook;
+    int64_t first;                        /* steps done by earlier runs; -1 until training begins */
     double step_seconds;                  /* that the last step took; 0 before the first */
     kd_step_result *results;              /* of the step, by student */
     kd_batches batches;
@@ -36,8 +39,15 @@ typedef struct run {
 
 /* ---- an epoch ---- */
 
+static kd_status save_latest(run *r, kd_err *err) {
+    int before = kd_stages_enter(&r->stages, KD_SPENT_CHECKPOINT);
+    kd_status status = kd_save_latest(&r->save, &r->at, err);
+    kd_stages_enter(&r->stages, before);
+    return status;
+}
+
 /* The states that are worth keeping after a validation. latest.kdt is the last: see save.h. */
-static kd_status save_epoch(run *r, kd_err *err) {
+static kd_status save_states(run *r, kd_err *err) {
     for (size_t i = 0; i < r->setup.count; i++)
         if (r->setup.students[i]->best_epoch == r->at.validated)
             KD_TRY(kd_save_best(&r->save, &r->at, r->setup.students[i], err));
@@ -45,11 +55,18 @@ static kd_status save_epoch(run *r, kd_err *err) {
     return kd_save_latest(&r->save, &r->at, err);
 }
 
+static kd_status save_epoch(run *r, kd_err *err) {
+    int before = kd_stages_enter(&r->stages, KD_SPENT_CHECKPOINT);
+    kd_status status = save_states(r, err);
+    kd_stages_enter(&r->stages, before);
+    return status;
+}
+
 /* An epoch that is to be validated goes on with its validation. */
 static kd_status leave_validation(run *r, kd_status status, kd_err *err) {
     if (status != KD_ESIGINT && status != KD_ESIGTERM)
         return status;
-    KD_TRY(kd_save_latest(&r->save, &r->at, err));
+    KD_TRY(save_latest(r, err));
     return kd_fail(err, status, "interrupted after step %lld of %lld, before the validation of epoch %lld; the same command goes on from there", (long long)r->at.step,
                    (long long)r->setup.steps, (long long)(r->at.validated + 1));
 }
@@ -72,6 +89,7 @@ static void tell(run *r) {
     kd_setup *u = &r->setup;
     kd_maps maps = {0};
     kd_err err = {0};
+    int before = kd_stages_enter(&r->stages, KD_SPENT_REPORT);
     kd_status status = kd_maps_make(&maps, u, &err);
     for (size_t i = 0; i < u->count && status == KD_OK; i++)
         status = kd_logbook_maps(r->logbook, i, r->at.step, &maps, &err);
@@ -80,6 +98,7 @@ static void tell(run *r) {
     kd_maps_free(&maps);
     if (status != KD_OK)
         kd_log(KD_LOG_WARN, "%s/report.html isn't up to date: %s", u->config->out, err.msg);
+    kd_stages_enter(&r->stages, before);
 }
 
 /* What an epoch's end measures, by student. Everything is measured before anything of it is written, so that a run that is interrupted here goes on with the same lines. */
@@ -133,7 +152,9 @@ static kd_status validate_epoch(run *r, kd_err *err) {
         status = kd_alloc_array(&f.knn, u->count * KD_PROBE_KS, sizeof *f.knn, err);
     if (status == KD_OK) {
         f.seen = f.held + u->count;
+        int before = kd_stages_enter(&r->stages, KD_SPENT_VALIDATION);
         status = measure(r, &f, err);
+        kd_stages_enter(&r->stages, before);
     }
     if (status == KD_OK)
         status = record(r, &f, err);
@@ -180,10 +201,12 @@ static void put_ahead(run *r) {
 static kd_status read_losses(run *r, int micro, kd_err *err) {
     kd_setup *u = &r->setup;
     double begin = kd_now();
+    int before = kd_stages_enter(&r->stages, u->backend->v->host_memory ? KD_SPENT_OTHER : KD_SPENT_DEVICE);
     for (size_t i = 0; i < u->count; i++)
         KD_TRY(kd_step_losses(u->students[i], micro, &r->results[i], err));
     if (r->ahead.put && kd_now() - begin > 0.1 * r->ahead.waited) /* the device was still at work: it hasn't waited for the images */
         u->groups.covered_wait += r->ahead.waited;
+    kd_stages_enter(&r->stages, before);
     return KD_OK;
 }
 
@@ -197,7 +220,7 @@ static kd_status run_batches(run *r, int another, int *begun, kd_err *err) {
         KD_TRY(put_batch(r, err));
         *begun = 1;
         for (size_t i = 0; i < u->count; i++)
-            KD_TRY(kd_step_begin(u->students[i], micro, err));
+            KD_TRY(kd_step_begin(u->students[i], micro, &r->stages, err));
         if (r->reads_ahead && (another || micro + 1 < batches))
             put_ahead(r);
         KD_TRY(read_losses(r, micro, err));
@@ -230,7 +253,7 @@ static kd_status leave_step(run *r, int begun, kd_status status, const char *cau
             undone = 0;
     }
     if (undone && saved == KD_OK)
-        saved = kd_save_latest(&r->save, &r->at, &secondary);
+        saved = save_latest(r, &secondary);
     if (stopped && saved != KD_OK)
         return kd_fail(err, saved, "%s", secondary.msg);
     if (stopped)
@@ -246,7 +269,9 @@ static kd_status update_students(run *r, kd_err *err) {
         kd_student *s = u->students[i];
         double lr = lr_of(r, s);
         kd_err cause = {0};
+        int before = kd_stages_enter(&r->stages, KD_SPENT_OPTIMIZER);
         kd_status status = kd_step_update(s, lr, s->hyper.clip, &r->results[i], &cause);
+        kd_stages_enter(&r->stages, before);
         if (status != KD_OK)
             return status == KD_ENONFINITE ? not_finite(r, cause.msg, err) : kd_fail(err, status, "%s", cause.msg);
         KD_TRY(kd_dump_step(u, s, r->at.step + 1, lr, &r->results[i], err));
@@ -273,7 +298,7 @@ static kd_status run_steps(run *r, int64_t end, kd_err *err) {
         if (status != KD_OK)
             return leave_step(r, 0, status, "", err);
         if (age > 0 && r->at.step < end && kd_now() - r->save.saved_at > age)
-            KD_TRY(kd_save_latest(&r->save, &r->at, err));
+            KD_TRY(save_latest(r, err));
     }
     return KD_OK;
 }
@@ -311,7 +336,7 @@ static kd_status open_run(run *r, kd_arena *arena, kd_err *err) {
     KD_TRY(kd_options_write_yaml(&kd_train_program, c, yaml, err));
     /* On the host a pass is over when it returns; a dump wants the batch that was trained on; a live teacher shares the device. */
     r->reads_ahead = !u->backend->v->host_memory && c->dump == NULL && u->groups.group[0].source.live == NULL;
-    return kd_batches_open(&r->batches, u, err);
+    return kd_batches_open(&r->batches, u, &r->stages, err);
 }
 
 /* Writes the state of a checkpoint as `out` (owned here) and says so. */
@@ -334,6 +359,7 @@ static kd_status export_one(run *r, const kd_student *s, char *checkpoint, char 
 static kd_status export_all(run *r, kd_err *err) {
     kd_setup *u = &r->setup;
     const char *dir = u->config->out;
+    kd_stages_enter(&r->stages, KD_SPENT_EXPORT);
     char *folder = kd_asprintf("%s/exported", dir);
     kd_status status = folder != NULL ? kd_io_mkdirs(folder, err) : kd_fail(err, KD_EFAIL, "out of memory");
     for (size_t i = 0; i < u->count && status == KD_OK; i++) {
@@ -371,7 +397,10 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     int64_t last = c->steps > 0 && c->steps < u->steps ? c->steps : u->steps;
     KD_TRY(kd_truth_watch(u, err));
     KD_TRY(kd_dump_start(u, r->at.step, err));
+    r->first = r->at.step;
+    kd_stages_enter(&r->stages, KD_SPENT_OTHER);
     kd_status status = train_to(r, last, err);
+    kd_stages_enter(&r->stages, KD_SPENT_OTHER); /* whatever it was that failed */
     kd_logbook_finish(r->logbook, r->at.step);
     if (status != KD_OK)
         return status;
@@ -380,7 +409,7 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
         kd_log(KD_LOG_INFO, "%.0f s of them in the teacher", kd_live_seconds(live));
     if (r->at.step < u->steps) {
         tell(r);
-        KD_TRY(kd_save_latest(&r->save, &r->at, err));
+        KD_TRY(save_latest(r, err));
         kd_log(KD_LOG_INFO, "paused after step %lld of %lld (--steps); run again without --steps to go on", (long long)r->at.step, (long long)u->steps);
         return KD_OK;
     }
@@ -390,8 +419,16 @@ static kd_status train(run *r, kd_arena *arena, kd_err *err) {
     return finish_live(r, err);
 }
 
+/* Of a run that was stopped too. */
+static void tell_spent(run *r) {
+    kd_stages_enter(&r->stages, 0);
+    if (r->first >= 0 && r->at.step > r->first)
+        kd_spent_tell(&r->stages, &r->setup.groups, !r->setup.backend->v->host_memory, (long long)(r->at.step - r->first), r->setup.config->json);
+}
+
 kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
-    run r = {.setup = {.lock = -1}};
+    run r = {.setup = {.lock = -1}, .first = -1};
+    kd_stages_begin(&r.stages, KD_SPENT_START);
     kd_status status = kd_setup_open(&r.setup, c, arena, err);
     if (status == KD_OK && c->dry_run)
         kd_setup_print(&r.setup);
@@ -399,6 +436,7 @@ kd_status kd_train_run(kd_train_config *c, kd_arena *arena, kd_err *err) {
         status = kd_truth_run(&r.setup, err);
     else if (status == KD_OK)
         status = train(&r, arena, err);
+    tell_spent(&r);
     kd_logbook_close(r.logbook);
     kd_save_close(&r.save);
     kd_free(r.results);

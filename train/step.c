@@ -24,14 +24,18 @@ static kd_status not_finite(const kd_student *s, const char *what, double value,
 }
 
 /* Gradients of all groups and batches are summed; their weights, 1 / (programs x batches) each, stand in the graphs. */
-kd_status kd_step_begin(kd_student *s, int micro, kd_err *err) {
+kd_status kd_step_begin(kd_student *s, int micro, kd_stages *stages, kd_err *err) {
     KD_ASSERT(micro >= 0 && micro < s->accumulate);
+    int before = kd_stages_enter(stages, KD_SPENT_FORWARD);
     for (int k = 0; k < s->programs; k++) {
         kd_exec *e = s->program[k].train;
+        kd_stages_enter(stages, KD_SPENT_FORWARD);
         KD_TRY(kd_student_drop_paths(s, k, (uint64_t)(s->optim.steps * s->accumulate + micro), err));
         KD_TRY(kd_exec_forward(e, err));
+        kd_stages_enter(stages, KD_SPENT_BACKWARD);
         KD_TRY(kd_exec_backward(e, micro > 0 || k > 0, err));
     }
+    kd_stages_enter(stages, before);
     return KD_OK;
 }
 
@@ -58,7 +62,7 @@ kd_status kd_step_losses(kd_student *s, int micro, kd_step_result *x, kd_err *er
 }
 
 kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *err) {
-    KD_TRY(kd_step_begin(s, micro, err));
+    KD_TRY(kd_step_begin(s, micro, NULL, err));
     return kd_step_losses(s, micro, x, err);
 }
 

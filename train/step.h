@@ -11,6 +11,7 @@
 #ifndef KD_TRAIN_STEP_H
 #define KD_TRAIN_STEP_H
 
+#include "train/spent.h"
 #include "train/student.h"
 
 typedef struct kd_step_result {
@@ -21,8 +22,8 @@ typedef struct kd_step_result {
 } kd_step_result;
 
 /* Batch number `micro` of the step, whose gradients are added to those of the batches before it. No weight is changed, but running statistics and states of losses are.
- * KD_ESIGINT, KD_ESIGTERM: stopped, of a marked student. */
-kd_status kd_step_begin(kd_student *s, int micro, kd_err *err);
+ * stages: the caller's, for KD_SPENT_FORWARD and KD_SPENT_BACKWARD (spent.h); may be NULL. KD_ESIGINT, KD_ESIGTERM: stopped, of a marked student. */
+kd_status kd_step_begin(kd_student *s, int micro, kd_stages *stages, kd_err *err);
 /* The losses of the batch that was begun; *x is complete, but for the norm, after the last. KD_ENONFINITE: the loss isn't finite. */
 kd_status kd_step_losses(kd_student *s, int micro, kd_step_result *x, kd_err *err);
 kd_status kd_step_backward(kd_student *s, int micro, kd_step_result *x, kd_err *err);

@@ -24,7 +24,7 @@ int kd_truth_wanted(const kd_train_config *c) {
 /* What the first step of the run shows, into all of `students`. */
 static kd_status put_first_batch(const kd_setup *s, kd_student *const *students, size_t count, kd_err *err) {
     kd_batches batches = {0};
-    kd_status status = kd_batches_open(&batches, s, err);
+    kd_status status = kd_batches_open(&batches, s, NULL, err);
     if (status == KD_OK)
         status = kd_batches_begin(&batches, 0, 1, err);
     if (status == KD_OK) {

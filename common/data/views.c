@@ -85,25 +85,33 @@ static kd_status mix_view(const kd_view_maker *m, kd_view_worker *w, kd_view_ite
     kd_mix_draw(&item->plan[i], m->policy, m->seed, &item->id, item->view[i], m->mix->id, m->mix->count);
     if (!kd_plan_is_mixed(&item->plan[i]))
         return KD_OK;
-    if (read_partner(m, w, &item->plan[i], &item->partner[i], &cause) != KD_OK)
+    int before = kd_stages_enter(&w->time, KD_VIEW_DECODE);
+    kd_status status = read_partner(m, w, &item->plan[i], &item->partner[i], &cause);
+    kd_stages_enter(&w->time, before);
+    if (status != KD_OK)
         return kd_fail(err, KD_EFAIL, "%s: its view %u is mixed with an image that can't be read: %.900s", path, item->view[i], cause.msg);
     return kd_view_mix(out, &item->plan[i], &item->partner[i], &w->partner, &w->scratch, err);
 }
 
 kd_status kd_views_read(const kd_view_maker *m, kd_view_worker *w, kd_view_item *item, kd_err *err) {
     size_t size = 0;
-    KD_TRY(kd_dataset_read(m->data, item->file, &w->bytes, &w->bytes_cap, &size, err));
-    item->size = size;
-    item->id = kd_image_id(w->bytes, size);
-    return KD_OK;
+    int before = kd_stages_enter(&w->time, KD_VIEW_DECODE);
+    kd_status status = kd_dataset_read(m->data, item->file, &w->bytes, &w->bytes_cap, &size, err);
+    if (status == KD_OK) {
+        item->size = size;
+        item->id = kd_image_id(w->bytes, size);
+    }
+    kd_stages_enter(&w->time, before);
+    return status;
 }
 
-kd_status kd_views_make(const kd_view_maker *m, kd_view_worker *w, kd_view_item *item, kd_err *err) {
+static kd_status make_views(const kd_view_maker *m, kd_view_worker *w, kd_view_item *item, kd_err *err) {
     char path[KD_DATA_NAME];
     KD_TRY(kd_dataset_path(m->data, item->file, path, sizeof path, err));
     KD_TRY(kd_image_decode_box(&w->image, w->bytes, item->size, path, &m->decode, draw_plans, &(drawing){m, item}, err));
     if (m->mix != NULL && !kd_mix_has(m->mix->id, m->mix->count, &item->id))
         return kd_fail(err, KD_EFAIL, "%s was changed while the program ran", path);
+    kd_stages_enter(&w->time, KD_VIEW_REPLAY);
     for (uint32_t i = 0; i < item->count; i++) {
         uint8_t *out = item->pixels + i * view_bytes(m);
         KD_TRY(kd_plan_apply(&item->plan[i], &w->image, out, &w->scratch, err));
@@ -112,6 +120,13 @@ kd_status kd_views_make(const kd_view_maker *m, kd_view_worker *w, kd_view_item 
         item->hash[i] = kd_view_hash(out, item->plan[i].out_w, item->plan[i].out_h);
     }
     return KD_OK;
+}
+
+kd_status kd_views_make(const kd_view_maker *m, kd_view_worker *w, kd_view_item *item, kd_err *err) {
+    int before = kd_stages_enter(&w->time, KD_VIEW_DECODE);
+    kd_status status = make_views(m, w, item, err);
+    kd_stages_enter(&w->time, before);
+    return status;
 }
 
 /* A part decodes exactly when the whole does, and one pixel is the cheapest. */
@@ -166,8 +181,10 @@ kd_status kd_view_stage_start(kd_view_stage *stage, kd_ordered **out, int thread
 
 void kd_view_stage_stop(kd_view_stage *stage, kd_ordered *q) {
     kd_ordered_destroy(q);
-    for (int i = 0; stage->workers != NULL && i < stage->threads; i++)
+    for (int i = 0; stage->workers != NULL && i < stage->threads; i++) {
+        kd_stages_add(stage->seconds, &stage->workers[i].time);
         kd_view_worker_free(&stage->workers[i]);
+    }
     kd_free(stage->workers);
     stage->workers = NULL;
 }

@@ -17,6 +17,7 @@
 #ifndef KD_COMMON_DATA_VIEWS_H
 #define KD_COMMON_DATA_VIEWS_H
 
+#include "common/base/stages.h"
 #include "common/base/threads.h"
 #include "common/data/locate.h"
 #include "common/image/augment.h"
@@ -51,12 +52,16 @@ typedef struct kd_view_maker {
     const kd_mix_set *mix; /* NULL: the policy mixes nothing */
 } kd_view_maker;
 
+/* Stages of a loader thread (stages.h). */
+enum { KD_VIEW_DECODE = 1, KD_VIEW_REPLAY = 2 }; /* files read, hashed and decoded; plans applied and the views' hashes */
+
 /* What a thread re-uses from view to view. Zero-initialise. */
 typedef struct kd_view_worker {
     uint8_t *bytes;
     size_t bytes_cap;
     kd_image image, partner;
     kd_view_scratch scratch;
+    kd_stages time;       /* processor time, in stage 0 between calls */
 } kd_view_worker;
 void kd_view_worker_free(kd_view_worker *w);
 
@@ -80,6 +85,7 @@ typedef struct kd_view_stage {
     void *ctx;
     kd_view_worker *workers; /* per thread */
     int threads;
+    double seconds[KD_STAGES]; /* that the workers took, by their stage; once the stage has been stopped */
 } kd_view_stage;
 
 /* Items that may be alive at once, each with all of its views. */

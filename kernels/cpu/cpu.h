@@ -1,5 +1,5 @@
 /* The cpu backend's inside: what its files share. One file per family of ops, each giving a kd_cpu_kind; cpu_backend.c is the table over them.
- * Matrix products and convolutions are oneDNN's (dnn.h); everything that is bound by memory is written here with simd.h. */
+ * Matrix products and convolutions are oneDNN's (dnn.h), but for f32 on CPUs with AVX2 and without AVX-512, where ours are faster (f32.h); everything that is bound by memory is written here with simd.h. */
 #ifndef KD_KERNELS_CPU_CPU_H
 #define KD_KERNELS_CPU_CPU_H
 
@@ -31,6 +31,11 @@ extern const kd_cpu_kind kd_cpu_normalize, kd_cpu_act, kd_cpu_silu_gate, kd_cpu_
 extern const kd_cpu_kind kd_cpu_max_pool, kd_cpu_mean_tokens, kd_cpu_tokens, kd_cpu_token_slice, kd_cpu_rope, kd_cpu_resize_bilinear;
 extern const kd_cpu_kind kd_cpu_concat, kd_cpu_channel_slice, kd_cpu_channel_gate, kd_cpu_row_scale, kd_cpu_qkv_by_head;
 extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, kd_cpu_kl_logits, kd_cpu_kl_queue, kd_cpu_kl_intra, kd_cpu_gram, kd_cpu_koleo;
+
+/* Whether the functions of f32.h take the place of oneDNN's f32 products here: where oneDNN uses AVX2. */
+int kd_cpu_f32_here(void);
+/* What does d in place of the table's kind (cpu_f32.c): f32 products on CPUs with AVX2 and without AVX-512. NULL: nothing. */
+const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d);
 
 /* --- depthwise convolutions (cpu_depthwise.c) --- */
 int kd_cpu_is_depthwise(const kd_op_desc *d); /* one input and one output channel per group, several groups */

@@ -11,6 +11,7 @@
 
 #include "common/base/mem.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/f32.h"
 #include "kernels/cpu/simd.h"
 
 /* A block's first image, head and query, or how many of each it has. */
@@ -18,10 +19,17 @@ typedef struct block {
     int64_t images, heads, queries;
 } block;
 
-/* Prepared products hold the addresses of a call, so every slice of the work has its own. */
+/* One of attention's products: oneDNN's, or where kd_cpu_f32_here says so f32.h's, for each head of each image of the block. */
+typedef struct product {
+    kd_dnn *dnn;
+    kd_dnn_matmul_desc d;
+    kd_f32_matmul own; /* rows 0: not used */
+} product;
+
+/* oneDNN's prepared products hold the addresses of a call, so every slice of the work has its own. */
 typedef struct products {
-    kd_dnn *scores[2], *values[2]; /* forward: q k^T, p v; the second for the last queries, when they are fewer */
-    kd_dnn *dv, *dp, *dq, *dk;     /* backward */
+    product scores[2], values[2]; /* forward: q k^T, p v; the second for the last queries, when they are fewer */
+    product dv, dp, dq, dk;       /* backward */
 } products;
 
 typedef struct attention {
@@ -36,7 +44,7 @@ typedef struct attention {
     size_t y32, dy;                              /* offsets in args->scratch */
 } attention;
 
-enum { PRODUCTS = sizeof(products) / sizeof(kd_dnn *) };
+enum { PRODUCTS = sizeof(products) / sizeof(product) };
 
 static void attention_destroy(void *impl) {
     attention *s = impl;
@@ -44,9 +52,33 @@ static void attention_destroy(void *impl) {
         return;
     for (int i = 0; s->slice && i < s->slices; i++)
         for (int k = 0; k < PRODUCTS; k++)
-            kd_dnn_destroy(((kd_dnn **)&s->slice[i])[k]);
+            kd_dnn_destroy(((product *)&s->slice[i])[k].dnn);
     kd_free(s->slice);
     kd_free(s);
+}
+
+/* ---- products ---- */
+
+static kd_status product_create(product *p, kd_cpu *b, const kd_dnn_matmul_desc *d, const char *what, kd_err *err) {
+    p->d = *d;
+    if (!kd_cpu_f32_here() || d->a.dtype != KD_F32 || d->c.dtype != KD_F32)
+        return kd_dnn_matmul(&p->dnn, b->engine, d, what, err);
+    p->own = (kd_f32_matmul){d->a.dim[2], d->a.dim[3], d->b.dim[3], d->a.stride[2], d->a.stride[3], d->b.stride[2], d->b.stride[3], d->c.stride[2], d->add};
+    return KD_OK;
+}
+
+static size_t product_bytes(const product *p) {
+    return p->dnn ? kd_dnn_scratch_bytes(p->dnn) : p->own.rows > 0 ? kd_f32_matmul_bytes(&p->own) : 0;
+}
+
+static kd_status product_run(const product *p, void *c, const void *a, const void *b, void *work) {
+    if (p->dnn)
+        return kd_dnn_run(p->dnn, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a, [KD_DNN_WEIGHTS] = (void *)b, [KD_DNN_DST] = c, [KD_DNN_SCRATCH] = work}, NULL);
+    for (int64_t i = 0; i < p->d.a.dim[0]; i++)
+        for (int64_t h = 0; h < p->d.a.dim[1]; h++)
+            kd_f32_matmul_run(&p->own, (float *)c + i * p->d.c.stride[0] + h * p->d.c.stride[1], (const float *)a + i * p->d.a.stride[0] + h * p->d.a.stride[1],
+                              (const float *)b + i * p->d.b.stride[0] + h * p->d.b.stride[1], work);
+    return KD_OK;
 }
 
 /* ---- the matrices of one block: [images, heads, rows, columns] ---- */
@@ -80,8 +112,8 @@ static kd_status create_forward(kd_cpu *b, const attention *s, products *p, cons
         kd_dnn_tensor y = heads_of(s, s->rounds_y ? KD_F32 : d->y.dtype, queries, s->width);
         kd_dnn_matmul_desc qk = {.a = q, .b = kd_dnn_transposed(kv), .c = scores_of(s, KD_F32, queries, s->ld)};
         kd_dnn_matmul_desc pv = {.a = scores_of(s, s->type, queries, probs_ld(s, d)), .b = kv, .c = y};
-        KD_TRY(kd_dnn_matmul(&p->scores[last], b->engine, &qk, d->name, err));
-        KD_TRY(kd_dnn_matmul(&p->values[last], b->engine, &pv, d->name, err));
+        KD_TRY(product_create(&p->scores[last], b, &qk, d->name, err));
+        KD_TRY(product_create(&p->values[last], b, &pv, d->name, err));
     }
     return KD_OK;
 }
@@ -93,10 +125,10 @@ static kd_status create_backward(kd_cpu *b, const attention *s, products *p, con
     kd_dnn_tensor scores = scores_of(s, KD_F32, s->t, s->ld), probs = scores_of(s, s->type, s->t, s->ld), ds = scores_of(s, s->type, s->t, in_place_ld(s));
     kd_dnn_matmul_desc dv = {.a = kd_dnn_transposed(probs), .b = dy, .c = qkv, .add = add}, dp = {.a = dy, .b = kd_dnn_transposed(qkv), .c = scores};
     kd_dnn_matmul_desc dq = {.a = ds, .b = qkv, .c = qkv, .add = add}, dk = {.a = kd_dnn_transposed(ds), .b = qkv, .c = qkv, .add = add};
-    KD_TRY(kd_dnn_matmul(&p->dv, b->engine, &dv, d->name, err));
-    KD_TRY(kd_dnn_matmul(&p->dp, b->engine, &dp, d->name, err));
-    KD_TRY(kd_dnn_matmul(&p->dq, b->engine, &dq, d->name, err));
-    return kd_dnn_matmul(&p->dk, b->engine, &dk, d->name, err);
+    KD_TRY(product_create(&p->dv, b, &dv, d->name, err));
+    KD_TRY(product_create(&p->dp, b, &dp, d->name, err));
+    KD_TRY(product_create(&p->dq, b, &dq, d->name, err));
+    return product_create(&p->dk, b, &dk, d->name, err);
 }
 
 static kd_status create_products(kd_cpu *b, attention *s, const kd_op_desc *d, kd_err *err) {
@@ -141,9 +173,9 @@ static block block_of(const attention *s, int train) {
 static void plan(attention *s, const kd_op_desc *d, kd_op_needs *needs) {
     size_t scores = (size_t)(s->size.images * s->size.heads * s->size.queries * s->ld), slices = (size_t)s->slices;
     for (int k = 0; k < PRODUCTS; k++) {
-        const kd_dnn *p = ((kd_dnn **)s->slice)[k];
-        if (p && kd_dnn_scratch_bytes(p) > s->work_bytes)
-            s->work_bytes = kd_dnn_scratch_bytes(p);
+        size_t bytes = product_bytes(&((const product *)s->slice)[k]);
+        if (bytes > s->work_bytes)
+            s->work_bytes = bytes;
     }
     s->work_bytes = (s->work_bytes + 63) / 64 * 64;
     s->score_bytes = scores * sizeof(float); /* rows are multiples of 64 bytes */
@@ -186,26 +218,35 @@ typedef struct softmax_ctx {
 
 static const float LOWEST = -1e38f;
 
+/* The largest of n numbers, a multiple of KD_VF; of a NaN any. */
+KD_LANE float largest(const float *x, size_t n) {
+    kd_vf8 top[2] = {kd_load8(x, KD_F32, 0, KD_V8), kd_load8(x, KD_F32, KD_V8, KD_V8)};
+    for (size_t i = KD_VF; i < n; i += KD_VF)
+        for (size_t h = 0; h < 2; h++) {
+            kd_vf8 v = kd_load8(x, KD_F32, i + h * KD_V8, KD_V8);
+            top[h] = kd_select8(kd_less8(top[h], v), v, top[h]);
+        }
+    kd_vf both;
+    memcpy(&both, top, sizeof both);
+    return kd_max_lane(both);
+}
+
 /* operand = softmax(scale * score). May run in place: a bf16 row is written behind where it is read. */
 KD_HOT static void softmax(const softmax_ctx *ctx) {
     const softmax_ctx c = *ctx;
     size_t t = (size_t)c.t;
     for (size_t r = 0; r < c.rows; r++) {
         float *score = c.score + r * (size_t)c.ld;
-        kd_vf top = kd_splat(LOWEST), total = {0};
-        for (size_t i = 0; i < t; i += KD_VF) {
-            int n = kd_lanes(t - i);
-            for (int k = n; k < KD_VF; k++)
-                score[i + (size_t)k] = LOWEST; /* the padding of the row: its exponential is 0 */
-            top = kd_max(top, kd_load_f32(score + i, KD_VF));
-        }
-        float shift = kd_max_lane(top) * c.scale;
+        for (size_t k = t; k < (size_t)c.ld; k++)
+            score[k] = LOWEST; /* the padding of the row: its exponential is 0 */
+        float shift = largest(score, (size_t)c.ld) * c.scale;
+        kd_carried total = {{0}, {0}};
         for (size_t i = 0; i < t; i += KD_VF) {
             kd_vf e = kd_exp_negative(kd_load_f32(score + i, KD_VF) * c.scale - shift);
             kd_store_f32(score + i, e, KD_VF);
-            total += e;
+            kd_carry(&total, e);
         }
-        float inverse = 1 / kd_sum(total);
+        float inverse = 1 / kd_sum(kd_carried_sum(&total));
         for (size_t i = 0; i < t; i += KD_VF)
             kd_store(c.operand, c.type, r * (size_t)c.operand_ld + i, kd_load_f32(score + i, KD_VF) * inverse, KD_VF);
     }
@@ -290,9 +331,9 @@ static kd_status forward_block(const call *w, place o) {
         o.c.operand = saved_at(s, a->saved, o.first);
         o.c.operand_ld = s->ld;
     }
-    KD_TRY(kd_dnn_run(o.p->scores[o.last], (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = q, [KD_DNN_WEIGHTS] = k, [KD_DNN_DST] = o.c.score, [KD_DNN_SCRATCH] = o.work}, NULL));
+    KD_TRY(product_run(&o.p->scores[o.last], o.c.score, q, k, o.work));
     softmax(&o.c);
-    return kd_dnn_run(o.p->values[o.last], (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = o.c.operand, [KD_DNN_WEIGHTS] = v, [KD_DNN_DST] = y, [KD_DNN_SCRATCH] = o.work}, NULL);
+    return product_run(&o.p->values[o.last], y, o.c.operand, v, o.work);
 }
 
 static kd_status backward_block(const call *w, place o) {
@@ -304,11 +345,11 @@ static kd_status backward_block(const call *w, place o) {
     void *q = at(s, x, s->type, o.first, 0, row, 0), *k = at(s, x, s->type, o.first, 0, row, width), *v = at(s, x, s->type, o.first, 0, row, 2 * width);
     void *dq = at(s, dx, s->type, o.first, 0, row, 0), *dk = at(s, dx, s->type, o.first, 0, row, width), *dv = at(s, dx, s->type, o.first, 0, row, 2 * width);
     o.c.p = saved_at(s, a->saved, o.first);
-    KD_TRY(kd_dnn_run(o.p->dv, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)o.c.p, [KD_DNN_WEIGHTS] = dy, [KD_DNN_DST] = dv, [KD_DNN_SCRATCH] = work}, NULL));
-    KD_TRY(kd_dnn_run(o.p->dp, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = dy, [KD_DNN_WEIGHTS] = v, [KD_DNN_DST] = o.c.score, [KD_DNN_SCRATCH] = work}, NULL));
+    KD_TRY(product_run(&o.p->dv, dv, o.c.p, dy, work));
+    KD_TRY(product_run(&o.p->dp, o.c.score, dy, v, work));
     softmax_backward(&o.c);
-    KD_TRY(kd_dnn_run(o.p->dq, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = o.c.operand, [KD_DNN_WEIGHTS] = k, [KD_DNN_DST] = dq, [KD_DNN_SCRATCH] = work}, NULL));
-    return kd_dnn_run(o.p->dk, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = o.c.operand, [KD_DNN_WEIGHTS] = q, [KD_DNN_DST] = dk, [KD_DNN_SCRATCH] = work}, NULL);
+    KD_TRY(product_run(&o.p->dq, dq, o.c.operand, k, work));
+    return product_run(&o.p->dk, dk, o.c.operand, q, work);
 }
 
 static void blocks_range(const void *ctx, int slice, size_t begin, size_t end) {

@@ -8,7 +8,7 @@
 
 static const kd_backend_table table;
 
-static const kd_cpu_kind *kind_of(kd_op_kind k) {
+static const kd_cpu_kind *kind_of(const kd_op_desc *d) {
     static const kd_cpu_kind *const kinds[KD_OP_KINDS] = {
         [KD_OP_NORMALIZE] = &kd_cpu_normalize,
         [KD_OP_CONV2D] = &kd_cpu_conv2d,
@@ -46,8 +46,9 @@ static const kd_cpu_kind *kind_of(kd_op_kind k) {
         [KD_OP_GRAM] = &kd_cpu_gram,
         [KD_OP_KOLEO] = &kd_cpu_koleo,
     };
-    KD_ASSERT((unsigned)k < KD_OP_KINDS);
-    return kinds[k];
+    KD_ASSERT((unsigned)d->kind < KD_OP_KINDS);
+    const kd_cpu_kind *f32 = kd_cpu_f32_kind(d);
+    return f32 ? f32 : kinds[d->kind];
 }
 
 /* OpenMP's thread count is a property of the calling thread; a backend may have been opened on another one. */
@@ -59,9 +60,10 @@ static void use_threads(const kd_backend *b) {
 /* ---- device and memory ---- */
 
 static const char *instructions(void) {
-    if (kd_dnn_has_bf16())
+    kd_dnn_isa isa = kd_dnn_instructions();
+    if (isa == KD_DNN_AVX512)
         return __builtin_cpu_supports("avx512bf16") ? "AVX-512 bf16" : "AVX-512";
-    return __builtin_cpu_supports("avx2") ? "AVX2" : "SSE";
+    return isa == KD_DNN_AVX2 ? "AVX2" : "no AVX2";
 }
 
 static kd_status cpu_open(kd_backend **out, int threads, int ordinal, kd_err *err) {
@@ -97,7 +99,7 @@ static const char *cpu_describe(const kd_backend *b) {
 
 static kd_status cpu_check_bf16(const kd_backend *b, kd_err *err) {
     (void)b;
-    if (kd_dnn_has_bf16())
+    if (kd_dnn_instructions() == KD_DNN_AVX512)
         return KD_OK;
     return kd_fail(err, KD_ENODEVICE, "bf16 on the CPU needs AVX-512 (BW, VL, DQ), oneDNN has %s here; use --precision f32", instructions());
 }
@@ -155,7 +157,7 @@ static kd_status cpu_op_create(kd_backend *base, kd_op **out, const kd_op_desc *
     kd_op *op = NULL;
     KD_TRY(kd_alloc_array(&op, 1, sizeof *op, err));
     op->desc = *desc;
-    op->kind = kind_of(desc->kind);
+    op->kind = kind_of(desc);
     *needs = (kd_op_needs){0};
     kd_status status = op->kind->create ? op->kind->create((kd_cpu *)base, op, needs, err) : KD_OK;
     if (status != KD_OK) {

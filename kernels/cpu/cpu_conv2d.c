@@ -1,4 +1,4 @@
-/* conv2d: oneDNN's direct convolutions on channels-last maps. Weights are packed once per change, in one layout for the forward pass and one for the gradient of x.
+/* conv2d by oneDNN (f32 with AVX2: cpu_f32.c): its direct convolutions on channels-last maps. Weights are packed once per change, in one layout for the forward pass and one for the gradient of x.
  *
  * The gradient of the weights (of depthwise convolutions: cpu_depthwise.c) is computed in parts, each by one thread over its share of the batch, and summed in a fixed order. oneDNN would do the same inside one call, but
  * its threads wait for each other in a spinning barrier: when decoding threads take a processor away, that costs whole time slices (a step took three times as long).

@@ -29,26 +29,27 @@ static kd_status norm_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *e
     return KD_OK;
 }
 
-KD_HOT static void forward_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const norm_ctx c = *(const norm_ctx *)ctx;
+/* `whole`: the width is a multiple of KD_VF. The types and that come as constants (simd.h). */
+KD_LANE void forward_rows(const norm_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole, size_t begin, size_t end) {
+    const norm_ctx c = *ctx;
     const kd_op_args p = *c.p;
-    kd_dtype tx = c.d->x[0].dtype, ty = c.d->y.dtype;
     float *saved = c.d->train ? p.saved : NULL, count = (float)c.width;
-    (void)slice;
     for (size_t r = begin; r < end; r++) {
         size_t row = r * c.width;
-        kd_vf s = {0}, q = {0};
+        kd_carried s = {{0}, {0}}, q = {{0}, {0}};
         for (size_t i = 0; i < c.width; i += KD_VF)
-            s += kd_load(p.x[0], tx, row + i, kd_lanes(c.width - i));
-        float mean = kd_sum(s) / count;
+            kd_carry(&s, kd_load(p.x[0], tx, row + i, whole ? KD_VF : kd_lanes(c.width - i)));
+        float mean = kd_sum(kd_carried_sum(&s)) / count;
         for (size_t i = 0; i < c.width; i += KD_VF) {
-            int n = kd_lanes(c.width - i);
-            kd_vf v = kd_select(kd_first(n), kd_load(p.x[0], tx, row + i, n) - mean, (kd_vf){0});
-            q += v * v;
+            int n = whole ? KD_VF : kd_lanes(c.width - i);
+            kd_vf v = kd_load(p.x[0], tx, row + i, n) - mean;
+            if (!whole)
+                v = kd_select(kd_first(n), v, (kd_vf){0});
+            kd_carry(&q, v * v);
         }
-        float rstd = 1 / sqrtf(kd_sum(q) / count + c.d->eps);
+        float rstd = 1 / sqrtf(kd_sum(kd_carried_sum(&q)) / count + c.d->eps);
         for (size_t i = 0; i < c.width; i += KD_VF) {
-            int n = kd_lanes(c.width - i);
+            int n = whole ? KD_VF : kd_lanes(c.width - i);
             kd_vf v = (kd_load(p.x[0], tx, row + i, n) - mean) * rstd;
             kd_store(p.y, ty, row + i, v * kd_load_f32(p.param[0] + i, n) + kd_load_f32(p.param[1] + i, n), n);
         }
@@ -57,6 +58,18 @@ KD_HOT static void forward_range(const void *ctx, int slice, size_t begin, size_
             saved[2 * r + 1] = rstd;
         }
     }
+}
+
+KD_HOT static void forward_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const norm_ctx *c = ctx;
+    kd_dtype tx = c->d->x[0].dtype, ty = c->d->y.dtype;
+    (void)slice;
+    if (c->width % KD_VF == 0 && tx == KD_F32 && ty == KD_F32)
+        forward_rows(c, KD_F32, KD_F32, 1, begin, end);
+    else if (c->width % KD_VF == 0 && tx == KD_F32 && ty == KD_BF16)
+        forward_rows(c, KD_F32, KD_BF16, 1, begin, end);
+    else
+        forward_rows(c, tx, ty, 0, begin, end);
 }
 
 static kd_status norm_forward(kd_cpu *b, kd_op *op, const kd_op_args *args, kd_err *err) {

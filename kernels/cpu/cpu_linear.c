@@ -1,8 +1,8 @@
-/* linear: oneDNN matrix products with packed weights; bias and (in inference) the activation ride on the product. The residual join is an own pass over the product:
+/* linear by oneDNN (f32 with AVX2: cpu_f32.c): matrix products with packed weights; bias and (in inference) the activation ride on the product. The residual join is an own pass over the product:
  * oneDNN's binary post operations took four times as long.
  *
- * In inference the bits mustn't depend on the number of threads. Those of oneDNN's brgemm (AVX-512) don't. Its older products ("gemm:jit", all that 2.x has for
- * AVX2) divide the work in ways that follow the number of threads; there the rows are cut into blocks that follow from the op's shape alone, and each block is one thread's. */
+ * In inference the bits mustn't depend on the number of threads. Those of oneDNN's brgemm (AVX-512) don't. Its older products ("gemm:jit", all that 2.x has
+ * without) divide the work in ways that follow the number of threads; there the rows are cut into blocks that follow from the op's shape alone, and each block is one thread's. */
 #include <omp.h>
 #include <string.h>
 

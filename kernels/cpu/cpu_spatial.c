@@ -9,8 +9,6 @@
 
 enum { MAX_KERNEL = 16 };
 
-typedef uint8_t vb __attribute__((vector_size(16)));
-
 typedef struct op_ctx {
     const kd_op_desc *d;
     const kd_op_args *p;
@@ -35,47 +33,81 @@ KD_LANE span span_of(int64_t out, int64_t size, const kd_op_desc *d) {
     return (span){origin, origin < 0 ? -origin : 0, size - origin < d->kernel ? size - origin : d->kernel};
 }
 
-/* By way of 16 bits: gcc 12 takes a direct conversion between 32 and 8 bits apart, lane by lane. */
-KD_LANE void store_winner(uint8_t *p, kd_vi winner, int n) {
-    vb v = __builtin_convertvector(__builtin_convertvector(winner, kd_vh), vb);
-    if (n == KD_VF) {
+/* Winners by way of 16 bits: gcc 12 takes a direct conversion between 32 and 8 bits apart, lane by lane. */
+typedef uint8_t kd_vb8 __attribute__((vector_size(8)));
+
+KD_LANE void store_winner(uint8_t *p, kd_vi8 winner, int n) {
+    kd_vb8 v = __builtin_convertvector(__builtin_convertvector(winner, kd_vh8), kd_vb8);
+    if (n == KD_V8) {
         memcpy(p, &v, sizeof v);
         return;
     }
-    uint8_t part[KD_VF];
+    uint8_t part[KD_V8];
     memcpy(part, &v, sizeof part);
     for (int i = 0; i < n; i++)
         p[i] = part[i];
 }
 
-KD_HOT static void pool_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const kd_op_desc d = *((const op_ctx *)ctx)->d;
-    const kd_op_args p = *((const op_ctx *)ctx)->p;
+KD_LANE kd_vi8 load_winner(const uint8_t *p, int n) {
+    kd_vb8 v;
+    if (n == KD_V8) {
+        memcpy(&v, p, sizeof v);
+    } else {
+        uint8_t part[KD_V8] = {0};
+        for (int i = 0; i < n; i++)
+            part[i] = p[i];
+        memcpy(&v, part, sizeof v);
+    }
+    return __builtin_convertvector(__builtin_convertvector(v, kd_vh8), kd_vi8);
+}
+
+KD_LANE void store_any8(void *p, kd_dtype t, size_t i, kd_vf8 v, int n) {
+    if (t == KD_F32) {
+        kd_store8((float *)p + i, v, n);
+        return;
+    }
+    float part[KD_V8];
+    memcpy(part, &v, sizeof part);
+    for (int k = 0; k < n; k++)
+        ((uint16_t *)p)[i + (size_t)k] = kd_f32_to_bf16(part[k]);
+}
+
+/* Output pixels begin .. end-1. `whole`: the channels are a multiple of KD_V8. Type and that come as constants (simd.h). */
+KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype type, int whole, size_t begin, size_t end) {
+    const kd_op_desc d = *ctx->d;
+    const kd_op_args p = *ctx->p;
     const int64_t *xs = d.x[0].shape, *ys = d.y.shape;
     size_t width = (size_t)xs[3];
-    (void)slice;
-    for (size_t r = begin; r < end; r++) { /* one output pixel */
+    for (size_t r = begin; r < end; r++) {
         int64_t ox = (int64_t)r % ys[2], oy = (int64_t)r / ys[2] % ys[1], image = (int64_t)r / (ys[2] * ys[1]);
         span sy = span_of(oy, xs[1], &d), sx = span_of(ox, xs[2], &d);
-        for (size_t i = 0; i < width; i += KD_VF) {
-            int n = kd_lanes(width - i);
-            size_t corner = (size_t)((image * xs[1] + sy.origin + sy.low) * xs[2] + sx.origin + sx.low) * width + i;
-            kd_vf best = kd_load(p.x[0], d.x[0].dtype, corner, n), zero = best - best;
-            kd_vi winner = (kd_vi){0} + (int32_t)(sy.low * d.kernel + sx.low);
+        size_t origin = (size_t)((image * xs[1] + sy.origin) * xs[2] + sx.origin) * width, line = (size_t)xs[2] * width; /* may lie before the map: wraps, and back */
+        for (size_t i = 0; i < width; i += KD_V8) {
+            int n = whole ? KD_V8 : kd_lanes8(width - i);
+            kd_vf8 best = kd_load8(p.x[0], type, origin + (size_t)sy.low * line + (size_t)sx.low * width + i, n), zero = best - best;
+            kd_vi8 winner = (kd_vi8){0} + (int32_t)(sy.low * d.kernel + sx.low);
             for (int64_t ky = sy.low; ky < sy.high; ky++)
                 for (int64_t kx = sx.low; kx < sx.high; kx++) {
-                    size_t at = (size_t)((image * xs[1] + sy.origin + ky) * xs[2] + sx.origin + kx) * width + i;
-                    kd_vf v = kd_load(p.x[0], d.x[0].dtype, at, n);
-                    kd_vi better = kd_negative(best - v);
-                    best = kd_select(better, v, best);
+                    kd_vf8 v = kd_load8(p.x[0], type, origin + (size_t)ky * line + (size_t)kx * width + i, n);
+                    kd_vi8 better = kd_less8(best, v);
+                    best = kd_select8(better, v, best);
                     winner = (better & (int32_t)(ky * d.kernel + kx)) | (~better & winner);
                     zero += v - v; /* NaN when one of the values isn't finite: it must show in y */
                 }
-            kd_store(p.y, d.y.dtype, r * width + i, best + zero, n);
+            store_any8(p.y, type, r * width + i, best + zero, n);
             if (d.train)
                 store_winner((uint8_t *)p.saved + r * width + i, winner, n);
         }
     }
+}
+
+KD_HOT static void pool_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const op_ctx *c = ctx;
+    (void)slice;
+    if (c->d->y.dtype == KD_F32 && c->d->y.shape[3] % KD_V8 == 0)
+        pool_pixels(c, KD_F32, 1, begin, end);
+    else
+        pool_pixels(c, c->d->y.dtype, 0, begin, end);
 }
 
 /* Windows [low, high) that contain pixel `in`. */
@@ -84,42 +116,40 @@ KD_LANE span windows_of(int64_t in, int64_t outputs, const kd_op_desc *d) {
     return (span){0, first <= 0 ? 0 : (first + d->stride - 1) / d->stride, last + 1 < outputs ? last + 1 : outputs};
 }
 
-KD_LANE kd_vi load_winner(const uint8_t *p, int n) {
-    vb v;
-    if (n == KD_VF) {
-        memcpy(&v, p, sizeof v);
-    } else {
-        uint8_t part[KD_VF] = {0};
-        for (int i = 0; i < n; i++)
-            part[i] = p[i];
-        memcpy(&v, part, sizeof v);
-    }
-    return __builtin_convertvector(__builtin_convertvector(v, kd_vh), kd_vi);
-}
-
-KD_HOT static void pool_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const kd_op_desc d = *((const op_ctx *)ctx)->d;
-    const kd_op_args p = *((const op_ctx *)ctx)->p;
+/* Input pixels begin .. end-1; constants as above. */
+KD_LANE void pool_grad_pixels(const op_ctx *ctx, kd_dtype type, int whole, size_t begin, size_t end) {
+    const kd_op_desc d = *ctx->d;
+    const kd_op_args p = *ctx->p;
     const int64_t *xs = d.x[0].shape, *ys = d.y.shape;
     size_t width = (size_t)xs[3];
     int add = (d.add_dx & 1) != 0;
-    (void)slice;
-    for (size_t r = begin; r < end; r++) { /* one input pixel */
+    for (size_t r = begin; r < end; r++) {
         int64_t ix = (int64_t)r % xs[2], iy = (int64_t)r / xs[2] % xs[1], image = (int64_t)r / (xs[2] * xs[1]);
         span wy = windows_of(iy, ys[1], &d), wx = windows_of(ix, ys[2], &d);
-        for (size_t i = 0; i < width; i += KD_VF) {
-            int n = kd_lanes(width - i);
-            kd_vf sum = {0};
+        for (size_t i = 0; i < width; i += KD_V8) {
+            int n = whole ? KD_V8 : kd_lanes8(width - i);
+            kd_vf8 sum = {0};
             for (int64_t oy = wy.low; oy < wy.high; oy++)
                 for (int64_t ox = wx.low; ox < wx.high; ox++) {
                     int32_t position = (int32_t)((iy + d.pad - oy * d.stride) * d.kernel + ix + d.pad - ox * d.stride);
                     size_t at = (size_t)((image * ys[1] + oy) * ys[2] + ox) * width + i;
-                    kd_vi other = load_winner((const uint8_t *)p.saved + at, n) ^ position; /* 0 where this pixel won; small numbers */
-                    sum += (kd_vf)((other - 1) >> 31 & (kd_vi)kd_load(p.dy, d.y.dtype, at, n));
+                    kd_vi8 other = load_winner((const uint8_t *)p.saved + at, n) ^ position; /* 0 where this pixel won; small numbers */
+                    sum += (kd_vf8)((other - 1) >> 31 & (kd_vi8)kd_load8(p.dy, type, at, n));
                 }
-            kd_store_grad(p.dx[0], d.x[0].dtype, r * width + i, sum, n, add);
+            if (add)
+                sum += kd_load8(p.dx[0], type, r * width + i, n);
+            store_any8(p.dx[0], type, r * width + i, sum, n);
         }
     }
+}
+
+KD_HOT static void pool_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const op_ctx *c = ctx;
+    (void)slice;
+    if (c->d->y.dtype == KD_F32 && c->d->y.shape[3] % KD_V8 == 0)
+        pool_grad_pixels(c, KD_F32, 1, begin, end);
+    else
+        pool_grad_pixels(c, c->d->y.dtype, 0, begin, end);
 }
 
 static kd_status pool_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {

@@ -480,6 +480,9 @@ void kd_dnn_version(int *major, int *minor, int *patch) {
     *patch = v->patch;
 }
 
-int kd_dnn_has_bf16(void) {
-    return (dnnl_get_effective_cpu_isa() & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core;
+kd_dnn_isa kd_dnn_instructions(void) {
+    unsigned isa = dnnl_get_effective_cpu_isa();
+    if ((isa & dnnl_cpu_isa_avx512_core) == dnnl_cpu_isa_avx512_core)
+        return KD_DNN_AVX512;
+    return (isa & dnnl_cpu_isa_avx2) == dnnl_cpu_isa_avx2 ? KD_DNN_AVX2 : KD_DNN_OLDER;
 }

@@ -58,8 +58,9 @@ typedef struct kd_dnn_engine kd_dnn_engine; /* engine and stream */
 kd_status kd_dnn_engine_create(kd_dnn_engine **out, kd_err *err);
 void kd_dnn_engine_destroy(kd_dnn_engine *e); /* accepts NULL */
 void kd_dnn_version(int *major, int *minor, int *patch);
-/* Whether oneDNN multiplies bf16 here: AVX-512 with BW, VL and DQ, as far as ONEDNN_MAX_CPU_ISA allows. */
-int kd_dnn_has_bf16(void);
+/* The instructions that oneDNN uses here, as far as ONEDNN_MAX_CPU_ISA allows: AVX-512 with BW, VL and DQ (without, it has no bf16), AVX2, or older ones. */
+typedef enum kd_dnn_isa { KD_DNN_OLDER, KD_DNN_AVX2, KD_DNN_AVX512 } kd_dnn_isa;
+kd_dnn_isa kd_dnn_instructions(void);
 
 /* KD_EFAIL when oneDNN has no implementation. what: op name for messages. */
 kd_status kd_dnn_matmul(kd_dnn **out, kd_dnn_engine *e, const kd_dnn_matmul_desc *d, const char *what, kd_err *err);

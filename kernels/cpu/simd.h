@@ -192,6 +192,7 @@ KD_LANE float kd_max_lane(kd_vf v) {
 
 enum { KD_V8 = 8 };
 typedef float kd_vf8 __attribute__((vector_size(32)));
+typedef int32_t kd_vi8 __attribute__((vector_size(32)));
 typedef uint32_t kd_vu8 __attribute__((vector_size(32)));
 typedef uint16_t kd_vh8 __attribute__((vector_size(16)));
 
@@ -227,6 +228,15 @@ KD_LANE void kd_store8(float *p, kd_vf8 v, int n) {
     memcpy(part, &v, sizeof part);
     for (int k = 0; k < n; k++)
         p[k] = part[k];
+}
+
+/* -1 where a < b, else 0; as kd_negative(a - b). */
+KD_LANE kd_vi8 kd_less8(kd_vf8 a, kd_vf8 b) {
+    return (kd_vi8)(a - b) >> 31;
+}
+
+KD_LANE kd_vf8 kd_select8(kd_vi8 mask, kd_vf8 a, kd_vf8 b) {
+    return (kd_vf8)((mask & (kd_vi8)a) | (~mask & (kd_vi8)b));
 }
 
 /* A sum of sixteen lanes that a loop carries. */

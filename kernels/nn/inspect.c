@@ -286,3 +286,16 @@ kd_status kd_exec_print_profile(const kd_exec *e, FILE *out, kd_err *err) {
     kd_free(list);
     return KD_OK;
 }
+
+kd_exec_times kd_exec_profile_times(const kd_exec *e) {
+    double passes = e->profiled_passes ? e->profiled_passes : 1;
+    kd_exec_times t = {0};
+    for (int i = 0; i < e->node_count; i++) {
+        const kd_pnode *n = &e->nodes[i];
+        double seconds = (n->seconds[0] + n->seconds[1]) / passes;
+        t.ops += seconds;
+        if (n->desc.kind == KD_OP_CONV2D || n->desc.kind == KD_OP_LINEAR || n->desc.kind == KD_OP_ATTENTION)
+            t.products += seconds;
+    }
+    return t;
+}

@@ -52,5 +52,10 @@ kd_status kd_exec_compare(kd_exec *got, kd_exec *want, kd_exec_pair_fn pair, voi
 void kd_exec_profile(kd_exec *e, int on);
 /* Since profiling was switched on, in milliseconds of a pass: one line per op and direction, the longest first, with its share and, for matrix work, GFLOP/s; then the sums per kind of op. KD_EFAIL: memory. */
 kd_status kd_exec_print_profile(const kd_exec *e, FILE *out, kd_err *err);
+/* Since then, in seconds of a pass, both directions: all ops, and those of convolutions, linear layers and attention alone, below which no work on the others can bring it. */
+typedef struct kd_exec_times {
+    double ops, products;
+} kd_exec_times;
+kd_exec_times kd_exec_profile_times(const kd_exec *e);
 
 #endif

@@ -5,7 +5,8 @@
  * infer: a forward pass. features: what kd-precompute does of a teacher: upload of the pixels, forward pass, class token and patches encoded as i8, their way to the host while the next batch is worked on.
  * train: forward, backward, clipping, AdamW.
  *
- * Prints one JSON line: the median of the rounds; cpu_ms is processor time of all threads per round, which a busy machine doesn't change. With `profile`, also the time of every op on stderr (slower: the device is waited for after each). */
+ * Prints one JSON line: ms is the median of the rounds, mean_ms their mean; cpu_ms is processor time of all threads per round, which a busy machine doesn't change. With `profile` (slower on a GPU, which is waited for after each op), also
+ * the means of ops_ms, what all ops take, and of floor_ms, what convolutions, linear layers and attention take of it; and the time of every op on stderr. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -148,27 +149,31 @@ static int by_value(const void *a, const void *b) {
 }
 
 static kd_status measure(bench *o, kd_err *err) {
-    enum { WARM_UP = 4 }; /* passes; the second is recorded where the backend records */
-    double seconds[1000], cpu;
-    for (int i = 0; i < WARM_UP; i++)
+    double seconds[1000], sum = 0, cpu;
+    int warm_up = o->b->v->record_begin ? 4 : 2; /* passes; the second is recorded where the backend records */
+    for (int i = 0; i < warm_up; i++)
         KD_TRY(o->features ? one_batch(o, i, err) : one_pass(o, err));
     kd_exec_profile(o->e, o->profile);
     cpu = now(CLOCK_PROCESS_CPUTIME_ID);
     for (int i = 0; i < o->rounds; i++) {
         double begin = now(CLOCK_MONOTONIC);
-        KD_TRY(o->features ? one_batch(o, WARM_UP + i, err) : one_pass(o, err));
+        KD_TRY(o->features ? one_batch(o, warm_up + i, err) : one_pass(o, err));
         seconds[i] = now(CLOCK_MONOTONIC) - begin;
+        sum += seconds[i];
     }
     cpu = (now(CLOCK_PROCESS_CPUTIME_ID) - cpu) / o->rounds;
     qsort(seconds, (size_t)o->rounds, sizeof *seconds, by_value);
     double median = seconds[o->rounds / 2], flops = kd_exec_flops(o->e) * (o->train ? 3 : 1);
-    printf("{\"model\":\"%s\",\"device\":\"%s\",\"mode\":\"%s\",\"precision\":\"%s\",\"batch\":%d,\"size\":%d,\"threads\":%d,\"rounds\":%d,\"ms\":%.3f,\"best_ms\":%.3f,\"cpu_ms\":%.3f,"
-           "\"images_per_s\":%.2f,\"gflops\":%.1f,\"device_mib\":%.1f}\n",
-           o->model, o->b->v->name, o->train ? "train" : o->features ? "features" : "infer", kd_dtype_name(o->precision), o->batch, o->size, o->b->threads, o->rounds, median * 1e3, seconds[0] * 1e3, cpu * 1e3,
+    printf("{\"model\":\"%s\",\"device\":\"%s\",\"mode\":\"%s\",\"precision\":\"%s\",\"batch\":%d,\"size\":%d,\"threads\":%d,\"rounds\":%d,\"library\":\"%s\",\"ms\":%.3f,\"mean_ms\":%.3f,\"best_ms\":%.3f,\"cpu_ms\":%.3f,"
+           "\"images_per_s\":%.2f,\"gflops\":%.1f,\"device_mib\":%.1f",
+           o->model, o->b->v->name, o->train ? "train" : o->features ? "features" : "infer", kd_dtype_name(o->precision), o->batch, o->size, o->b->threads, o->rounds, o->b->v->describe(o->b), median * 1e3, 1e3 * sum / o->rounds, seconds[0] * 1e3, cpu * 1e3,
            o->batch / median, flops / median * 1e-9, (double)kd_exec_device_bytes(o->e) / (1 << 20));
-    if (o->profile)
-        KD_TRY(kd_exec_print_profile(o->e, stderr, err));
-    return KD_OK;
+    if (o->profile) {
+        kd_exec_times t = kd_exec_profile_times(o->e);
+        printf(",\"ops_ms\":%.3f,\"floor_ms\":%.3f", t.ops * 1e3, t.products * 1e3);
+    }
+    printf("}\n");
+    return o->profile ? kd_exec_print_profile(o->e, stderr, err) : KD_OK;
 }
 
 static void drop(bench *o) {

@@ -1,47 +1,58 @@
 #!/bin/bash
-# Speed of the models on this machine, beside PyTorch in the same run where one is installed (PYTHON names the interpreter).
-# Runs each pair in turn (ours, theirs, ours, theirs, ...) and prints medians and their ratio; the table goes to tests/bench/results/.
-set -eu
-cd "$(dirname "$0")/../.."
-: "${KD_TEST_DIR:?run me through make bench}"
-python=${PYTHON:-python3}
-turns=${TURNS:-3}
-threads=${THREADS:-$(nproc)}
-# The peer's BLAS has a pool of its own.
-export GOMP_SPINCOUNT=1000 OPENBLAS_NUM_THREADS=1
-peer=$($python -c 'import torch, torchvision, timm; print(torch.__version__)' 2>/dev/null | tail -n 1) || peer=
-cpu=$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)
-mkdir -p tests/bench/results
-out=tests/bench/results/models.md
+# All benches one after the other, each with its peers in the same run; each writes its table to tests/bench/results/. README.md here says what they measure.
+#     make bench [BENCH="models loader"] [PYTHON=interpreter with the peers] [TURNS=5] [KD_TEST_DATA=DIR] [IMAGES=DIR]
+# BENCH: which ones, all by default. IMAGES: a flat folder of JPEGs for the loader; without it the photos of KD_TEST_DATA's imagenet-sample.tar, without that drawn pictures. STAGE_LIMIT=240 minutes for each bench.
+# A bench that fails (one whose peer isn't installed, say) doesn't stop the others; the status is 1 then.
+set -u
+cd "$(dirname "$0")/../.." || exit 1
+: "${KD_BIN:?run me through make bench}" "${KD_TEST_DIR:?run me through make bench}"
+all="models loader cache knn students end-to-end scaling memory"
+# Minutes with 5 turns on two cores of 90 GFLOP/s. The models say their own once the peak is known; torch.compile's first run is half of it.
+declare -A minutes=([models]=90 [loader]=5 [cache]=10 [knn]=10 [students]=20 [end-to-end]=35 [scaling]=30 [memory]=10)
+export TURNS=${TURNS:-5} PYTHON=${PYTHON:-python3}
+images=${IMAGES:-}
+unset IMAGES # means something else to other benches
+work=$(mktemp -d "${TMPDIR:-/tmp}/kd-bench.XXXXXX") || exit 1
+trap 'rm -rf "$work"' EXIT
 
-median() { sort -g | awk '{ v[NR] = $1 } END { print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2 }'; }
-row() { # NAME BATCH SIZE PRECISION MODE THREADS
-    local ours="" theirs="" i
-    for ((i = 0; i < turns; i++)); do
-        ours+="$("$KD_TEST_DIR/bench/bench_model" "$@" cpu 5 | sed 's/.*"images_per_s": *\([0-9.]*\).*/\1/')"$'\n'
-        [ -n "$peer" ] && theirs+="$($python tests/bench/peer_torch.py "$@" 5 2>/dev/null | tail -n 1)"$'\n'
-    done
-    ours=$(printf '%s' "$ours" | median)
-    if [ -n "$peer" ]; then
-        theirs=$(printf '%s' "$theirs" | median)
-        printf '| %s | %s | %s | %s | %s | %.1f | %.1f | %.2f |\n' "$1" "$5" "$3" "$2" "$4, $6 thread$([ "$6" = 1 ] || echo s)" "$ours" "$theirs" "$(echo "$ours $theirs" | awk '{ print $1 / $2 }')"
+script() { [ "$1" = models ] && echo models.py || echo "${1//-/_}.sh"; }
+
+loader_images() {
+    if [ -n "$images" ]; then
+        echo "$images"
+    elif [ -n "${KD_TEST_DATA:-}" ] && [ -f "$KD_TEST_DATA/imagenet-sample.tar" ]; then
+        mkdir "$work/imagenet-sample" && tar -xf "$KD_TEST_DATA/imagenet-sample.tar" -C "$work/imagenet-sample" --transform='s,.*/,,' --wildcards '*.jpg' '*.JPEG' 2>/dev/null
+        echo "$work/imagenet-sample"
     else
-        printf '| %s | %s | %s | %s | %s | %.1f | - | - |\n' "$1" "$5" "$3" "$2" "$4, $6 thread$([ "$6" = 1 ] || echo s)" "$ours"
+        "$KD_TEST_DIR/demo/draw_pictures" "$work/drawn" 20 1 >&2 && mkdir "$work/drawn-pictures"
+        for f in "$work"/drawn/train/*/*.jpg; do mv "$f" "$work/drawn-pictures/$(basename "$(dirname "$f")")-$(basename "$f")"; done
+        echo "$work/drawn-pictures"
     fi
 }
-{
-    echo "# Models: images per second"
-    echo
-    echo "$(date -u +%Y-%m-%d), $cpu, $(nproc) processors. Medians of $turns turns, ours and PyTorch ${peer:-(not installed here)} one after the other."
-    echo
-    echo "| model | mode | px | batch | precision | kdcache | PyTorch | ratio |"
-    echo "|---|---|---|---|---|---|---|---|"
-    row resnet18 64 112 bf16 train 1
-    row resnet18 64 112 f32 train 1
-    row resnet18 64 112 bf16 train "$threads"
-    row resnet18 64 112 f32 train "$threads"
-    row dinov2_w192_d12 16 224 bf16 infer 1
-    row dinov2_vits14 8 224 bf16 infer 1
-    row dinov2_vits14 8 224 bf16 infer "$threads"
-    row dinov2_vitb14 8 224 bf16 infer "$threads"
-} | tee "$out"
+
+run() { # BENCH
+    local limit=(timeout -k 10 "$((${STAGE_LIMIT:-240} * 60))")
+    case $1 in
+    models) "${limit[@]}" "$PYTHON" tests/bench/models.py ;;
+    loader) IMAGES=$(loader_images) "${limit[@]}" tests/bench/loader.sh ;;
+    *) "${limit[@]}" "tests/bench/$(script "$1")" ;;
+    esac
+}
+
+for b in ${BENCH:=$all}; do
+    [ -n "${minutes[$b]:-}" ] || { echo "BENCH: there is no bench \"$b\"; there are: $all" >&2; exit 2; }
+done
+total=0
+for b in $BENCH; do total=$((total + minutes[$b])); done
+echo "bench: $BENCH; about $total minutes with 5 turns on two cores of 90 GFLOP/s, on an otherwise idle machine" >&2
+failed=
+for b in $BENCH; do
+    echo "bench: $b, about ${minutes[$b]} minutes" >&2
+    begin=$SECONDS
+    run "$b"
+    status=$?
+    [ "$status" -eq 0 ] || failed+=" $b (status $status)"
+    [ "$status" -ne 124 ] || echo "bench: $b was stopped after ${STAGE_LIMIT:-240} minutes" >&2
+    echo "bench: $b took $(((SECONDS - begin + 59) / 60)) minutes" >&2
+done
+[ -z "$failed" ] || { echo "bench: failed:$failed" >&2; exit 1; }

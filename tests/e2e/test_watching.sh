@@ -6,7 +6,8 @@ pictures=$work/pictures
 "$KD_TEST_DIR/demo/draw_pictures" "$pictures" 6 1 || exit 1
 weights=$top/tests/golden/models/tiny_dinov2.pth
 cache=$work/x.kdc
-"$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$weights" --cache "$cache" --views 2 --image-size 112 --device cpu 2>"$work/err" || { cat "$work/err"; exit 1; }
+"$KD_BIN/kd-precompute" --images "$pictures/train" --weights "$weights" --cache "$cache" --views 2 --image-size 112 --device cpu --json >"$work/precompute.json" 2>"$work/err" || { cat "$work/err"; exit 1; }
+cp "$work/err" "$work/precompute.err"
 student=dinov2_w64_d1
 train() {
     "$KD_BIN/kd-train" --images "$pictures/train" --cache "$cache" --student $student --epochs 3 --batch-size 8 --val-fraction 0.3 --log-every 2 --device cpu --threads 2 \
@@ -41,6 +42,35 @@ for k in 10 20; do
         check "k-NN with k=$k, top-$top is kd-eval's" test "$(value "knn_top${top}_k$k" <"$work/a/metrics.jsonl")" = "$(grep "\"k\":$k," "$work/knn" | value "top$top")"
     done
 done
+
+# ---- where the time went ----
+# The stages of a table: its lines as printed, which add up to the last one; none is negative. Prints them, or what is wrong.
+stages() { # FILE TITLE
+    awk -v title="$2" 'index($0, title) == 1 { inside = 1; next }
+        inside && !/^  / { exit }
+        inside { value = $(NF - 1); name = $0; sub(/^ +/, "", name); sub(/  +[-0-9.]+ +[-0-9.]+%$/, "", name)
+            if (value < 0) { print "negative: " name; exit }
+            if (name == "all") { d = sum - value; print (d < 0.005 && d > -0.005) ? list "= all" : "lines add up to " sum " and all is " value; exit }
+            sum += value; list = list name ", " }' "$1"
+}
+main='where the time went' loaders='loader threads, processor time'
+check "kd-precompute says where its time went, in lines that add up" test "$(stages "$work/precompute.err" "$main")" = 'start, wait for data, batch, teacher, encode, compress, write, seal, other, = all'
+check "and what its loaders took" test "$(stages "$work/precompute.err" "$loaders")" = 'decode, replay, = all'
+check "its summary has both" grep -q '"type":"summary".*"stages":{"start":[0-9].*"seal":.*"other":.*"loaders":{"decode":[0-9.e-]*,"replay":' "$work/precompute.json"
+train --out "$work/t" --epochs 1 --json >"$work/train.json" 2>"$work/err"
+both='start, wait for data, batch, forward, backward, optimizer, validation, checkpoint, report, export, other, = all'
+check "kd-train says where its time went, in lines that add up" test "$(stages "$work/err" "$main")" = "$both"
+check "and what its loaders took" test "$(stages "$work/err" "$loaders")" = 'decode, replay, cache, = all'
+sed 's/^[^ ]* //' "$work/t/train.log" >"$work/log"
+check "train.log keeps it" test "$(stages "$work/log" "$main")" = "$both"
+check "its summary has both" grep -q '"type":"summary","steps":[0-9]*,"seconds":[0-9].*"stages":{"start":[0-9].*"other":.*"loaders":{"decode":' "$work/train.json"
+train --out "$work/q" --epochs 1 -q 2>"$work/err"
+check "-q is quiet about it" test ! -s "$work/err"
+train --out "$work/t" --epochs 1 2>"$work/err"
+check "a run that had nothing left to do has no table" test "$(grep -c "$main" "$work/err")" -eq 0
+"$KD_BIN/kd-train" --images "$pictures/train" --live-teacher "$weights" --image-size 112 --views 2 --student $student --epochs 1 --batch-size 8 --device cpu --threads 2 --out "$work/lt" 2>"$work/err"
+check "a live teacher has a line of its own" test "$(stages "$work/err" "$main")" = "${both/wait for data,/wait for data, live teacher,}"
+check "and its loaders read no cache" test "$(stages "$work/err" "$loaders")" = 'decode, replay, = all'
 
 # ---- TensorBoard events: whole records, a number for each of metrics.jsonl ----
 # Prints "records values": how many records the file has, each ended where its length says, and how many scalars.

@@ -182,7 +182,13 @@ static void conv2d_cases(void) {
         {1, 3, 3, 7, 1, 3, 1, 2, 0, KD_ACT_RELU, 1},
         {2, 6, 6, 64, 64, 3, 1, 1, 0, KD_ACT_NONE, 1},
         {3, 14, 14, 32, 48, 3, 2, 1, 0, KD_ACT_NONE, 1},
-        {2, 9, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE, 17}, /* depthwise from here */
+        {5, 17, 13, 9, 21, 3, 1, 1, 0, KD_ACT_NONE, 1},  /* from here to the depthwise: more pixels than products take at once, borders between images inside */
+        {3, 25, 31, 8, 18, 5, 2, 2, 1, KD_ACT_RELU, 1},
+        {4, 33, 27, 3, 17, 7, 2, 3, 0, KD_ACT_NONE, 1},
+        {2, 29, 18, 5, 16, 4, 3, 2, 0, KD_ACT_NONE, 1},
+        {3, 15, 16, 19, 35, 1, 1, 0, 1, KD_ACT_NONE, 1},
+        {9, 7, 7, 32, 16, 3, 1, 1, 0, KD_ACT_NONE, 1},
+        {2, 9, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE, 17},  /* depthwise */
         {1, 11, 12, 33, 33, 5, 2, 2, 1, KD_ACT_NONE, 33},
         {2, 14, 14, 48, 48, 7, 1, 3, 1, KD_ACT_NONE, 48},
         {3, 9, 9, 64, 64, 3, 2, 1, 0, KD_ACT_RELU, 64},
@@ -211,8 +217,8 @@ static void conv2d_cases(void) {
     mixed(conv2d(&list[3]), 0, "2x9x9x17->33 k1", KD_F32, KD_F32, KD_BF16);
     mixed(conv2d(&list[7]), 0, "1x29x28x3->17 k14 s14 bias", KD_BF16, KD_F32, KD_F32);
     mixed(conv2d(&list[9]), 0, "2x6x6x64->64 k3", KD_F32, KD_F32, KD_BF16);
-    mixed(conv2d(&list[11]), 0, "2x9x7x17 k3 depthwise", KD_BF16, KD_F32, KD_F32);
-    mixed(conv2d(&list[13]), 0, "2x14x14x48 k7 depthwise", KD_F32, KD_F32, KD_BF16);
+    mixed(conv2d(&list[17]), 0, "2x9x7x17 k3 depthwise", KD_BF16, KD_F32, KD_F32);
+    mixed(conv2d(&list[19]), 0, "2x14x14x48 k7 depthwise", KD_F32, KD_F32, KD_BF16);
 }
 
 static void max_pool_cases(void) {
@@ -255,6 +261,7 @@ static void linear_cases(void) {
     variants(linear(shape(3, 2, 17, 64), 128, 1, KD_ACT_RELU), 0, "2x17x64->128 bias relu");
     variants(linear(shape(3, 2, 50, 192), 64, 1, KD_ACT_GELU), 0, "2x50x192->64 bias gelu");
     variants(linear(shape(2, 257, 96), 288, 1, KD_ACT_NONE), 0, "257x96->288 bias");
+    variants(linear(shape(3, 7, 113, 20), 50, 1, KD_ACT_GELU), 0, "7x113x20->50 bias gelu");
     variants(residual_linear(shape(2, 3, 7), 17, 1), 0, "3x7->17 bias residual gamma");
     variants(residual_linear(shape(3, 2, 17, 33), 33, 0), 1, "2x17x33->33 residual");
     variants(residual_linear(shape(3, 2, 50, 192), 64, 1), 0, "2x50x192->64 bias residual gamma");

@@ -8,34 +8,35 @@
 
 /* ---- against torchvision ---- */
 
-/* Measured, largest of the four: ref outputs 1.1e-5, gradients 8e-6 of their norm; cpu 3.3e-5 and 1.8e-5; nearly all of it in batch norms over 12 values. Kinks: resnet50's gradients are off by 1.5e-6
- * on ref and 8e-4 on cpu, and at 64 pixels by 3e-3 on ref and 8e-6 on cpu; PyTorch's own in f32 by 2.6e-5. */
-static void check_family(const char *name, int size, double kinks, double drop_path) {
+/* Measured, largest of the four: ref outputs 1.1e-5, gradients 8e-6 of their norm; cpu 3.3e-5 and 1.8e-5; nearly all of it in batch norms over 12 values. Kinks: a ReLU before one of those norms that rounding
+ * turns on or off changes the gradients behind it. resnet50's are off by up to 3e-3 on ref for that reason, and which size of picture meets one changes with the order of any sum: of 48, 56, 64 and 80 pixels
+ * ref, oneDNN and our own products each meet some. */
+static void check_family(const char *name, double kinks, double drop_path) {
     char file[100];
     snprintf(file, sizeof file, GOLDEN "train_%s.safetensors", name);
-    step_case c = {.file = file, .size = size, .batch = 3, .target_side = 3, .drop_path = drop_path, .kinks = kinks, .eval = 1};
+    step_case c = {.file = file, .size = 64, .batch = 3, .target_side = 3, .drop_path = drop_path, .kinks = kinks, .eval = 1};
     assert_ok(kd_model_find(&c.model, name, NULL, &err));
     check_step(&c, 3e-5, 1e-4);
 }
 
 static void resnet50_equals_torchvision(void **state) {
     (void)state;
-    check_family("resnet50", 48, 1e-2, 0);
+    check_family("resnet50", 4e-3, 0);
 }
 
 static void mobilenet_v3_small_equals_torchvision(void **state) {
     (void)state;
-    check_family("mobilenet_v3_small", 64, 2e-3, 0);
+    check_family("mobilenet_v3_small", 2e-3, 0);
 }
 
 static void mobilenet_v3_large_equals_torchvision(void **state) {
     (void)state;
-    check_family("mobilenet_v3_large", 64, 2e-3, 0);
+    check_family("mobilenet_v3_large", 2e-3, 0);
 }
 
 static void convnext_tiny_with_drop_path_equals_torchvision(void **state) {
     (void)state;
-    check_family("convnext_tiny", 64, 0, 0.1);
+    check_family("convnext_tiny", 0, 0.1);
 }
 
 /* ---- names ---- */

@@ -202,6 +202,8 @@ static void times_are_printed_longest_first(void **state) {
         must(kd_exec_backward(e, 0, &err));
     }
     must(kd_exec_print_profile(e, out, &err));
+    kd_exec_times times = kd_exec_profile_times(e);
+    assert_true(times.products > 0 && times.products < times.ops);
     rewind(out);
     while (fgets(line, sizeof line, out) != NULL && sscanf(line, "%lf ms %lf%%", &ms, &share) == 2) {
         assert_true(ms <= before);

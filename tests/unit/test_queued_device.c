@@ -356,7 +356,7 @@ static void train_student(kd_backend *b, int ahead, numbers *n) {
         for (int micro = 0; micro < MICRO; micro++) {
             if (!ahead)
                 put_batch(s, number);
-            must(kd_step_begin(s, micro, &err));
+            must(kd_step_begin(s, micro, NULL, &err));
             if (ahead)
                 put_batch(s, number + 1);
             must(kd_step_losses(s, micro, &x, &err));

@@ -61,7 +61,8 @@ def give_drops(m):
             b.stochastic_depth = GivenDrop(np.where(unit(f"drop_path.{i}", BATCH) < 0, 0, 1 / (1 - chance)))
 
 
-def golden(name, features, width, size=64):
+def golden(name, features, width):
+    size = 64
     path = f"train_{name}.safetensors"
     x = normalized(pictures(BATCH, size), *IMAGENET)
     m = getattr(torchvision.models, name)(**({"stochastic_depth_prob": DROP_PATH} if name.startswith("convnext") else {}))
@@ -77,7 +78,7 @@ def golden(name, features, width, size=64):
 
 
 def main():
-    golden("resnet50", resnet_features, 2048, 48)
+    golden("resnet50", resnet_features, 2048)
     golden("mobilenet_v3_small", mobilenet_features, 576)
     golden("mobilenet_v3_large", mobilenet_features, 960)
     golden("convnext_tiny", convnext_features, 768)

@@ -1,0 +1,73 @@
+/* Convolutions and linear layers in f32 for CPUs with AVX2 and FMA but without AVX-512. On channels-last maps oneDNN reaches a third (gradients of weights) to two thirds (forward) of what such a core can do, 3.2 little
+ * more than 2.6; these reach 65 to 90 %. With AVX-512 oneDNN reaches 90 and more, so there it stays. Inside kernels/cpu only; cpu_f32.c makes ops of these functions.
+ *
+ * Everything is one of two small matrix products whose sums stay in registers:
+ *
+ *     forward, gradient of x (f32_product.c)   6 pixels x 16 channels: for every tap of the window and every channel of the source, 6 values of x times 16 weights.
+ *                                              The rows of x are used where they lie: a tap is six addresses, of a row of zeros beyond the border
+ *     gradient of the weights (f32_outer.c)    6 input x 16 output channels of one tap: for every pixel, 6 values of x times 16 of the gradient, both copied into panels first
+ *     attention's products (f32_matmul.c)      6 x 16 of the result, as the first, or for a transposed left side as the second
+ *
+ * Forward and the gradient of x: the order of every sum follows from the shape alone, so neither threads nor the other images of a batch change a bit. Gradient of the weights: a share of the pixels per thread, summed
+ * in a fixed order: the same bits for the same number of threads.
+ *
+ * A linear layer over `rows` rows is the shape {1, 1, rows, in, 1, rows, out, 1, 1, 0}. All tensors are dense f32 (NHWC); scratch and packed are 64-byte aligned and the caller's. Thread rule: as the backend. */
+#ifndef KD_KERNELS_CPU_F32_H
+#define KD_KERNELS_CPU_F32_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "kernels/ops.h"
+
+typedef struct kd_f32_shape {
+    int64_t images, h, w, in, ho, wo, out, kernel, stride, pad;
+} kd_f32_shape;
+
+/* What happens to a finished sum s of forward: y = act(s + bias), or y = residual + gamma (s + bias) with act NONE. Absent ones are NULL. before_act, if given, gets s + bias (act GELU). */
+typedef struct kd_f32_finish {
+    const float *bias, *residual, *gamma;
+    float *before_act;
+    kd_act act; /* NONE, RELU, GELU */
+} kd_f32_finish;
+
+/* 1 where these functions may be called: AVX2 and FMA. */
+int kd_f32_runs_here(void);
+/* 0: a window of too many taps. */
+int kd_f32_takes(const kd_f32_shape *s);
+
+/* Weights w [out,in,kernel,kernel] in the order of forward, and of dx. */
+size_t kd_f32_packed_bytes(const kd_f32_shape *s);
+size_t kd_f32_packed_dx_bytes(const kd_f32_shape *s);
+void kd_f32_pack(int threads, const kd_f32_shape *s, const float *w, float *packed);
+void kd_f32_pack_dx(int threads, const kd_f32_shape *s, const float *w, float *packed);
+
+/* y [images,ho,wo,out] from x [images,h,w,in]. y may be the residual's memory. */
+size_t kd_f32_forward_bytes(const kd_f32_shape *s, int threads);
+void kd_f32_forward(int threads, const kd_f32_shape *s, float *y, const float *x, const float *packed, const kd_f32_finish *f, void *scratch);
+
+/* dx [images,h,w,in] = or += the gradient from g [images,ho,wo,out]; packed: of kd_f32_pack_dx. */
+size_t kd_f32_dx_bytes(const kd_f32_shape *s, int threads);
+void kd_f32_dx(int threads, const kd_f32_shape *s, float *dx, const float *g, const float *packed, int add, void *scratch);
+
+/* dw [out,in,kernel,kernel] += the gradient from x and g. */
+size_t kd_f32_dw_bytes(const kd_f32_shape *s, int threads);
+void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch);
+
+/* c[rows,columns] = or += a[rows,depth] b[depth,columns], on the calling thread. Distances in floats from row to row and from column to column; either of a's is 1, and c's columns lie side by side. */
+typedef struct kd_f32_matmul {
+    int64_t rows, depth, columns;
+    int64_t a_row, a_column, b_row, b_column, c_row;
+    int add;
+} kd_f32_matmul;
+size_t kd_f32_matmul_bytes(const kd_f32_matmul *m);
+void kd_f32_matmul_run(const kd_f32_matmul *m, float *c, const float *a, const float *b, void *scratch);
+
+/* ---- shared by the files ---- */
+
+enum { KD_F32_ROWS = 6, KD_F32_COLUMNS = 16, KD_F32_TILE = KD_F32_ROWS * KD_F32_COLUMNS };
+
+/* Few input channels (a photo's three): a row of the window is one run of kernel x in floats, so that a tap is a row of the window instead of a pixel. */
+int kd_f32_merges(const kd_f32_shape *s);
+
+#endif

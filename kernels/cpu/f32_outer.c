@@ -1,0 +1,243 @@
+/* Gradients of weights as sums over pixels of outer products (f32.h).
+ *
+ * The lines of the result (rows of the map; for a window of one pixel, runs of pixels) are divided among the threads and taken some hundred pixels at a time. The source pixels under them are copied into panels of 6 channels,
+ * with the padding, and the gradient's into panels of 16; so a tap is an offset, and every value that a sum reads lies in the first-level cache or streams from the second. Sums of a part start at 0 and are added to
+ * the thread's in f32, so that the error grows with the number of parts, not of pixels. */
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/f32.h"
+#include "kernels/cpu/f32_tile.h"
+
+enum {
+    ROWS = KD_F32_ROWS,
+    COLUMNS = KD_F32_COLUMNS,
+    PART_PIXELS = 384,
+    MAX_LINES = PART_PIXELS /* of a part: a line has a pixel at least */
+};
+
+/* Threads' sums together take no more than this, if need be by leaving threads idle. */
+static const size_t SUMS_BYTES = (size_t)256 << 20;
+
+/* What is summed, seen as lines of pixels. A window of one pixel has neither padding nor neighbours, so all its pixels in a row are cut into lines anywhere. */
+typedef struct geometry {
+    int flat, merged;
+    size_t all, lines, pixels;     /* of the result, and of a line (flat: the last may be shorter) */
+    size_t lines_per_part;
+    size_t taps, taps_x;           /* merged: a tap is a row of the window */
+    size_t width;                  /* values of a tap: input channels, or those of a row of the window */
+    size_t in_blocks, out_blocks;
+    size_t line_width;             /* source pixels under a line, with the padding */
+    size_t pixel, row;             /* floats from source pixel to source pixel, and from row to row */
+    size_t source;                 /* floats of a part's source, at most */
+    size_t sums;                   /* floats: [out_blocks][in_blocks][taps][6][16] */
+    size_t threads;                /* that work */
+} geometry;
+
+static size_t smaller(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+/* Rows of the source under the lines of a part: an image's first line needs all of its window, every other one only what is new. */
+static size_t source_rows(const kd_f32_shape *s, size_t lines) {
+    size_t k = (size_t)s->kernel, fresh = smaller(k, (size_t)s->stride), images = lines / (size_t)s->ho + 2;
+    return lines * fresh + images * (k - fresh);
+}
+
+static geometry geometry_of(const kd_f32_shape *s, int threads) {
+    geometry g = {.flat = s->kernel == 1 && s->stride == 1 && s->pad == 0, .merged = kd_f32_merges(s), .all = (size_t)(s->images * s->ho * s->wo)};
+    size_t k = (size_t)s->kernel;
+    g.pixels = g.flat ? PART_PIXELS : (size_t)s->wo;
+    g.lines = (g.all + g.pixels - 1) / g.pixels;
+    g.lines_per_part = g.pixels < PART_PIXELS ? PART_PIXELS / g.pixels : 1;
+    g.taps = g.merged ? k : k * k;
+    g.taps_x = g.merged ? 1 : k;
+    g.width = g.merged ? k * (size_t)s->in : (size_t)s->in;
+    g.in_blocks = (g.width + ROWS - 1) / ROWS;
+    g.out_blocks = ((size_t)s->out + COLUMNS - 1) / COLUMNS;
+    g.line_width = g.flat ? PART_PIXELS : (size_t)((s->wo - 1) * s->stride + s->kernel);
+    g.pixel = g.merged ? (size_t)s->in : ROWS;
+    g.row = g.line_width * g.pixel;
+    g.source = (g.flat ? 1 : source_rows(s, g.lines_per_part)) * g.row;
+    g.source = g.merged ? g.source + KD_F32_TILE : g.source * g.in_blocks; /* merged: the last block reads beyond its row's end */
+    g.sums = g.out_blocks * g.in_blocks * g.taps * KD_F32_TILE;
+    g.threads = smaller(g.lines, (size_t)threads);
+    if (g.threads * g.sums * sizeof(float) > SUMS_BYTES)
+        g.threads = SUMS_BYTES / (g.sums * sizeof(float));
+    g.threads = g.threads > 0 ? g.threads : 1;
+    return g;
+}
+
+/* Byte offsets in scratch: a thread's regions. */
+typedef struct layout {
+    size_t source, gradient, sums, thread;
+} layout;
+
+static layout layout_of(const geometry *g) {
+    layout l;
+    size_t at = 0;
+    l.source = kd_cpu_region(&at, g->source * sizeof(float));
+    l.gradient = kd_cpu_region(&at, g->out_blocks * g->lines_per_part * g->pixels * COLUMNS * sizeof(float));
+    l.sums = kd_cpu_region(&at, g->sums * sizeof(float));
+    l.thread = at;
+    return l;
+}
+
+size_t kd_f32_dw_bytes(const kd_f32_shape *s, int threads) {
+    geometry g = geometry_of(s, threads);
+    return g.threads * layout_of(&g).thread;
+}
+
+/* ---- a part: some lines of one thread ---- */
+
+typedef struct dw_ctx {
+    const kd_f32_shape *s;
+    geometry g;
+    layout l;
+    const float *x, *gradient;
+    float *dw;
+    char *scratch;
+} dw_ctx;
+
+typedef struct part {
+    float *source, *gradient, *sums;
+    size_t first, pixels;                  /* of the result; `pixels` of a line */
+    size_t lines, line[MAX_LINES];         /* where each line begins in a source panel, in floats */
+    size_t panel;                          /* floats from source panel to source panel */
+    size_t step;                           /* floats from the source of a pixel to that of its neighbour */
+} part;
+
+static void add_products(const geometry *g, const part *p) {
+    size_t panel = p->lines * p->pixels * COLUMNS;
+    float *sums = p->sums;
+    for (size_t o = 0; o < g->out_blocks; o++)
+        for (size_t i = 0; i < g->in_blocks; i++)
+            for (size_t t = 0; t < g->taps; t++, sums += KD_F32_TILE)
+                kd_f32_tile_outer(sums, p->line, p->lines, p->pixels, p->step, p->source + i * p->panel + t / g->taps_x * g->row + t % g->taps_x * g->pixel, p->gradient + o * panel);
+}
+
+/* n <= `whole` floats, and zeros up to it. */
+static inline __attribute__((always_inline)) void copy_block(float *to, const float *from, size_t n, size_t whole) {
+    if (n == whole) {
+        memcpy(to, from, whole * sizeof *to);
+        return;
+    }
+    memset(to, 0, whole * sizeof *to);
+    memcpy(to, from, n * sizeof *to);
+}
+
+KD_AVX2 static void copy_gradient(const dw_ctx *c, const part *p) {
+    size_t out = (size_t)c->s->out, count = p->lines * p->pixels;
+    for (size_t o = 0; o < c->g.out_blocks; o++) {
+        size_t n = smaller(out - o * COLUMNS, COLUMNS);
+        float *to = p->gradient + o * count * COLUMNS;
+        const float *from = c->gradient + p->first * out + o * COLUMNS;
+        for (size_t i = 0; i < count; i++, to += COLUMNS, from += out)
+            copy_block(to, from, n, COLUMNS);
+    }
+}
+
+KD_AVX2 static void copy_flat(const dw_ctx *c, part *p) {
+    size_t in = (size_t)c->s->in;
+    for (size_t b = 0; b < c->g.in_blocks; b++) {
+        size_t n = smaller(in - b * ROWS, ROWS);
+        float *to = p->source + b * p->pixels * ROWS;
+        const float *from = c->x + p->first * in + b * ROWS;
+        for (size_t i = 0; i < p->pixels; i++, to += ROWS, from += in)
+            copy_block(to, from, n, ROWS);
+    }
+    p->panel = p->pixels * ROWS;
+    p->line[0] = 0;
+}
+
+/* Row y of image n with its padding (outside of the map: zeros) into row `at` of block b. */
+KD_AVX2 static void copy_row(const dw_ctx *c, const part *p, size_t b, size_t at, int64_t n, int64_t y) {
+    const kd_f32_shape *s = c->s;
+    const geometry *g = &c->g;
+    size_t channels = g->merged ? g->pixel : smaller((size_t)s->in - b * ROWS, ROWS);
+    float *to = p->source + b * p->panel + at * g->row;
+    const float *from = c->x + ((n * s->h + y) * s->w - s->pad) * s->in + (int64_t)b * ROWS;
+    int64_t left = s->pad, right = s->w + s->pad, width = (int64_t)g->line_width;
+    if (y < 0 || y >= s->h)
+        left = width;
+    for (int64_t i = 0; i < width; i++, to += g->pixel, from += s->in) {
+        if (i < left || i >= right)
+            memset(to, 0, g->pixel * sizeof *to);
+        else if (g->pixel == ROWS)
+            copy_block(to, from, channels, ROWS);
+        else
+            memcpy(to, from, g->pixel * sizeof *to);
+    }
+}
+
+/* The rows of the source under the part's lines, those of an image once. */
+static void copy_rows(const dw_ctx *c, part *p) {
+    const kd_f32_shape *s = c->s;
+    size_t rows = 0, first = p->first / p->pixels, blocks = c->g.merged ? 1 : c->g.in_blocks;
+    int64_t image = -1, next = 0; /* the image whose rows come last, and its first row that isn't there yet */
+    p->panel = c->g.merged ? ROWS : source_rows(s, c->g.lines_per_part) * c->g.row;
+    for (size_t i = 0; i < p->lines; i++) {
+        int64_t n = (int64_t)(first + i) / s->ho, top = (int64_t)(first + i) % s->ho * s->stride - s->pad;
+        if (n != image || next < top)
+            next = top;
+        image = n;
+        for (; next < top + s->kernel; next++, rows++)
+            for (size_t b = 0; b < blocks; b++)
+                copy_row(c, p, b, rows, n, next);
+        p->line[i] = (rows - (size_t)(next - top)) * c->g.row;
+    }
+}
+
+static void run_part(const dw_ctx *c, part *p) {
+    if (c->g.flat)
+        copy_flat(c, p);
+    else
+        copy_rows(c, p);
+    copy_gradient(c, p);
+    add_products(&c->g, p);
+}
+
+static void lines_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const dw_ctx *c = ctx;
+    const geometry *g = &c->g;
+    char *mine = c->scratch + (size_t)slice * c->l.thread;
+    part p = {.source = kd_cpu_at(mine, c->l.source), .gradient = kd_cpu_at(mine, c->l.gradient), .sums = kd_cpu_at(mine, c->l.sums), .step = (size_t)c->s->stride * g->pixel};
+    memset(p.sums, 0, g->sums * sizeof *p.sums);
+    for (size_t line = begin; line < end; line += g->lines_per_part) {
+        p.lines = smaller(end - line, g->lines_per_part);
+        p.first = line * g->pixels;
+        p.pixels = g->flat ? smaller(g->all - p.first, g->pixels) : g->pixels;
+        run_part(c, &p);
+    }
+}
+
+/* ---- the sum over threads ---- */
+
+/* Output blocks begin .. end-1. */
+KD_AVX2 static void gather_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const dw_ctx *c = ctx;
+    const geometry *g = &c->g;
+    size_t in = (size_t)c->s->in, k = (size_t)c->s->kernel, out = (size_t)c->s->out, thread = c->l.thread / sizeof(float);
+    const float *sums = kd_cpu_at(c->scratch, c->l.sums);
+    (void)slice;
+    for (size_t o = begin; o < end; o++)
+        for (size_t v = 0; v < g->width; v++)
+            for (size_t t = 0; t < g->taps; t++) {
+                const float *from = sums + ((o * g->in_blocks + v / ROWS) * g->taps + t) * KD_F32_TILE + v % ROWS * COLUMNS;
+                size_t channel = g->merged ? v % in : v, tap = g->merged ? t * k + v / in : t;
+                float *to = c->dw + (o * COLUMNS * in + channel) * k * k + tap;
+                for (size_t j = 0; j < COLUMNS && o * COLUMNS + j < out; j++) {
+                    float sum = from[j];
+                    for (size_t i = 1; i < g->threads; i++)
+                        sum += from[i * thread + j];
+                    to[j * in * k * k] += sum;
+                }
+            }
+}
+
+void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch) {
+    dw_ctx c = {.s = s, .g = geometry_of(s, threads), .x = x, .gradient = g, .dw = dw, .scratch = scratch};
+    c.l = layout_of(&c.g);
+    kd_cpu_parallel((int)c.g.threads, c.g.lines, (size_t)1 << 20, lines_range, &c); /* always in parallel: the bits follow from the number of threads alone */
+    kd_cpu_parallel(threads, c.g.out_blocks, c.g.width * c.g.taps * COLUMNS, gather_range, &c);
+}

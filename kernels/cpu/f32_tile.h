@@ -1,0 +1,79 @@
+/* The two products of f32.h whose 6 x 16 sums stay in registers: twelve sums, two vectors and one value fill the sixteen of AVX2. Inside kernels/cpu/f32_*.c only. Nothing else there knows instructions. */
+#ifndef KD_KERNELS_CPU_F32_TILE_H
+#define KD_KERNELS_CPU_F32_TILE_H
+
+#include <immintrin.h>
+
+#include "kernels/cpu/f32.h"
+
+#define KD_AVX2 __attribute__((target("avx2,fma")))
+
+/* One tap for six pixels: where each pixel's source row begins, and where the tap's weights lie in a panel (floats). */
+typedef struct kd_f32_tap {
+    const float *row[KD_F32_ROWS];
+    size_t at;
+} kd_f32_tap;
+
+/* out[6][16] = sum over taps and k < depth of row[m][k] * panel[at + 16 k + column]. */
+KD_AVX2 static inline void kd_f32_tile_sum(float *out, const kd_f32_tap *t, size_t taps, size_t depth, const float *panel) {
+    __m256 sum[KD_F32_ROWS][2];
+#pragma GCC unroll 6
+    for (int m = 0; m < KD_F32_ROWS; m++)
+        sum[m][0] = sum[m][1] = _mm256_setzero_ps();
+    for (size_t i = 0; i < taps; i++) {
+        const float *b = panel + t[i].at;
+        const float *const row0 = t[i].row[0], *const row1 = t[i].row[1], *const row2 = t[i].row[2], *const row3 = t[i].row[3], *const row4 = t[i].row[4], *const row5 = t[i].row[5];
+        for (size_t k = 0; k < depth; k++, b += KD_F32_COLUMNS) {
+            __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8), a;
+#define ROW(m) \
+    a = _mm256_broadcast_ss(row##m + k); \
+    sum[m][0] = _mm256_fmadd_ps(a, b0, sum[m][0]); \
+    sum[m][1] = _mm256_fmadd_ps(a, b1, sum[m][1])
+            ROW(0);
+            ROW(1);
+            ROW(2);
+            ROW(3);
+            ROW(4);
+            ROW(5);
+#undef ROW
+        }
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < KD_F32_ROWS; m++) {
+        _mm256_store_ps(out + m * KD_F32_COLUMNS, sum[m][0]);
+        _mm256_store_ps(out + m * KD_F32_COLUMNS + 8, sum[m][1]);
+    }
+}
+
+/* sums[6][16] += sum over lines and their pixels of x[line[l] + step pixel + m] * g[16 pixel + column]; the lines' pixels of g lie one after the other. */
+KD_AVX2 static inline void kd_f32_tile_outer(float *sums, const size_t *line, size_t lines, size_t pixels, size_t step, const float *x, const float *g) {
+    __m256 sum[KD_F32_ROWS][2];
+#pragma GCC unroll 6
+    for (int m = 0; m < KD_F32_ROWS; m++)
+        sum[m][0] = sum[m][1] = _mm256_setzero_ps();
+    for (size_t l = 0; l < lines; l++) {
+        const float *at = x + line[l];
+        for (size_t i = 0; i < pixels; i++, at += step, g += KD_F32_COLUMNS) {
+            __m256 g0 = _mm256_load_ps(g), g1 = _mm256_load_ps(g + 8), a;
+#define ROW(m) \
+    a = _mm256_broadcast_ss(at + m); \
+    sum[m][0] = _mm256_fmadd_ps(a, g0, sum[m][0]); \
+    sum[m][1] = _mm256_fmadd_ps(a, g1, sum[m][1])
+            ROW(0);
+            ROW(1);
+            ROW(2);
+            ROW(3);
+            ROW(4);
+            ROW(5);
+#undef ROW
+        }
+    }
+#pragma GCC unroll 6
+    for (int m = 0; m < KD_F32_ROWS; m++) {
+        float *to = sums + m * KD_F32_COLUMNS;
+        _mm256_store_ps(to, _mm256_add_ps(_mm256_load_ps(to), sum[m][0]));
+        _mm256_store_ps(to + 8, _mm256_add_ps(_mm256_load_ps(to + 8), sum[m][1]));
+    }
+}
+
+#endif
