@@ -1,6 +1,7 @@
 # kdcache. `make` builds everything it can and says what it found; `make help` lists the targets.
 #
-# Useful variables: BUILD (object folder, default build), PREFIX and DESTDIR (install), CUDA_HOME, CUDNN_HOME, CONDA_PREFIX,
+# Useful variables: BUILD (object folder, default build), PREFIX and DESTDIR (install), CUDA_HOME, CUDNN_HOME, ONEDNN_HOME (a folder with include/
+# and lib/ of another oneDNN, 2.x or 3.x, built for OpenMP; give it a BUILD of its own), CONDA_PREFIX,
 # CC, CFLAGS, LDFLAGS, V=1 (print the commands).
 
 VERSION := 0.1.0
@@ -12,6 +13,7 @@ CC := $(shell command -v gcc >/dev/null 2>&1 && echo gcc || echo cc)
 endif
 SAN ?=
 MAKEFLAGS += --no-builtin-rules
+comma := ,
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := all
@@ -47,7 +49,9 @@ PROBED := $(call probe,$(LIBRARIES))
 PROBED_TEST := $(call probe,$(TEST_LIBRARIES))
 HAVE_CC := $(shell command -v $(firstword $(CC)) 2>/dev/null)
 HAVE_PKG_CONFIG := $(shell command -v pkg-config 2>/dev/null)
-HAVE_DNNL := $(if $(HAVE_CC),$(call probe_cc,dnnl.h,-ldnnl))
+DNNL_CFLAGS := $(if $(ONEDNN_HOME),-isystem $(ONEDNN_HOME)/include)
+DNNL_LIBS := $(if $(ONEDNN_HOME),-L$(ONEDNN_HOME)/lib -Wl$(comma)-rpath$(comma)$(abspath $(ONEDNN_HOME)/lib)) -ldnnl
+HAVE_DNNL := $(if $(HAVE_CC),$(call probe_cc,dnnl.h,$(DNNL_CFLAGS) $(DNNL_LIBS)))
 module = $(word 3,$(subst :, ,$(filter found:$(1):%,$(PROBED) $(PROBED_TEST))))
 libs = $(shell pkg-config --libs $(foreach n,$(1),$(call module,$(n))) 2>/dev/null)
 
@@ -93,7 +97,7 @@ SAN_FLAGS := $(SAN_FLAGS_$(SAN))
 ALL_CFLAGS = $(BASE_CFLAGS) $(SAN_FLAGS) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(SAN_FLAGS) $(SEARCH_LDFLAGS) -Wl,--as-needed $(LDFLAGS)
 KERNEL_CFLAGS := -O3 -fno-math-errno
-CONFIG := $(if $(SAN),$(SAN),release)-$(shell echo '$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(LDFLAGS)' | cksum | cut -d' ' -f1)
+CONFIG := $(if $(SAN),$(SAN),release)-$(shell echo '$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(LDFLAGS)$(DNNL_CFLAGS)' | cksum | cut -d' ' -f1)
 OBJ := $(BUILD)/obj/$(CONFIG)
 # The plain build fills bin/ and lib/; any other object folder or sanitizer keeps its programs to itself.
 ROOT := $(if $(SAN),$(OBJ)/,$(if $(filter build,$(BUILD)),,$(BUILD)/))
@@ -164,7 +168,7 @@ report:
 	@for l in $(PROBED) $(PROBED_TEST); do IFS=:; set -- $$l; unset IFS; \
 	    if [ $$1 = found ]; then printf '%-12s %-9s %s\n' $$2 found "$$(pkg-config --modversion $$3)"; \
 	    else printf '%-12s %-9s %s\n' $$2 MISSING "apt install $$3"; fi; done
-	@printf '%-12s %-9s %s\n' oneDNN '$(if $(HAVE_DNNL),found,MISSING)' '$(if $(HAVE_DNNL),,apt install libdnnl-dev)'
+	@printf '%-12s %-9s %s\n' oneDNN '$(if $(HAVE_DNNL),found,MISSING)' '$(if $(HAVE_DNNL),$(ONEDNN_HOME),apt install libdnnl-dev$(if $(ONEDNN_HOME),: $(ONEDNN_HOME) has no include/dnnl.h and lib/libdnnl.so that link))'
 	@printf '%-12s %-9s %s\n' CUDA '$(if $(NVCC),found,no)' '$(if $(NVCC),$(NVCC),optional, for --device cuda: install the CUDA toolkit or set CUDA_HOME)'
 	@$(if $(NVCC),printf '%-12s %-9s %s\n' cuBLASLt '$(if $(and $(CUBLASLT),$(CUDART)),found,no)' '$(if $(and $(CUBLASLT),$(CUDART)),$(CUBLASLT),optional: it and libcudart_static.a belong beside $(NVCC))',:)
 	@$(if $(NVCC),printf '%-12s %-9s %s\n' cuDNN '$(if $(and $(CUDNN_HEADER),$(CUDNN)),found,no)' '$(if $(and $(CUDNN_HEADER),$(CUDNN)),$(CUDNN),optional: set CUDNN_HOME)',:)
@@ -220,7 +224,6 @@ sanitized: required modules
 	$(Q)$(MAKE) --no-print-directory $(filter $(foreach s,$(subst $(comma), ,$(or $(SUITES),unit)),$(OBJ)/tests/$(s)/%),$(TEST_BINARIES)) $(if $(findstring ops,$(SUITES)),$(EMULATED))
 	$(Q)$(MAKE) --no-print-directory run-tests SUITES='$(or $(SUITES),unit)' KD_NO_SCRIPTS=1
 
-comma := ,
 
 ## demo: the whole job on drawn pictures; IMAGES=dir WEIGHTS=file use your own
 demo: deps
@@ -280,7 +283,7 @@ fuzz: required $(FUZZ_BINARIES)
 $(OBJ)/kernels/%.o: kernels/%.c
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  cc   $<')
-	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(if $(filter kernels/cpu/%,$<),-fopenmp -Wno-psabi) -MMD -MP -c $< -o $@
+	$(Q)$(CC) $(ALL_CFLAGS) $(KERNEL_CFLAGS) $(if $(filter kernels/cpu/%,$<),-fopenmp -Wno-psabi $(DNNL_CFLAGS)) -MMD -MP -c $< -o $@
 
 # Conversions and XXH3 run 2 to 4 times as fast when the compiler vectorises them (no bits change: still no fast-math).
 $(OBJ)/common/tensor/%.o $(OBJ)/common/base/hash.o: ALL_CFLAGS += -O3
@@ -330,7 +333,7 @@ $(eval $(call program_rule,kd-cache,cache/kd_cache.c,cache common,$(CACHE_LIBS) 
 $(LIB)/libkd_cpu.so: $(call objects,$(CPU_SRC)) $(call archives,common)
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  link $@')
-	$(Q)$(CC) -shared $(ALL_LDFLAGS) -fopenmp $(filter %.o,$^) $(filter %.a,$^) -ldnnl $(COMMON_LIBS) -o $@
+	$(Q)$(CC) -shared $(ALL_LDFLAGS) -fopenmp $(filter %.o,$^) $(filter %.a,$^) $(DNNL_LIBS) $(COMMON_LIBS) -o $@
 
 # No contraction of a * b + c, as on the host: where a kernel wants a fused multiply-add, it says so.
 NVCC_FLAGS = -std=c++17 -O3 -fmad=false -Wno-deprecated-gpu-targets -Xcompiler -fPIC,-Wall,-ffp-contract=off $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$(a),code=sm_$(a)) \

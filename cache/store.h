@@ -60,6 +60,8 @@ const kd_view_run *kd_image_find_view(const kd_image_entry *e, uint32_t view);
 /* ---- writing (one thread) ---- */
 typedef struct kd_writer kd_writer;
 
+enum { KD_WRITER_MEMORY = 64 << 20 }; /* pages that the open transaction holds in memory, at most */
+
 /* Creates or resumes path.partial. KD_DONE: `path` is already sealed with the same recipe (nothing opened). KD_ELOCKED at once when another process writes it (pid and host named).
  * KD_EMISMATCH: sealed or partial file of another recipe. KD_EDAMAGED: what is there fails a check. KD_EUSAGE: path doesn't end in .kdc. KD_EFAIL/KD_ENOSPACE. expected_bytes sizes the map's first step (it grows by itself). */
 kd_status kd_writer_open(kd_writer **out, const char *path, const kd_recipe *recipe, const json_t *provenance, uint64_t expected_bytes, kd_err *err);

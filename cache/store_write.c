@@ -10,7 +10,7 @@
 
 /* Pages that one transaction may touch: durable commits of this size run at the disk's rate (facts/performance.md 5) and little is lost by a kill. */
 #define MAX_EXPECTED ((uint64_t)64 << 30) /* address space, not memory; beyond it the map grows by itself */
-enum { BATCH_BYTES = 64 << 20, PAGE = 4096, LEAF_COST = 3 * PAGE, SLACK = 32 << 20, INLINE_MAX = 2000 };
+enum { BATCH_BYTES = KD_WRITER_MEMORY, PAGE = 4096, LEAF_COST = 3 * PAGE, SLACK = 32 << 20, INLINE_MAX = 2000 };
 
 _Static_assert(KD_DBS == KD_DB_FEATURES + KD_FEATURES, "every feature has a database");
 

@@ -229,12 +229,15 @@ static kd_status open_buffers(run *r, kd_err *err) {
     return kd_alloc_array(&r->scratch, (size_t)r->threads, sizeof *r->scratch, err);
 }
 
-/* What the run reserves beside the model: the teacher's work memory, payloads and their compressed records, pixels of the batch and of the loader's slots. */
+/* What the run reserves beside the model: the teacher's work memory, payloads and their compressed records, pixels of the batch and of the loader's slots; where the model lies in the host's memory too, what the
+ * writer holds and the libraries. */
 static uint64_t planned_bytes(const run *r) {
-    uint64_t batch = (uint64_t)r->config->batch_size, payloads = 0;
+    uint64_t batch = (uint64_t)r->config->batch_size, payloads = 0, host = 0;
+    if (r->backend->v->host_memory)
+        host = KD_MEM_LIBRARIES + (r->plan.cache_bytes < KD_WRITER_MEMORY ? r->plan.cache_bytes : KD_WRITER_MEMORY);
     for (int i = 0; i < r->slots; i++)
         payloads += r->slot[i].bytes;
-    return kd_teacher_work_bytes(r->teacher) + (uint64_t)r->batches * batch * (2 * payloads + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
+    return host + kd_teacher_work_bytes(r->teacher) + (uint64_t)r->batches * batch * (2 * payloads + view_bytes(r)) + kd_view_stage_slots(r->threads) * (uint64_t)r->plan.views * view_bytes(r);
 }
 
 /* New reference: the whole set, also for a part of it. */

@@ -642,17 +642,33 @@ const kd_replay_target *kd_replay_target_at(const kd_replay *r, int i) {
     return &r->o.target[i];
 }
 
+/* Of a pass: how many samples are in flight, and what each takes. */
+static size_t slot_count(const kd_replay *r) {
+    return r->o.ahead + (r->o.source.live != NULL ? (size_t)kd_live_batch(r->o.source.live) : 0);
+}
+
+static size_t slot_bytes(const kd_replay *r) {
+    return r->floats * sizeof(float) + r->pixel_bytes + (r->o.source.live != NULL ? view_bytes(r) : 0);
+}
+
+size_t kd_replay_pass_bytes(const kd_replay *r) {
+    size_t largest = 0;
+    for (uint32_t i = 0; i < r->images; i++) {
+        const kd_image_entry *e = entry_of(r, i);
+        size_t bytes = (size_t)e->width * (size_t)e->height * 3;
+        largest = bytes > largest ? bytes : largest;
+    }
+    return slot_count(r) * slot_bytes(r) + (size_t)r->o.threads * (largest + view_bytes(r));
+}
+
 kd_status kd_replay_begin(kd_replay *r, const kd_replay_item *items, size_t count, kd_err *err) {
     KD_ASSERT(r->queue == NULL);
     for (size_t i = 0; i < count; i++)
         KD_ASSERT(items[i].image < r->images && items[i].view < entry_of(r, items[i].image)->views);
     r->items = items;
     r->count = count;
-    size_t bytes = r->floats * sizeof(float) + r->pixel_bytes;
-    if (r->o.source.live == NULL)
-        return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead, bytes, count, make_sample, NULL, r, err);
     r->block.count = r->block.next = 0;
-    return kd_ordered_create(&r->queue, r->o.threads, r->o.ahead + (size_t)kd_live_batch(r->o.source.live), bytes + view_bytes(r), count, make_live_sample, NULL, r, err);
+    return kd_ordered_create(&r->queue, r->o.threads, slot_count(r), slot_bytes(r), count, r->o.source.live != NULL ? make_live_sample : make_sample, NULL, r, err);
 }
 
 kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err) {

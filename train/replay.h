@@ -84,6 +84,8 @@ kd_status kd_replay_next(kd_replay *r, kd_sample *sample, kd_err *err);
 void kd_replay_release(kd_replay *r, kd_sample *sample);
 void kd_replay_end(kd_replay *r); /* nothing when no pass is open */
 
+/* Memory that a pass takes beside what the replay holds, without views that are kept: its samples, and for each thread a picture as large as the source's largest with its view. */
+size_t kd_replay_pass_bytes(const kd_replay *r);
 double kd_replay_wait_seconds(const kd_replay *r); /* time that kd_replay_next has waited for loaders, over all passes; a live teacher's work isn't part of it */
 /* Adds the processor seconds of loader threads over all passes, by stage: those of views.h and KD_REPLAY_CACHE, reading and decoding records. No pass may be open. */
 enum { KD_REPLAY_CACHE = 3 };

@@ -11,6 +11,7 @@
 #include "cache/image_list.h"
 #include "common/base/io.h"
 #include "common/base/log.h"
+#include "common/base/mem.h"
 #include "common/base/threads.h"
 #include "common/image/augment.h"
 #include "train/live_config.h"
@@ -536,11 +537,35 @@ static void print_student(const kd_setup *s, size_t i) {
     kd_log(KD_LOG_INFO, "student %s learns %s", t->name, kd_loss_text(&t->loss, loss, sizeof loss));
 }
 
+/* All that a run holds is allocated when the plan is printed, but for the samples and the views that will be kept. */
+static void print_memory(const kd_setup *s) {
+    char total[32], nets[32], views[32], rest[32];
+    uint64_t students = 0, kept = 0, all = kd_mem_live_bytes() + KD_MEM_LIBRARIES;
+    if (!s->backend->v->host_memory)
+        return;
+    for (size_t i = 0; i < s->count; i++)
+        students += kd_student_device_bytes(s->students[i]);
+    for (size_t k = 0; k < s->groups.count; k++) {
+        all += kd_replay_pass_bytes(s->groups.group[k].replay);
+        kept += s->groups.group[k].source.live == NULL ? pixels_of(&s->groups.group[k]) : 0;
+    }
+    kept = kept < s->view_memory ? kept : s->view_memory;
+    kd_log(KD_LOG_INFO, "memory at its peak: about %s: students %s, views that are kept %s, images, samples and the program itself %s (own memory; pages of mapped files, such as the cache, come on top and are the "
+                        "system's to take back)", kd_io_size_text(all + kept, total, sizeof total), kd_io_size_text(students, nets, sizeof nets), kd_io_size_text(kept, views, sizeof views),
+           kd_io_size_text(all > students ? all - students : 0, rest, sizeof rest));
+    if (!s->config->json)
+        return;
+    json_t *line = json_pack("{s:s, s:I, s:I, s:I}", "type", "plan", "peak_bytes", (json_int_t)(all + kept), "students_bytes", (json_int_t)students, "view_bytes", (json_int_t)kept);
+    kd_json_line(line);
+    json_decref(line);
+}
+
 void kd_setup_print(const kd_setup *s) {
     for (size_t k = 0; k < s->groups.count; k++)
         print_group(s, k);
     print_plan(s);
     for (size_t i = 0; i < s->count; i++)
         print_student(s, i);
+    print_memory(s);
     kd_log(KD_LOG_INFO, "device: %s", s->backend->v->describe(s->backend));
 }

@@ -88,15 +88,13 @@ static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weig
         KD_TRY(kd_model_load(s->params, &s->model, weights, first->image_h, first->image_w, err));
     if (spec->config->ema > 0)
         KD_TRY(kd_ema_create(&s->ema, s->backend, s->program[0].graph, s->params, spec->config->ema, err));
-    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision, .losses = 1, .stop = stop_always};
-    KD_TRY(kd_exec_create(&s->infer, s->infer_graph, s->ema.average != NULL ? s->ema.average : s->params, &config, err));
-    config.train = 1;
-    config.stop = stop_when_marked;
-    config.stop_ctx = s;
+    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision, .train = 1, .stop = stop_when_marked, .stop_ctx = s};
     for (int k = 0; k < spec->views; k++) {
         KD_TRY(kd_exec_create(&s->program[k].train, s->program[k].graph, s->params, &config, err));
         config.gradients = s->program[0].train;
     }
+    config = (kd_exec_config){.batch = spec->batch, .precision = spec->precision, .losses = 1, .values = s->program[0].train, .stop = stop_always};
+    KD_TRY(kd_exec_create(&s->infer, s->infer_graph, s->ema.average != NULL ? s->ema.average : s->params, &config, err));
     kd_params_states(s->params, &s->mark.count);
     if (s->drop_path > 0)
         KD_TRY(kd_alloc_array(&s->keep, (size_t)s->batch, sizeof *s->keep, err));

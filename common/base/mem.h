@@ -32,6 +32,9 @@ kd_status kd_alloc_array_(void **out, size_t count, size_t size, kd_err *err);
 int kd_mul_size(size_t a, size_t b, size_t *out);
 int kd_add_size(size_t a, size_t b, size_t *out);
 
+/* What a program's libraries take beside kd_malloc, for plans that are printed: code that oneDNN makes, JSON, the linker's tables. Measured: 8 to 16 MiB with every model. */
+enum { KD_MEM_LIBRARIES = 16 << 20 };
+
 size_t kd_mem_live_bytes(void);
 size_t kd_mem_peak_bytes(void);
 /* What the system could still give without paging others out (MemAvailable; limits of a container aren't seen). SIZE_MAX where it doesn't tell. */

@@ -1,6 +1,7 @@
 #include "kernels/cpu/dnn.h"
 
 #include <dnnl.h>
+#include <string.h>
 
 #include "common/base/mem.h"
 
@@ -262,6 +263,13 @@ static window window_of(const kd_dnn_conv_desc *d) {
 enum { CONV_SRC, CONV_WEIGHTS, CONV_DST, CONV_BIAS, CONV_TENSORS };
 
 #if V3
+/* oneDNN 3.x prefers "brgconv" on AVX2, whose blocks, and with them the order of its sums, follow the number of threads: the next implementation, which is 2.x's, gives one result. */
+static void fix_order(dnnl_primitive_desc_t pd) {
+    const char *name = NULL;
+    while (dnnl_primitive_desc_query(pd, dnnl_query_impl_info_str, 0, &name) == dnnl_success && strncmp(name, "brgconv:avx2", 12) == 0 && dnnl_primitive_desc_next_impl(pd) == dnnl_success)
+        ;
+}
+
 static kd_status conv_pd(dnnl_primitive_desc_t *out, kd_dnn_engine *e, const kd_dnn_conv_desc *d, kd_dnn_pass pass, const md *m, dnnl_primitive_attr_t attr,
                          const_dnnl_primitive_desc_t hint, const char *what, kd_err *err) {
     window w = window_of(d);
@@ -275,6 +283,8 @@ static kd_status conv_pd(dnnl_primitive_desc_t *out, kd_dnn_engine *e, const kd_
         s = dnnl_convolution_backward_data_primitive_desc_create(out, e->engine, alg, src, weights, dst, w.stride, w.dilation, w.pad_low, w.pad_high, hint, attr);
     else
         s = dnnl_convolution_backward_weights_primitive_desc_create(out, e->engine, alg, src, weights, NULL, dst, w.stride, w.dilation, w.pad_low, w.pad_high, hint, attr);
+    if (s == dnnl_success && pass == KD_DNN_FORWARD)
+        fix_order(*out);
     return check(s, what, "convolution", err);
 }
 #else

@@ -35,6 +35,7 @@ kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const k
     *out = NULL;
     KD_ASSERT(config->precision == KD_F32 || config->precision == KD_BF16);
     KD_ASSERT(!kd_is_frozen(p) || !config->train);
+    KD_ASSERT(config->values == NULL || (!config->train && config->values->config.train && config->values->b == p->b));
     KD_ASSERT(config->gradients == NULL || (config->train && config->gradients->config.train && config->gradients->p == p));
     if (g->failed)
         return kd_fail(err, KD_EFAIL, "out of memory while building the model");
@@ -64,7 +65,8 @@ void kd_exec_destroy(kd_exec *e) {
         if (e->nodes[i].op)
             e->b->v->op_destroy(e->b, e->nodes[i].op);
     for (int k = 0; k < KD_ARENA_KINDS; k++)
-        e->b->v->release(e->b, e->arena[k]);
+        if (k != KD_ARENA_ACTIVATIONS || !e->borrows)
+            e->b->v->release(e->b, e->arena[k]);
     for (int i = 0; i < e->input_count; i++)
         kd_free(e->inputs[i].rows);
     kd_arena_destroy(e->names);

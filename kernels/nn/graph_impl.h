@@ -158,6 +158,8 @@ struct kd_exec {
     int val_count, node_count, input_count, output_count;
     char *arena[KD_ARENA_KINDS];
     size_t bytes[KD_ARENA_KINDS];
+    size_t loss_weights_at; /* in the activations: end of the values */
+    int borrows;            /* the arena of activations is config.values' */
     size_t *kept_at; /* frozen parameters: offset of parameter i in KD_ARENA_PARAMETERS, or KD_NOT_KEPT; else NULL */
     int has_batch_norm, profile;
     int profiled_passes;

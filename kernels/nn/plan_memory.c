@@ -176,8 +176,8 @@ static void bind_params(kd_exec *e, kd_pnode *n) {
             n->args.state[k] = e->p->states + e->p->offset[n->state[k]];
 }
 
-static kd_status bind(kd_exec *e, size_t loss_weights_at, kd_err *err) {
-    size_t saved = 0, packed = 0, scratch, constants = loss_weights_at;
+static kd_status bind(kd_exec *e, kd_err *err) {
+    size_t saved = 0, packed = 0, scratch, constants = e->loss_weights_at;
     for (int i = 0; i < e->node_count; i++) {
         kd_pnode *n = &e->nodes[i];
         for (int k = 0; k < n->desc.inputs; k++) {
@@ -220,8 +220,19 @@ static kd_status too_large(const kd_exec *e, size_t left, kd_err *err) {
                    (double)e->bytes[KD_ARENA_SCRATCH] / mib, (double)left / mib, advice);
 }
 
+/* Validation never runs in the middle of a step, so its values take no memory of their own. The lender's loss weights, written once, lie behind its values. */
+static void borrow_values(kd_exec *e) {
+    const kd_exec *lender = e->config.values;
+    if (lender == NULL || e->bytes[KD_ARENA_ACTIVATIONS] > lender->loss_weights_at)
+        return;
+    e->borrows = 1;
+    e->arena[KD_ARENA_ACTIVATIONS] = lender->arena[KD_ARENA_ACTIVATIONS];
+    e->bytes[KD_ARENA_ACTIVATIONS] = 0;
+}
+
 static kd_status make_arenas(kd_exec *e, kd_err *err) {
     size_t left, total;
+    borrow_values(e);
     if (e->b->v->memory != NULL) {
         KD_TRY(e->b->v->memory(e->b, &left, &total, err));
         if (kd_exec_device_bytes(e) > left)
@@ -255,8 +266,8 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
         KD_TRY(kd_frozen_plan(e, err));
     if (e->config.train && e->config.gradients == NULL)
         e->bytes[KD_ARENA_PARAM_GRADIENTS] = e->p->trained_total * sizeof(float);
-    size_t loss_weights_at = e->bytes[KD_ARENA_ACTIVATIONS];
+    e->loss_weights_at = e->bytes[KD_ARENA_ACTIVATIONS];
     e->bytes[KD_ARENA_ACTIVATIONS] += losses * KD_ALIGN_BYTES;
     KD_TRY(make_arenas(e, err));
-    return bind(e, loss_weights_at, err);
+    return bind(e, err);
 }

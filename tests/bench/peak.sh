@@ -1,9 +1,9 @@
 # For benches, to be sourced: the peak of a process's memory, read from /proc while it runs.
 #
-#     peak_of PROGRAM ARG ...      prints "hwm BYTES", all resident pages, and "anon BYTES", those that are the process's own (no mapped files); returns its exit code
+#     lines=FILE peak_of PROGRAM ARG ...      prints "hwm BYTES", all resident pages, and "anon BYTES", those that are the process's own (no mapped files); returns its exit code. Its stdout goes to FILE
 peak_of() {
     local pid key value rest hwm=0 anon=0
-    "$@" >/dev/null &
+    "$@" >"${lines:-/dev/null}" &
     pid=$!
     while kill -0 "$pid" 2>/dev/null; do
         while read -r key value rest; do

@@ -44,7 +44,7 @@ shape() { # VIEWS PER-IMAGE: a row of both tables; the first is what the others 
     train=$(sed -n 's/^anon //p' "$work/peak") ips=$(speed "$work/run")
     [ -n "$base_open" ] || base_open=$opened base_epoch=$((used - before)) base_train=$train
     reader+="| $views | $images | $first | $(printf '%s' "$open" | median) | $(mib "$opened") | $(mib $((sample_anon - before))) | $(mib $((used - before))) | $(per_view $((used - before)) "$base_epoch" "$views") | $(mib "$rss") | $(mib "$epoch_rss") | $us |"$'\n'
-    trainer+="| $views | $images | $ips | $(mib "$train") | $(per_view "$train" "$base_train" "$views") | $(awk -v u="$us" -v i="$ips" 'BEGIN { printf "%.2f", 1e-4 * u * i }') |"$'\n'
+    trainer+="| $views | $images | $(printf %.0f "$ips") | $(mib "$train") | $(per_view "$train" "$base_train" "$views") | $(awk -v u="$us" -v i="$ips" 'BEGIN { printf "%.2f", 1e-4 * u * i }') |"$'\n'
     chmod -R u+w "$work"
     rm -rf "$work"/x.kdc* "$work/images" "$work/run"
 }
