@@ -14,6 +14,17 @@ typedef struct kd_f32_tap {
     size_t at;
 } kd_f32_tap;
 
+/* Eight unrolled turns of the first product's loop and a rest of single ones save a tenth of its time where another machine's work shares the core; in the second they save nothing. */
+enum { KD_F32_UNROLL = 8 };
+
+/* The twelve multiply-adds of one k or pixel: v[m] of six values times 16 of another side. */
+#define KD_F32_ROW(m, value, b0, b1) \
+    do { \
+        __m256 kd_value = _mm256_broadcast_ss(value); \
+        sum[m][0] = _mm256_fmadd_ps(kd_value, b0, sum[m][0]); \
+        sum[m][1] = _mm256_fmadd_ps(kd_value, b1, sum[m][1]); \
+    } while (0)
+
 /* out[6][16] = sum over taps and k < depth of row[m][k] * panel[at + 16 k + column]. */
 KD_AVX2 static inline void kd_f32_tile_sum(float *out, const kd_f32_tap *t, size_t taps, size_t depth, const float *panel) {
     __m256 sum[KD_F32_ROWS][2];
@@ -23,20 +34,24 @@ KD_AVX2 static inline void kd_f32_tile_sum(float *out, const kd_f32_tap *t, size
     for (size_t i = 0; i < taps; i++) {
         const float *b = panel + t[i].at;
         const float *const row0 = t[i].row[0], *const row1 = t[i].row[1], *const row2 = t[i].row[2], *const row3 = t[i].row[3], *const row4 = t[i].row[4], *const row5 = t[i].row[5];
-        for (size_t k = 0; k < depth; k++, b += KD_F32_COLUMNS) {
-            __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8), a;
-#define ROW(m) \
-    a = _mm256_broadcast_ss(row##m + k); \
-    sum[m][0] = _mm256_fmadd_ps(a, b0, sum[m][0]); \
-    sum[m][1] = _mm256_fmadd_ps(a, b1, sum[m][1])
-            ROW(0);
-            ROW(1);
-            ROW(2);
-            ROW(3);
-            ROW(4);
-            ROW(5);
-#undef ROW
-        }
+#define TURN(k, b) \
+    do { \
+        __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps((b) + 8); \
+        KD_F32_ROW(0, row0 + (k), b0, b1); \
+        KD_F32_ROW(1, row1 + (k), b0, b1); \
+        KD_F32_ROW(2, row2 + (k), b0, b1); \
+        KD_F32_ROW(3, row3 + (k), b0, b1); \
+        KD_F32_ROW(4, row4 + (k), b0, b1); \
+        KD_F32_ROW(5, row5 + (k), b0, b1); \
+    } while (0)
+        size_t k = 0;
+        for (; k + KD_F32_UNROLL <= depth; k += KD_F32_UNROLL, b += (size_t)KD_F32_UNROLL * KD_F32_COLUMNS)
+#pragma GCC unroll 8
+            for (size_t u = 0; u < KD_F32_UNROLL; u++)
+                TURN(k + u, b + u * KD_F32_COLUMNS);
+        for (; k < depth; k++, b += KD_F32_COLUMNS)
+            TURN(k, b);
+#undef TURN
     }
 #pragma GCC unroll 6
     for (int m = 0; m < KD_F32_ROWS; m++) {
@@ -54,18 +69,13 @@ KD_AVX2 static inline void kd_f32_tile_outer(float *sums, const size_t *line, si
     for (size_t l = 0; l < lines; l++) {
         const float *at = x + line[l];
         for (size_t i = 0; i < pixels; i++, at += step, g += KD_F32_COLUMNS) {
-            __m256 g0 = _mm256_load_ps(g), g1 = _mm256_load_ps(g + 8), a;
-#define ROW(m) \
-    a = _mm256_broadcast_ss(at + m); \
-    sum[m][0] = _mm256_fmadd_ps(a, g0, sum[m][0]); \
-    sum[m][1] = _mm256_fmadd_ps(a, g1, sum[m][1])
-            ROW(0);
-            ROW(1);
-            ROW(2);
-            ROW(3);
-            ROW(4);
-            ROW(5);
-#undef ROW
+            __m256 g0 = _mm256_load_ps(g), g1 = _mm256_load_ps(g + 8);
+            KD_F32_ROW(0, at, g0, g1);
+            KD_F32_ROW(1, at + 1, g0, g1);
+            KD_F32_ROW(2, at + 2, g0, g1);
+            KD_F32_ROW(3, at + 3, g0, g1);
+            KD_F32_ROW(4, at + 4, g0, g1);
+            KD_F32_ROW(5, at + 5, g0, g1);
         }
     }
 #pragma GCC unroll 6
@@ -75,5 +85,7 @@ KD_AVX2 static inline void kd_f32_tile_outer(float *sums, const size_t *line, si
         _mm256_store_ps(to + 8, _mm256_add_ps(_mm256_load_ps(to + 8), sum[m][1]));
     }
 }
+
+#undef KD_F32_ROW
 
 #endif
