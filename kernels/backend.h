@@ -24,7 +24,7 @@
 #include "common/tensor/encode.h"
 #include "kernels/ops.h"
 
-enum { KD_BACKEND_ABI = 6 };
+enum { KD_BACKEND_ABI = 7 };
 
 typedef struct kd_backend kd_backend;
 typedef struct kd_op kd_op; /* one prepared op; each backend defines its own, as the next two */

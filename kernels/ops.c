@@ -425,6 +425,44 @@ void kd_op_check(const kd_op_desc *d) {
     }
 }
 
+unsigned kd_op_unread(const kd_op_desc *d) {
+    const unsigned x0 = 1, x1 = 2, every = KD_OP_UNREAD_Y - 1, y = KD_OP_UNREAD_Y;
+    switch (d->kind) {
+    case KD_OP_CONV2D:
+    case KD_OP_LINEAR:
+        return d->act == KD_ACT_NONE ? y : 0;
+    case KD_OP_BATCH_NORM: /* behind a join the sign of y is a ReLU's derivative; otherwise what was before the activation is computed again */
+        return d->inputs == 2 && d->act == KD_ACT_RELU ? x1 : x1 | y;
+    case KD_OP_LAYER_NORM:
+    case KD_OP_RELU:
+    case KD_OP_GELU:
+    case KD_OP_SILU:
+    case KD_OP_HARDSWISH:
+    case KD_OP_HARDSIGMOID:
+    case KD_OP_SILU_GATE:
+    case KD_OP_CHANNEL_GATE:
+    case KD_OP_ATTENTION:
+        return y;
+    case KD_OP_ADD:
+        return d->act == KD_ACT_NONE ? every | y : every;
+    case KD_OP_SCALE_ADD:
+    case KD_OP_ROW_SCALE:
+        return x0 | y;
+    case KD_OP_MAX_POOL: /* it has saved who won */
+    case KD_OP_MEAN_TOKENS:
+    case KD_OP_ROPE:
+    case KD_OP_TOKENS:
+    case KD_OP_TOKEN_SLICE:
+    case KD_OP_CONCAT:
+    case KD_OP_CHANNEL_SLICE:
+    case KD_OP_QKV_BY_HEAD:
+    case KD_OP_RESIZE_BILINEAR:
+        return every | y;
+    default:
+        return 0;
+    }
+}
+
 double kd_op_flops(const kd_op_desc *d) {
     double out = (double)kd_tdesc_numel(&d->y), in = (double)last_dim(&d->x[0]);
     switch (d->kind) {

@@ -8,7 +8,7 @@
  * gradients rounded to nearest even) and accumulate in f32; bias, activation, normalisation, softmax and losses compute in f32 and round once at the output. Parameter gradients are f32.
  *
  * Backward rule: parameter gradients accumulate (dparam += ...); activation gradients overwrite (dx = ...) unless the desc's add_dx bit says that they are added (dx += ...).
- * In training mode x, y and saved of the forward pass are still valid when backward is called.
+ * In training mode x, y and saved of the forward pass are still valid when backward is called, but for those that the op doesn't need (kd_op_needs.unread).
  * In inference the result's bits don't depend on the number of threads (caches are equal whatever made them); gradient reductions have a fixed order for a fixed thread count. */
 #ifndef KD_KERNELS_OPS_H
 #define KD_KERNELS_OPS_H
@@ -151,8 +151,10 @@ typedef struct kd_op_needs {
     size_t packed;  /* lives as long as the parameters: repacked weights */
     size_t saved;   /* from forward to backward of one step */
     size_t scratch; /* during one call */
+    unsigned unread;   /* training: bit i says that op_backward doesn't read x[i], KD_OP_UNREAD_Y that it doesn't read y: their memory may hold something else by then. Not in bytes */
     unsigned consumed; /* inference: bit i says that op_forward doesn't read param[i] once op_pack has run, so that its memory may go (param[i] may then be NULL). Not in bytes */
 } kd_op_needs;
+#define KD_OP_UNREAD_Y (1u << KD_OP_MAX_X)
 
 /* Pointers for one call; all device addresses. Unused ones are NULL. */
 typedef struct kd_op_args {
@@ -176,6 +178,8 @@ void kd_op_check(const kd_op_desc *d);
 /* Elements of parameter (state) i, 0 when the op has none there. The gamma of a residual linear counts although it may be absent. */
 size_t kd_op_param_numel(const kd_op_desc *d, int i);
 size_t kd_op_state_numel(const kd_op_desc *d, int i);
+/* kd_op_needs.unread of a backward pass that computes what it can from x, dy and what it has saved: the cpu's, and cuda's where it doesn't say otherwise. */
+unsigned kd_op_unread(const kd_op_desc *d);
 static inline int kd_op_groups(const kd_op_desc *d) {
     return d->groups > 0 ? d->groups : 1;
 }

@@ -88,7 +88,7 @@ static kd_status build(kd_student *s, const kd_student_spec *spec, const kd_weig
         KD_TRY(kd_model_load(s->params, &s->model, weights, first->image_h, first->image_w, err));
     if (spec->config->ema > 0)
         KD_TRY(kd_ema_create(&s->ema, s->backend, s->program[0].graph, s->params, spec->config->ema, err));
-    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision, .train = 1, .stop = stop_when_marked, .stop_ctx = s};
+    kd_exec_config config = {.batch = spec->batch, .precision = spec->precision, .train = 1, .keep_values = spec->config->dump != NULL, .stop = stop_when_marked, .stop_ctx = s};
     for (int k = 0; k < spec->views; k++) {
         KD_TRY(kd_exec_create(&s->program[k].train, s->program[k].graph, s->params, &config, err));
         config.gradients = s->program[0].train;

@@ -5,7 +5,9 @@
  * (and wait for each other). Scores are f32; probabilities are rounded to the operands' type, in place where nothing needs them later:
  *
  *     scores   [images, heads, queries, ld] f32     ld = T rounded up, so that rows are aligned
- *     probs    the same memory read as [.., queries, 2 ld] bf16, or args->saved [N, heads, T, ld] in training */
+ *     probs    the same memory read as [.., queries, 2 ld] bf16, or in training a second one of [.., queries, ld]
+ *
+ * Probabilities aren't saved for the backward pass, which makes them again, bit for bit: kept for every layer they would be an eighth of a ViT-S's activations, and the product costs 3 % of its step. */
 #include <math.h>
 #include <omp.h>
 
@@ -40,7 +42,7 @@ typedef struct attention {
     block size;                       /* of the blocks; images and heads divide N and heads, the last queries may be fewer */
     kd_dtype type;                    /* of the operands */
     int rounds_y, converts_dy;
-    size_t work, work_bytes, score, score_bytes; /* offsets in args->scratch of the first slice's part, and the distance to the next */
+    size_t work, work_bytes, score, score_bytes, probs, probs_bytes; /* offsets in args->scratch of the first slice's part, and the distance to the next */
     size_t y32, dy;                              /* offsets in args->scratch */
 } attention;
 
@@ -88,8 +90,7 @@ static kd_dnn_tensor heads_of(const attention *s, kd_dtype type, int64_t tokens,
     return (kd_dnn_tensor){.dtype = type, .rank = 4, .dim = {s->size.images, s->size.heads, tokens, s->head}, .stride = {s->t * row, s->head, row, 1}};
 }
 
-/* Scores, what was made of them in place, or saved probabilities (where a block has several images it has all heads, and where it has several heads all queries,
- * so that its part of args->saved is one piece), with rows `ld` apart. */
+/* A block's scores, or what was made of them, with rows `ld` apart. */
 static kd_dnn_tensor scores_of(const attention *s, kd_dtype type, int64_t queries, int64_t ld) {
     const block *b = &s->size;
     return (kd_dnn_tensor){.dtype = type, .rank = 4, .dim = {b->images, b->heads, queries, s->t}, .stride = {b->heads * queries * ld, queries * ld, ld, 1}};
@@ -163,7 +164,7 @@ static block block_of(const attention *s, int train) {
     block b = {1, divisor(s->heads, SMALL / head), s->t};
     if (b.heads == s->heads)
         b.images = divisor(s->n, SMALL / 4 / (head * s->heads)); /* a quarter: images are divided among threads, too */
-    if (head > LARGE && !train) { /* training keeps all probabilities anyway */
+    if (head > LARGE && !train) { /* the backward pass sums over all queries */
         int64_t blocks = (head + LARGE - 1) / LARGE;
         b.queries = (s->t + blocks - 1) / blocks;
     }
@@ -179,10 +180,10 @@ static void plan(attention *s, const kd_op_desc *d, kd_op_needs *needs) {
     }
     s->work_bytes = (s->work_bytes + 63) / 64 * 64;
     s->score_bytes = scores * sizeof(float); /* rows are multiples of 64 bytes */
-    if (d->train)
-        needs->saved = (size_t)(s->n * s->heads * s->t * s->ld) * kd_dtype_size(s->type);
+    s->probs_bytes = d->train ? (scores * kd_dtype_size(s->type) + 63) / 64 * 64 : 0;
     s->work = kd_cpu_region(&needs->scratch, slices * s->work_bytes);
     s->score = kd_cpu_region(&needs->scratch, slices * s->score_bytes);
+    s->probs = kd_cpu_region(&needs->scratch, slices * s->probs_bytes);
     s->y32 = kd_cpu_region(&needs->scratch, s->rounds_y ? kd_tdesc_numel(&d->y) * sizeof(float) : 0);
     s->dy = kd_cpu_region(&needs->scratch, s->converts_dy ? kd_tdesc_numel(&d->y) * kd_dtype_size(s->type) : 0);
 }
@@ -290,7 +291,8 @@ typedef struct place {
     void *work;
     block first;
     int last;       /* the block has the rest of the queries */
-    softmax_ctx c;
+    softmax_ctx c;  /* as the backward pass has it */
+    void *probs;    /* training */
 } place;
 
 static int64_t query_blocks(const attention *s) {
@@ -307,7 +309,7 @@ static place place_of(const call *w, int slice, int64_t i) {
     block first = {i / (parts * heads) * s->size.images, i / parts % heads * s->size.heads, i % parts * s->size.queries};
     int64_t queries = s->t - first.queries < s->size.queries ? s->t - first.queries : s->size.queries;
     float *score = kd_cpu_at(w->a->scratch, s->score + (size_t)slice * s->score_bytes);
-    return (place){.p = &s->slice[slice], .work = kd_cpu_at(w->a->scratch, s->work + (size_t)slice * s->work_bytes), .first = first, .last = queries < s->size.queries,
+    return (place){.p = &s->slice[slice], .work = kd_cpu_at(w->a->scratch, s->work + (size_t)slice * s->work_bytes), .first = first, .last = queries < s->size.queries, .probs = kd_cpu_at(w->a->scratch, s->probs + (size_t)slice * s->probs_bytes),
                    .c = {.score = score, .operand = score, .type = s->type, .t = s->t, .ld = s->ld, .operand_ld = in_place_ld(s),
                          .rows = (size_t)(s->size.images * s->size.heads * queries), .scale = (float)(1 / sqrt((double)s->head))}};
 }
@@ -317,8 +319,17 @@ static void *at(const attention *s, const void *base, kd_dtype type, block first
     return (char *)base + (size_t)((first.images * s->t + token) * row + column + first.heads * s->head) * kd_dtype_size(type);
 }
 
-static void *saved_at(const attention *s, void *saved, block first) {
-    return (char *)saved + (size_t)((first.images * s->heads + first.heads) * s->t * s->ld) * kd_dtype_size(s->type);
+/* o's probabilities, at *probs. */
+static kd_status find_probs(const call *w, const place *o, const void *q, const void *k, const void **probs) {
+    softmax_ctx c = o->c;
+    if (w->d->train) {
+        c.operand = o->probs;
+        c.operand_ld = w->s->ld;
+    }
+    KD_TRY(product_run(&o->p->scores[o->last], c.score, q, k, o->work));
+    softmax(&c);
+    *probs = c.operand;
+    return KD_OK;
 }
 
 static kd_status forward_block(const call *w, place o) {
@@ -327,13 +338,9 @@ static kd_status forward_block(const call *w, place o) {
     int64_t width = s->width, row = 3 * width, query = o.first.queries;
     void *q = at(s, a->x[0], s->type, o.first, query, row, 0), *k = at(s, a->x[0], s->type, o.first, 0, row, width), *v = at(s, a->x[0], s->type, o.first, 0, row, 2 * width);
     void *y = at(s, w->y, s->rounds_y ? KD_F32 : w->d->y.dtype, o.first, query, width, 0);
-    if (w->d->train) {
-        o.c.operand = saved_at(s, a->saved, o.first);
-        o.c.operand_ld = s->ld;
-    }
-    KD_TRY(product_run(&o.p->scores[o.last], o.c.score, q, k, o.work));
-    softmax(&o.c);
-    return product_run(&o.p->values[o.last], y, o.c.operand, v, o.work);
+    const void *probs;
+    KD_TRY(find_probs(w, &o, q, k, &probs));
+    return product_run(&o.p->values[o.last], y, probs, v, o.work);
 }
 
 static kd_status backward_block(const call *w, place o) {
@@ -344,7 +351,7 @@ static kd_status backward_block(const call *w, place o) {
     void *dx = a->dx[0], *dy = at(s, w->dy, s->type, o.first, 0, width, 0), *work = o.work;
     void *q = at(s, x, s->type, o.first, 0, row, 0), *k = at(s, x, s->type, o.first, 0, row, width), *v = at(s, x, s->type, o.first, 0, row, 2 * width);
     void *dq = at(s, dx, s->type, o.first, 0, row, 0), *dk = at(s, dx, s->type, o.first, 0, row, width), *dv = at(s, dx, s->type, o.first, 0, row, 2 * width);
-    o.c.p = saved_at(s, a->saved, o.first);
+    KD_TRY(find_probs(w, &o, q, k, &o.c.p));
     KD_TRY(product_run(&o.p->dv, dv, o.c.p, dy, work));
     KD_TRY(product_run(&o.p->dp, o.c.score, dy, v, work));
     softmax_backward(&o.c);

@@ -158,7 +158,7 @@ static kd_status cpu_op_create(kd_backend *base, kd_op **out, const kd_op_desc *
     KD_TRY(kd_alloc_array(&op, 1, sizeof *op, err));
     op->desc = *desc;
     op->kind = kind_of(desc);
-    *needs = (kd_op_needs){0};
+    *needs = (kd_op_needs){.unread = kd_op_unread(desc)};
     kd_status status = op->kind->create ? op->kind->create((kd_cpu *)base, op, needs, err) : KD_OK;
     if (status != KD_OK) {
         cpu_op_destroy(base, op);

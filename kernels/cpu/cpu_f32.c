@@ -1,4 +1,6 @@
-/* conv2d and linear of f32 on CPUs where f32.h's functions are faster than oneDNN's: kd_cpu_f32_kind says which ops. */
+/* conv2d and linear of f32 on CPUs where f32.h's functions are faster than oneDNN's: kd_cpu_f32_kind says which ops.
+ *
+ * Weights that never change are packed once. In training they change with every step, so each pass packs them in scratch just before it multiplies: no slower, and no second and third copy of the network. */
 #include "kernels/cpu/f32.h"
 
 #include "common/base/mem.h"
@@ -6,8 +8,7 @@
 
 typedef struct f32_op {
     kd_f32_shape shape;
-    size_t packed_dx;      /* offset in args->packed */
-    size_t g, work;        /* offsets in args->scratch */
+    size_t g, work;        /* offsets in args->scratch, at whose beginning training packs. dw packs nothing: its work begins there */
     int own_g;             /* dy isn't the product's gradient yet: it lies behind an activation */
     int saves_input_of_act;
 } f32_op;
@@ -20,6 +21,10 @@ static kd_f32_shape shape_of(const kd_op_desc *d) {
     return (kd_f32_shape){1, 1, rows, (int64_t)kd_cpu_width(&d->x[0]), 1, rows, (int64_t)kd_cpu_width(&d->y), 1, 1, 0};
 }
 
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
 static kd_status f32_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
     const kd_op_desc *d = &op->desc;
     int threads = b->base.threads;
@@ -29,18 +34,19 @@ static kd_status f32_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *er
     f->shape = shape_of(d);
     f->own_g = d->train && d->act != KD_ACT_NONE;
     f->saves_input_of_act = d->train && d->act == KD_ACT_GELU;
-    size_t outputs = kd_tdesc_bytes(&d->y), work = kd_f32_forward_bytes(&f->shape, threads), dx = 0, dw = 0;
+    size_t outputs = kd_tdesc_bytes(&d->y), packed = kd_f32_packed_bytes(&f->shape), work = kd_f32_forward_bytes(&f->shape, threads), at = 0;
     needs->consumed = d->train ? 0 : 1u;
+    needs->packed = d->train ? 0 : packed;
     needs->saved = f->saves_input_of_act ? outputs : 0;
-    kd_cpu_region(&needs->packed, kd_f32_packed_bytes(&f->shape));
     if (d->train && (d->need_dx & 1)) {
-        f->packed_dx = kd_cpu_region(&needs->packed, kd_f32_packed_dx_bytes(&f->shape));
-        dx = kd_f32_dx_bytes(&f->shape, threads);
+        packed = larger(packed, kd_f32_packed_dx_bytes(&f->shape));
+        work = larger(work, kd_f32_dx_bytes(&f->shape, threads));
     }
-    if (d->train && d->need_dparam)
-        dw = kd_f32_dw_bytes(&f->shape, threads);
-    work = work > dx ? work : dx;
-    f->work = kd_cpu_region(&needs->scratch, work > dw ? work : dw);
+    if (d->train)
+        kd_cpu_region(&at, packed);
+    f->work = kd_cpu_region(&at, work);
+    at = larger(at, d->train && d->need_dparam ? kd_f32_dw_bytes(&f->shape, threads) : 0);
+    kd_cpu_region(&needs->scratch, at);
     f->g = kd_cpu_region(&needs->scratch, f->own_g ? outputs : 0);
     return KD_OK;
 }
@@ -52,18 +58,20 @@ static void f32_destroy(void *impl) {
 static kd_status f32_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const f32_op *f = op->impl;
     (void)err;
-    kd_f32_pack(b->base.threads, &f->shape, a->param[0], a->packed);
-    if (op->desc.train && (op->desc.need_dx & 1))
-        kd_f32_pack_dx(b->base.threads, &f->shape, a->param[0], kd_cpu_at(a->packed, f->packed_dx));
+    if (!op->desc.train)
+        kd_f32_pack(b->base.threads, &f->shape, a->param[0], a->packed);
     return KD_OK;
 }
 
 static kd_status f32_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const f32_op *f = op->impl;
     const kd_op_desc *d = &op->desc;
+    float *packed = d->train ? a->scratch : a->packed;
     (void)err;
+    if (d->train)
+        kd_f32_pack(b->base.threads, &f->shape, a->param[0], packed);
     kd_f32_finish finish = {.bias = d->bias ? a->param[1] : NULL, .residual = d->residual ? a->x[1] : NULL, .gamma = d->residual ? a->param[2] : NULL, .before_act = f->saves_input_of_act ? a->saved : NULL, .act = d->act};
-    kd_f32_forward(b->base.threads, &f->shape, a->y, a->x[0], a->packed, &finish, kd_cpu_at(a->scratch, f->work));
+    kd_f32_forward(b->base.threads, &f->shape, a->y, a->x[0], packed, &finish, kd_cpu_at(a->scratch, f->work));
     return KD_OK;
 }
 
@@ -72,7 +80,6 @@ static kd_status f32_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err 
     const kd_op_desc *d = &op->desc;
     int threads = b->base.threads;
     const float *g = a->dy;
-    void *work = kd_cpu_at(a->scratch, f->work);
     (void)err;
     if (f->own_g) {
         kd_cpu_act_grad grad = {.g = kd_cpu_at(a->scratch, f->g), .dy = a->dy, .at = f->saves_input_of_act ? a->saved : a->y, .g_type = KD_F32, .dy_type = KD_F32, .at_type = KD_F32, .act = d->act};
@@ -81,12 +88,14 @@ static kd_status f32_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err 
     }
     if (d->need_dparam) {
         size_t width = kd_cpu_width(&d->y);
-        kd_f32_dw(threads, &f->shape, a->dparam[0], a->x[0], g, work);
+        kd_f32_dw(threads, &f->shape, a->dparam[0], a->x[0], g, a->scratch);
         if (d->bias)
             kd_cpu_add_columns(threads, &(kd_cpu_columns){.out = a->dparam[1], .g = g, .g_type = KD_F32, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width});
     }
-    if (d->need_dx & 1)
-        kd_f32_dx(threads, &f->shape, a->dx[0], g, kd_cpu_at(a->packed, f->packed_dx), (d->add_dx & 1) != 0, work);
+    if (d->need_dx & 1) {
+        kd_f32_pack_dx(threads, &f->shape, a->param[0], a->scratch);
+        kd_f32_dx(threads, &f->shape, a->dx[0], g, a->scratch, (d->add_dx & 1) != 0, kd_cpu_at(a->scratch, f->work));
+    }
     return KD_OK;
 }
 

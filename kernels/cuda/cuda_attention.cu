@@ -227,6 +227,7 @@ static kd_status attention_create(kd_cuda *b, kd_op *op, kd_op_needs *needs, kd_
         KD_TRY(ask_layout(b, &s->tensor, err));
     if (d->train)
         needs->saved = needs->scratch = (size_t)d->y.shape[0] * (size_t)d->heads * (size_t)d->y.shape[1] * sizeof(float);
+    needs->unread &= ~KD_OP_UNREAD_Y; /* a softmax's gradient needs the sums of dy y */
     return KD_OK;
 }
 

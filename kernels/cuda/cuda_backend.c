@@ -297,7 +297,7 @@ static kd_status cuda_op_create(kd_backend *base, kd_op **out, const kd_op_desc 
     KD_TRY(kd_alloc_array(&op, 1, sizeof *op, err));
     op->desc = *desc;
     op->kind = kind_of(desc->kind);
-    *needs = (kd_op_needs){0};
+    *needs = (kd_op_needs){.unread = kd_op_unread(desc)};
     kd_status status = op->kind->create ? op->kind->create(b, op, needs, err) : KD_OK;
     if (status != KD_OK) {
         cuda_op_destroy(base, op);

@@ -144,6 +144,7 @@ kd_status kd_exec_forward(kd_exec *e, kd_err *err) {
     KD_TRY(kd_run_begin(e, err));
     KD_TRY(kd_run_pass(e, KD_PASS_FORWARD, err));
     kd_run_end(e);
+    e->forwarded = 1;
     return KD_OK;
 }
 
@@ -156,7 +157,8 @@ kd_status kd_run_zero_gradients(kd_exec *e, kd_err *err) {
 }
 
 kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err) {
-    KD_ASSERT(e->config.train);
+    KD_ASSERT(e->config.train && e->forwarded); /* its values' memory isn't theirs any more after a backward pass */
+    e->forwarded = 0;
     return kd_run_pass(e, accumulate ? KD_PASS_BACKWARD_ADDED : KD_PASS_BACKWARD, err);
 }
 
@@ -292,7 +294,7 @@ static void shape_text(const kd_tdesc *t, char *buf, size_t cap) {
 }
 
 void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes) {
-    static const char *const names[KD_ARENA_KINDS] = {"activations", "saved", "gradients", "parameter gradients", "parameters", "packed weights", "scratch"};
+    static const char *const names[KD_ARENA_KINDS] = {"activations", "parameter gradients", "parameters", "packed weights", "scratch"};
     const char *comma = "";
     fprintf(out, "%s program, batch %d, %s: %d ops, ", e->config.train ? "training" : "inference", e->config.batch, kd_dtype_name(e->config.precision), e->node_count);
     for (int k = 0; k < KD_ARENA_KINDS; k++)

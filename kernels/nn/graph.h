@@ -157,6 +157,7 @@ typedef struct kd_exec_config {
     struct kd_exec *gradients; /* of a training program: the one of the same parameters whose gradients its backward pass works on, and which must outlive it; NULL: its own */
     struct kd_exec *values; /* of an inference program: a training program on the same backend in whose memory its values lie, where there is room, and which must outlive it. What the training program's inputs and
                              * outputs held is gone after an upload or a pass of this one, and the other way round. NULL: memory of its own */
+    int keep_values; /* every op's result stays until the next pass, for who looks at it then (inspect.h). 0: its memory is used again as soon as no op of the pass will read it */
     /* Asked before every op of a pass, where the backend records (backend.h) from the third pass on once before each; NULL: never. What isn't KD_OK ends the pass and is its result: outputs, gradients
      * and running statistics are then as far as it had come. */
     kd_status (*stop)(void *ctx, kd_err *err);
@@ -167,7 +168,7 @@ typedef struct kd_exec kd_exec;
 /* g is the graph that p was created for, or one with the same list of parameters (kd_params_fit): the same network for another image size. */
 kd_status kd_exec_create(kd_exec **out, const kd_graph *g, kd_params *p, const kd_exec_config *config, kd_err *err);
 void kd_exec_destroy(kd_exec *e);
-/* Bytes per arena (of frozen parameters too), and the table of nodes at debug level: "activations 812 MiB, gradients 45 MiB, scratch 12 MiB, packed weights 22 MiB". */
+/* Bytes per arena (of frozen parameters too), and the table of nodes at debug level: "activations 812 MiB, parameter gradients 45 MiB, packed weights 22 MiB, scratch 12 MiB". */
 void kd_exec_print_plan(const kd_exec *e, FILE *out, int nodes);
 kd_backend *kd_exec_backend(const kd_exec *e); /* borrowed: the one of its parameters */
 size_t kd_exec_device_bytes(const kd_exec *e);
@@ -178,7 +179,7 @@ kd_status kd_exec_upload(kd_exec *e, const char *input, const void *data, kd_err
 /* A part of the batch: `count` rows from row `first`. */
 kd_status kd_exec_upload_rows(kd_exec *e, const char *input, int first, int count, const void *data, kd_err *err);
 kd_status kd_exec_forward(kd_exec *e, kd_err *err);
-/* Zeroes the parameter gradients unless `accumulate`, then runs backward from the losses. */
+/* Zeroes the parameter gradients unless `accumulate`, then runs backward from the losses. Once for a forward pass. */
 kd_status kd_exec_backward(kd_exec *e, int accumulate, kd_err *err);
 float *kd_exec_gradients(kd_exec *e); /* device, same order and length as kd_params_trained */
 /* Device address and description of an output (borrowed, valid until the next pass). NULL when there is no such output. */

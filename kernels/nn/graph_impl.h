@@ -88,7 +88,7 @@ struct kd_params {
     kd_param_source source;          /* frozen parameters: read is set, and there are no arrays */
 };
 
-/* A run of bytes that must not overlap others alive at the same time: [first, last] are node indexes in order of running. */
+/* A run of bytes that must not overlap others alive at the same time: [first, last] in a program's time (plan_memory.c); empty: none. */
 typedef struct kd_span {
     size_t bytes, offset;
     int first, last;
@@ -119,6 +119,7 @@ typedef struct kd_pnode {
     int backward; /* takes part in the backward pass */
     kd_op *op;
     kd_op_needs needs;
+    kd_span saved;
     kd_op_args args;
     double seconds[2]; /* forward, backward, while profiling */
 } kd_pnode;
@@ -134,7 +135,7 @@ typedef struct kd_ptap {
 } kd_ptap;
 
 typedef enum kd_arena_kind {
-    KD_ARENA_ACTIVATIONS, KD_ARENA_SAVED, KD_ARENA_GRADIENTS, KD_ARENA_PARAM_GRADIENTS, KD_ARENA_PARAMETERS, KD_ARENA_PACKED, KD_ARENA_SCRATCH, KD_ARENA_KINDS
+    KD_ARENA_ACTIVATIONS, KD_ARENA_PARAM_GRADIENTS, KD_ARENA_PARAMETERS, KD_ARENA_PACKED, KD_ARENA_SCRATCH, KD_ARENA_KINDS
 } kd_arena_kind;
 
 #define KD_NOT_KEPT SIZE_MAX
@@ -162,6 +163,7 @@ struct kd_exec {
     int borrows;            /* the arena of activations is config.values' */
     size_t *kept_at; /* frozen parameters: offset of parameter i in KD_ARENA_PARAMETERS, or KD_NOT_KEPT; else NULL */
     int has_batch_norm, profile;
+    int forwarded; /* the last pass was a forward pass */
     int profiled_passes;
     kd_recorded recorded[KD_PASSES];
     char *looked_at; /* kd_exec_check_finite: the host's copy of what an op has written; NULL while off */

@@ -23,7 +23,7 @@ int kd_exec_inputs(const kd_exec *e);
 int kd_exec_outputs(const kd_exec *e);
 kd_exec_tap kd_exec_input_tap(const kd_exec *e, int i);
 kd_exec_tap kd_exec_output_tap(const kd_exec *e, int i);
-/* Results of the ops in order of running; in a training program all of them are valid from the forward pass to the next. The name is the op's ("layer1.0.conv1"); ops without parameters may share one. */
+/* Results of the ops in order of running; valid from the forward pass to the next in a program that keeps them (kd_exec_config.keep_values). The name is the op's ("layer1.0.conv1"); ops without parameters may share one. */
 int kd_exec_ops(const kd_exec *e);
 kd_exec_tap kd_exec_op_tap(const kd_exec *e, int i);
 /* Device addresses of parameter i (kd_params_info) and, of a trained one, of its gradient after a backward pass; NULL where there is none: counters, and gradients of states. */

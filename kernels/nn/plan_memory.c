@@ -1,8 +1,7 @@
 /* Memory of a program: one arena per lifetime, and an address for every value, gradient and region of an op.
  *
- *     activations      inputs, values, loss weights      inference: values that are never alive together share bytes; training: all are kept for backward
- *     saved            what ops keep from forward to backward
- *     gradients        of values; shared by liveness along the backward pass
+ *     activations      inputs, values, what ops save from forward to backward, gradients of values, loss weights; what is never alive together shares bytes. So gradients of a network's first layers,
+ *                      which are the largest, lie where the values of its last layers were
  *     param gradients  same layout as kd_params' trained array
  *     parameters       frozen ones that ops still read as f32 (frozen.c)
  *     packed           re-ordered weights, until the parameters change
@@ -78,36 +77,42 @@ static void live_at(kd_span *s, int t) {
         s->last = t;
 }
 
+/* Time: node i runs forward at i and backward at 2 count - 1 - i. Its backward pass may read what it saved, and of its inputs and its result what its op doesn't say to be unread (ops.h). */
+static int backward_time(const kd_exec *e, int i) {
+    return 2 * e->node_count - 1 - i;
+}
+
+/* A node's inputs and result are alive while it runs forward, and a trained one's that it still reads until its backward pass. */
 static void value_lifetimes(kd_exec *e) {
-    for (int v = 0; v < e->val_count; v++) {
-        e->vals[v].mem.first = 0;
-        e->vals[v].mem.last = -1;
-    }
+    for (int v = 0; v < e->val_count; v++)
+        e->vals[v].mem.first = 0, e->vals[v].mem.last = -1;
     for (int i = 0; i < e->node_count; i++) {
-        live_at(&e->vals[e->nodes[i].y].mem, i);
-        for (int k = 0; k < e->nodes[i].desc.inputs; k++)
-            live_at(&e->vals[e->nodes[i].x[k]].mem, i);
+        kd_pnode *n = &e->nodes[i];
+        int last = n->backward ? backward_time(e, i) : i;
+        n->saved = (kd_span){.bytes = n->needs.saved, .first = i, .last = n->needs.saved > 0 ? last : -1};
+        for (int k = -1; k < n->desc.inputs; k++) {
+            kd_span *s = &e->vals[k < 0 ? n->y : n->x[k]].mem;
+            live_at(s, i);
+            if (!(n->needs.unread & (k < 0 ? KD_OP_UNREAD_Y : 1u << k)))
+                live_at(s, last);
+        }
     }
     for (int v = 0; v < e->val_count; v++) {
         kd_span *s = &e->vals[v].mem;
-        if (!e->vals[v].live)
-            continue;
-        if (e->vals[v].kept || (e->config.train && s->first <= s->last)) {
+        if (e->vals[v].live && (e->vals[v].kept || (e->config.keep_values && s->first <= s->last))) {
             s->first = -1;
-            s->last = e->node_count;
+            s->last = 2 * e->node_count;
         }
     }
 }
 
-/* Time runs backwards: node i is at count-1-i. A gradient lives from its first contribution until the producer of its value has read it. */
+/* A gradient lives from its first contribution until the producer of its value has read it. */
 static void gradient_lifetimes(kd_exec *e) {
-    for (int v = 0; v < e->val_count; v++) {
-        e->vals[v].grad.first = 0;
-        e->vals[v].grad.last = -1;
-    }
+    for (int v = 0; v < e->val_count; v++)
+        e->vals[v].grad.first = 0, e->vals[v].grad.last = -1;
     for (int i = e->node_count - 1; i >= 0; i--) {
         const kd_pnode *n = &e->nodes[i];
-        int t = e->node_count - 1 - i;
+        int t = backward_time(e, i);
         if (!n->backward)
             continue;
         if (!kd_is_loss(n->desc.kind)) /* a loss's gradient is its weight, a constant */
@@ -121,24 +126,37 @@ static void gradient_lifetimes(kd_exec *e) {
     }
 }
 
-/* Places the spans at `which` (mem or grad) of all values that have one. */
-static kd_status place_values(kd_exec *e, int grads, size_t *total, kd_err *err) {
-    kd_span *spans = NULL;
+static void list_span(kd_span **list, size_t *count, kd_span *s) {
+    if (s->first <= s->last)
+        list[(*count)++] = s;
+}
+
+static size_t list_spans(kd_exec *e, kd_span **list) {
     size_t count = 0;
-    KD_TRY(kd_alloc_array(&spans, (size_t)e->val_count + 1, sizeof *spans, err));
     for (int v = 0; v < e->val_count; v++) {
-        const kd_span *s = grads ? &e->vals[v].grad : &e->vals[v].mem;
-        if (s->first <= s->last)
-            spans[count++] = *s;
+        list_span(list, &count, &e->vals[v].mem);
+        list_span(list, &count, &e->vals[v].grad);
     }
-    kd_status status = kd_plan_place(spans, count, total, err);
-    count = 0;
-    for (int v = 0; v < e->val_count && status == KD_OK; v++) {
-        kd_span *s = grads ? &e->vals[v].grad : &e->vals[v].mem;
-        if (s->first <= s->last)
-            *s = spans[count++];
+    for (int i = 0; i < e->node_count; i++)
+        list_span(list, &count, &e->nodes[i].saved);
+    return count;
+}
+
+static kd_status place_all(kd_exec *e, size_t *total, kd_err *err) {
+    kd_span **list = NULL, *spans = NULL;
+    size_t most = 2 * (size_t)e->val_count + (size_t)e->node_count + 1;
+    KD_TRY(kd_alloc_array(&list, most, sizeof(*list), err));
+    kd_status status = kd_alloc_array(&spans, most, sizeof *spans, err);
+    if (status == KD_OK) {
+        size_t count = list_spans(e, list);
+        for (size_t i = 0; i < count; i++)
+            spans[i] = *list[i];
+        status = kd_plan_place(spans, count, total, err);
+        for (size_t i = 0; i < count && status == KD_OK; i++)
+            *list[i] = spans[i];
     }
     kd_free(spans);
+    kd_free(list);
     return status;
 }
 
@@ -155,7 +173,7 @@ static void *value_address(const kd_exec *e, kd_val v) {
 }
 
 static void *gradient_address(const kd_exec *e, kd_val v) {
-    return e->arena[KD_ARENA_GRADIENTS] + e->vals[e->vals[v].grad_root].grad.offset;
+    return e->arena[KD_ARENA_ACTIVATIONS] + e->vals[e->vals[v].grad_root].grad.offset;
 }
 
 static void bind_params(kd_exec *e, kd_pnode *n) {
@@ -177,7 +195,7 @@ static void bind_params(kd_exec *e, kd_pnode *n) {
 }
 
 static kd_status bind(kd_exec *e, kd_err *err) {
-    size_t saved = 0, packed = 0, scratch, constants = e->loss_weights_at;
+    size_t packed = 0, scratch, constants = e->loss_weights_at;
     for (int i = 0; i < e->node_count; i++) {
         kd_pnode *n = &e->nodes[i];
         for (int k = 0; k < n->desc.inputs; k++) {
@@ -186,7 +204,7 @@ static kd_status bind(kd_exec *e, kd_err *err) {
                 n->args.dx[k] = gradient_address(e, n->x[k]);
         }
         n->args.y = value_address(e, n->y);
-        n->args.saved = region(e, KD_ARENA_SAVED, &saved, n->needs.saved);
+        n->args.saved = n->needs.saved > 0 ? e->arena[KD_ARENA_ACTIVATIONS] + n->saved.offset : NULL;
         n->args.packed = region(e, KD_ARENA_PACKED, &packed, n->needs.packed);
         scratch = 0;
         n->args.scratch = region(e, KD_ARENA_SCRATCH, &scratch, n->needs.scratch);
@@ -215,9 +233,8 @@ static kd_status too_large(const kd_exec *e, size_t left, kd_err *err) {
     char advice[80] = "no batch fits beside the parameters; use a smaller model";
     if (batch > 0)
         snprintf(advice, sizeof advice, "a batch of %d would fit (--batch-size)", batch);
-    return kd_fail(err, KD_ENODEVICE, "the plan of a batch of %d takes %.0f MiB of the device's memory (parameters, their gradients and packed weights %.0f, activations %.0f, kept for the backward pass %.0f, gradients of activations %.0f, scratch %.0f), and %.0f MiB are free; %s",
-                   e->config.batch, (double)all / mib, (double)fixed / mib, (double)e->bytes[KD_ARENA_ACTIVATIONS] / mib, (double)e->bytes[KD_ARENA_SAVED] / mib, (double)e->bytes[KD_ARENA_GRADIENTS] / mib,
-                   (double)e->bytes[KD_ARENA_SCRATCH] / mib, (double)left / mib, advice);
+    return kd_fail(err, KD_ENODEVICE, "the plan of a batch of %d takes %.0f MiB of the device's memory (parameters, their gradients and packed weights %.0f, activations and their gradients %.0f, scratch %.0f), and %.0f MiB are free; %s",
+                   e->config.batch, (double)all / mib, (double)fixed / mib, (double)e->bytes[KD_ARENA_ACTIVATIONS] / mib, (double)e->bytes[KD_ARENA_SCRATCH] / mib, (double)left / mib, advice);
 }
 
 /* Validation never runs in the middle of a step, so its values take no memory of their own. The lender's loss weights, written once, lie behind its values. */
@@ -252,11 +269,9 @@ kd_status kd_plan_memory(kd_exec *e, kd_err *err) {
     size_t losses = 0;
     value_lifetimes(e);
     gradient_lifetimes(e);
-    KD_TRY(place_values(e, 0, &e->bytes[KD_ARENA_ACTIVATIONS], err));
-    KD_TRY(place_values(e, 1, &e->bytes[KD_ARENA_GRADIENTS], err));
+    KD_TRY(place_all(e, &e->bytes[KD_ARENA_ACTIVATIONS], err));
     for (int i = 0; i < e->node_count; i++) {
         const kd_pnode *n = &e->nodes[i];
-        e->bytes[KD_ARENA_SAVED] += aligned(n->needs.saved);
         e->bytes[KD_ARENA_PACKED] += aligned(n->needs.packed);
         if (aligned(n->needs.scratch) > e->bytes[KD_ARENA_SCRATCH])
             e->bytes[KD_ARENA_SCRATCH] = aligned(n->needs.scratch);

@@ -336,6 +336,45 @@ static void forward(run *u) {
     kd_mem_fail_after(0);
 }
 
+/* Numbers that aren't: in the place of what backward says that it doesn't read. */
+static void spoil(run *u, const region *r) {
+    kd_err err = {0};
+    uint8_t *pattern = kd_malloc(r->bytes);
+    assert_non_null(pattern);
+    memset(pattern, NAN_BYTE, r->bytes);
+    must(u->b->v->upload(u->b, r->at, pattern, r->bytes, &err), &err, u->c, "upload");
+    kd_free(pattern);
+}
+
+static void restore(run *u, const char *name, const region *r) {
+    kd_err err = {0};
+    uint8_t *now = region_read(u->b, u->c, name, r);
+    for (size_t i = 0; i < r->bytes; i++)
+        if (now[i] != NAN_BYTE)
+            fail_msg("%s: backward wrote into %s", u->c->label, name);
+    kd_free(now);
+    must(u->b->v->upload(u->b, r->at, r->host, r->bytes, &err), &err, u->c, "upload");
+}
+
+static void backward(run *u) {
+    kd_err err = {0};
+    const kd_op_desc *d = &u->c->desc;
+    for (int i = 0; i < d->inputs; i++)
+        if (u->needs.unread >> i & 1u)
+            spoil(u, &u->x[i]);
+    if (u->needs.unread & KD_OP_UNREAD_Y)
+        spoil(u, &u->y);
+    kd_mem_fail_after(1);
+    must(u->b->v->op_backward(u->b, u->op, &u->args, &err), &err, u->c, "backward");
+    kd_mem_fail_after(0);
+    must(u->b->v->sync(u->b, &err), &err, u->c, "sync after backward");
+    for (int i = 0; i < d->inputs; i++)
+        if (u->needs.unread >> i & 1u)
+            restore(u, numbered("x", i), &u->x[i]);
+    if (u->needs.unread & KD_OP_UNREAD_Y)
+        restore(u, "y", &u->y);
+}
+
 static void call_op(run *u) {
     kd_err err = {0};
     kd_backend *b = u->b;
@@ -349,10 +388,7 @@ static void call_op(run *u) {
     uint8_t *y = region_read(b, u->c, "y", &u->y);
     memcpy(u->y.host, y, u->y.bytes); /* from here on y is an input */
     kd_free(y);
-    kd_mem_fail_after(1);
-    must(b->v->op_backward(b, u->op, &u->args, &err), &err, u->c, "backward");
-    kd_mem_fail_after(0);
-    must(b->v->sync(b, &err), &err, u->c, "sync after backward");
+    backward(u);
     region_must_be_unchanged(b, u->c, "y (in backward)", &u->y);
 }
 
