@@ -121,6 +121,7 @@ typedef struct kd_op_desc {
     int inputs;
     kd_tdesc x[KD_OP_MAX_X], y;
     int train;         /* backward will be called (and batch norm uses batch statistics) */
+    int changing;      /* outside training: parameters change about as often as the op runs (validation), so that a packed copy isn't worth its memory. A backend may keep one nevertheless */
     unsigned need_dx;  /* bit i: dx[i] is wanted; clear for the first layer */
     unsigned add_dx;   /* bit i: dx[i] is added to, else overwritten */
     int need_dparam;   /* 0: parameters are frozen */

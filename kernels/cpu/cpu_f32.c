@@ -1,6 +1,6 @@
 /* conv2d and linear of f32 on CPUs where f32.h's functions are faster than oneDNN's: kd_cpu_f32_kind says which ops.
  *
- * Weights that never change are packed once. In training they change with every step, so each pass packs them in scratch just before it multiplies: no slower, and no second and third copy of the network. */
+ * Weights that never change are packed once. Where they do, in training and validation, each pass packs them in scratch just before it multiplies: no slower in training, and no further copies of the network. */
 #include "kernels/cpu/f32.h"
 
 #include "common/base/mem.h"
@@ -8,7 +8,8 @@
 
 typedef struct f32_op {
     kd_f32_shape shape;
-    size_t g, work;        /* offsets in args->scratch, at whose beginning training packs. dw packs nothing: its work begins there */
+    int packs_itself;      /* in every pass, at the beginning of scratch. dw packs nothing: its work begins there */
+    size_t g, work;        /* offsets in args->scratch */
     int own_g;             /* dy isn't the product's gradient yet: it lies behind an activation */
     int saves_input_of_act;
 } f32_op;
@@ -32,17 +33,18 @@ static kd_status f32_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *er
     KD_TRY(kd_alloc_array(&f, 1, sizeof *f, err));
     op->impl = f;
     f->shape = shape_of(d);
+    f->packs_itself = d->train || d->changing;
     f->own_g = d->train && d->act != KD_ACT_NONE;
     f->saves_input_of_act = d->train && d->act == KD_ACT_GELU;
     size_t outputs = kd_tdesc_bytes(&d->y), packed = kd_f32_packed_bytes(&f->shape), work = kd_f32_forward_bytes(&f->shape, threads), at = 0;
-    needs->consumed = d->train ? 0 : 1u;
-    needs->packed = d->train ? 0 : packed;
+    needs->consumed = f->packs_itself ? 0 : 1u;
+    needs->packed = f->packs_itself ? 0 : packed;
     needs->saved = f->saves_input_of_act ? outputs : 0;
     if (d->train && (d->need_dx & 1)) {
         packed = larger(packed, kd_f32_packed_dx_bytes(&f->shape));
         work = larger(work, kd_f32_dx_bytes(&f->shape, threads));
     }
-    if (d->train)
+    if (f->packs_itself)
         kd_cpu_region(&at, packed);
     f->work = kd_cpu_region(&at, work);
     at = larger(at, d->train && d->need_dparam ? kd_f32_dw_bytes(&f->shape, threads) : 0);
@@ -58,7 +60,7 @@ static void f32_destroy(void *impl) {
 static kd_status f32_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const f32_op *f = op->impl;
     (void)err;
-    if (!op->desc.train)
+    if (!f->packs_itself)
         kd_f32_pack(b->base.threads, &f->shape, a->param[0], a->packed);
     return KD_OK;
 }
@@ -66,9 +68,9 @@ static kd_status f32_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err
 static kd_status f32_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const f32_op *f = op->impl;
     const kd_op_desc *d = &op->desc;
-    float *packed = d->train ? a->scratch : a->packed;
+    float *packed = f->packs_itself ? a->scratch : a->packed;
     (void)err;
-    if (d->train)
+    if (f->packs_itself)
         kd_f32_pack(b->base.threads, &f->shape, a->param[0], packed);
     kd_f32_finish finish = {.bias = d->bias ? a->param[1] : NULL, .residual = d->residual ? a->x[1] : NULL, .gamma = d->residual ? a->param[2] : NULL, .before_act = f->saves_input_of_act ? a->saved : NULL, .act = d->act};
     kd_f32_forward(b->base.threads, &f->shape, a->y, a->x[0], packed, &finish, kd_cpu_at(a->scratch, f->work));

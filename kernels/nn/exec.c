@@ -65,7 +65,7 @@ void kd_exec_destroy(kd_exec *e) {
         if (e->nodes[i].op)
             e->b->v->op_destroy(e->b, e->nodes[i].op);
     for (int k = 0; k < KD_ARENA_KINDS; k++)
-        if (k != KD_ARENA_ACTIVATIONS || !e->borrows)
+        if (!(e->borrowed >> k & 1u))
             e->b->v->release(e->b, e->arena[k]);
     for (int i = 0; i < e->input_count; i++)
         kd_free(e->inputs[i].rows);

@@ -155,7 +155,7 @@ typedef struct kd_exec_config {
     int train;          /* backward, batch statistics, losses */
     int losses;         /* of an inference program: compute the losses as well, as validation does. Running statistics, queues stay as they are, no gradients. Training programs always do */
     struct kd_exec *gradients; /* of a training program: the one of the same parameters whose gradients its backward pass works on, and which must outlive it; NULL: its own */
-    struct kd_exec *values; /* of an inference program: a training program on the same backend in whose memory its values lie, where there is room, and which must outlive it. What the training program's inputs and
+    struct kd_exec *values; /* of an inference program: a training program on the same backend in whose memory its values and scratch lie, where there is room, and which must outlive it. What the training program's inputs and
                              * outputs held is gone after an upload or a pass of this one, and the other way round. NULL: memory of its own */
     int keep_values; /* every op's result stays until the next pass, for who looks at it then (inspect.h). 0: its memory is used again as soon as no op of the pass will read it */
     /* Asked before every op of a pass, where the backend records (backend.h) from the third pass on once before each; NULL: never. What isn't KD_OK ends the pass and is its result: outputs, gradients

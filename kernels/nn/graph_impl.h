@@ -160,7 +160,7 @@ struct kd_exec {
     char *arena[KD_ARENA_KINDS];
     size_t bytes[KD_ARENA_KINDS];
     size_t loss_weights_at; /* in the activations: end of the values */
-    int borrows;            /* the arena of activations is config.values' */
+    unsigned borrowed;      /* bit of a kd_arena_kind: that arena is config.values' */
     size_t *kept_at; /* frozen parameters: offset of parameter i in KD_ARENA_PARAMETERS, or KD_NOT_KEPT; else NULL */
     int has_batch_norm, profile;
     int forwarded; /* the last pass was a forward pass */

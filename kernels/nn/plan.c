@@ -98,6 +98,7 @@ static kd_status add_pnode(kd_exec *e, const kd_graph *g, const kd_gnode *n, kd_
     if (!p->desc.name)
         return kd_fail(err, KD_EFAIL, "out of memory for the plan of %d nodes", g->node_count);
     p->desc.train = e->config.train;
+    p->desc.changing = e->config.values != NULL;
     for (int k = 0; k < n->desc.inputs; k++) {
         p->x[k] = root_of(e, g, n->x[k]);
         p->desc.x[k] = tensor_desc(e, g, n->x[k]);

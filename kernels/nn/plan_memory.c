@@ -237,19 +237,26 @@ static kd_status too_large(const kd_exec *e, size_t left, kd_err *err) {
                    e->config.batch, (double)all / mib, (double)fixed / mib, (double)e->bytes[KD_ARENA_ACTIVATIONS] / mib, (double)e->bytes[KD_ARENA_SCRATCH] / mib, (double)left / mib, advice);
 }
 
-/* Validation never runs in the middle of a step, so its values take no memory of their own. The lender's loss weights, written once, lie behind its values. */
-static void borrow_values(kd_exec *e) {
-    const kd_exec *lender = e->config.values;
-    if (lender == NULL || e->bytes[KD_ARENA_ACTIVATIONS] > lender->loss_weights_at)
+static void borrow(kd_exec *e, kd_arena_kind kind, size_t room) {
+    if (e->bytes[kind] > room)
         return;
-    e->borrows = 1;
-    e->arena[KD_ARENA_ACTIVATIONS] = lender->arena[KD_ARENA_ACTIVATIONS];
-    e->bytes[KD_ARENA_ACTIVATIONS] = 0;
+    e->borrowed |= 1u << kind;
+    e->arena[kind] = e->config.values->arena[kind];
+    e->bytes[kind] = 0;
+}
+
+/* Validation never runs in the middle of a step, so its values and its scratch take no memory of their own. The lender's loss weights, written once, lie behind its values. */
+static void borrow_memory(kd_exec *e) {
+    const kd_exec *lender = e->config.values;
+    if (lender == NULL)
+        return;
+    borrow(e, KD_ARENA_ACTIVATIONS, lender->loss_weights_at);
+    borrow(e, KD_ARENA_SCRATCH, lender->bytes[KD_ARENA_SCRATCH]);
 }
 
 static kd_status make_arenas(kd_exec *e, kd_err *err) {
     size_t left, total;
-    borrow_values(e);
+    borrow_memory(e);
     if (e->b->v->memory != NULL) {
         KD_TRY(e->b->v->memory(e->b, &left, &total, err));
         if (kd_exec_device_bytes(e) > left)

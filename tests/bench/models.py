@@ -308,21 +308,39 @@ def roof_text():
     return "; ".join(lines)
 
 
-INFER_HEAD = ["model", "precision", "threads", "ratio", "of the turns", "of the peak", "PyTorch", "kdcache, images/s", "PyTorch, images/s", "batch", "PyTorch's best"]
+INFER_HEAD = ["model", "precision", "threads", "ratio", "of the turns", "of the peak", "PyTorch", "kdcache, images/s", "PyTorch, images/s", "batch", "PyTorch's best", "day"]
 TRAIN_HEAD = ["student", "precision", "threads", "ratio", "of the turns", "step / floor", "kdcache, images/s", "PyTorch, images/s", "step, ms", "floor, ms", "other ops, ms", "rest, ms", "floor of the peak",
-              "MiB", "PyTorch, MiB", "PyTorch's best"]
+              "MiB", "PyTorch, MiB", "PyTorch's best", "day"]
+HEADS = {"infer": INFER_HEAD, "train": TRAIN_HEAD}
+TODAY = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
 
 
-def table(rows, mode, head):
-    rows = [r for r in rows if r.mode == mode]
-    return ["| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head)] + [r.cells() for r in rows]] if rows else ["None in this run."]
+def earlier_rows():
+    """Rows of the table that is there, by mode and model, precision, threads: they stay until they are measured again."""
+    found, mode = {}, ""
+    if os.path.exists(OUT):
+        with open(OUT) as f:
+            for line in f:
+                mode = "infer" if line.startswith("## Teachers") else "train" if line.startswith("## Students") else mode
+                cells = [c.strip() for c in line.strip().strip("|").split(" | ")]
+                if mode and line.startswith("|") and len(cells) == len(HEADS[mode]) and cells[2].isdigit():
+                    found[(mode, *cells[:3])] = cells
+    return found
 
 
-def write(facts, done, rows):
+def table(rows, earlier, mode):
+    found = {k: cells for k, cells in earlier.items() if k[0] == mode}
+    found.update({(r.mode, r.model, r.precision, str(r.threads)): r.cells() + [TODAY] for r in rows if r.mode == mode})
+    order = [m for m, _, _ in TEACHERS + STUDENTS]
+    lines = sorted(found.values(), key=lambda c: (order.index(c[0]) if c[0] in order else len(order), *c[:3]))
+    return ["| " + " | ".join(cells) + " |" for cells in [HEADS[mode], ["---"] * len(HEADS[mode])] + lines] if lines else ["None yet."]
+
+
+def write(facts, done, rows, earlier):
     text = ["# Models: images per second, beside PyTorch at its best", "", *facts, "", "Measured in this run: %s." % roof_text(), ""]
     if len(done) < len(rows):
         text += ["**Cut short: %d of %d rows.**" % (len(done), len(rows)), ""]
-    text += ["## Teachers: forward pass at %d px" % SIZE, "", *table(done, "infer", INFER_HEAD), "", "## Students: training step at %d px" % SIZE, "", *table(done, "train", TRAIN_HEAD), "",
+    text += ["## Teachers: forward pass at %d px" % SIZE, "", *table(done, earlier, "infer"), "", "## Students: training step at %d px" % SIZE, "", *table(done, earlier, "train"), "",
              "What the columns mean and what was done on each side: [README](../README.md)."]
     with open(OUT + ".new", "w") as f:
         f.write("\n".join(text) + "\n")
@@ -356,8 +374,8 @@ def main():
     no_bf16 = "bf16" in precisions and run_ours("bench_model", 1, "resnet18", 1, 32, "bf16", "infer", 1, "cpu", 1) is None
     look_at_roof("f32", "bf16", "triad")
     rows = choose_rows([p for p in precisions if p == "f32" or not no_bf16])
-    facts = ["%s. %s, %d processors, load %.1f at the start, Linux %s. Ours: %s; %s. Peer: %s." % (
-        datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"), processor(), os.cpu_count(), os.getloadavg()[0], platform.release(), ours["library"].rsplit(",", 1)[0], compiler(),
+    facts = ["%s (other rows: as their day says). %s, %d processors, load %.1f at the start, Linux %s. Ours: %s; %s. Peer: %s." % (
+        TODAY, processor(), os.cpu_count(), os.getloadavg()[0], platform.release(), ours["library"].rsplit(",", 1)[0], compiler(),
         peer or "PyTorch is not installed here"),
         "One thread is pinned to processor %s%s. Medians of %d turn%s, ours and theirs one after the other." % (cores(1), ", two to %s" % cores(2) if len(THREADS) > 1 else "", TURNS, "s" if TURNS > 1 else "")]
     if no_bf16:
@@ -365,14 +383,14 @@ def main():
     if len(THREADS) == 1:
         facts.append("Two threads are left out: one processor.")
     say("models: %d rows, about %.0f minutes (less once torch.compile's cache is warm)" % (len(rows), estimate(rows, peer != "")))
-    done = []
+    done, earlier = [], earlier_rows()
     for r in rows:
         say("%d/%d %s" % (len(done) + 1, len(rows), r.title()))
         r.measure(peer != "")
         done.append(r)
         if r is rows[-1]:
             look_at_roof("triad")
-        write(facts, done, rows)
+        write(facts, done, rows, earlier)
     with open(OUT) as f:
         print(f.read(), end="")
     return 1 if any(r.failed or r.peer_failed for r in rows) else 0

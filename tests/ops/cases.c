@@ -67,6 +67,11 @@ static void variants(kd_op_desc d, int no_gamma, const char *label) {
         d.train = d.need_dparam = 0;
         d.need_dx = d.add_dx = 0;
         push(&d, no_gamma, label, bf16 ? "infer bf16" : "infer f32");
+        if (!bf16 && (d.kind == KD_OP_CONV2D || d.kind == KD_OP_LINEAR)) {
+            d.changing = 1;
+            push(&d, no_gamma, label, "infer f32 changing");
+            d.changing = 0;
+        }
         if (d.residual)
             continue;
         d.train = d.need_dparam = 1;
