@@ -225,11 +225,12 @@ static kd_status bind(kd_exec *e, kd_err *err) {
     return KD_OK;
 }
 
-/* The plan doesn't fit: what it wants, what there is, and the batch that would fit. Everything but parameters, their gradients and what they are packed into grows with the batch. */
+/* The plan doesn't fit: what it wants, what there is, and the batch that would fit. Everything but parameters, their gradients and what they are packed into grows with the batch,
+ * but not quite evenly, since spans find other places: a 64th less. */
 static kd_status too_large(const kd_exec *e, size_t left, kd_err *err) {
     size_t fixed = e->bytes[KD_ARENA_PARAMETERS] + e->bytes[KD_ARENA_PACKED] + e->bytes[KD_ARENA_PARAM_GRADIENTS], all = kd_exec_device_bytes(e), growing = all - fixed;
     double mib = 1 << 20;
-    int batch = left > fixed && growing > 0 ? (int)((double)(left - fixed) / (double)growing * e->config.batch) : 0;
+    int batch = left > fixed && growing > 0 ? (int)((double)(left - fixed) / (double)growing * e->config.batch * 63 / 64) : 0;
     char advice[80] = "no batch fits beside the parameters; use a smaller model";
     if (batch > 0)
         snprintf(advice, sizeof advice, "a batch of %d would fit (--batch-size)", batch);
