@@ -229,7 +229,7 @@ static void check_tokens(const kd_op_desc *d) {
     case KD_OP_ATTENTION:
         CHECK(d, x->shape[1] == y->shape[1] && x->shape[2] == 3 * y->shape[2]);
         CHECK(d, d->heads >= 1 && y->shape[2] % d->heads == 0);
-        CHECK(d, countable((int64_t[]){y->shape[0], d->heads, y->shape[1], y->shape[1]}, 4)); /* probabilities, which training keeps */
+        CHECK(d, countable((int64_t[]){y->shape[0], d->heads, y->shape[1], y->shape[1]}, 4)); /* scores */
         break;
     case KD_OP_TOKENS:
         CHECK(d, d->registers >= 0 && y->shape[1] == x->shape[1] + 1 + d->registers && x->shape[2] == y->shape[2]);

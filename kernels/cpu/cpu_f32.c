@@ -1,6 +1,6 @@
 /* conv2d and linear of f32 on CPUs where f32.h's functions are faster than oneDNN's: kd_cpu_f32_kind says which ops.
  *
- * Weights that never change are packed once. Where they do, in training and validation, each pass packs them in scratch just before it multiplies: no slower in training, and no further copies of the network. */
+ * Weights that never change are packed once. Where they do, in training and validation, each pass packs them in scratch just before it multiplies: in training as often as when they were kept, without further copies of the network. */
 #include "kernels/cpu/f32.h"
 
 #include "common/base/mem.h"
