@@ -7,6 +7,8 @@
  *     scores   [images, heads, queries, ld] f32     ld = T rounded up, so that rows are aligned
  *     probs    the same memory read as [.., queries, 2 ld] bf16, or in training a second one of [.., queries, ld]
  *
+ * With f32.h's products a forward pass needs the scores of twelve queries at a time: they stay in the first-level cache between the products, and k and v are packed once for all queries of a head.
+ *
  * Probabilities aren't saved for the backward pass, which makes them again, bit for bit: for one product and a softmax more, a training program of ViT-S is an eighth smaller. */
 #include <math.h>
 #include <omp.h>
@@ -43,10 +45,14 @@ typedef struct attention {
     kd_dtype type;                    /* of the operands */
     int rounds_y, converts_dy;
     size_t work, work_bytes, score, score_bytes, probs, probs_bytes; /* offsets in args->scratch of the first slice's part, and the distance to the next */
+    size_t values_work;                                              /* f32.h, forward: where v's panels begin in a slice's work, behind k's */
     size_t y32, dy;                                                  /* offsets in args->scratch */
 } attention;
 
-enum { PRODUCTS = sizeof(products) / sizeof(product) };
+enum {
+    PRODUCTS = sizeof(products) / sizeof(product),
+    QUERIES_AT_ONCE = 12 /* f32.h, forward: two strips */
+};
 
 static void attention_destroy(void *impl) {
     attention *s = impl;
@@ -65,7 +71,8 @@ static kd_status product_create(product *p, kd_cpu *b, const kd_dnn_matmul_desc 
     p->d = *d;
     if (!kd_cpu_f32_here() || d->a.dtype != KD_F32 || d->c.dtype != KD_F32)
         return kd_dnn_matmul(&p->dnn, b->engine, d, what, err);
-    p->own = (kd_f32_matmul){d->a.dim[2], d->a.dim[3], d->b.dim[3], d->a.stride[2], d->a.stride[3], d->b.stride[2], d->b.stride[3], d->c.stride[2], d->add};
+    p->own = (kd_f32_matmul){.rows = d->a.dim[2], .depth = d->a.dim[3], .columns = d->b.dim[3], .a_row = d->a.stride[2], .a_column = d->a.stride[3], .b_row = d->b.stride[2], .b_column = d->b.stride[3],
+                             .c_row = d->c.stride[2], .add = d->add};
     return KD_OK;
 }
 
@@ -114,6 +121,7 @@ static kd_status create_forward(kd_cpu *b, const attention *s, products *p, cons
         kd_dnn_matmul_desc qk = {.a = q, .b = kd_dnn_transposed(kv), .c = scores_of(s, KD_F32, queries, s->ld)};
         kd_dnn_matmul_desc pv = {.a = scores_of(s, s->type, queries, probs_ld(s, d)), .b = kv, .c = y};
         KD_TRY(product_create(&p->scores[last], b, &qk, d->name, err));
+        p->scores[last].own.pads = 1;
         KD_TRY(product_create(&p->values[last], b, &pv, d->name, err));
     }
     return KD_OK;
@@ -128,6 +136,7 @@ static kd_status create_backward(kd_cpu *b, const attention *s, products *p, con
     kd_dnn_matmul_desc dq = {.a = ds, .b = qkv, .c = qkv, .add = add}, dk = {.a = kd_dnn_transposed(ds), .b = qkv, .c = qkv, .add = add};
     KD_TRY(product_create(&p->dv, b, &dv, d->name, err));
     KD_TRY(product_create(&p->dp, b, &dp, d->name, err));
+    p->dp.own.pads = 1;
     KD_TRY(product_create(&p->dq, b, &dq, d->name, err));
     return product_create(&p->dk, b, &dk, d->name, err);
 }
@@ -171,12 +180,24 @@ static block block_of(const attention *s, int train) {
     return b;
 }
 
+/* f32.h's products. */
+static int is_own(const products *p) {
+    return p->scores[0].own.rows > 0;
+}
+
 static void plan(attention *s, const kd_op_desc *d, kd_op_needs *needs) {
-    size_t scores = (size_t)(s->size.images * s->size.heads * s->size.queries * s->ld), slices = (size_t)s->slices;
+    int64_t whole = s->size.images * s->size.heads * s->size.queries;
+    size_t scores = (size_t)((is_own(s->slice) && !d->train ? QUERIES_AT_ONCE : whole) * s->ld), slices = (size_t)s->slices;
     for (int k = 0; k < PRODUCTS; k++) {
         size_t bytes = product_bytes(&((const product *)s->slice)[k]);
         if (bytes > s->work_bytes)
             s->work_bytes = bytes;
+    }
+    if (is_own(s->slice)) {
+        size_t both = 0;
+        kd_cpu_region(&both, product_bytes(&s->slice->scores[0]));
+        s->values_work = kd_cpu_region(&both, product_bytes(&s->slice->values[0]));
+        s->work_bytes = both > s->work_bytes ? both : s->work_bytes;
     }
     s->work_bytes = (s->work_bytes + 63) / 64 * 64;
     s->score_bytes = scores * sizeof(float); /* rows are multiples of 64 bytes */
@@ -221,15 +242,13 @@ static const float LOWEST = -1e38f;
 
 /* The largest of n numbers, a multiple of KD_VF; of a NaN any. */
 KD_LANE float largest(const float *x, size_t n) {
-    kd_vf8 top[2] = {kd_load8(x, KD_F32, 0, KD_V8), kd_load8(x, KD_F32, KD_V8, KD_V8)};
-    for (size_t i = KD_VF; i < n; i += KD_VF)
-        for (size_t h = 0; h < 2; h++) {
-            kd_vf8 v = kd_load8(x, KD_F32, i + h * KD_V8, KD_V8);
-            top[h] = kd_select8(kd_less8(top[h], v), v, top[h]);
-        }
-    kd_vf both;
-    memcpy(&both, top, sizeof both);
-    return kd_max_lane(both);
+    kd_halves top = {kd_load8(x, KD_F32, 0, KD_V8), kd_load8(x, KD_F32, KD_V8, KD_V8)};
+    for (size_t i = KD_VF; i < n; i += KD_VF) {
+        kd_vf8 low = kd_load8(x, KD_F32, i, KD_V8), high = kd_load8(x, KD_F32, i + KD_V8, KD_V8);
+        top.low = kd_select8(kd_less8(top.low, low), low, top.low);
+        top.high = kd_select8(kd_less8(top.high, high), high, top.high);
+    }
+    return kd_max_lane(kd_join(top));
 }
 
 /* operand = softmax(scale * score). May run in place: a bf16 row is written behind where it is read. */
@@ -253,24 +272,30 @@ KD_HOT static void softmax(const softmax_ctx *ctx) {
     }
 }
 
-/* operand = scale * p (dp - sum(p dp)), where score holds dp; in place as above. */
-KD_HOT static void softmax_backward(const softmax_ctx *ctx) {
+/* operand = scale * p (dp - sum(p dp)), where score holds dp; in place as above. The type comes as a constant (simd.h). */
+KD_LANE void softmax_backward_rows(const softmax_ctx *ctx, kd_dtype type) {
     const softmax_ctx c = *ctx;
     size_t t = (size_t)c.t;
     for (size_t r = 0; r < c.rows; r++) {
-        const float *dp = c.score + r * (size_t)c.ld;
-        kd_vf total = {0};
+        float *dp = c.score + r * (size_t)c.ld;
+        for (size_t k = t; k < (size_t)c.ld; k++)
+            dp[k] = 0; /* as p there */
+        kd_carried total = {{0}, {0}};
+        for (size_t i = 0; i < t; i += KD_VF)
+            kd_carry(&total, kd_load(c.p, type, r * (size_t)c.ld + i, KD_VF) * kd_load_f32(dp + i, KD_VF));
+        float dot = kd_sum(kd_carried_sum(&total));
         for (size_t i = 0; i < t; i += KD_VF) {
-            int n = kd_lanes(t - i);
-            total += kd_load(c.p, c.type, r * (size_t)c.ld + i, n) * kd_load_f32(dp + i, n);
-        }
-        float dot = kd_sum(total);
-        for (size_t i = 0; i < t; i += KD_VF) {
-            int n = kd_lanes(t - i);
-            kd_vf p = kd_load(c.p, c.type, r * (size_t)c.ld + i, n) * c.scale;
-            kd_store(c.operand, c.type, r * (size_t)c.operand_ld + i, p * (kd_load_f32(dp + i, n) - dot), n);
+            kd_vf p = kd_load(c.p, type, r * (size_t)c.ld + i, KD_VF) * c.scale;
+            kd_store(c.operand, type, r * (size_t)c.operand_ld + i, p * (kd_load_f32(dp + i, KD_VF) - dot), KD_VF);
         }
     }
+}
+
+KD_HOT static void softmax_backward(const softmax_ctx *c) {
+    if (c->type == KD_F32)
+        softmax_backward_rows(c, KD_F32);
+    else
+        softmax_backward_rows(c, KD_BF16);
 }
 
 /* ---- calls ---- */
@@ -333,6 +358,22 @@ static kd_status find_probs(const call *w, const place *o, const void *q, const 
     return KD_OK;
 }
 
+/* One head of one image. Rows of q, k and v are `row` floats apart. */
+static void forward_head(const attention *s, const place *o, float *y, const float *q, const float *k, const float *v) {
+    const kd_f32_matmul *scores = &o->p->scores[o->last].own, *values = &o->p->values[o->last].own;
+    void *values_work = (char *)o->work + s->values_work;
+    softmax_ctx c = o->c;
+    kd_f32_matmul_pack(scores, k, o->work);
+    kd_f32_matmul_pack(values, v, values_work);
+    for (int64_t r = 0; r < scores->rows; r += QUERIES_AT_ONCE) {
+        int64_t n = scores->rows - r < QUERIES_AT_ONCE ? scores->rows - r : QUERIES_AT_ONCE;
+        c.rows = (size_t)n;
+        kd_f32_matmul_rows(scores, c.score, q + r * scores->a_row, n, o->work);
+        softmax(&c);
+        kd_f32_matmul_rows(values, y + r * values->c_row, c.score, n, values_work);
+    }
+}
+
 static kd_status forward_block(const call *w, place o) {
     const attention *s = w->s;
     const kd_op_args *a = w->a;
@@ -340,6 +381,14 @@ static kd_status forward_block(const call *w, place o) {
     void *q = at(s, a->x[0], s->type, o.first, query, row, 0), *k = at(s, a->x[0], s->type, o.first, 0, row, width), *v = at(s, a->x[0], s->type, o.first, 0, row, 2 * width);
     void *y = at(s, w->y, s->rounds_y ? KD_F32 : w->d->y.dtype, o.first, query, width, 0);
     const void *probs;
+    if (is_own(o.p)) {
+        for (int64_t i = 0; i < s->size.images; i++)
+            for (int64_t h = 0; h < s->size.heads; h++) {
+                int64_t tokens = i * s->t, column = h * s->head;
+                forward_head(s, &o, (float *)y + tokens * width + column, (float *)q + tokens * row + column, (float *)k + tokens * row + column, (float *)v + tokens * row + column);
+            }
+        return KD_OK;
+    }
     KD_TRY(find_probs(w, &o, q, k, &probs));
     return product_run(&o.p->values[o.last], y, probs, v, o.work);
 }

@@ -84,18 +84,18 @@ typedef struct row_sums {
     float sum, dot;
 } row_sums;
 
-KD_LANE row_sums reduce_row(const norm_ctx *c, const kd_op_args *p, float *part, size_t row, float mean, float rstd) {
-    kd_vf sum = {0}, dot = {0};
+KD_LANE row_sums reduce_row(const norm_ctx *c, const kd_op_args *p, kd_dtype tx, kd_dtype ty, int whole, float *part, size_t row, float mean, float rstd) {
+    kd_carried sum = {{0}, {0}}, dot = {{0}, {0}};
     for (size_t i = 0; i < c->width; i += KD_VF) {
-        int n = kd_lanes(c->width - i);
-        kd_vf xhat = (kd_load(p->x[0], c->d->x[0].dtype, row + i, n) - mean) * rstd, dy = kd_load(p->dy, c->d->y.dtype, row + i, n);
+        int n = whole ? KD_VF : kd_lanes(c->width - i);
+        kd_vf xhat = (kd_load(p->x[0], tx, row + i, n) - mean) * rstd, dy = kd_load(p->dy, ty, row + i, n);
         kd_vf scaled = dy * kd_load_f32(p->param[0] + i, n);
-        sum += scaled;
-        dot += scaled * xhat;
+        kd_carry(&sum, scaled);
+        kd_carry(&dot, scaled * xhat);
         kd_store_f32(part + i, kd_load_f32(part + i, KD_VF) + dy * xhat, KD_VF);
         kd_store_f32(part + c->padded + i, kd_load_f32(part + c->padded + i, KD_VF) + dy, KD_VF);
     }
-    return (row_sums){kd_sum(sum), kd_sum(dot)};
+    return (row_sums){kd_sum(kd_carried_sum(&sum)), kd_sum(kd_carried_sum(&dot))};
 }
 
 static void fold(const norm_ctx *c, double *sums, float *part) {
@@ -105,8 +105,9 @@ static void fold(const norm_ctx *c, double *sums, float *part) {
     memset(part, 0, 2 * c->padded * sizeof *part);
 }
 
-KD_HOT static void backward_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const norm_ctx c = *(const norm_ctx *)ctx;
+/* As forward_rows. */
+KD_LANE void backward_rows(const norm_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole, int slice, size_t begin, size_t end) {
+    const norm_ctx c = *ctx;
     const kd_op_args p = *c.p;
     double *sums = c.sums + (size_t)slice * 2 * c.width;
     float *part = c.parts + (size_t)slice * 2 * c.padded;
@@ -115,17 +116,28 @@ KD_HOT static void backward_range(const void *ctx, int slice, size_t begin, size
     for (size_t r = begin; r < end; r++) {
         size_t row = r * c.width;
         float mean = saved[2 * r], rstd = saved[2 * r + 1];
-        row_sums s = reduce_row(&c, &p, part, row, mean, rstd);
+        row_sums s = reduce_row(&c, &p, tx, ty, whole, part, row, mean, rstd);
         float sum = s.sum / (float)c.width, dot = s.dot / (float)c.width;
         for (size_t i = 0; wants_dx && i < c.width; i += KD_VF) {
-            int n = kd_lanes(c.width - i);
-            kd_vf xhat = (kd_load(p.x[0], c.d->x[0].dtype, row + i, n) - mean) * rstd;
-            kd_vf scaled = kd_load(p.dy, c.d->y.dtype, row + i, n) * kd_load_f32(p.param[0] + i, n);
-            kd_store_grad(p.dx[0], c.d->x[0].dtype, row + i, (scaled - sum - xhat * dot) * rstd, n, add);
+            int n = whole ? KD_VF : kd_lanes(c.width - i);
+            kd_vf xhat = (kd_load(p.x[0], tx, row + i, n) - mean) * rstd;
+            kd_vf scaled = kd_load(p.dy, ty, row + i, n) * kd_load_f32(p.param[0] + i, n);
+            kd_store_grad(p.dx[0], tx, row + i, (scaled - sum - xhat * dot) * rstd, n, add);
         }
         if ((r - begin) % FOLD == FOLD - 1 || r + 1 == end)
             fold(&c, sums, part);
     }
+}
+
+KD_HOT static void backward_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const norm_ctx *c = ctx;
+    kd_dtype tx = c->d->x[0].dtype, ty = c->d->y.dtype;
+    if (c->width % KD_VF == 0 && tx == KD_F32 && ty == KD_F32)
+        backward_rows(c, KD_F32, KD_F32, 1, slice, begin, end);
+    else if (c->width % KD_VF == 0 && tx == KD_F32 && ty == KD_BF16)
+        backward_rows(c, KD_F32, KD_BF16, 1, slice, begin, end);
+    else
+        backward_rows(c, tx, ty, 0, slice, begin, end);
 }
 
 static kd_status norm_backward(kd_cpu *b, kd_op *op, const kd_op_args *args, kd_err *err) {

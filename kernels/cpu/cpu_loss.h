@@ -96,19 +96,19 @@ KD_LANE double kd_kl_row(kd_softmax_row *of_s, kd_softmax_row *of_t, const float
     float shift_s = kd_max_lane(top_s), shift_t = kd_max_lane(top_t);
     for (size_t at = 0; at < n; at += FOLD) {
         size_t stop = n - at < FOLD ? n : at + FOLD;
-        kd_vf sum_s = {0}, sum_t = {0}, sum_d = {0};
+        kd_carried sum_s = {{0}, {0}}, sum_t = sum_s, sum_d = sum_s;
         for (size_t i = at; i < stop; i += KD_VF) {
             int lanes = kd_lanes(stop - i);
             kd_vi there = kd_first(lanes);
             kd_vf a = (kd_load_f32(s + i, lanes) - shift_s) * scale, b = (kd_load_f32(t + i, lanes) - shift_t) * scale;
             kd_vf es = (kd_vf)((kd_vi)kd_exp_negative(a) & there), et = (kd_vf)((kd_vi)kd_exp_negative(b) & there);
-            sum_s += es;
-            sum_t += et;
-            sum_d += et * (b - a);
+            kd_carry(&sum_s, es);
+            kd_carry(&sum_t, et);
+            kd_carry(&sum_d, et * (b - a));
         }
-        total_s += (double)kd_sum(sum_s);
-        total_t += (double)kd_sum(sum_t);
-        distance += (double)kd_sum(sum_d);
+        total_s += (double)kd_sum(kd_carried_sum(&sum_s));
+        total_t += (double)kd_sum(kd_carried_sum(&sum_t));
+        distance += (double)kd_sum(kd_carried_sum(&sum_d));
     }
     *of_s = (kd_softmax_row){shift_s, total_s};
     *of_t = (kd_softmax_row){shift_t, total_t};

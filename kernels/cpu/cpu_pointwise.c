@@ -254,13 +254,13 @@ KD_HOT static void mse_range(const void *ctx, int slice, size_t begin, size_t en
         double total = 0;
         for (size_t at = first; at < last; at += FOLD) {
             size_t stop = last - at < FOLD ? last : at + FOLD;
-            kd_vf sum = {0};
+            kd_carried sum = {{0}, {0}};
             for (size_t i = at; i < stop; i += KD_VF) {
                 int n = kd_lanes(stop - i);
                 kd_vf e = kd_load_f32(c.a + i, n) - kd_load_f32(c.b + i, n);
-                sum += e * e;
+                kd_carry(&sum, e * e);
             }
-            total += (double)kd_sum(sum);
+            total += (double)kd_sum(kd_carried_sum(&sum));
         }
         c.part[p] = total;
     }

@@ -54,14 +54,18 @@ void kd_f32_dx(int threads, const kd_f32_shape *s, float *dx, const float *g, co
 size_t kd_f32_dw_bytes(const kd_f32_shape *s, int threads);
 void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch);
 
-/* c[rows,columns] = or += a[rows,depth] b[depth,columns], on the calling thread. Distances in floats from row to row and from column to column; either of a's is 1, and c's columns lie side by side. */
+/* c[rows,columns] = or += a[rows,depth] b[depth,columns], on the calling thread. Distances in floats from row to row and from column to column; either of a's is 1, and c's columns lie side by side.
+ * pads: c's rows have room for a multiple of 16 columns, and those beyond `columns` become 0; not with add or a transposed a. */
 typedef struct kd_f32_matmul {
     int64_t rows, depth, columns;
     int64_t a_row, a_column, b_row, b_column, c_row;
-    int add;
+    int add, pads;
 } kd_f32_matmul;
 size_t kd_f32_matmul_bytes(const kd_f32_matmul *m);
 void kd_f32_matmul_run(const kd_f32_matmul *m, float *c, const float *a, const float *b, void *scratch);
+/* The same in two steps: b into scratch, then `rows` rows of a and c from where they begin, as often as wanted. */
+void kd_f32_matmul_pack(const kd_f32_matmul *m, const float *b, void *scratch);
+void kd_f32_matmul_rows(const kd_f32_matmul *m, float *c, const float *a, int64_t rows, void *scratch);
 
 /* ---- shared by the files ---- */
 

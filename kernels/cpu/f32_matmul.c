@@ -11,27 +11,52 @@ static size_t panel_floats(const kd_f32_matmul *m) {
     return (size_t)m->depth * COLUMNS;
 }
 
+/* b's panels, and behind them a strip of a that is copied. */
+static size_t panels_bytes(const kd_f32_matmul *m) {
+    return (size_t)((m->columns + COLUMNS - 1) / COLUMNS) * panel_floats(m) * sizeof(float);
+}
+
 size_t kd_f32_matmul_bytes(const kd_f32_matmul *m) {
     size_t at = 0;
-    kd_cpu_region(&at, (size_t)((m->columns + COLUMNS - 1) / COLUMNS) * panel_floats(m) * sizeof(float));
+    kd_cpu_region(&at, panels_bytes(m));
     kd_cpu_region(&at, (size_t)m->depth * ROWS * sizeof(float));
     return at;
 }
 
-/* Panels of b, the last with columns of zeros. */
-KD_AVX2 static void pack(const kd_f32_matmul *m, float *panels, const float *b) {
-    for (int64_t first = 0; first < m->columns; first += COLUMNS) {
+/* Values k < depth of n columns, which lie `step` apart. */
+static void gather(float *panel, const float *from, int64_t n, size_t step, int64_t first, int64_t depth) {
+    for (int64_t k = first; k < depth; k++)
+        for (int64_t j = 0; j < n; j++)
+            panel[k * COLUMNS + j] = from[(size_t)j * step + (size_t)k];
+}
+
+KD_AVX2 static void turn(float *panel, const float *from, size_t step, int64_t depth) {
+    int64_t k = 0;
+    for (; k + 8 <= depth; k += 8) {
+        kd_f32_turn8(panel + k * COLUMNS, from + k, step);
+        kd_f32_turn8(panel + k * COLUMNS + 8, from + k + 8 * step, step);
+    }
+    gather(panel, from, COLUMNS, step, k, depth);
+}
+
+/* The last panel has columns of zeros. Either of b's distances is 1. */
+void kd_f32_matmul_pack(const kd_f32_matmul *m, const float *b, void *scratch) {
+    float *panel = scratch;
+    for (int64_t first = 0; first < m->columns; first += COLUMNS, panel += panel_floats(m)) {
         int64_t n = m->columns - first < COLUMNS ? m->columns - first : COLUMNS;
         const float *from = b + first * m->b_column;
         if (n < COLUMNS)
-            memset(panels, 0, panel_floats(m) * sizeof *panels);
-        for (int64_t k = 0; k < m->depth; k++, panels += COLUMNS) {
-            if (n == COLUMNS && m->b_column == 1)
-                memcpy(panels, from + k * m->b_row, COLUMNS * sizeof *panels);
-            else
-                for (int64_t j = 0; j < n; j++)
-                    panels[j] = from[k * m->b_row + j * m->b_column];
-        }
+            memset(panel, 0, panel_floats(m) * sizeof *panel);
+        if (m->b_column == 1 && n == COLUMNS)
+            for (int64_t k = 0; k < m->depth; k++)
+                memcpy(panel + k * COLUMNS, from + k * m->b_row, COLUMNS * sizeof *panel);
+        else if (m->b_column == 1)
+            for (int64_t k = 0; k < m->depth; k++)
+                memcpy(panel + k * COLUMNS, from + k * m->b_row, (size_t)n * sizeof *panel);
+        else if (n == COLUMNS)
+            turn(panel, from, (size_t)m->b_column, m->depth);
+        else
+            gather(panel, from, n, (size_t)m->b_column, 0, m->depth);
     }
 }
 
@@ -42,9 +67,9 @@ typedef struct strip {
     size_t step;
 } strip;
 
-static strip strip_of(const kd_f32_matmul *m, const float *a, int64_t first, float *copy) {
+/* The n rows from `first` on; those beyond repeat the last or, transposed, are zeros. */
+static strip strip_of(const kd_f32_matmul *m, const float *a, int64_t first, int64_t n, float *copy) {
     strip s = {.columns = a + first, .step = (size_t)m->a_column};
-    int64_t n = m->rows - first < ROWS ? m->rows - first : ROWS;
     for (int64_t i = 0; i < ROWS; i++)
         s.rows.row[i] = a + (first + (i < n ? i : n - 1)) * m->a_row;
     if (m->a_column == 1 || n == ROWS)
@@ -67,23 +92,36 @@ KD_AVX2 static void store(const kd_f32_matmul *m, float *c, const float *sum, in
     }
 }
 
-void kd_f32_matmul_run(const kd_f32_matmul *m, float *c, const float *a, const float *b, void *scratch) {
+/* The strip times one panel, into c. */
+KD_AVX2 static void tile(const kd_f32_matmul *m, float *c, const strip *s, const float *panel, int64_t rows, int64_t columns) {
     static const size_t start = 0;
     _Alignas(64) float sum[KD_F32_TILE];
-    size_t at = 0;
-    float *panels = kd_cpu_at(scratch, kd_cpu_region(&at, (size_t)((m->columns + COLUMNS - 1) / COLUMNS) * panel_floats(m) * sizeof(float))), *copy = kd_cpu_at(scratch, at);
-    pack(m, panels, b);
-    for (int64_t r = 0; r < m->rows; r += ROWS) {
-        strip s = strip_of(m, a, r, copy);
-        for (int64_t j = 0; j < m->columns; j += COLUMNS) {
-            const float *panel = panels + (size_t)(j / COLUMNS) * panel_floats(m);
-            if (m->a_column == 1) {
-                kd_f32_tile_sum(sum, &s.rows, 1, (size_t)m->depth, panel);
-            } else {
-                memset(sum, 0, sizeof sum);
-                kd_f32_tile_outer(sum, &start, 1, (size_t)m->depth, s.step, s.columns, panel);
-            }
-            store(m, c + r * m->c_row + j, sum, m->rows - r < ROWS ? m->rows - r : ROWS, m->columns - j < COLUMNS ? m->columns - j : COLUMNS);
-        }
+    if (m->a_column == 1 && rows == ROWS && (columns == COLUMNS || m->pads) && !m->add) {
+        kd_f32_tile_sum(c, (size_t)m->c_row, &s->rows, 1, (size_t)m->depth, panel);
+        return;
     }
+    if (m->a_column == 1) {
+        kd_f32_tile_sum(sum, COLUMNS, &s->rows, 1, (size_t)m->depth, panel);
+    } else {
+        memset(sum, 0, sizeof sum);
+        kd_f32_tile_outer(sum, &start, 1, (size_t)m->depth, s->step, s->columns, panel);
+    }
+    store(m, c, sum, rows, m->pads ? COLUMNS : columns);
+}
+
+void kd_f32_matmul_rows(const kd_f32_matmul *m, float *c, const float *a, int64_t rows, void *scratch) {
+    size_t at = 0;
+    const float *panels = kd_cpu_at(scratch, kd_cpu_region(&at, panels_bytes(m)));
+    float *copy = kd_cpu_at(scratch, at);
+    for (int64_t r = 0; r < rows; r += ROWS) {
+        int64_t n = rows - r < ROWS ? rows - r : ROWS;
+        strip s = strip_of(m, a, r, n, copy);
+        for (int64_t j = 0; j < m->columns; j += COLUMNS)
+            tile(m, c + r * m->c_row + j, &s, panels + (size_t)(j / COLUMNS) * panel_floats(m), n, m->columns - j < COLUMNS ? m->columns - j : COLUMNS);
+    }
+}
+
+void kd_f32_matmul_run(const kd_f32_matmul *m, float *c, const float *a, const float *b, void *scratch) {
+    kd_f32_matmul_pack(m, b, scratch);
+    kd_f32_matmul_rows(m, c, a, m->rows, scratch);
 }

@@ -208,7 +208,7 @@ static void run_block(const product *p, kd_f32_tap *taps, size_t first, size_t l
         for (size_t g = 0, pixel = first; pixel < last; g++, pixel += ROWS) {
             for (int m = 0; m < ROWS; m++) /* lines of memory that the tile will have filled, asked for before it would wait for them */
                 __builtin_prefetch(p->out + out[g][m] + panel * COLUMNS, 1);
-            kd_f32_tile_sum(sum, taps + g * per_group, per_group, p->depth, p->packed + panel * p->panel_floats);
+            kd_f32_tile_sum(sum, COLUMNS, taps + g * per_group, per_group, p->depth, p->packed + panel * p->panel_floats);
             p->end(p, sum, out[g], last - pixel < ROWS ? (int)(last - pixel) : ROWS, panel * COLUMNS, kd_lanes((size_t)p->columns - panel * COLUMNS));
         }
 }

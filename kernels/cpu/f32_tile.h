@@ -25,8 +25,8 @@ enum { KD_F32_UNROLL = 8 };
         sum[m][1] = _mm256_fmadd_ps(kd_value, b1, sum[m][1]); \
     } while (0)
 
-/* out[6][16] = sum over taps and k < depth of row[m][k] * panel[at + 16 k + column]. */
-KD_AVX2 static inline void kd_f32_tile_sum(float *out, const kd_f32_tap *t, size_t taps, size_t depth, const float *panel) {
+/* out[ld m + column], six rows of 16 = sum over taps and k < depth of row[m][k] * panel[at + 16 k + column]. */
+KD_AVX2 static inline void kd_f32_tile_sum(float *out, size_t ld, const kd_f32_tap *t, size_t taps, size_t depth, const float *panel) {
     __m256 sum[KD_F32_ROWS][2];
 #pragma GCC unroll 6
     for (int m = 0; m < KD_F32_ROWS; m++)
@@ -55,8 +55,8 @@ KD_AVX2 static inline void kd_f32_tile_sum(float *out, const kd_f32_tap *t, size
     }
 #pragma GCC unroll 6
     for (int m = 0; m < KD_F32_ROWS; m++) {
-        _mm256_store_ps(out + m * KD_F32_COLUMNS, sum[m][0]);
-        _mm256_store_ps(out + m * KD_F32_COLUMNS + 8, sum[m][1]);
+        _mm256_storeu_ps(out + (size_t)m * ld, sum[m][0]);
+        _mm256_storeu_ps(out + (size_t)m * ld + 8, sum[m][1]);
     }
 }
 
@@ -87,5 +87,30 @@ KD_AVX2 static inline void kd_f32_tile_outer(float *sums, const size_t *line, si
 }
 
 #undef KD_F32_ROW
+
+/* Eight columns of eight rows that are `step` apart, as rows of a panel. */
+KD_AVX2 static inline void kd_f32_turn8(float *panel, const float *from, size_t step) {
+    __m256 row[8], pair[8], four[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < 8; i++)
+        row[i] = _mm256_loadu_ps(from + i * step);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 8; i += 2) {
+        pair[i] = _mm256_unpacklo_ps(row[i], row[i + 1]);
+        pair[i + 1] = _mm256_unpackhi_ps(row[i], row[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (size_t i = 0; i < 8; i += 4) {
+        four[i] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0x44);
+        four[i + 1] = _mm256_shuffle_ps(pair[i], pair[i + 2], 0xee);
+        four[i + 2] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0x44);
+        four[i + 3] = _mm256_shuffle_ps(pair[i + 1], pair[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        _mm256_store_ps(panel + i * KD_F32_COLUMNS, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+        _mm256_store_ps(panel + (i + 4) * KD_F32_COLUMNS, _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+    }
+}
 
 #endif

@@ -11,6 +11,7 @@
  *
  * Where paths of a program with different vectors meet (a type or a number of lanes that is only known at run time, a sum that a loop carries), gcc 12 lets them pass through memory unless the
  * machine has AVX-512, which costs more than the arithmetic. So hot loops are always-inlined functions to which types, lanes and activation come as constants; rare combinations share a slow one.
+ * For the same reason whole vectors are stored, carried and summed as halves.
  *
  * Vectors are passed by value between always-inlined functions only, so the calling convention doesn't matter (-Wno-psabi). */
 #ifndef KD_KERNELS_CPU_SIMD_H
@@ -35,6 +36,38 @@ typedef int32_t kd_vi __attribute__((vector_size(64)));
 typedef uint32_t kd_vu __attribute__((vector_size(64)));
 typedef uint16_t kd_vh __attribute__((vector_size(32)));
 
+/* Eight floats, which most machines have: what gcc keeps in registers where it would take sixteen through memory. */
+enum { KD_V8 = 8 };
+typedef float kd_vf8 __attribute__((vector_size(32)));
+typedef int32_t kd_vi8 __attribute__((vector_size(32)));
+typedef uint32_t kd_vu8 __attribute__((vector_size(32)));
+typedef uint16_t kd_vh8 __attribute__((vector_size(16)));
+typedef float kd_vf4 __attribute__((vector_size(16)));
+
+typedef struct kd_halves {
+    kd_vf8 low, high;
+} kd_halves;
+
+KD_LANE kd_halves kd_halve(kd_vf v) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return (kd_halves){__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7), __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15)};
+#else
+    kd_halves h;
+    memcpy(&h, &v, sizeof h);
+    return h;
+#endif
+}
+
+KD_LANE kd_vf kd_join(kd_halves h) {
+#if defined(__clang__) || __GNUC__ >= 12
+    return __builtin_shufflevector(h.low, h.high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+#else
+    kd_vf v;
+    memcpy(&v, &h, sizeof v);
+    return v;
+#endif
+}
+
 KD_LANE int kd_lanes(size_t left) {
     return left < KD_VF ? (int)left : KD_VF;
 }
@@ -50,6 +83,15 @@ KD_LANE kd_vi kd_negative(kd_vf x) {
 
 KD_LANE kd_vf kd_select(kd_vi mask, kd_vf a, kd_vf b) {
     return (kd_vf)((mask & (kd_vi)a) | (~mask & (kd_vi)b));
+}
+
+/* -1 where a < b, else 0; as kd_negative(a - b). */
+KD_LANE kd_vi8 kd_less8(kd_vf8 a, kd_vf8 b) {
+    return (kd_vi8)(a - b) >> 31;
+}
+
+KD_LANE kd_vf8 kd_select8(kd_vi8 mask, kd_vf8 a, kd_vf8 b) {
+    return (kd_vf8)((mask & (kd_vi8)a) | (~mask & (kd_vi8)b));
 }
 
 KD_LANE kd_vi kd_first(int n) {
@@ -95,7 +137,9 @@ KD_LANE kd_vf kd_load_f32(const float *p, int n) {
 
 KD_LANE void kd_store_f32(float *p, kd_vf v, int n) {
     if (n == KD_VF) {
-        memcpy(p, &v, sizeof v);
+        kd_halves h = kd_halve(v);
+        memcpy(p, &h.low, sizeof h.low);
+        memcpy(p + KD_V8, &h.high, sizeof h.high);
         return;
     }
     float part[KD_VF];
@@ -171,30 +215,21 @@ KD_LANE void kd_copy_row(void *dst, kd_dtype dst_type, size_t to, const void *sr
 
 /* Sums of lanes, pairwise, so the order is the same for every instruction set. */
 KD_LANE float kd_sum(kd_vf v) {
-    float s[KD_VF];
-    memcpy(s, &v, sizeof s);
-    for (int w = KD_VF / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++)
-            s[i] += s[i + w];
-    return s[0];
+    kd_halves h = kd_halve(v);
+    kd_vf8 s = h.low + h.high;
+    return ((s[0] + s[4]) + (s[2] + s[6])) + ((s[1] + s[5]) + (s[3] + s[7]));
 }
 
 KD_LANE float kd_max_lane(kd_vf v) {
-    float s[KD_VF];
-    memcpy(s, &v, sizeof s);
-    for (int w = KD_VF / 2; w > 0; w /= 2)
-        for (int i = 0; i < w; i++)
-            s[i] = s[i] > s[i + w] ? s[i] : s[i + w];
-    return s[0];
+    kd_halves h = kd_halve(v);
+    kd_vf8 s = kd_select8(kd_less8(h.low, h.high), h.high, h.low);
+    float top = s[0];
+    for (int i = 1; i < KD_V8; i++)
+        top = s[i] > top ? s[i] : top;
+    return top;
 }
 
-/* ---- eight floats, for sums that are carried through a loop: of a vector that the machine doesn't have gcc adds in memory, and most machines have these ---- */
-
-enum { KD_V8 = 8 };
-typedef float kd_vf8 __attribute__((vector_size(32)));
-typedef int32_t kd_vi8 __attribute__((vector_size(32)));
-typedef uint32_t kd_vu8 __attribute__((vector_size(32)));
-typedef uint16_t kd_vh8 __attribute__((vector_size(16)));
+/* ---- eight floats ---- */
 
 KD_LANE int kd_lanes8(size_t left) {
     return left < KD_V8 ? (int)left : KD_V8;
@@ -230,39 +265,23 @@ KD_LANE void kd_store8(float *p, kd_vf8 v, int n) {
         p[k] = part[k];
 }
 
-/* -1 where a < b, else 0; as kd_negative(a - b). */
-KD_LANE kd_vi8 kd_less8(kd_vf8 a, kd_vf8 b) {
-    return (kd_vi8)(a - b) >> 31;
-}
-
-KD_LANE kd_vf8 kd_select8(kd_vi8 mask, kd_vf8 a, kd_vf8 b) {
-    return (kd_vf8)((mask & (kd_vi8)a) | (~mask & (kd_vi8)b));
-}
-
 /* A sum of sixteen lanes that a loop carries. */
-typedef struct kd_carried {
-    kd_vf8 low, high;
-} kd_carried;
+typedef kd_halves kd_carried;
 
 KD_LANE void kd_carry(kd_carried *sum, kd_vf v) {
-    kd_vf8 half[2];
-    memcpy(half, &v, sizeof half);
-    sum->low += half[0];
-    sum->high += half[1];
+    kd_halves h = kd_halve(v);
+    sum->low += h.low;
+    sum->high += h.high;
 }
 
 KD_LANE kd_vf kd_carried_sum(const kd_carried *sum) {
-    kd_vf8 half[2] = {sum->low, sum->high};
-    kd_vf v;
-    memcpy(&v, half, sizeof v);
-    return v;
+    return kd_join(*sum);
 }
 
 /* ---- four doubles, for sums that f32 is too short for. No wider: gcc keeps vectors that the machine doesn't have in memory ---- */
 
 enum { KD_VD = 4 };
 typedef double kd_vd __attribute__((vector_size(32)));
-typedef float kd_vf4 __attribute__((vector_size(16)));
 
 KD_LANE kd_vd kd_load_double(const float *p) {
     kd_vf4 v;
