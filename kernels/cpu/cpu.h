@@ -62,6 +62,9 @@ enum { KD_CPU_MAX_THREADS = 256 }; /* of arrays with an entry per thread */
  * (then fn isn't called). Borders are multiples of 16 elements when unit is 1. unit: elements per index, so that small work stays on the calling thread. */
 typedef void (*kd_cpu_range)(const void *ctx, int slice, size_t begin, size_t end);
 void kd_cpu_parallel(int threads, size_t n, size_t unit, kd_cpu_range fn, const void *ctx);
+/* As kd_cpu_parallel, but a thread that is done takes more of what is left, in ranges of any border: for work whose result doesn't depend on who does what. Where a processor is shared with other work, the slowest thread
+ * doesn't decide. slice: the thread's, 0 .. threads - 1, for its scratch; fn is called several times with the same. */
+void kd_cpu_share(int threads, size_t n, size_t unit, kd_cpu_range fn, const void *ctx);
 
 /* Rows and width of a tensor: the last dimension and all others. */
 size_t kd_cpu_rows(const kd_tdesc *t);

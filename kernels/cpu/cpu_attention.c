@@ -421,7 +421,7 @@ static void blocks_range(const void *ctx, int slice, size_t begin, size_t end) {
 static kd_status run_blocks(call *w, kd_err *err) {
     kd_status status[KD_CPU_MAX_THREADS] = {KD_OK};
     w->status = status;
-    kd_cpu_parallel(w->s->slices, blocks_of(w->s), (size_t)1 << 20, blocks_range, w);
+    kd_cpu_share(w->s->slices, blocks_of(w->s), (size_t)1 << 20, blocks_range, w);
     for (int i = 0; i < w->s->slices; i++)
         if (status[i] != KD_OK)
             return kd_fail(err, status[i], "oneDNN failed in part %d of %d of an attention's %s pass", i, w->s->slices, w->backward ? "backward" : "forward");

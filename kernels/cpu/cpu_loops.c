@@ -18,6 +18,14 @@ void kd_cpu_parallel(int threads, size_t n, size_t unit, kd_cpu_range fn, const 
     }
 }
 
+void kd_cpu_share(int threads, size_t n, size_t unit, kd_cpu_range fn, const void *ctx) {
+    enum { RANGES = 8 }; /* of a thread: few enough that neighbours in a range still share what is in its cache */
+    size_t ranges = (size_t)threads * RANGES < n ? (size_t)threads * RANGES : n;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads) if (threads > 1 && n * unit >= SERIAL_ELEMENTS)
+    for (size_t i = 0; i < ranges; i++)
+        fn(ctx, omp_get_thread_num(), n * i / ranges, n * (i + 1) / ranges);
+}
+
 size_t kd_cpu_width(const kd_tdesc *t) {
     return (size_t)t->shape[t->rank - 1];
 }

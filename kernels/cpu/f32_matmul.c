@@ -33,8 +33,8 @@ static void gather(float *panel, const float *from, int64_t n, size_t step, int6
 KD_AVX2 static void turn(float *panel, const float *from, size_t step, int64_t depth) {
     int64_t k = 0;
     for (; k + 8 <= depth; k += 8) {
-        kd_f32_turn8(panel + k * COLUMNS, from + k, step);
-        kd_f32_turn8(panel + k * COLUMNS + 8, from + k + 8 * step, step);
+        kd_f32_turn8(panel + k * COLUMNS, COLUMNS, from + k, step);
+        kd_f32_turn8(panel + k * COLUMNS + 8, COLUMNS, from + k + 8 * step, step);
     }
     gather(panel, from, COLUMNS, step, k, depth);
 }
@@ -100,12 +100,10 @@ KD_AVX2 static void tile(const kd_f32_matmul *m, float *c, const strip *s, const
         kd_f32_tile_sum(c, (size_t)m->c_row, &s->rows, 1, (size_t)m->depth, panel);
         return;
     }
-    if (m->a_column == 1) {
+    if (m->a_column == 1)
         kd_f32_tile_sum(sum, COLUMNS, &s->rows, 1, (size_t)m->depth, panel);
-    } else {
-        memset(sum, 0, sizeof sum);
-        kd_f32_tile_outer(sum, &start, 1, (size_t)m->depth, s->step, s->columns, panel);
-    }
+    else
+        kd_f32_tile_outer(sum, 0, &start, 1, (size_t)m->depth, s->step, s->columns, panel);
     store(m, c, sum, rows, m->pads ? COLUMNS : columns);
 }
 

@@ -2,7 +2,7 @@
  *
  * The lines of the result (rows of the map; for a window of one pixel, runs of pixels) are divided among the threads and taken some hundred pixels at a time. The source pixels under them are copied into panels of 6 channels,
  * with the padding, and the gradient's into panels of 16; so a tap is an offset, and every value that a sum reads lies in the first-level cache or streams from the second. Sums of a part start at 0 and are added to
- * the thread's in f32, so that the error grows with the number of parts, not of pixels. */
+ * those of the thread's earlier parts in f32, so that the error grows with the number of parts, not of pixels. */
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
@@ -105,6 +105,7 @@ typedef struct part {
     size_t lines, line[MAX_LINES];         /* where each line begins in a source panel, in floats */
     size_t panel;                          /* floats from source panel to source panel */
     size_t step;                           /* floats from the source of a pixel to that of its neighbour */
+    int add;                               /* not the thread's first */
 } part;
 
 static void add_products(const geometry *g, const part *p) {
@@ -113,7 +114,7 @@ static void add_products(const geometry *g, const part *p) {
     for (size_t o = 0; o < g->out_blocks; o++)
         for (size_t i = 0; i < g->in_blocks; i++)
             for (size_t t = 0; t < g->taps; t++, sums += KD_F32_TILE)
-                kd_f32_tile_outer(sums, p->line, p->lines, p->pixels, p->step, p->source + i * p->panel + t / g->taps_x * g->row + t % g->taps_x * g->pixel, p->gradient + o * panel);
+                kd_f32_tile_outer(sums, p->add, p->line, p->lines, p->pixels, p->step, p->source + i * p->panel + t / g->taps_x * g->row + t % g->taps_x * g->pixel, p->gradient + o * panel);
 }
 
 /* n <= `whole` floats, and zeros up to it. */
@@ -202,8 +203,8 @@ static void lines_range(const void *ctx, int slice, size_t begin, size_t end) {
     const geometry *g = &c->g;
     char *mine = c->scratch + (size_t)slice * c->l.thread;
     part p = {.source = kd_cpu_at(mine, c->l.source), .gradient = kd_cpu_at(mine, c->l.gradient), .sums = kd_cpu_at(mine, c->l.sums), .step = (size_t)c->s->stride * g->pixel};
-    memset(p.sums, 0, g->sums * sizeof *p.sums);
     for (size_t line = begin; line < end; line += g->lines_per_part) {
+        p.add = line > begin;
         p.lines = smaller(end - line, g->lines_per_part);
         p.first = line * g->pixels;
         p.pixels = g->flat ? smaller(g->all - p.first, g->pixels) : g->pixels;
@@ -213,26 +214,48 @@ static void lines_range(const void *ctx, int slice, size_t begin, size_t end) {
 
 /* ---- the sum over threads ---- */
 
+/* out[16] = the threads' sums of value v of a tap's input and output block o. */
+KD_AVX2 static void sum_threads(const dw_ctx *c, float *out, size_t o, size_t v, size_t tap) {
+    const geometry *g = &c->g;
+    size_t thread = c->l.thread / sizeof(float);
+    const float *from = (const float *)kd_cpu_at(c->scratch, c->l.sums) + ((o * g->in_blocks + v / ROWS) * g->taps + tap) * KD_F32_TILE + v % ROWS * COLUMNS;
+    memcpy(out, from, COLUMNS * sizeof *out);
+    for (size_t i = 1; i < g->threads; i++)
+        for (size_t j = 0; j < COLUMNS; j++)
+            out[j] += from[i * thread + j];
+}
+
+/* Eight weights of each of 16 output channels, which lie side by side in dw; few channels have other numbers. */
+KD_AVX2 static void gather8(const dw_ctx *c, float *dw, size_t o, size_t weight, size_t distance) {
+    _Alignas(32) float sums[8][COLUMNS], turned[COLUMNS][8];
+    for (size_t i = 0; i < 8; i++)
+        sum_threads(c, sums[i], o, (weight + i) / c->g.taps, (weight + i) % c->g.taps);
+    kd_f32_turn8(turned[0], 8, sums[0], COLUMNS);
+    kd_f32_turn8(turned[8], 8, sums[0] + 8, COLUMNS);
+    for (size_t j = 0; j < COLUMNS; j++)
+        for (size_t i = 0; i < 8; i++)
+            dw[j * distance + weight + i] += turned[j][i];
+}
+
 /* Output blocks begin .. end-1. */
 KD_AVX2 static void gather_range(const void *ctx, int slice, size_t begin, size_t end) {
     const dw_ctx *c = ctx;
     const geometry *g = &c->g;
-    size_t in = (size_t)c->s->in, k = (size_t)c->s->kernel, out = (size_t)c->s->out, thread = c->l.thread / sizeof(float);
-    const float *sums = kd_cpu_at(c->scratch, c->l.sums);
+    size_t in = (size_t)c->s->in, k = (size_t)c->s->kernel, out = (size_t)c->s->out, weights = g->width * g->taps;
     (void)slice;
-    for (size_t o = begin; o < end; o++)
-        for (size_t v = 0; v < g->width; v++)
-            for (size_t t = 0; t < g->taps; t++) {
-                const float *from = sums + ((o * g->in_blocks + v / ROWS) * g->taps + t) * KD_F32_TILE + v % ROWS * COLUMNS;
-                size_t channel = g->merged ? v % in : v, tap = g->merged ? t * k + v / in : t;
-                float *to = c->dw + (o * COLUMNS * in + channel) * k * k + tap;
-                for (size_t j = 0; j < COLUMNS && o * COLUMNS + j < out; j++) {
-                    float sum = from[j];
-                    for (size_t i = 1; i < g->threads; i++)
-                        sum += from[i * thread + j];
-                    to[j * in * k * k] += sum;
-                }
-            }
+    for (size_t o = begin; o < end; o++) {
+        float *dw = c->dw + o * COLUMNS * weights;
+        size_t channels = smaller(out - o * COLUMNS, COLUMNS), w = 0;
+        for (; !g->merged && channels == COLUMNS && w + 8 <= weights; w += 8)
+            gather8(c, dw, o, w, weights);
+        for (; w < weights; w++) {
+            float sum[COLUMNS];
+            size_t v = w / g->taps, t = w % g->taps, to = g->merged ? (v % in * k + t) * k + v / in : w;
+            sum_threads(c, sum, o, v, t);
+            for (size_t j = 0; j < channels; j++)
+                dw[j * weights + to] += sum[j];
+        }
+    }
 }
 
 void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch) {

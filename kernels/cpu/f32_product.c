@@ -252,7 +252,7 @@ static void run_lattice(int threads, product *p, lattice *l) {
     p->column_parts = p->blocks >= t ? 1 : (t + p->blocks - 1) / p->blocks;
     if (p->column_parts > p->panels)
         p->column_parts = p->panels;
-    kd_cpu_parallel(threads, p->blocks * p->column_parts, p->block * (size_t)p->columns, product_range, p);
+    kd_cpu_share(threads, p->blocks * p->column_parts, p->block * (size_t)p->columns, product_range, p);
 }
 
 static size_t product_bytes(size_t taps, size_t depth, int threads) {

@@ -60,8 +60,8 @@ KD_AVX2 static inline void kd_f32_tile_sum(float *out, size_t ld, const kd_f32_t
     }
 }
 
-/* sums[6][16] += sum over lines and their pixels of x[line[l] + step pixel + m] * g[16 pixel + column]; the lines' pixels of g lie one after the other. */
-KD_AVX2 static inline void kd_f32_tile_outer(float *sums, const size_t *line, size_t lines, size_t pixels, size_t step, const float *x, const float *g) {
+/* sums[6][16] = or += sum over lines and their pixels of x[line[l] + step pixel + m] * g[16 pixel + column]; the lines' pixels of g lie one after the other. */
+KD_AVX2 static inline void kd_f32_tile_outer(float *sums, int add, const size_t *line, size_t lines, size_t pixels, size_t step, const float *x, const float *g) {
     __m256 sum[KD_F32_ROWS][2];
 #pragma GCC unroll 6
     for (int m = 0; m < KD_F32_ROWS; m++)
@@ -81,15 +81,15 @@ KD_AVX2 static inline void kd_f32_tile_outer(float *sums, const size_t *line, si
 #pragma GCC unroll 6
     for (int m = 0; m < KD_F32_ROWS; m++) {
         float *to = sums + m * KD_F32_COLUMNS;
-        _mm256_store_ps(to, _mm256_add_ps(_mm256_load_ps(to), sum[m][0]));
-        _mm256_store_ps(to + 8, _mm256_add_ps(_mm256_load_ps(to + 8), sum[m][1]));
+        _mm256_store_ps(to, add ? _mm256_add_ps(_mm256_load_ps(to), sum[m][0]) : sum[m][0]);
+        _mm256_store_ps(to + 8, add ? _mm256_add_ps(_mm256_load_ps(to + 8), sum[m][1]) : sum[m][1]);
     }
 }
 
 #undef KD_F32_ROW
 
-/* Eight columns of eight rows that are `step` apart, as rows of a panel. */
-KD_AVX2 static inline void kd_f32_turn8(float *panel, const float *from, size_t step) {
+/* Eight columns of eight rows, `step` apart, as rows that are `ld` apart. */
+KD_AVX2 static inline void kd_f32_turn8(float *out, size_t ld, const float *from, size_t step) {
     __m256 row[8], pair[8], four[8];
 #pragma GCC unroll 8
     for (size_t i = 0; i < 8; i++)
@@ -108,8 +108,8 @@ KD_AVX2 static inline void kd_f32_turn8(float *panel, const float *from, size_t 
     }
 #pragma GCC unroll 4
     for (size_t i = 0; i < 4; i++) {
-        _mm256_store_ps(panel + i * KD_F32_COLUMNS, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
-        _mm256_store_ps(panel + (i + 4) * KD_F32_COLUMNS, _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
+        _mm256_storeu_ps(out + i * ld, _mm256_permute2f128_ps(four[i], four[i + 4], 0x20));
+        _mm256_storeu_ps(out + (i + 4) * ld, _mm256_permute2f128_ps(four[i], four[i + 4], 0x31));
     }
 }
 
