@@ -246,7 +246,7 @@ bench-cache: required $(OBJ)/tests/bench/bench_cache
 
 ## bench-scaling: caches of 1,000 to 1,000,000 views, and kd-train on 1 and 2 processors (KD_TEST_DATA=dir for real photos)
 .PHONY: bench-scaling
-bench-scaling: build $(DRAW) $(OBJ)/tests/bench/bench_scaling
+bench-scaling: build $(DRAW) $(OBJ)/tests/bench/bench_scaling $(OBJ)/tests/bench/bench_peak
 	$(Q)KD_BIN='$(abspath $(BIN))' KD_LIB_DIR='$(abspath $(LIB))' KD_TEST_DIR='$(abspath $(OBJ)/tests)' tests/bench/scaling.sh
 
 ## bench-memory: the printed plans beside measured peaks, and PyTorch's for the same step (PYTHON=interpreter with torch, KD_TEST_DATA=dir for real photos)

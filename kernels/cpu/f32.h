@@ -9,7 +9,7 @@
  *     attention's products (f32_matmul.c)      6 x 16 of the result, as the first, or for a transposed left side as the second
  *
  * Forward and the gradient of x: the order of every sum follows from the shape alone, so neither threads nor the other images of a batch change a bit. Gradient of the weights: a share of the pixels per thread, summed
- * in a fixed order: the same bits for the same number of threads.
+ * in a fixed order: the same bits for the same number of threads. (With few pixels and many weights a share of the output channels instead.)
  *
  * A linear layer over `rows` rows is the shape {1, 1, rows, in, 1, rows, out, 1, 1, 0}. All tensors are dense f32 (NHWC); scratch and packed are 64-byte aligned and the caller's. Thread rule: as the backend. */
 #ifndef KD_KERNELS_CPU_F32_H

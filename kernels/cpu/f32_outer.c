@@ -1,6 +1,7 @@
 /* Gradients of weights as sums over pixels of outer products (f32.h).
  *
- * The lines of the result (rows of the map; for a window of one pixel, runs of pixels) are divided among the threads and taken some hundred pixels at a time. The source pixels under them are copied into panels of 6 channels,
+ * The lines of the result (rows of the map; for a window of one pixel, runs of pixels) are divided among the threads, or where there are few pixels and many weights, the output channels; and taken some hundred pixels
+ * at a time. The source pixels under them are copied into panels of 6 channels,
  * with the padding, and the gradient's into panels of 16; so a tap is an offset, and every value that a sum reads lies in the first-level cache or streams from the second. Sums of a part start at 0 and are added to
  * those of the thread's earlier parts in f32, so that the error grows with the number of parts, not of pixels. */
 #include <string.h>
@@ -13,7 +14,8 @@ enum {
     ROWS = KD_F32_ROWS,
     COLUMNS = KD_F32_COLUMNS,
     PART_PIXELS = 384,
-    MAX_LINES = PART_PIXELS /* of a part: a line has a pixel at least */
+    MOST_PIXELS = PART_PIXELS + PART_PIXELS / 4,
+    MAX_LINES = MOST_PIXELS /* of a part: a line has a pixel at least */
 };
 
 /* Threads' sums together take no more than this, if need be by leaving threads idle. */
@@ -24,6 +26,7 @@ typedef struct geometry {
     int flat, merged;
     size_t all, lines, pixels;     /* of the result, and of a line (flat: the last may be shorter) */
     size_t lines_per_part;
+    int by_output;                 /* threads share the output channels: no thread needs sums of all weights, but each copies all of the source */
     size_t taps, taps_x;           /* merged: a tap is a row of the window */
     size_t width;                  /* values of a tap: input channels, or those of a row of the window */
     size_t in_blocks, out_blocks;
@@ -32,6 +35,8 @@ typedef struct geometry {
     size_t source;                 /* floats of a part's source, at most */
     size_t sums;                   /* floats: [out_blocks][in_blocks][taps][6][16] */
     size_t threads;                /* that work */
+    size_t thread_blocks;          /* output blocks of a thread, at most */
+    size_t copies;                 /* of the sums: one for each thread, or one */
 } geometry;
 
 static size_t smaller(size_t a, size_t b) {
@@ -44,48 +49,76 @@ static size_t source_rows(const kd_f32_shape *s, size_t lines) {
     return lines * fresh + images * (k - fresh);
 }
 
+static size_t divided(size_t a, size_t b) {
+    return (a + b - 1) / b;
+}
+
+/* n in equal parts of at most `most`: how many a part has. */
+static size_t equal_part(size_t n, size_t most) {
+    return divided(n, divided(n, most));
+}
+
+/* What a thread takes at once: of PART_PIXELS, or up to a quarter more, since every part reads and writes all sums. */
+static void cut_lines(geometry *g, const kd_f32_shape *s, size_t threads) {
+    if (g->flat) {
+        g->pixels = equal_part(divided(g->all, threads), MOST_PIXELS);
+        g->lines = divided(g->all, g->pixels);
+        g->lines_per_part = 1;
+        g->line_width = g->pixels;
+    } else {
+        g->pixels = (size_t)s->wo;
+        g->lines = g->all / g->pixels;
+        g->lines_per_part = g->pixels < MOST_PIXELS ? equal_part(divided(g->lines, threads), MOST_PIXELS / g->pixels) : 1;
+        g->line_width = (size_t)((s->wo - 1) * s->stride + s->kernel);
+    }
+}
+
 static geometry geometry_of(const kd_f32_shape *s, int threads) {
     geometry g = {.flat = s->kernel == 1 && s->stride == 1 && s->pad == 0, .merged = kd_f32_merges(s), .all = (size_t)(s->images * s->ho * s->wo)};
-    size_t k = (size_t)s->kernel;
-    g.pixels = g.flat ? PART_PIXELS : (size_t)s->wo;
-    g.lines = (g.all + g.pixels - 1) / g.pixels;
-    g.lines_per_part = g.pixels < PART_PIXELS ? PART_PIXELS / g.pixels : 1;
+    size_t k = (size_t)s->kernel, t = (size_t)threads;
     g.taps = g.merged ? k : k * k;
     g.taps_x = g.merged ? 1 : k;
     g.width = g.merged ? k * (size_t)s->in : (size_t)s->in;
-    g.in_blocks = (g.width + ROWS - 1) / ROWS;
-    g.out_blocks = ((size_t)s->out + COLUMNS - 1) / COLUMNS;
-    g.line_width = g.flat ? PART_PIXELS : (size_t)((s->wo - 1) * s->stride + s->kernel);
+    g.in_blocks = divided(g.width, ROWS);
+    g.out_blocks = divided((size_t)s->out, COLUMNS);
+    g.sums = g.out_blocks * g.in_blocks * g.taps * KD_F32_TILE;
+    g.by_output = t > 1 && g.out_blocks >= t && g.all < (size_t)s->out * k * k;
+    cut_lines(&g, s, g.by_output ? 1 : t);
+    g.threads = g.by_output ? t : smaller(g.lines, t);
+    if (!g.by_output && g.threads * g.sums * sizeof(float) > SUMS_BYTES)
+        g.threads = SUMS_BYTES / (g.sums * sizeof(float));
+    g.threads = g.threads > 0 ? g.threads : 1;
+    g.thread_blocks = g.by_output ? divided(g.out_blocks, g.threads) : g.out_blocks;
+    g.copies = g.by_output ? 1 : g.threads;
     g.pixel = g.merged ? (size_t)s->in : ROWS;
     g.row = g.line_width * g.pixel;
     g.source = (g.flat ? 1 : source_rows(s, g.lines_per_part)) * g.row;
     g.source = g.merged ? g.source + KD_F32_TILE : g.source * g.in_blocks; /* merged: the last block reads beyond its row's end */
-    g.sums = g.out_blocks * g.in_blocks * g.taps * KD_F32_TILE;
-    g.threads = smaller(g.lines, (size_t)threads);
-    if (g.threads * g.sums * sizeof(float) > SUMS_BYTES)
-        g.threads = SUMS_BYTES / (g.sums * sizeof(float));
-    g.threads = g.threads > 0 ? g.threads : 1;
     return g;
 }
 
-/* Byte offsets in scratch: a thread's regions. */
+/* Byte offsets in scratch: a thread's regions and the distance to the next thread's, and the first sums and the distance to the next. */
 typedef struct layout {
-    size_t source, gradient, sums, thread;
+    size_t source, gradient, thread;
+    size_t sums, copy;
 } layout;
 
 static layout layout_of(const geometry *g) {
     layout l;
-    size_t at = 0;
+    size_t at = 0, copy = 0;
     l.source = kd_cpu_region(&at, g->source * sizeof(float));
-    l.gradient = kd_cpu_region(&at, g->out_blocks * g->lines_per_part * g->pixels * COLUMNS * sizeof(float));
-    l.sums = kd_cpu_region(&at, g->sums * sizeof(float));
+    l.gradient = kd_cpu_region(&at, g->thread_blocks * g->lines_per_part * g->pixels * COLUMNS * sizeof(float));
     l.thread = at;
+    kd_cpu_region(&copy, g->sums * sizeof(float));
+    l.copy = copy;
+    l.sums = g->threads * l.thread;
     return l;
 }
 
 size_t kd_f32_dw_bytes(const kd_f32_shape *s, int threads) {
     geometry g = geometry_of(s, threads);
-    return g.threads * layout_of(&g).thread;
+    layout l = layout_of(&g);
+    return l.sums + g.copies * l.copy;
 }
 
 /* ---- a part: some lines of one thread ---- */
@@ -100,7 +133,8 @@ typedef struct dw_ctx {
 } dw_ctx;
 
 typedef struct part {
-    float *source, *gradient, *sums;
+    float *source, *gradient, *sums;       /* sums: of the first of the blocks */
+    size_t first_block, blocks;            /* of the output */
     size_t first, pixels;                  /* of the result; `pixels` of a line */
     size_t lines, line[MAX_LINES];         /* where each line begins in a source panel, in floats */
     size_t panel;                          /* floats from source panel to source panel */
@@ -111,7 +145,7 @@ typedef struct part {
 static void add_products(const geometry *g, const part *p) {
     size_t panel = p->lines * p->pixels * COLUMNS;
     float *sums = p->sums;
-    for (size_t o = 0; o < g->out_blocks; o++)
+    for (size_t o = 0; o < p->blocks; o++)
         for (size_t i = 0; i < g->in_blocks; i++)
             for (size_t t = 0; t < g->taps; t++, sums += KD_F32_TILE)
                 kd_f32_tile_outer(sums, p->add, p->line, p->lines, p->pixels, p->step, p->source + i * p->panel + t / g->taps_x * g->row + t % g->taps_x * g->pixel, p->gradient + o * panel);
@@ -129,10 +163,10 @@ static inline __attribute__((always_inline)) void copy_block(float *to, const fl
 
 KD_AVX2 static void copy_gradient(const dw_ctx *c, const part *p) {
     size_t out = (size_t)c->s->out, count = p->lines * p->pixels;
-    for (size_t o = 0; o < c->g.out_blocks; o++) {
-        size_t n = smaller(out - o * COLUMNS, COLUMNS);
+    for (size_t o = 0; o < p->blocks; o++) {
+        size_t column = (p->first_block + o) * COLUMNS, n = smaller(out - column, COLUMNS);
         float *to = p->gradient + o * count * COLUMNS;
-        const float *from = c->gradient + p->first * out + o * COLUMNS;
+        const float *from = c->gradient + p->first * out + column;
         for (size_t i = 0; i < count; i++, to += COLUMNS, from += out)
             copy_block(to, from, n, COLUMNS);
     }
@@ -198,11 +232,13 @@ static void run_part(const dw_ctx *c, part *p) {
     add_products(&c->g, p);
 }
 
-static void lines_range(const void *ctx, int slice, size_t begin, size_t end) {
-    const dw_ctx *c = ctx;
+/* Lines begin .. end-1 for the thread's output blocks. */
+static void run_lines(const dw_ctx *c, part p, int slice, size_t begin, size_t end) {
     const geometry *g = &c->g;
     char *mine = c->scratch + (size_t)slice * c->l.thread;
-    part p = {.source = kd_cpu_at(mine, c->l.source), .gradient = kd_cpu_at(mine, c->l.gradient), .sums = kd_cpu_at(mine, c->l.sums), .step = (size_t)c->s->stride * g->pixel};
+    p.source = kd_cpu_at(mine, c->l.source);
+    p.gradient = kd_cpu_at(mine, c->l.gradient);
+    p.step = (size_t)c->s->stride * g->pixel;
     for (size_t line = begin; line < end; line += g->lines_per_part) {
         p.add = line > begin;
         p.lines = smaller(end - line, g->lines_per_part);
@@ -212,17 +248,28 @@ static void lines_range(const void *ctx, int slice, size_t begin, size_t end) {
     }
 }
 
+static void lines_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const dw_ctx *c = ctx;
+    run_lines(c, (part){.sums = kd_cpu_at(c->scratch, c->l.sums + (size_t)slice * c->l.copy), .blocks = c->g.out_blocks}, slice, begin, end);
+}
+
+static void blocks_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const dw_ctx *c = ctx;
+    float *sums = kd_cpu_at(c->scratch, c->l.sums);
+    run_lines(c, (part){.sums = sums + begin * c->g.in_blocks * c->g.taps * KD_F32_TILE, .first_block = begin, .blocks = end - begin}, slice, 0, c->g.lines);
+}
+
 /* ---- the sum over threads ---- */
 
 /* out[16] = the threads' sums of value v of a tap's input and output block o. */
 KD_AVX2 static void sum_threads(const dw_ctx *c, float *out, size_t o, size_t v, size_t tap) {
     const geometry *g = &c->g;
-    size_t thread = c->l.thread / sizeof(float);
+    size_t copy = c->l.copy / sizeof(float);
     const float *from = (const float *)kd_cpu_at(c->scratch, c->l.sums) + ((o * g->in_blocks + v / ROWS) * g->taps + tap) * KD_F32_TILE + v % ROWS * COLUMNS;
     memcpy(out, from, COLUMNS * sizeof *out);
-    for (size_t i = 1; i < g->threads; i++)
+    for (size_t i = 1; i < g->copies; i++)
         for (size_t j = 0; j < COLUMNS; j++)
-            out[j] += from[i * thread + j];
+            out[j] += from[i * copy + j];
 }
 
 /* Eight weights of each of 16 output channels, which lie side by side in dw; few channels have other numbers. */
@@ -261,6 +308,10 @@ KD_AVX2 static void gather_range(const void *ctx, int slice, size_t begin, size_
 void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch) {
     dw_ctx c = {.s = s, .g = geometry_of(s, threads), .x = x, .gradient = g, .dw = dw, .scratch = scratch};
     c.l = layout_of(&c.g);
-    kd_cpu_parallel((int)c.g.threads, c.g.lines, (size_t)1 << 20, lines_range, &c); /* always in parallel: the bits follow from the number of threads alone */
+    /* Always in parallel: the bits follow from the number of threads alone. */
+    if (c.g.by_output)
+        kd_cpu_parallel((int)c.g.threads, c.g.out_blocks, (size_t)1 << 20, blocks_range, &c);
+    else
+        kd_cpu_parallel((int)c.g.threads, c.g.lines, (size_t)1 << 20, lines_range, &c);
     kd_cpu_parallel(threads, c.g.out_blocks, c.g.width * c.g.taps * COLUMNS, gather_range, &c);
 }

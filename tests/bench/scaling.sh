@@ -71,9 +71,12 @@ train() { # PROCESSORS THREADS: images/s once views are in memory
         --device cpu --threads "$2" --out "$work/run" 2>"$work/err" || { cat "$work/err" >&2; exit 1; }
     speed "$work/run"
 }
+peak() { taskset -c "$1" "$KD_TEST_DIR/bench/bench_peak" f32 "$2" | field gflops; }
 processors() {
-    local i one="" two="" beside="" spin=""
+    local i one="" two="" beside="" spin="" peak_one="" peak_two=""
     for ((i = 0; i < turns; i++)); do
+        peak_one+="$(peak 0 1)"$'\n'
+        peak_two+="$(peak 0,1 2)"$'\n'
         one+="$(train 0 1)"$'\n'
         two+="$(train 0,1 2)"$'\n'
         taskset -c 1 sh -c 'while :; do :; done' &
@@ -85,9 +88,10 @@ processors() {
         busy=
     done
     one=$(printf '%s' "$one" | median) two=$(printf '%s' "$two" | median) beside=$(printf '%s' "$beside" | median) spin=$(printf '%s' "$spin" | median)
-    awk -v a="$one" -v b="$two" -v c="$beside" -v d="$spin" 'BEGIN {
+    peak_one=$(printf '%s' "$peak_one" | median) peak_two=$(printf '%s' "$peak_two" | median)
+    awk -v a="$one" -v b="$two" -v c="$beside" -v d="$spin" -v p="$peak_one" -v q="$peak_two" 'BEGIN {
         printf "| 1 thread on one processor | %.1f | 1.00 |\n| 2 threads on two | %.1f | %.2f |\n| 2 threads on two, one of them shared with a busy loop | %.1f | %.2f |\n", a, b, b / a, c, c / a
-        printf "| the same with GOMP_SPINCOUNT=infinite | %.1f | %.2f |\n\nBeside the busy loop: %.2f of the quiet run.\n", d, d / a, c / b }'
+        printf "| the same with GOMP_SPINCOUNT=infinite | %.1f | %.2f |\n\nBeside the busy loop: %.2f of the quiet run. Multiply-adds on registers alone (bench_peak) in the same turns: %.0f GFLOP/s on one processor, %.2f times as many on two.\n", d, d / a, c / b, p, q / p }'
 }
 
 reader= trainer=
