@@ -23,11 +23,11 @@ typedef struct block {
     int64_t images, heads, queries;
 } block;
 
-/* One of attention's products: oneDNN's, or where kd_cpu_f32_here says so f32.h's, for each head of each image of the block. */
+/* One of attention's products: oneDNN's, or f32.h's for each head of each image of the block. */
 typedef struct product {
     kd_dnn *dnn;
     kd_dnn_matmul_desc d;
-    kd_f32_matmul own; /* rows 0: not used */
+    kd_f32_matmul own;
 } product;
 
 /* oneDNN's prepared products hold the addresses of a call, so every slice of the work has its own. */
@@ -43,6 +43,7 @@ typedef struct attention {
     int64_t ld;
     block size;                       /* of the blocks; images and heads divide N and heads, the last queries may be fewer */
     kd_dtype type;                    /* of the operands */
+    int own;                          /* f32.h's products */
     int rounds_y, converts_dy;
     size_t work, work_bytes, score, score_bytes, probs, probs_bytes; /* offsets in args->scratch of the first slice's part, and the distance to the next */
     size_t values_work;                                              /* f32.h, forward: where v's panels begin in a slice's work, behind k's */
@@ -51,7 +52,8 @@ typedef struct attention {
 
 enum {
     PRODUCTS = sizeof(products) / sizeof(product),
-    QUERIES_AT_ONCE = 12 /* f32.h, forward: two strips */
+    QUERIES_AT_ONCE = 12,    /* f32.h, forward: two strips */
+    QUERIES_OF_BLOCK = 1024  /* at most, f32.h, forward: the packing of k and v takes a twenty-fifth of that */
 };
 
 static void attention_destroy(void *impl) {
@@ -67,9 +69,9 @@ static void attention_destroy(void *impl) {
 
 /* ---- products ---- */
 
-static kd_status product_create(product *p, kd_cpu *b, const kd_dnn_matmul_desc *d, const char *what, kd_err *err) {
+static kd_status product_create(product *p, int own, kd_cpu *b, const kd_dnn_matmul_desc *d, const char *what, kd_err *err) {
     p->d = *d;
-    if (!kd_cpu_f32_here() || d->a.dtype != KD_F32 || d->c.dtype != KD_F32)
+    if (!own)
         return kd_dnn_matmul(&p->dnn, b->engine, d, what, err);
     p->own = (kd_f32_matmul){.rows = d->a.dim[2], .depth = d->a.dim[3], .columns = d->b.dim[3], .a_row = d->a.stride[2], .a_column = d->a.stride[3], .b_row = d->b.stride[2], .b_column = d->b.stride[3],
                              .c_row = d->c.stride[2], .add = d->add};
@@ -77,7 +79,7 @@ static kd_status product_create(product *p, kd_cpu *b, const kd_dnn_matmul_desc 
 }
 
 static size_t product_bytes(const product *p) {
-    return p->dnn ? kd_dnn_scratch_bytes(p->dnn) : p->own.rows > 0 ? kd_f32_matmul_bytes(&p->own) : 0;
+    return p->dnn ? kd_dnn_scratch_bytes(p->dnn) : kd_f32_matmul_bytes(&p->own);
 }
 
 static kd_status product_run(const product *p, void *c, const void *a, const void *b, void *work) {
@@ -120,9 +122,9 @@ static kd_status create_forward(kd_cpu *b, const attention *s, products *p, cons
         kd_dnn_tensor y = heads_of(s, s->rounds_y ? KD_F32 : d->y.dtype, queries, s->width);
         kd_dnn_matmul_desc qk = {.a = q, .b = kd_dnn_transposed(kv), .c = scores_of(s, KD_F32, queries, s->ld)};
         kd_dnn_matmul_desc pv = {.a = scores_of(s, s->type, queries, probs_ld(s, d)), .b = kv, .c = y};
-        KD_TRY(product_create(&p->scores[last], b, &qk, d->name, err));
+        KD_TRY(product_create(&p->scores[last], s->own, b, &qk, d->name, err));
         p->scores[last].own.pads = 1;
-        KD_TRY(product_create(&p->values[last], b, &pv, d->name, err));
+        KD_TRY(product_create(&p->values[last], s->own, b, &pv, d->name, err));
     }
     return KD_OK;
 }
@@ -134,11 +136,11 @@ static kd_status create_backward(kd_cpu *b, const attention *s, products *p, con
     kd_dnn_tensor scores = scores_of(s, KD_F32, s->t, s->ld), probs = scores_of(s, s->type, s->t, s->ld), ds = scores_of(s, s->type, s->t, in_place_ld(s));
     kd_dnn_matmul_desc dv = {.a = kd_dnn_transposed(probs), .b = dy, .c = qkv, .add = add}, dp = {.a = dy, .b = kd_dnn_transposed(qkv), .c = scores};
     kd_dnn_matmul_desc dq = {.a = ds, .b = qkv, .c = qkv, .add = add}, dk = {.a = kd_dnn_transposed(ds), .b = qkv, .c = qkv, .add = add};
-    KD_TRY(product_create(&p->dv, b, &dv, d->name, err));
-    KD_TRY(product_create(&p->dp, b, &dp, d->name, err));
+    KD_TRY(product_create(&p->dv, s->own, b, &dv, d->name, err));
+    KD_TRY(product_create(&p->dp, s->own, b, &dp, d->name, err));
     p->dp.own.pads = 1;
-    KD_TRY(product_create(&p->dq, b, &dq, d->name, err));
-    return product_create(&p->dk, b, &dk, d->name, err);
+    KD_TRY(product_create(&p->dq, s->own, b, &dq, d->name, err));
+    return product_create(&p->dk, s->own, b, &dk, d->name, err);
 }
 
 static kd_status create_products(kd_cpu *b, attention *s, const kd_op_desc *d, kd_err *err) {
@@ -173,27 +175,22 @@ static block block_of(const attention *s, int train) {
     block b = {1, divisor(s->heads, SMALL / head), s->t};
     if (b.heads == s->heads)
         b.images = divisor(s->n, SMALL / 4 / (head * s->heads)); /* a quarter: images are divided among threads, too */
-    if (head > LARGE && !train) { /* the backward pass sums over all queries */
-        int64_t blocks = (head + LARGE - 1) / LARGE;
+    if (!train) { /* the backward pass sums over all queries */
+        int64_t blocks = s->own ? (s->t + QUERIES_OF_BLOCK - 1) / QUERIES_OF_BLOCK : (head + LARGE - 1) / LARGE;
         b.queries = (s->t + blocks - 1) / blocks;
     }
     return b;
 }
 
-/* f32.h's products. */
-static int is_own(const products *p) {
-    return p->scores[0].own.rows > 0;
-}
-
 static void plan(attention *s, const kd_op_desc *d, kd_op_needs *needs) {
     int64_t whole = s->size.images * s->size.heads * s->size.queries;
-    size_t scores = (size_t)((is_own(s->slice) && !d->train ? QUERIES_AT_ONCE : whole) * s->ld), slices = (size_t)s->slices;
+    size_t scores = (size_t)((s->own && !d->train ? QUERIES_AT_ONCE : whole) * s->ld), slices = (size_t)s->slices;
     for (int k = 0; k < PRODUCTS; k++) {
         size_t bytes = product_bytes(&((const product *)s->slice)[k]);
         if (bytes > s->work_bytes)
             s->work_bytes = bytes;
     }
-    if (is_own(s->slice)) {
+    if (s->own) {
         size_t both = 0;
         kd_cpu_region(&both, product_bytes(&s->slice->scores[0]));
         s->values_work = kd_cpu_region(&both, product_bytes(&s->slice->values[0]));
@@ -218,6 +215,7 @@ static kd_status attention_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_e
     s->heads = d->heads, s->head = s->width / d->heads;
     s->ld = (s->t + KD_VF - 1) / KD_VF * KD_VF;
     s->type = d->x[0].dtype;
+    s->own = kd_cpu_f32_here() && s->type == KD_F32;
     s->rounds_y = s->type == KD_F32 && d->y.dtype == KD_BF16;
     s->converts_dy = d->train && d->y.dtype != s->type;
     s->size = block_of(s, d->train);
@@ -381,7 +379,7 @@ static kd_status forward_block(const call *w, place o) {
     void *q = at(s, a->x[0], s->type, o.first, query, row, 0), *k = at(s, a->x[0], s->type, o.first, 0, row, width), *v = at(s, a->x[0], s->type, o.first, 0, row, 2 * width);
     void *y = at(s, w->y, s->rounds_y ? KD_F32 : w->d->y.dtype, o.first, query, width, 0);
     const void *probs;
-    if (is_own(o.p)) {
+    if (s->own) {
         for (int64_t i = 0; i < s->size.images; i++)
             for (int64_t h = 0; h < s->size.heads; h++) {
                 int64_t tokens = i * s->t, column = h * s->head;
