@@ -3,8 +3,8 @@
  * The gradient of the weights (of depthwise convolutions: cpu_depthwise.c) is computed in parts, each by one thread over its share of the batch, and summed in a fixed order. oneDNN would do the same inside one call, but
  * its threads wait for each other in a spinning barrier: when decoding threads take a processor away, that costs whole time slices (a step took three times as long).
  *
- * Forward passes have the same bits for every number of threads (tried up to 16 with patch embeddings, a ResNet's stem and its 3x3), but for the fallback that oneDNN takes for a
- * single output channel: no model here has such a layer. */
+ * Forward passes have the same bits for every number of threads (tried up to 16 with patch embeddings, a ResNet's stem and its 3x3). In the fallback that oneDNN takes for a single output channel they don't: in f32 such a
+ * layer is cpu_f32.c's wherever that runs. */
 #include <omp.h>
 
 #include "common/base/mem.h"

@@ -108,7 +108,9 @@ int kd_cpu_f32_here(void) {
 }
 
 const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d) {
-    if ((d->kind != KD_OP_CONV2D && d->kind != KD_OP_LINEAR) || !kd_cpu_f32_here())
+    /* One output channel: oneDNN falls back to products whose bits follow the number of threads. */
+    int single = d->kind == KD_OP_CONV2D && d->y.shape[3] == 1 && kd_f32_runs_here();
+    if ((d->kind != KD_OP_CONV2D && d->kind != KD_OP_LINEAR) || !(single || kd_cpu_f32_here()))
         return NULL;
     if (d->x[0].dtype != KD_F32 || d->y.dtype != KD_F32 || (d->residual && d->x[1].dtype != KD_F32) || kd_op_groups(d) > 1)
         return NULL;

@@ -66,14 +66,11 @@ KD_LANE void store_any8(void *p, kd_dtype t, size_t i, kd_vf8 v, int n) {
         kd_store8((float *)p + i, v, n);
         return;
     }
-    float part[KD_V8];
-    memcpy(part, &v, sizeof part);
-    for (int k = 0; k < n; k++)
-        ((uint16_t *)p)[i + (size_t)k] = kd_f32_to_bf16(part[k]);
+    kd_store8_bf16((uint16_t *)p + i, v, n);
 }
 
-/* Output pixels begin .. end-1. `whole`: the channels are a multiple of KD_V8. Type and that come as constants (simd.h). */
-KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype type, int whole, size_t begin, size_t end) {
+/* Output pixels begin .. end-1. `whole`: the channels are a multiple of KD_V8. Types and that come as constants (simd.h). */
+KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole, size_t begin, size_t end) {
     const kd_op_desc d = *ctx->d;
     const kd_op_args p = *ctx->p;
     const int64_t *xs = d.x[0].shape, *ys = d.y.shape;
@@ -84,17 +81,17 @@ KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype type, int whole, size_t beg
         size_t origin = (size_t)((image * xs[1] + sy.origin) * xs[2] + sx.origin) * width, line = (size_t)xs[2] * width; /* may lie before the map: wraps, and back */
         for (size_t i = 0; i < width; i += KD_V8) {
             int n = whole ? KD_V8 : kd_lanes8(width - i);
-            kd_vf8 best = kd_load8(p.x[0], type, origin + (size_t)sy.low * line + (size_t)sx.low * width + i, n), zero = best - best;
+            kd_vf8 best = kd_load8(p.x[0], tx, origin + (size_t)sy.low * line + (size_t)sx.low * width + i, n), zero = best - best;
             kd_vi8 winner = (kd_vi8){0} + (int32_t)(sy.low * d.kernel + sx.low);
             for (int64_t ky = sy.low; ky < sy.high; ky++)
                 for (int64_t kx = sx.low; kx < sx.high; kx++) {
-                    kd_vf8 v = kd_load8(p.x[0], type, origin + (size_t)ky * line + (size_t)kx * width + i, n);
+                    kd_vf8 v = kd_load8(p.x[0], tx, origin + (size_t)ky * line + (size_t)kx * width + i, n);
                     kd_vi8 better = kd_less8(best, v);
                     best = kd_select8(better, v, best);
                     winner = (better & (int32_t)(ky * d.kernel + kx)) | (~better & winner);
                     zero += v - v; /* NaN when one of the values isn't finite: it must show in y */
                 }
-            store_any8(p.y, type, r * width + i, best + zero, n);
+            store_any8(p.y, ty, r * width + i, best + zero, n);
             if (d.train)
                 store_winner((uint8_t *)p.saved + r * width + i, winner, n);
         }
@@ -103,11 +100,15 @@ KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype type, int whole, size_t beg
 
 KD_HOT static void pool_range(const void *ctx, int slice, size_t begin, size_t end) {
     const op_ctx *c = ctx;
+    kd_dtype tx = c->d->x[0].dtype, ty = c->d->y.dtype;
+    int whole = c->d->y.shape[3] % KD_V8 == 0;
     (void)slice;
-    if (c->d->y.dtype == KD_F32 && c->d->y.shape[3] % KD_V8 == 0)
-        pool_pixels(c, KD_F32, 1, begin, end);
+    if (whole && tx == KD_F32 && ty == KD_F32)
+        pool_pixels(c, KD_F32, KD_F32, 1, begin, end);
+    else if (whole && tx == KD_BF16 && ty == KD_BF16)
+        pool_pixels(c, KD_BF16, KD_BF16, 1, begin, end);
     else
-        pool_pixels(c, c->d->y.dtype, 0, begin, end);
+        pool_pixels(c, tx, ty, 0, begin, end);
 }
 
 /* Windows [low, high) that contain pixel `in`. */
@@ -117,7 +118,7 @@ KD_LANE span windows_of(int64_t in, int64_t outputs, const kd_op_desc *d) {
 }
 
 /* Input pixels begin .. end-1; constants as above. */
-KD_LANE void pool_grad_pixels(const op_ctx *ctx, kd_dtype type, int whole, size_t begin, size_t end) {
+KD_LANE void pool_grad_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole, size_t begin, size_t end) {
     const kd_op_desc d = *ctx->d;
     const kd_op_args p = *ctx->p;
     const int64_t *xs = d.x[0].shape, *ys = d.y.shape;
@@ -134,22 +135,26 @@ KD_LANE void pool_grad_pixels(const op_ctx *ctx, kd_dtype type, int whole, size_
                     int32_t position = (int32_t)((iy + d.pad - oy * d.stride) * d.kernel + ix + d.pad - ox * d.stride);
                     size_t at = (size_t)((image * ys[1] + oy) * ys[2] + ox) * width + i;
                     kd_vi8 other = load_winner((const uint8_t *)p.saved + at, n) ^ position; /* 0 where this pixel won; small numbers */
-                    sum += (kd_vf8)((other - 1) >> 31 & (kd_vi8)kd_load8(p.dy, type, at, n));
+                    sum += (kd_vf8)((other - 1) >> 31 & (kd_vi8)kd_load8(p.dy, ty, at, n));
                 }
             if (add)
-                sum += kd_load8(p.dx[0], type, r * width + i, n);
-            store_any8(p.dx[0], type, r * width + i, sum, n);
+                sum += kd_load8(p.dx[0], tx, r * width + i, n);
+            store_any8(p.dx[0], tx, r * width + i, sum, n);
         }
     }
 }
 
 KD_HOT static void pool_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
     const op_ctx *c = ctx;
+    kd_dtype tx = c->d->x[0].dtype, ty = c->d->y.dtype;
+    int whole = c->d->y.shape[3] % KD_V8 == 0;
     (void)slice;
-    if (c->d->y.dtype == KD_F32 && c->d->y.shape[3] % KD_V8 == 0)
-        pool_grad_pixels(c, KD_F32, 1, begin, end);
+    if (whole && tx == KD_F32 && ty == KD_F32)
+        pool_grad_pixels(c, KD_F32, KD_F32, 1, begin, end);
+    else if (whole && tx == KD_BF16 && ty == KD_BF16)
+        pool_grad_pixels(c, KD_BF16, KD_BF16, 1, begin, end);
     else
-        pool_grad_pixels(c, c->d->y.dtype, 0, begin, end);
+        pool_grad_pixels(c, tx, ty, 0, begin, end);
 }
 
 static kd_status pool_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {

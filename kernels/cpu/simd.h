@@ -265,6 +265,22 @@ KD_LANE void kd_store8(float *p, kd_vf8 v, int n) {
         p[k] = part[k];
 }
 
+/* As kd_store_bf16. */
+KD_LANE void kd_store8_bf16(uint16_t *p, kd_vf8 v, int n) {
+    kd_vu8 u = (kd_vu8)v;
+    kd_vu8 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
+    kd_vu8 nan = (kd_vu8)((0x7f800000 - (kd_vi8)(u & 0x7fffffff)) >> 31);
+    kd_vh8 h = __builtin_convertvector((nan & quiet) | (~nan & rounded), kd_vh8);
+    uint16_t part[KD_V8];
+    if (n == KD_V8) {
+        memcpy(p, &h, sizeof h);
+        return;
+    }
+    memcpy(part, &h, sizeof part);
+    for (int k = 0; k < n; k++)
+        p[k] = part[k];
+}
+
 /* A sum of sixteen lanes that a loop carries. */
 typedef kd_halves kd_carried;
 
