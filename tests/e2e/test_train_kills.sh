@@ -1,6 +1,6 @@
 #!/bin/bash
 # kd-train is killed again and again, at random and at chosen points, and runs out of disk: whatever ends it, the same command goes on, and the weights, the best state and the metrics are those of a run that nobody
-# disturbed, for every optimizer, several losses and both kinds of students, with moving average, accumulation and drop path. KD_LONG=1: every combination and 100 kills. docs/resume.md has the counts.
+# disturbed, for every optimizer, several losses and both kinds of students, with moving average, accumulation and drop path. KD_LONG=1: every combination, two kills each. docs/resume.md has the counts.
 . "$(dirname "$0")/../lib.sh"
 
 pictures=$work/pictures
@@ -20,7 +20,7 @@ if [ -n "$KD_LONG" ]; then
             for student in mobilenet_v3_small dinov2_w64_d2; do cases+=("$optimizer $loss $student"); done
         done
     done
-    kills=90
+    kills=$((2 * ${#cases[@]}))
 fi
 
 arguments() { # OPTIMIZER LOSS STUDENT
