@@ -2,7 +2,7 @@
  *
  * Sums over rows run in blocks of ROWS rows: f32 in registers inside a block, f64 from block to block, one accumulator per slice of rows.
  *
- * The loops are written for any types, activation and join, and compiled for those of f32 training on their own (WITH_CONSTANTS; why: simd.h). */
+ * The loops are written for any types, activation and join, and compiled for those of f32 and of bf16 training on their own (WITH_CONSTANTS; why: simd.h). */
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"
@@ -27,29 +27,36 @@ typedef struct variant {
     int join;
 } variant;
 
-static int is_f32(const kd_op_desc *d) {
-    return d->x[0].dtype == KD_F32 && d->y.dtype == KD_F32 && (d->inputs == 1 || d->x[1].dtype == KD_F32);
+static int all_are(const kd_op_desc *d, kd_dtype type) {
+    return d->x[0].dtype == type && d->y.dtype == type && (d->inputs == 1 || d->x[1].dtype == type);
 }
 
-#define F32_VARIANT(act, join) ((variant){KD_F32, KD_F32, KD_F32, (act), (join)})
+#define VARIANT(type, act, join) ((variant){(type), (type), (type), (act), (join)})
+#define WITH_CONSTANTS_OF(type, loop, c, slice, begin, end)                                                                                        \
+    do {                                                                                                                                           \
+        if (desc_->act == KD_ACT_NONE && !join_)                                                                                                   \
+            loop(c, VARIANT(type, KD_ACT_NONE, 0), slice, begin, end);                                                                             \
+        else if (desc_->act == KD_ACT_RELU && !join_)                                                                                              \
+            loop(c, VARIANT(type, KD_ACT_RELU, 0), slice, begin, end);                                                                             \
+        else if (desc_->act == KD_ACT_SILU)                                                                                                        \
+            loop(c, VARIANT(type, KD_ACT_SILU, 0), slice, begin, end);                                                                             \
+        else if (desc_->act == KD_ACT_HARDSWISH)                                                                                                   \
+            loop(c, VARIANT(type, KD_ACT_HARDSWISH, 0), slice, begin, end);                                                                        \
+        else if (desc_->act == KD_ACT_NONE)                                                                                                        \
+            loop(c, VARIANT(type, KD_ACT_NONE, 1), slice, begin, end);                                                                             \
+        else                                                                                                                                       \
+            loop(c, VARIANT(type, KD_ACT_RELU, 1), slice, begin, end);                                                                             \
+    } while (0)
 #define WITH_CONSTANTS(loop, c, slice, begin, end)                                                                                                 \
     do {                                                                                                                                           \
         const kd_op_desc *desc_ = (c)->d;                                                                                                          \
         int join_ = desc_->inputs == 2;                                                                                                            \
-        if (!is_f32(desc_))                                                                                                                        \
-            loop(c, (variant){desc_->x[0].dtype, desc_->x[1].dtype, desc_->y.dtype, desc_->act, join_}, slice, begin, end);                        \
-        else if (desc_->act == KD_ACT_NONE && !join_)                                                                                              \
-            loop(c, F32_VARIANT(KD_ACT_NONE, 0), slice, begin, end);                                                                               \
-        else if (desc_->act == KD_ACT_RELU && !join_)                                                                                              \
-            loop(c, F32_VARIANT(KD_ACT_RELU, 0), slice, begin, end);                                                                               \
-        else if (desc_->act == KD_ACT_SILU)                                                                                                        \
-            loop(c, F32_VARIANT(KD_ACT_SILU, 0), slice, begin, end);                                                                               \
-        else if (desc_->act == KD_ACT_HARDSWISH)                                                                                                   \
-            loop(c, F32_VARIANT(KD_ACT_HARDSWISH, 0), slice, begin, end);                                                                          \
-        else if (desc_->act == KD_ACT_NONE)                                                                                                        \
-            loop(c, F32_VARIANT(KD_ACT_NONE, 1), slice, begin, end);                                                                               \
+        if (all_are(desc_, KD_F32))                                                                                                                \
+            WITH_CONSTANTS_OF(KD_F32, loop, c, slice, begin, end);                                                                                 \
+        else if (all_are(desc_, KD_BF16))                                                                                                          \
+            WITH_CONSTANTS_OF(KD_BF16, loop, c, slice, begin, end);                                                                                \
         else                                                                                                                                       \
-            loop(c, F32_VARIANT(KD_ACT_RELU, 1), slice, begin, end);                                                                               \
+            loop(c, (variant){desc_->x[0].dtype, desc_->x[1].dtype, desc_->y.dtype, desc_->act, join_}, slice, begin, end);                        \
     } while (0)
 
 /* Offsets in args->scratch: sums, then a, k1, k2, and mean (inference). args->saved: mean, rstd. */
@@ -296,8 +303,10 @@ KD_HOT static void dx_range(const void *ctx, int slice, size_t begin, size_t end
     const norm_ctx c = *(const norm_ctx *)ctx;
     if (!c.kept)
         WITH_CONSTANTS(dx_loop, &c, slice, begin, end);
-    else if (is_f32(c.d))
-        dx_kept_loop(&c, F32_VARIANT(KD_ACT_NONE, 1), begin, end);
+    else if (all_are(c.d, KD_F32))
+        dx_kept_loop(&c, VARIANT(KD_F32, KD_ACT_NONE, 1), begin, end);
+    else if (all_are(c.d, KD_BF16))
+        dx_kept_loop(&c, VARIANT(KD_BF16, KD_ACT_NONE, 1), begin, end);
     else
         dx_kept_loop(&c, (variant){.x0 = c.d->x[0].dtype, .x1 = c.d->x[1].dtype}, begin, end);
 }
