@@ -36,6 +36,8 @@ extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, k
 int kd_cpu_f32_here(void);
 /* What does d in place of the table's kind (cpu_f32.c): f32 products on CPUs with AVX2 and without AVX-512. NULL: nothing. */
 const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d);
+/* Likewise (cpu_linear_avx512.c): linear layers outside training on CPUs with AVX-512. */
+const kd_cpu_kind *kd_cpu_wide_linear(const kd_op_desc *d);
 
 /* --- depthwise convolutions (cpu_depthwise.c) --- */
 int kd_cpu_is_depthwise(const kd_op_desc *d); /* one input and one output channel per group, several groups */

@@ -7,7 +7,7 @@
  *     scores   [images, heads, queries, ld] f32     ld = T rounded up, so that rows are aligned
  *     probs    the same memory read as [.., queries, 2 ld] bf16, or in training a second one of [.., queries, ld]
  *
- * With f32.h's products a forward pass needs the scores of twelve queries at a time: they stay in the first-level cache between the products, and k and v are packed once for all queries of a head.
+ * With matmul.h's products a forward pass needs the scores of twelve queries at a time: they stay in the first-level cache between the products, and k and v are packed once for all queries of a head.
  *
  * Probabilities aren't saved for the backward pass, which makes them again, bit for bit: for one product and a softmax more, a training program of ViT-S is an eighth smaller. */
 #include <math.h>
@@ -15,19 +15,21 @@
 
 #include "common/base/mem.h"
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/f32.h"
+#include "kernels/cpu/matmul.h"
 #include "kernels/cpu/simd.h"
+#include "kernels/cpu/softmax.h"
 
 /* A block's first image, head and query, or how many of each it has. */
 typedef struct block {
     int64_t images, heads, queries;
 } block;
 
-/* One of attention's products: oneDNN's, or f32.h's for each head of each image of the block. */
+/* One of attention's products: oneDNN's, or matmul.h's for each head of each image of the block. */
 typedef struct product {
     kd_dnn *dnn;
     kd_dnn_matmul_desc d;
-    kd_f32_matmul own;
+    const kd_matmul_kind *kind; /* NULL: oneDNN's */
+    kd_matmul own;
 } product;
 
 /* oneDNN's prepared products hold the addresses of a call, so every slice of the work has its own. */
@@ -43,17 +45,18 @@ typedef struct attention {
     int64_t ld;
     block size;                       /* of the blocks; images and heads divide N and heads, the last queries may be fewer */
     kd_dtype type;                    /* of the operands */
-    int own;                          /* f32.h's products */
+    const kd_matmul_kind *own;        /* matmul.h's products; NULL: oneDNN's */
+    void (*softmax)(const kd_softmax_rows *c), (*softmax_backward)(const kd_softmax_rows *c);
     int rounds_y, converts_dy;
     size_t work, work_bytes, score, score_bytes, probs, probs_bytes; /* offsets in args->scratch of the first slice's part, and the distance to the next */
-    size_t values_work;                                              /* f32.h, forward: where v's panels begin in a slice's work, behind k's */
+    size_t values_work;                                              /* matmul.h, forward: where v's panels begin in a slice's work, behind k's */
     size_t y32, dy;                                                  /* offsets in args->scratch */
 } attention;
 
 enum {
     PRODUCTS = sizeof(products) / sizeof(product),
-    QUERIES_AT_ONCE = 12,    /* f32.h, forward: two strips */
-    QUERIES_OF_BLOCK = 1024  /* at most, f32.h, forward: the packing of k and v takes a twenty-fifth of that */
+    QUERIES_AT_ONCE = 12,    /* matmul.h, forward: one tile's or two's */
+    QUERIES_OF_BLOCK = 1024  /* at most, matmul.h, forward: the packing of k and v takes a twenty-fifth of that */
 };
 
 static void attention_destroy(void *impl) {
@@ -69,26 +72,33 @@ static void attention_destroy(void *impl) {
 
 /* ---- products ---- */
 
-static kd_status product_create(product *p, int own, kd_cpu *b, const kd_dnn_matmul_desc *d, const char *what, kd_err *err) {
+static kd_status product_create(product *p, const kd_matmul_kind *own, kd_cpu *b, const kd_dnn_matmul_desc *d, const char *what, kd_err *err) {
     p->d = *d;
+    p->kind = own;
     if (!own)
         return kd_dnn_matmul(&p->dnn, b->engine, d, what, err);
-    p->own = (kd_f32_matmul){.rows = d->a.dim[2], .depth = d->a.dim[3], .columns = d->b.dim[3], .a_row = d->a.stride[2], .a_column = d->a.stride[3], .b_row = d->b.stride[2], .b_column = d->b.stride[3],
-                             .c_row = d->c.stride[2], .add = d->add};
+    p->own = (kd_matmul){.type = d->a.dtype, .c_type = d->c.dtype, .rows = d->a.dim[2], .depth = d->a.dim[3], .columns = d->b.dim[3], .a_row = d->a.stride[2], .a_column = d->a.stride[3],
+                         .b_row = d->b.stride[2], .b_column = d->b.stride[3], .c_row = d->c.stride[2], .add = d->add};
     return KD_OK;
 }
 
 static size_t product_bytes(const product *p) {
-    return p->dnn ? kd_dnn_scratch_bytes(p->dnn) : kd_f32_matmul_bytes(&p->own);
+    return p->kind ? p->kind->bytes(&p->own) : kd_dnn_scratch_bytes(p->dnn);
+}
+
+/* A matrix of image i and head h of a block. */
+static void *head_at(const kd_dnn_tensor *t, const void *base, int64_t i, int64_t h) {
+    return (char *)base + (size_t)(i * t->stride[0] + h * t->stride[1]) * kd_dtype_size(t->dtype);
 }
 
 static kd_status product_run(const product *p, void *c, const void *a, const void *b, void *work) {
-    if (p->dnn)
+    if (!p->kind)
         return kd_dnn_run(p->dnn, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = (void *)a, [KD_DNN_WEIGHTS] = (void *)b, [KD_DNN_DST] = c, [KD_DNN_SCRATCH] = work}, NULL);
     for (int64_t i = 0; i < p->d.a.dim[0]; i++)
-        for (int64_t h = 0; h < p->d.a.dim[1]; h++)
-            kd_f32_matmul_run(&p->own, (float *)c + i * p->d.c.stride[0] + h * p->d.c.stride[1], (const float *)a + i * p->d.a.stride[0] + h * p->d.a.stride[1],
-                              (const float *)b + i * p->d.b.stride[0] + h * p->d.b.stride[1], work);
+        for (int64_t h = 0; h < p->d.a.dim[1]; h++) {
+            p->kind->pack(&p->own, head_at(&p->d.b, b, i, h), work);
+            p->kind->rows(&p->own, head_at(&p->d.c, c, i, h), head_at(&p->d.a, a, i, h), p->own.rows, work);
+        }
     return KD_OK;
 }
 
@@ -121,7 +131,7 @@ static kd_status create_forward(kd_cpu *b, const attention *s, products *p, cons
         kd_dnn_tensor q = heads_of(s, s->type, queries, 3 * s->width), kv = heads_of(s, s->type, s->t, 3 * s->width);
         kd_dnn_tensor y = heads_of(s, s->rounds_y ? KD_F32 : d->y.dtype, queries, s->width);
         kd_dnn_matmul_desc qk = {.a = q, .b = kd_dnn_transposed(kv), .c = scores_of(s, KD_F32, queries, s->ld)};
-        kd_dnn_matmul_desc pv = {.a = scores_of(s, s->type, queries, probs_ld(s, d)), .b = kv, .c = y};
+        kd_dnn_matmul_desc pv = {.a = scores_of(s, s->type, queries, s->own ? in_place_ld(s) : probs_ld(s, d)), .b = kv, .c = y};
         KD_TRY(product_create(&p->scores[last], s->own, b, &qk, d->name, err));
         p->scores[last].own.pads = 1;
         KD_TRY(product_create(&p->values[last], s->own, b, &pv, d->name, err));
@@ -215,85 +225,15 @@ static kd_status attention_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_e
     s->heads = d->heads, s->head = s->width / d->heads;
     s->ld = (s->t + KD_VF - 1) / KD_VF * KD_VF;
     s->type = d->x[0].dtype;
-    s->own = kd_cpu_f32_here() && s->type == KD_F32;
+    s->own = s->head % 2 == 0 ? kd_matmul_here(s->type) : NULL; /* bf16 is multiplied in pairs */
+    s->softmax = s->own == &kd_matmul_avx512 ? kd_softmax_avx512 : kd_softmax;
+    s->softmax_backward = s->own == &kd_matmul_avx512 ? kd_softmax_backward_avx512 : kd_softmax_backward;
     s->rounds_y = s->type == KD_F32 && d->y.dtype == KD_BF16;
     s->converts_dy = d->train && d->y.dtype != s->type;
     s->size = block_of(s, d->train);
     KD_TRY(create_products(b, s, d, err));
     plan(s, d, needs);
     return KD_OK;
-}
-
-/* ---- softmax over rows, forward and backward ---- */
-
-typedef struct softmax_ctx {
-    float *score;  /* rows [.., ld] */
-    void *operand; /* what the next product reads: rows [.., operand_ld] */
-    const void *p; /* backward: probabilities, rows [.., ld] */
-    kd_dtype type; /* of operand and p */
-    int64_t t, ld, operand_ld;
-    size_t rows;
-    float scale;
-} softmax_ctx;
-
-static const float LOWEST = -1e38f;
-
-/* The largest of n numbers, a multiple of KD_VF; of a NaN any. */
-KD_LANE float largest(const float *x, size_t n) {
-    kd_halves top = {kd_load8(x, KD_F32, 0, KD_V8), kd_load8(x, KD_F32, KD_V8, KD_V8)};
-    for (size_t i = KD_VF; i < n; i += KD_VF) {
-        kd_vf8 low = kd_load8(x, KD_F32, i, KD_V8), high = kd_load8(x, KD_F32, i + KD_V8, KD_V8);
-        top.low = kd_select8(kd_less8(top.low, low), low, top.low);
-        top.high = kd_select8(kd_less8(top.high, high), high, top.high);
-    }
-    return kd_max_lane(kd_join(top));
-}
-
-/* operand = softmax(scale * score). May run in place: a bf16 row is written behind where it is read. */
-KD_HOT static void softmax(const softmax_ctx *ctx) {
-    const softmax_ctx c = *ctx;
-    size_t t = (size_t)c.t;
-    for (size_t r = 0; r < c.rows; r++) {
-        float *score = c.score + r * (size_t)c.ld;
-        for (size_t k = t; k < (size_t)c.ld; k++)
-            score[k] = LOWEST; /* the padding of the row: its exponential is 0 */
-        float shift = largest(score, (size_t)c.ld) * c.scale;
-        kd_carried total = {{0}, {0}};
-        for (size_t i = 0; i < t; i += KD_VF) {
-            kd_vf e = kd_exp_negative(kd_load_f32(score + i, KD_VF) * c.scale - shift);
-            kd_store_f32(score + i, e, KD_VF);
-            kd_carry(&total, e);
-        }
-        float inverse = 1 / kd_sum(kd_carried_sum(&total));
-        for (size_t i = 0; i < t; i += KD_VF)
-            kd_store(c.operand, c.type, r * (size_t)c.operand_ld + i, kd_load_f32(score + i, KD_VF) * inverse, KD_VF);
-    }
-}
-
-/* operand = scale * p (dp - sum(p dp)), where score holds dp; in place as above. The type comes as a constant (simd.h). */
-KD_LANE void softmax_backward_rows(const softmax_ctx *ctx, kd_dtype type) {
-    const softmax_ctx c = *ctx;
-    size_t t = (size_t)c.t;
-    for (size_t r = 0; r < c.rows; r++) {
-        float *dp = c.score + r * (size_t)c.ld;
-        for (size_t k = t; k < (size_t)c.ld; k++)
-            dp[k] = 0; /* as p there */
-        kd_carried total = {{0}, {0}};
-        for (size_t i = 0; i < t; i += KD_VF)
-            kd_carry(&total, kd_load(c.p, type, r * (size_t)c.ld + i, KD_VF) * kd_load_f32(dp + i, KD_VF));
-        float dot = kd_sum(kd_carried_sum(&total));
-        for (size_t i = 0; i < t; i += KD_VF) {
-            kd_vf p = kd_load(c.p, type, r * (size_t)c.ld + i, KD_VF) * c.scale;
-            kd_store(c.operand, type, r * (size_t)c.operand_ld + i, p * (kd_load_f32(dp + i, KD_VF) - dot), KD_VF);
-        }
-    }
-}
-
-KD_HOT static void softmax_backward(const softmax_ctx *c) {
-    if (c->type == KD_F32)
-        softmax_backward_rows(c, KD_F32);
-    else
-        softmax_backward_rows(c, KD_BF16);
 }
 
 /* ---- calls ---- */
@@ -314,7 +254,7 @@ typedef struct place {
     void *work;
     block first;
     int last;       /* the block has the rest of the queries */
-    softmax_ctx c;  /* as the backward pass has it */
+    kd_softmax_rows c;  /* as the backward pass has it */
     void *probs;    /* training */
 } place;
 
@@ -345,50 +285,50 @@ static void *at(const attention *s, const void *base, kd_dtype type, block first
 
 /* o's probabilities, at *probs. */
 static kd_status find_probs(const call *w, const place *o, const void *q, const void *k, const void **probs) {
-    softmax_ctx c = o->c;
+    kd_softmax_rows c = o->c;
     if (w->d->train) {
         c.operand = o->probs;
         c.operand_ld = w->s->ld;
     }
     KD_TRY(product_run(&o->p->scores[o->last], c.score, q, k, o->work));
-    softmax(&c);
+    w->s->softmax(&c);
     *probs = c.operand;
     return KD_OK;
 }
 
-/* One head of one image. Rows of q, k and v are `row` floats apart. */
-static void forward_head(const attention *s, const place *o, float *y, const float *q, const float *k, const float *v) {
-    const kd_f32_matmul *scores = &o->p->scores[o->last].own, *values = &o->p->values[o->last].own;
+/* One head of one image of the block. */
+static void forward_head(const attention *s, const place *o, char *y, const char *q, const void *k, const void *v) {
+    const kd_matmul *scores = &o->p->scores[o->last].own, *values = &o->p->values[o->last].own;
     void *values_work = (char *)o->work + s->values_work;
-    softmax_ctx c = o->c;
-    kd_f32_matmul_pack(scores, k, o->work);
-    kd_f32_matmul_pack(values, v, values_work);
-    for (int64_t r = 0; r < scores->rows; r += QUERIES_AT_ONCE) {
+    size_t q_row = (size_t)scores->a_row * kd_dtype_size(scores->type), y_row = (size_t)values->c_row * kd_dtype_size(values->c_type);
+    kd_softmax_rows c = o->c;
+    s->own->pack(scores, k, o->work);
+    s->own->pack(values, v, values_work);
+    for (int64_t r = 0; r < scores->rows; r += QUERIES_AT_ONCE, q += QUERIES_AT_ONCE * q_row, y += QUERIES_AT_ONCE * y_row) {
         int64_t n = scores->rows - r < QUERIES_AT_ONCE ? scores->rows - r : QUERIES_AT_ONCE;
         c.rows = (size_t)n;
-        kd_f32_matmul_rows(scores, c.score, q + r * scores->a_row, n, o->work);
-        softmax(&c);
-        kd_f32_matmul_rows(values, y + r * values->c_row, c.score, n, values_work);
+        s->own->rows(scores, c.score, q, n, o->work);
+        s->softmax(&c);
+        s->own->rows(values, y, c.score, n, values_work);
     }
 }
 
 static kd_status forward_block(const call *w, place o) {
     const attention *s = w->s;
     const kd_op_args *a = w->a;
+    const product *scores = &o.p->scores[o.last], *values = &o.p->values[o.last];
     int64_t width = s->width, row = 3 * width, query = o.first.queries;
     void *q = at(s, a->x[0], s->type, o.first, query, row, 0), *k = at(s, a->x[0], s->type, o.first, 0, row, width), *v = at(s, a->x[0], s->type, o.first, 0, row, 2 * width);
     void *y = at(s, w->y, s->rounds_y ? KD_F32 : w->d->y.dtype, o.first, query, width, 0);
     const void *probs;
     if (s->own) {
         for (int64_t i = 0; i < s->size.images; i++)
-            for (int64_t h = 0; h < s->size.heads; h++) {
-                int64_t tokens = i * s->t, column = h * s->head;
-                forward_head(s, &o, (float *)y + tokens * width + column, (float *)q + tokens * row + column, (float *)k + tokens * row + column, (float *)v + tokens * row + column);
-            }
+            for (int64_t h = 0; h < s->size.heads; h++)
+                forward_head(s, &o, head_at(&values->d.c, y, i, h), head_at(&scores->d.a, q, i, h), head_at(&scores->d.b, k, i, h), head_at(&values->d.b, v, i, h));
         return KD_OK;
     }
     KD_TRY(find_probs(w, &o, q, k, &probs));
-    return product_run(&o.p->values[o.last], y, probs, v, o.work);
+    return product_run(values, y, probs, v, o.work);
 }
 
 static kd_status backward_block(const call *w, place o) {
@@ -402,7 +342,7 @@ static kd_status backward_block(const call *w, place o) {
     KD_TRY(find_probs(w, &o, q, k, &o.c.p));
     KD_TRY(product_run(&o.p->dv, dv, o.c.p, dy, work));
     KD_TRY(product_run(&o.p->dp, o.c.score, dy, v, work));
-    softmax_backward(&o.c);
+    s->softmax_backward(&o.c);
     KD_TRY(product_run(&o.p->dq, dq, o.c.operand, k, work));
     return product_run(&o.p->dk, dk, o.c.operand, q, work);
 }

@@ -1,12 +1,12 @@
 /* Convolutions and linear layers in f32 for CPUs with AVX2 and FMA but without AVX-512. On channels-last maps oneDNN reaches a third (gradients of weights) to two thirds (forward) of what such a core can do, 3.2 little
- * more than 2.6; these reach 65 to 90 %. With AVX-512 oneDNN reaches 90 and more, so there it stays. Inside kernels/cpu only; cpu_f32.c makes ops of these functions.
+ * more than 2.6; these reach 65 to 90 %. With AVX-512 oneDNN reaches 85 and more, so there it stays (but for attention: matmul.h). Inside kernels/cpu only; cpu_f32.c makes ops of these functions.
  *
  * Everything is one of two small matrix products whose sums stay in registers:
  *
  *     forward, gradient of x (f32_product.c)   6 pixels x 16 channels: for every tap of the window and every channel of the source, 6 values of x times 16 weights.
  *                                              The rows of x are used where they lie: a tap is six addresses, of a row of zeros beyond the border
  *     gradient of the weights (f32_outer.c)    6 input x 16 output channels of one tap: for every pixel, 6 values of x times 16 of the gradient, both copied into panels first
- *     attention's products (f32_matmul.c)      6 x 16 of the result, as the first, or for a transposed left side as the second
+ *     attention's products (matmul_avx2.c)     6 x 16 of the result, as the first, or for a transposed left side as the second
  *
  * Forward and the gradient of x: the order of every sum follows from the shape alone, so neither threads nor the other images of a batch change a bit. Gradient of the weights: a share of the pixels per thread, summed
  * in a fixed order: the same bits for the same number of threads. (With few pixels and many weights a share of the output channels instead.)
@@ -53,19 +53,6 @@ void kd_f32_dx(int threads, const kd_f32_shape *s, float *dx, const float *g, co
 /* dw [out,in,kernel,kernel] += the gradient from x and g. */
 size_t kd_f32_dw_bytes(const kd_f32_shape *s, int threads);
 void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch);
-
-/* c[rows,columns] = or += a[rows,depth] b[depth,columns], on the calling thread. Distances in floats from row to row and from column to column; either of a's is 1, and c's columns lie side by side.
- * pads: c's rows have room for a multiple of 16 columns, and those beyond `columns` become 0; not with add or a transposed a. */
-typedef struct kd_f32_matmul {
-    int64_t rows, depth, columns;
-    int64_t a_row, a_column, b_row, b_column, c_row;
-    int add, pads;
-} kd_f32_matmul;
-size_t kd_f32_matmul_bytes(const kd_f32_matmul *m);
-void kd_f32_matmul_run(const kd_f32_matmul *m, float *c, const float *a, const float *b, void *scratch);
-/* The same in two steps: b into scratch, then `rows` rows of a and c from where they begin, as often as wanted. */
-void kd_f32_matmul_pack(const kd_f32_matmul *m, const float *b, void *scratch);
-void kd_f32_matmul_rows(const kd_f32_matmul *m, float *c, const float *a, int64_t rows, void *scratch);
 
 /* ---- shared by the files ---- */
 

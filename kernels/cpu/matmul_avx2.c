@@ -1,22 +1,23 @@
-/* Batched products of strided matrices on one thread: attention's (f32.h). */
+/* matmul.h with AVX2 and FMA, f32: on the tiles of f32.h. */
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/f32.h"
 #include "kernels/cpu/f32_tile.h"
+#include "kernels/cpu/matmul.h"
 
 enum { ROWS = KD_F32_ROWS, COLUMNS = KD_F32_COLUMNS };
 
-static size_t panel_floats(const kd_f32_matmul *m) {
+static size_t panel_floats(const kd_matmul *m) {
     return (size_t)m->depth * COLUMNS;
 }
 
 /* b's panels, and behind them a strip of a that is copied. */
-static size_t panels_bytes(const kd_f32_matmul *m) {
+static size_t panels_bytes(const kd_matmul *m) {
     return (size_t)((m->columns + COLUMNS - 1) / COLUMNS) * panel_floats(m) * sizeof(float);
 }
 
-size_t kd_f32_matmul_bytes(const kd_f32_matmul *m) {
+static size_t matmul_bytes(const kd_matmul *m) {
     size_t at = 0;
     kd_cpu_region(&at, panels_bytes(m));
     kd_cpu_region(&at, (size_t)m->depth * ROWS * sizeof(float));
@@ -40,7 +41,8 @@ KD_AVX2 static void turn(float *panel, const float *from, size_t step, int64_t d
 }
 
 /* The last panel has columns of zeros. Either of b's distances is 1. */
-void kd_f32_matmul_pack(const kd_f32_matmul *m, const float *b, void *scratch) {
+static void matmul_pack(const kd_matmul *m, const void *from_b, void *scratch) {
+    const float *b = from_b;
     float *panel = scratch;
     for (int64_t first = 0; first < m->columns; first += COLUMNS, panel += panel_floats(m)) {
         int64_t n = m->columns - first < COLUMNS ? m->columns - first : COLUMNS;
@@ -68,7 +70,7 @@ typedef struct strip {
 } strip;
 
 /* The n rows from `first` on; those beyond repeat the last or, transposed, are zeros. */
-static strip strip_of(const kd_f32_matmul *m, const float *a, int64_t first, int64_t n, float *copy) {
+static strip strip_of(const kd_matmul *m, const float *a, int64_t first, int64_t n, float *copy) {
     strip s = {.columns = a + first, .step = (size_t)m->a_column};
     for (int64_t i = 0; i < ROWS; i++)
         s.rows.row[i] = a + (first + (i < n ? i : n - 1)) * m->a_row;
@@ -82,7 +84,7 @@ static strip strip_of(const kd_f32_matmul *m, const float *a, int64_t first, int
     return s;
 }
 
-KD_AVX2 static void store(const kd_f32_matmul *m, float *c, const float *sum, int64_t rows, int64_t columns) {
+KD_AVX2 static void store(const kd_matmul *m, float *c, const float *sum, int64_t rows, int64_t columns) {
     for (int64_t r = 0; r < rows; r++, c += m->c_row, sum += COLUMNS) {
         if (columns == COLUMNS && !m->add)
             memcpy(c, sum, COLUMNS * sizeof *c);
@@ -93,7 +95,7 @@ KD_AVX2 static void store(const kd_f32_matmul *m, float *c, const float *sum, in
 }
 
 /* The strip times one panel, into c. */
-KD_AVX2 static void tile(const kd_f32_matmul *m, float *c, const strip *s, const float *panel, int64_t rows, int64_t columns) {
+KD_AVX2 static void tile(const kd_matmul *m, float *c, const strip *s, const float *panel, int64_t rows, int64_t columns) {
     static const size_t start = 0;
     _Alignas(64) float sum[KD_F32_TILE];
     if (m->a_column == 1 && rows == ROWS && (columns == COLUMNS || m->pads) && !m->add) {
@@ -107,7 +109,9 @@ KD_AVX2 static void tile(const kd_f32_matmul *m, float *c, const strip *s, const
     store(m, c, sum, rows, m->pads ? COLUMNS : columns);
 }
 
-void kd_f32_matmul_rows(const kd_f32_matmul *m, float *c, const float *a, int64_t rows, void *scratch) {
+static void matmul_rows(const kd_matmul *m, void *to_c, const void *from_a, int64_t rows, void *scratch) {
+    const float *a = from_a;
+    float *c = to_c;
     size_t at = 0;
     const float *panels = kd_cpu_at(scratch, kd_cpu_region(&at, panels_bytes(m)));
     float *copy = kd_cpu_at(scratch, at);
@@ -119,7 +123,4 @@ void kd_f32_matmul_rows(const kd_f32_matmul *m, float *c, const float *a, int64_
     }
 }
 
-void kd_f32_matmul_run(const kd_f32_matmul *m, float *c, const float *a, const float *b, void *scratch) {
-    kd_f32_matmul_pack(m, b, scratch);
-    kd_f32_matmul_rows(m, c, a, m->rows, scratch);
-}
+const kd_matmul_kind kd_matmul_avx2 = {matmul_bytes, matmul_pack, matmul_rows};

@@ -1,0 +1,43 @@
+/* What the AVX-512 files share: targets, masks, bf16, functions on sixteen lanes by its own instructions. simd.h is for every processor, and gcc 12 makes two to three times as many instructions of it. Inside the files of kernels/cpu named _avx512 only. */
+#ifndef KD_KERNELS_CPU_AVX512_H
+#define KD_KERNELS_CPU_AVX512_H
+
+#include <immintrin.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define KD_AVX512 "avx512f,avx512bw,avx512vl,avx512dq"
+#define KD_AVX512_BF16 KD_AVX512 ",avx512bf16"
+#define KD_WIDE __attribute__((target(KD_AVX512)))
+#define KD_WIDE_BF16 __attribute__((target(KD_AVX512_BF16)))
+#define KD_WIDE_LANE __attribute__((target(KD_AVX512), always_inline, unused)) static inline
+#define KD_WIDE_BF16_LANE __attribute__((target(KD_AVX512_BF16), always_inline, unused)) static inline
+
+enum { KD_LANES16 = 16 };
+
+/* The first n lanes. */
+KD_WIDE_LANE __mmask16 kd_first16(size_t n) {
+    return n >= KD_LANES16 ? 0xffff : (__mmask16)((1u << n) - 1);
+}
+
+/* bf16 lanes as f32, 0 where the mask leaves them out. */
+KD_WIDE_LANE __m512 kd_widen16(__mmask16 here, const uint16_t *p) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(here, p)), 16);
+}
+
+/* Rounded to nearest even; subnormals become 0, as in the dot products that read them. */
+KD_WIDE_BF16_LANE void kd_narrow16(uint16_t *p, __mmask16 here, __m512 v) {
+    _mm256_mask_storeu_epi16(p, here, (__m256i)_mm512_cvtneps_pbh(v));
+}
+
+/* 2^x, to about 1.2e-7 relative; 0 where it is below the smallest f32. The polynomial: weighted least squares for the smallest relative error of 2^f on [-1/2, 1/2]. */
+KD_WIDE_LANE __m512 kd_power_of_two(__m512 x) {
+    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole), f2 = _mm512_mul_ps(f, f);
+    __m512 high = _mm512_fmadd_ps(_mm512_set1_ps(1.5353362e-4f), f, _mm512_set1_ps(1.3398874e-3f));
+    __m512 middle = _mm512_fmadd_ps(_mm512_set1_ps(9.618437e-3f), f, _mm512_set1_ps(5.5503324e-2f));
+    __m512 low = _mm512_fmadd_ps(_mm512_set1_ps(0.24022648f), f, _mm512_set1_ps(0.6931472f));
+    __m512 p = _mm512_fmadd_ps(_mm512_fmadd_ps(high, f2, middle), f2, low);
+    return _mm512_scalef_ps(_mm512_fmadd_ps(p, f, _mm512_set1_ps(1)), whole);
+}
+
+#endif

@@ -1,0 +1,127 @@
+/* linear outside training with AVX-512: the products of matmul.h, each tile of which gets its bias, activation or residual join and its type while it lies in the first-level cache. oneDNN's brgemm is as fast as these products,
+ * but its GELU, and a join as a pass of its own, cost a tenth of a ViT's time.
+ *
+ * Work is shared in blocks of rows and columns. The order of every sum follows from the input's width alone, so neither threads nor the batch change a bit. */
+#include "common/base/mem.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/matmul.h"
+#include "kernels/cpu/simd.h"
+
+enum {
+    BLOCK_ROWS = 264,         /* 22 tiles: they are read from the second-level cache, once for every block of columns */
+    BLOCK_BYTES = 256 * 1024, /* of panels: a quarter of a usual second-level cache */
+};
+
+typedef struct wide_linear {
+    kd_matmul m;                         /* of the whole layer */
+    int64_t block_columns;               /* a multiple of a panel's */
+    size_t strip, strip_bytes;           /* offset in args->scratch of the first thread's, and the distance to the next */
+    size_t rounded, rounded_bytes;       /* likewise: a panel's weights in bf16, while they are packed */
+} wide_linear;
+
+static kd_status wide_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
+    const kd_op_desc *d = &op->desc;
+    wide_linear *l = NULL;
+    KD_TRY(kd_alloc_array(&l, 1, sizeof *l, err));
+    op->impl = l;
+    int64_t in = (int64_t)kd_cpu_width(&d->x[0]), out = (int64_t)kd_cpu_width(&d->y);
+    l->m = (kd_matmul){.type = d->x[0].dtype, .c_type = d->y.dtype, .rows = (int64_t)kd_cpu_rows(&d->y), .depth = in, .columns = out, .a_row = in, .a_column = 1, .b_row = 1, .b_column = in, .c_row = out};
+    int64_t most = BLOCK_BYTES / (in * (int64_t)kd_dtype_size(l->m.type)) / KD_MATMUL_COLUMNS * KD_MATMUL_COLUMNS;
+    l->block_columns = most > KD_MATMUL_COLUMNS ? most : KD_MATMUL_COLUMNS;
+    needs->consumed = 1u;
+    needs->packed = kd_matmul_panels_bytes(&l->m);
+    kd_cpu_region(&l->strip_bytes, kd_matmul_strip_bytes(&l->m));
+    kd_cpu_region(&l->rounded_bytes, l->m.type == KD_BF16 ? (size_t)(KD_MATMUL_COLUMNS * in) * sizeof(uint16_t) : 0);
+    l->strip = kd_cpu_region(&needs->scratch, (size_t)b->base.threads * l->strip_bytes);
+    l->rounded = kd_cpu_region(&needs->scratch, (size_t)b->base.threads * l->rounded_bytes);
+    return KD_OK;
+}
+
+static void wide_destroy(void *impl) {
+    kd_free(impl);
+}
+
+typedef struct wide_ctx {
+    const wide_linear *l;
+    const kd_op_desc *d;
+    const kd_op_args *a;
+} wide_ctx;
+
+KD_HOT static void round_weights(uint16_t *to, const float *w, size_t n) {
+    kd_copy_row(to, KD_BF16, 0, w, KD_F32, 0, n, 0);
+}
+
+/* Panels begin .. end-1. */
+static void pack_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const wide_ctx *c = ctx;
+    kd_matmul m = c->l->m;
+    uint16_t *rounded = kd_cpu_at(c->a->scratch, c->l->rounded + (size_t)slice * c->l->rounded_bytes);
+    for (size_t p = begin; p < end; p++) {
+        int64_t first = (int64_t)p * KD_MATMUL_COLUMNS, left = c->l->m.columns - first;
+        const void *w = c->a->param[0] + first * m.depth;
+        m.columns = KD_MATMUL_COLUMNS;
+        size_t at = p * kd_matmul_panels_bytes(&m);
+        m.columns = left < KD_MATMUL_COLUMNS ? left : KD_MATMUL_COLUMNS;
+        if (m.type == KD_BF16) {
+            round_weights(rounded, w, (size_t)(m.columns * m.depth));
+            w = rounded;
+        }
+        kd_matmul_avx512.pack(&m, w, (char *)c->a->packed + at);
+    }
+}
+
+static kd_status wide_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const wide_linear *l = op->impl;
+    (void)err;
+    size_t panels = (size_t)((l->m.columns + KD_MATMUL_COLUMNS - 1) / KD_MATMUL_COLUMNS);
+    kd_cpu_parallel(b->base.threads, panels, (size_t)(KD_MATMUL_COLUMNS * l->m.depth), pack_range, &(wide_ctx){l, &op->desc, a});
+    return KD_OK;
+}
+
+static size_t row_blocks(const wide_linear *l) {
+    return (size_t)((l->m.rows + BLOCK_ROWS - 1) / BLOCK_ROWS);
+}
+
+static size_t column_blocks(const wide_linear *l) {
+    return (size_t)((l->m.columns + l->block_columns - 1) / l->block_columns);
+}
+
+/* Blocks begin .. end-1; those of the same rows one after the other: panels lie in one piece, which a processor fetches ahead more easily than twelve rows. */
+static void forward_range(const void *ctx, int slice, size_t begin, size_t end) {
+    const wide_ctx *w = ctx;
+    const wide_linear *l = w->l;
+    const kd_op_desc *d = w->d;
+    const kd_op_args *a = w->a;
+    for (size_t i = begin; i < end; i++) {
+        kd_matmul m = l->m;
+        int64_t row = (int64_t)(i / column_blocks(l)) * BLOCK_ROWS, column = (int64_t)(i % column_blocks(l)) * l->block_columns, rows = m.rows - row < BLOCK_ROWS ? m.rows - row : BLOCK_ROWS;
+        size_t at = (size_t)(row * m.columns + column);
+        kd_matmul_finish f = {.bias = d->bias ? a->param[1] + column : NULL, .act = d->act};
+        if (d->residual) {
+            f.residual_type = d->x[1].dtype;
+            f.residual = (const char *)a->x[1] + at * kd_dtype_size(f.residual_type);
+            f.gamma = a->param[2] ? a->param[2] + column : NULL;
+        }
+        m.columns = column;
+        const char *panels = (const char *)a->packed + kd_matmul_panels_bytes(&m);
+        m.columns = l->m.columns - column < l->block_columns ? l->m.columns - column : l->block_columns;
+        kd_matmul_rows_avx512(&m, &f, (char *)a->y + at * kd_dtype_size(m.c_type), (const char *)a->x[0] + (size_t)(row * m.depth) * kd_dtype_size(m.type), rows, panels,
+                              kd_cpu_at(a->scratch, l->strip + (size_t)slice * l->strip_bytes));
+    }
+}
+
+static kd_status wide_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const wide_linear *l = op->impl;
+    (void)err;
+    kd_cpu_share(b->base.threads, row_blocks(l) * column_blocks(l), (size_t)BLOCK_ROWS * (size_t)l->block_columns, forward_range, &(wide_ctx){l, &op->desc, a});
+    return KD_OK;
+}
+
+static const kd_cpu_kind wide_kind = {wide_create, wide_destroy, wide_pack, wide_forward, NULL};
+
+const kd_cpu_kind *kd_cpu_wide_linear(const kd_op_desc *d) {
+    int bf16 = d->x[0].dtype == KD_BF16 || d->y.dtype == KD_BF16 || (d->residual && d->x[1].dtype == KD_BF16);
+    if (d->kind != KD_OP_LINEAR || d->train || kd_matmul_here(bf16 ? KD_BF16 : KD_F32) != &kd_matmul_avx512)
+        return NULL;
+    return d->x[0].dtype == KD_F32 || kd_cpu_width(&d->x[0]) % 2 == 0 ? &wide_kind : NULL; /* bf16 is multiplied in pairs */
+}

@@ -1,0 +1,389 @@
+/* matmul.h with AVX-512: f32, and bf16 with AVX512-BF16's dot products.
+ *
+ * Everything is counted in steps of four bytes: one f32, or a pair of bf16 that lie one after the other in depth. A panel of b is [step][32 columns] of them, and a tile of the result is 12 x 32:
+ * 24 sums in registers, for a step two vectors of the panel and twelve values of a, each spread over a vector. A processor does two such multiply-adds a cycle and needs up to six cycles for one: twelve sums would do.
+ *
+ * a's rows are read where they lie. If a is transposed, twelve of its columns (and a few more) are copied into a strip [step][16] first; if fewer than twelve rows are left, they are copied, too, so that nothing
+ * behind them is read. */
+#include <string.h>
+
+#include "kernels/cpu/avx512.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/matmul.h"
+
+enum { ROWS = 12, LANES = KD_LANES16, COLUMNS = KD_MATMUL_COLUMNS, STEP = 4, PANEL_STEP = COLUMNS * STEP, STRIP_STEP = LANES * STEP };
+_Static_assert(COLUMNS == 2 * LANES, "a panel is two vectors wide");
+
+static size_t element(const kd_matmul *m) {
+    return kd_dtype_size(m->type);
+}
+
+static size_t steps_of(const kd_matmul *m) {
+    size_t at_once = STEP / element(m);
+    return ((size_t)m->depth + at_once - 1) / at_once;
+}
+
+static size_t panel_bytes(const kd_matmul *m) {
+    return steps_of(m) * PANEL_STEP;
+}
+
+size_t kd_matmul_panels_bytes(const kd_matmul *m) {
+    return (size_t)((m->columns + COLUMNS - 1) / COLUMNS) * panel_bytes(m);
+}
+
+/* Twelve rows of a, as a strip or one after the other. */
+size_t kd_matmul_strip_bytes(const kd_matmul *m) {
+    return steps_of(m) * STRIP_STEP;
+}
+
+static size_t matmul_bytes(const kd_matmul *m) {
+    size_t at = 0;
+    kd_cpu_region(&at, kd_matmul_panels_bytes(m));
+    kd_cpu_region(&at, kd_matmul_strip_bytes(m));
+    return at;
+}
+
+/* ---- copying ---- */
+
+/* The steps [step][16] of rows k (and k + 1) that have n columns side by side; beyond them, and beyond the depth, zeros. `to` has a step every to_step bytes. */
+KD_WIDE static void copy_columns(const kd_matmul *m, char *to, size_t to_step, const char *from, size_t row, int64_t n) {
+    __mmask16 mask = kd_first16((size_t)n);
+    if (m->type == KD_F32) {
+        for (int64_t k = 0; k < m->depth; k++, from += row, to += to_step)
+            _mm512_store_si512(to, _mm512_maskz_loadu_epi32(mask, from));
+        return;
+    }
+    for (int64_t k = 0; k < m->depth; k += 2, from += 2 * row, to += to_step) {
+        __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), high = _mm512_setzero_si512();
+        if (k + 1 < m->depth)
+            high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from + row));
+        _mm512_store_si512(to, _mm512_or_si512(low, _mm512_slli_epi32(high, 16)));
+    }
+}
+
+/* Sixteen rows of sixteen steps become columns, to_step bytes apart: as 4 x 4 blocks of 4 x 4. */
+KD_WIDE static void turn(char *to, size_t to_step, const __m512i from[LANES], int steps) {
+    __m512i pair[LANES], four[LANES], half[LANES];
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES; i += 2) {
+        pair[i] = _mm512_unpacklo_epi32(from[i], from[i + 1]);
+        pair[i + 1] = _mm512_unpackhi_epi32(from[i], from[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < LANES; i += 4) { /* four[i + s]: steps s, s + 4, s + 8, s + 12 of rows i .. i + 3 */
+        four[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+        four[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+        four[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+        four[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; s++) {
+        half[s] = _mm512_shuffle_i32x4(four[s], four[4 + s], 0x88);
+        half[4 + s] = _mm512_shuffle_i32x4(four[s], four[4 + s], 0xdd);
+        half[8 + s] = _mm512_shuffle_i32x4(four[8 + s], four[12 + s], 0x88);
+        half[12 + s] = _mm512_shuffle_i32x4(four[8 + s], four[12 + s], 0xdd);
+    }
+#pragma GCC unroll 16
+    for (int s = 0; s < LANES; s++) {
+        if (s >= steps)
+            break;
+        int part = s / 4, which = s % 4; /* parts 0 and 2 are in the first halves, 1 and 3 in the second */
+        __m512i low = half[(part & 1) * 4 + which], high = half[8 + (part & 1) * 4 + which];
+        _mm512_store_si512(to + (size_t)s * to_step, part < 2 ? _mm512_shuffle_i32x4(low, high, 0x88) : _mm512_shuffle_i32x4(low, high, 0xdd));
+    }
+}
+
+/* As copy_columns of n columns whose depth lies side by side; `column` bytes from one to the next. */
+KD_WIDE static void turn_columns(const kd_matmul *m, char *to, size_t to_step, const char *from, size_t column, int64_t n) {
+    int left = (int)steps_of(m);
+    for (; left > 0; left -= LANES, from += LANES * STEP, to += LANES * to_step) {
+        __mmask16 mask = kd_first16((size_t)left);
+        __m512i rows[LANES];
+#pragma GCC unroll 16
+        for (int i = 0; i < LANES; i++)
+            rows[i] = i < n ? _mm512_maskz_loadu_epi32(mask, from + (size_t)i * column) : _mm512_setzero_si512();
+        turn(to, to_step, rows, left < LANES ? left : LANES);
+    }
+}
+
+static void matmul_pack(const kd_matmul *m, const void *b, void *scratch) {
+    char *panel = scratch;
+    for (int64_t first = 0; first < m->columns; first += COLUMNS, panel += panel_bytes(m))
+        for (int64_t j = 0; j < COLUMNS; j += LANES) {
+            int64_t left = m->columns - first - j, n = left < 0 ? 0 : left < LANES ? left : LANES;
+            const char *from = (const char *)b + (size_t)((first + (n ? j : 0)) * m->b_column) * element(m); /* n = 0: read nothing, from anywhere */
+            if (m->b_column == 1)
+                copy_columns(m, panel + j * STEP, PANEL_STEP, from, (size_t)m->b_row * element(m), n);
+            else
+                turn_columns(m, panel + j * STEP, PANEL_STEP, from, (size_t)m->b_column * element(m), n);
+        }
+}
+
+/* ---- tiles ---- */
+
+/* Twelve rows of a: row m of step k begins at a + m row + k step (bytes). */
+typedef struct strip {
+    const char *a;
+    size_t row;
+    int turned; /* a [step][16]: row is STEP, step is STRIP_STEP; else step is STEP */
+} strip;
+
+/* sum += value b. By their names, because gcc 12 moves sums between registers, and to memory, in order to use the other forms of the first. */
+#define MADD_F32(sum, value, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
+#define MADD_BF16(sum, value, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
+
+#define ROW(madd, m, at) \
+    do { \
+        __m512i value_ = _mm512_set1_epi32(*(const kd_any32 *)(at)); \
+        madd(sum[m][0], value_, b0); \
+        if (vectors > 1) \
+            madd(sum[m][1], value_, b1); \
+    } while (0)
+
+/* Addresses that the processor adds up itself, from six registers. */
+#define TURN_ROWS(madd, k) \
+    do { \
+        const char *p_ = a + (k) * STEP; \
+        __m512i b0 = _mm512_load_si512(panel + (k) * PANEL_STEP), b1 = vectors > 1 ? _mm512_load_si512(panel + (k) * PANEL_STEP + LANES * STEP) : b0; \
+        ROW(madd, 0, p_); \
+        ROW(madd, 1, p_ + row); \
+        ROW(madd, 2, p_ + 2 * row); \
+        ROW(madd, 3, p_ + row3); \
+        ROW(madd, 4, p_ + 4 * row); \
+        ROW(madd, 5, p_ + row5); \
+        ROW(madd, 6, p_ + 2 * row3); \
+        ROW(madd, 7, p_ + row7); \
+        ROW(madd, 8, p_ + 8 * row); \
+        ROW(madd, 9, p_ + row9); \
+        ROW(madd, 10, p_ + 2 * row5); \
+        ROW(madd, 11, p_ + row11); \
+    } while (0)
+
+#define TURN_STRIP(madd, k) \
+    do { \
+        __m512i b0 = _mm512_load_si512(panel + (k) * PANEL_STEP), b1 = vectors > 1 ? _mm512_load_si512(panel + (k) * PANEL_STEP + LANES * STEP) : b0; \
+        _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) ROW(madd, m_, a + (k) * STRIP_STEP + m_ * STEP); \
+    } while (0)
+
+typedef int32_t kd_any32 __attribute__((may_alias, aligned(2)));
+enum { UNROLL = 4 };
+
+/* sum[12][vectors] of sixteen = the strip times a panel. */
+#define SUMS(name, isa, madd) \
+    __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][2], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
+        const char *a = s->a; \
+        size_t row = s->row, row3 = 3 * row, row5 = 5 * row, row7 = 7 * row, row9 = 9 * row, row11 = 11 * row, k = 0; \
+        __asm__("" : "+r"(row), "+r"(row3), "+r"(row5), "+r"(row7), "+r"(row9), "+r"(row11)); \
+        _Pragma("GCC unroll 12") for (int m = 0; m < ROWS; m++) sum[m][0] = sum[m][1] = _mm512_setzero_ps(); \
+        for (; k + UNROLL <= steps; k += UNROLL, panel += UNROLL * PANEL_STEP, a += UNROLL * (turned ? STRIP_STEP : STEP)) \
+            _Pragma("GCC unroll 4") for (size_t u = 0; u < UNROLL; u++) { \
+                if (turned) \
+                    TURN_STRIP(madd, u); \
+                else \
+                    TURN_ROWS(madd, u); \
+            } \
+        for (; k < steps; k++, panel += PANEL_STEP, a += turned ? STRIP_STEP : STEP) { \
+            if (turned) \
+                TURN_STRIP(madd, 0); \
+            else \
+                TURN_ROWS(madd, 0); \
+        } \
+    }
+SUMS(sums_f32, KD_AVX512, MADD_F32)
+SUMS(sums_bf16, KD_AVX512_BF16, MADD_BF16)
+
+/* ---- what becomes of the sums ---- */
+
+/* Phi(-a), the normal distribution's tail, in 32 pieces: around a = 6 k / 31 polynomials of degree 4 in f = 31 a / 6 - k, least squares for the smallest error (5e-9, and in proportion where the tail is small).
+ * row: a power of f; column: k. */
+static _Alignas(64) const float TAIL[5][32] = {
+    {0.5f, 0.42326477f, 0.34934229f, 0.28073981f, 0.21940817f, 0.16658664f, 0.12276193f, 0.087734476f, 0.060764562f, 0.040759865f, 0.026465474f, 0.016625796f, 0.010100845f, 0.0059325867f, 0.0033674338f, 0.0018467011f, 0.00097819418f, 0.00050036295f, 0.00024710887f, 0.00011780277f, 5.4202075e-05f, 2.4066108e-05f, 1.0310225e-05f, 4.2613865e-06f, 1.699055e-06f, 6.5342425e-07f, 2.4236826e-07f, 8.6698918e-08f, 2.9907284e-08f, 9.9480104e-09f, 3.1905416e-09f, 9.8659014e-10f},
+    {-0.077214584f, -0.075781778f, -0.071640931f, -0.065236188f, -0.05721987f, -0.048343278f, -0.039341979f, -0.030839493f, -0.023285689f, -0.016935648f, -0.011864388f, -0.0080060754f, -0.0052038496f, -0.0032580707f, -0.0019648389f, -0.0011413635f, -0.00063863338f, -0.00034419913f, -0.00017868922f, -8.9354697e-05f, -4.303945e-05f, -1.9968542e-05f, -8.9239311e-06f, -3.8414587e-06f, -1.5928181e-06f, -6.3615977e-07f, -2.4473499e-07f, -9.0689241e-08f, -3.2370181e-08f, -1.1129206e-08f, -3.6856382e-09f, -1.1756841e-09f},
+    {0, 0.0014194266f, 0.0026837336f, 0.0036657096f, 0.0042870166f, 0.0045274585f, 0.0044213608f, 0.0040434673f, 0.0034892166f, 0.0028549163f, 0.0022222588f, 0.0016495365f, 0.0011696498f, 0.00079333055f, 0.00051523547f, 0.00032067607f, 0.00019139187f, 0.00010960017f, 6.0245438e-05f, 3.1799853e-05f, 1.612322e-05f, 7.854559e-06f, 3.6773604e-06f, 1.6549413e-06f, 7.1604035e-07f, 2.9789817e-07f, 1.1918808e-07f, 4.5865367e-08f, 1.697738e-08f, 6.0454961e-09f, 2.0711248e-09f, 6.8269607e-10f},
+    {0.0004812438f, 0.00045465108f, 0.00037971107f, 0.0002697208f, 0.00014317254f, 1.9465962e-05f, -8.5156091e-05f, -0.0001603664f, -0.00020269516f, -0.00021473489f, -0.00020318164f, -0.00017648202f, -0.00014276932f, -0.00010850051f, -7.7896941e-05f, -5.3035874e-05f, -3.4338591e-05f, -2.1186368e-05f, -1.2476182e-05f, -7.0210281e-06f, -3.7796281e-06f, -1.9479692e-06f, -9.6181998e-07f, -4.5522981e-07f, -2.066339e-07f, -8.9988077e-08f, -3.761274e-08f, -1.5093343e-08f, -5.81639e-09f, -2.152992e-09f, -7.656733e-10f, -2.6166044e-10f},
+    {0, -1.3091971e-05f, -2.3816699e-05f, -3.039892e-05f, -3.2059757e-05f, -2.911412e-05f, -2.2768196e-05f, -1.4697881e-05f, -6.5818217e-06f, 2.7621905e-07f, 5.1440206e-06f, 7.8654393e-06f, 8.7237077e-06f, 8.2380975e-06f, 6.9804073e-06f, 5.4354773e-06f, 3.9409915e-06f, 2.6821779e-06f, 1.7226899e-06f, 1.048081e-06f, 6.0568357e-07f, 3.3317005e-07f, 1.7472749e-07f, 8.7477069e-08f, 4.1852523e-08f, 1.9152269e-08f, 8.388902e-09f, 3.5191907e-09f, 1.4146896e-09f, 5.4520105e-10f, 2.0151175e-10f, 7.1456514e-11f},
+};
+static const float PIECES = 31.0f / 6, LAST = 6.09f; /* pieces of a 1; what is beyond counts as this */
+
+/* x Phi(x) = max(x, 0) - |x| Phi(-|x|). Half as many instructions as by way of an exponential. A NaN stays. */
+KD_WIDE_LANE __m512 gelu(__m512 x) {
+    const __m512 round = _mm512_set1_ps(12582912.0f), scale = _mm512_set1_ps(PIECES); /* 1.5 2^23: adding it leaves the nearest integer in the low bits */
+    __m512 a = _mm512_min_ps(_mm512_abs_ps(x), _mm512_set1_ps(LAST)), shifted = _mm512_fmadd_ps(a, scale, round);
+    __m512 f = _mm512_fmsub_ps(a, scale, _mm512_sub_ps(shifted, round));
+    __m512i k = _mm512_castps_si512(shifted); /* a permutation looks at the lowest five bits */
+#define COEFFICIENT(i) _mm512_permutex2var_ps(_mm512_load_ps(TAIL[i]), k, _mm512_load_ps(TAIL[i] + KD_LANES16))
+    __m512 tail = _mm512_fmadd_ps(COEFFICIENT(4), f, COEFFICIENT(3));
+    tail = _mm512_fmadd_ps(tail, f, COEFFICIENT(2));
+    tail = _mm512_fmadd_ps(tail, f, COEFFICIENT(1));
+    tail = _mm512_fmadd_ps(tail, f, COEFFICIENT(0));
+#undef COEFFICIENT
+    return _mm512_fnmadd_ps(a, tail, _mm512_max_ps(_mm512_setzero_ps(), x)); /* of a NaN and a number the second */
+}
+
+/* Where a tile's sums go. */
+typedef struct place {
+    void *c;              /* its first element */
+    kd_dtype type;        /* of c */
+    size_t row;           /* from row to row of c, in elements */
+    int64_t rows, columns;
+    int add;
+    kd_matmul_finish f;   /* of the tile's first column and element */
+} place;
+
+KD_WIDE_LANE __m512 load_any(const void *p, kd_dtype type, size_t i, __mmask16 here) {
+    return type == KD_F32 ? _mm512_maskz_loadu_ps(here, (const float *)p + i) : kd_widen16(here, (const uint16_t *)p + i);
+}
+
+/* The finished values of a vector of sums; i: its place in the rows of c. */
+KD_WIDE_LANE __m512 finished(const place *o, kd_act act, __m512 v, size_t i, size_t column, __mmask16 here) {
+    if (o->f.bias)
+        v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(here, o->f.bias + column));
+    if (act == KD_ACT_RELU) {
+        v = _mm512_max_ps(_mm512_setzero_ps(), v); /* in this order: of a NaN and a zero the second */
+    } else if (act == KD_ACT_GELU) {
+        v = gelu(v);
+    } else if (o->f.residual) {
+        __m512 x = load_any(o->f.residual, o->f.residual_type, i, here);
+        v = o->f.gamma ? _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(here, o->f.gamma + column), x) : _mm512_add_ps(v, x);
+    }
+    return o->add ? _mm512_add_ps(v, load_any(o->c, o->type, i, here)) : v;
+}
+
+#define STORE_F32(i, here, v) _mm512_mask_storeu_ps((float *)o->c + (i), here, v)
+#define STORE_BF16(i, here, v) kd_narrow16((uint16_t *)o->c + (i), here, v)
+
+/* A whole tile out of registers, and one whose rows or columns are fewer, or which is added to c, by way of memory: for a type of operands, and one of c, whose instructions the other may not have. */
+#define TILE(name, isa, sums, store) \
+    __attribute__((target(isa), always_inline)) static inline void name##_whole(const place *to, kd_act act, const strip *s, const char *panel, size_t steps, const int turned) { \
+        const place copy = *to, *o = &copy; /* that no store can change */ \
+        __m512 sum[ROWS][2]; \
+        sums(sum, s, panel, steps, 2, turned); \
+        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) \
+            sum[r][v] = finished(o, act, sum[r][v], r * o->row + v * LANES, v * LANES, 0xffff); \
+        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) \
+            store(r * o->row + v * LANES, 0xffff, sum[r][v]); \
+    } \
+    __attribute__((target(isa), always_inline)) static inline void name##_sums(float *out, const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
+        __m512 sum[ROWS][2]; \
+        sums(sum, s, panel, steps, vectors, turned); \
+        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) _mm512_store_ps(out + r * COLUMNS + v * LANES, sum[r][v]); \
+    } \
+    __attribute__((target(isa), noinline)) static void name##_part(const place *o, const strip *s, const char *panel, size_t steps) { \
+        _Alignas(64) float sum[ROWS * COLUMNS]; \
+        if (s->turned && o->columns > LANES) \
+            name##_sums(sum, s, panel, steps, 2, 1); \
+        else if (s->turned) \
+            name##_sums(sum, s, panel, steps, 1, 1); \
+        else if (o->columns > LANES) \
+            name##_sums(sum, s, panel, steps, 2, 0); \
+        else \
+            name##_sums(sum, s, panel, steps, 1, 0); \
+        for (size_t r = 0; r < (size_t)o->rows; r++) \
+            for (size_t j = 0; j < (size_t)o->columns; j += LANES) { \
+                __mmask16 here = kd_first16((size_t)o->columns - j); \
+                store(r * o->row + j, here, finished(o, o->f.act, _mm512_load_ps(sum + r * COLUMNS + j), r * o->row + j, j, here)); \
+            } \
+    } \
+    __attribute__((target(isa))) static void name(const place *o, const strip *s, const char *panel, size_t steps) { \
+        if (o->rows < ROWS || o->columns < COLUMNS || o->add || (s->turned && o->f.act != KD_ACT_NONE)) \
+            name##_part(o, s, panel, steps); \
+        else if (s->turned) \
+            name##_whole(o, KD_ACT_NONE, s, panel, steps, 1); \
+        else if (o->f.act == KD_ACT_GELU) \
+            name##_whole(o, KD_ACT_GELU, s, panel, steps, 0); \
+        else if (o->f.act == KD_ACT_RELU) \
+            name##_whole(o, KD_ACT_RELU, s, panel, steps, 0); \
+        else \
+            name##_whole(o, KD_ACT_NONE, s, panel, steps, 0); \
+    }
+TILE(f32_to_f32, KD_AVX512, sums_f32, STORE_F32)
+TILE(f32_to_bf16, KD_AVX512_BF16, sums_f32, STORE_BF16)
+TILE(bf16_to_f32, KD_AVX512_BF16, sums_bf16, STORE_F32)
+TILE(bf16_to_bf16, KD_AVX512_BF16, sums_bf16, STORE_BF16)
+
+/* ---- the whole product ---- */
+
+/* The first twelve of a's rows, of which there are n. */
+static strip strip_of(const kd_matmul *m, const char *a, int64_t n, char *copy) {
+    size_t row = (size_t)m->a_row * element(m), used = steps_of(m) * STEP;
+    if (m->a_column != 1) {
+        copy_columns(m, copy, STRIP_STEP, a, (size_t)m->a_column * element(m), n); /* a strip has room for more than twelve */
+        return (strip){copy, STEP, 1};
+    }
+    if (n >= ROWS)
+        return (strip){a, row, 0};
+    memset(copy, 0, ROWS * used);
+    for (int64_t i = 0; i < n; i++)
+        memcpy(copy + (size_t)i * used, a + (size_t)i * row, used);
+    return (strip){copy, used, 0};
+}
+
+enum { LINE = 64 };
+
+static size_t size_of(kd_dtype type) {
+    return type == KD_F32 ? sizeof(float) : sizeof(uint16_t);
+}
+
+/* Lines of c and of the residual are on their way while the tile is summed. */
+__attribute__((target("prfchw"))) static void fetch_ahead(const place *o) {
+    size_t element_bytes = size_of(o->type), other_bytes = size_of(o->f.residual_type), n = (size_t)o->columns;
+    for (size_t r = 0; r < (size_t)o->rows; r++) {
+        for (size_t j = 0; j < n * element_bytes; j += LINE)
+            __builtin_prefetch((char *)o->c + r * o->row * element_bytes + j, 1);
+        for (size_t j = 0; o->f.residual && j < n * other_bytes; j += LINE)
+            __builtin_prefetch((const char *)o->f.residual + r * o->row * other_bytes + j);
+    }
+}
+
+typedef void tile_fn(const place *o, const strip *s, const char *panel, size_t steps);
+
+static tile_fn *tile_of(const kd_matmul *m) {
+    if (m->type == KD_F32)
+        return m->c_type == KD_F32 ? f32_to_f32 : f32_to_bf16;
+    return m->c_type == KD_F32 ? bf16_to_f32 : bf16_to_bf16;
+}
+
+/* The strip times every panel; o: the place of the first tile. */
+static void tiles(const kd_matmul *m, place o, const strip *s, const char *panel) {
+    tile_fn *tile = tile_of(m);
+    size_t steps = steps_of(m), c_bytes = COLUMNS * size_of(o.type), residual_bytes = COLUMNS * size_of(o.f.residual_type);
+    for (int64_t left = m->columns; left > 0; left -= COLUMNS, panel += steps * PANEL_STEP) {
+        o.columns = left < COLUMNS ? left : COLUMNS;
+        if (m->pads)
+            o.columns = (o.columns + LANES - 1) / LANES * LANES;
+        fetch_ahead(&o);
+        tile(&o, s, panel, steps);
+        o.c = (char *)o.c + c_bytes;
+        o.f.bias += o.f.bias ? COLUMNS : 0;
+        o.f.gamma += o.f.gamma ? COLUMNS : 0;
+        o.f.residual = o.f.residual ? (const char *)o.f.residual + residual_bytes : NULL;
+    }
+}
+
+void kd_matmul_rows_avx512(const kd_matmul *m, const kd_matmul_finish *finish, void *c, const void *a, int64_t rows, const void *panels, void *strip_work) {
+    static const kd_matmul_finish nothing;
+    place o = {.type = m->c_type, .row = (size_t)m->c_row, .add = m->add, .f = finish ? *finish : nothing};
+    for (int64_t r = 0; r < rows; r += ROWS) {
+        strip s = strip_of(m, (const char *)a + (size_t)(r * m->a_row) * element(m), rows - r, strip_work);
+        size_t at = (size_t)(r * m->c_row);
+        o.c = (char *)c + at * size_of(o.type);
+        o.rows = rows - r < ROWS ? rows - r : ROWS;
+        if (finish && finish->residual)
+            o.f.residual = (const char *)finish->residual + at * size_of(o.f.residual_type);
+        tiles(m, o, &s, panels);
+    }
+}
+
+static void matmul_rows(const kd_matmul *m, void *c, const void *a, int64_t rows, void *scratch) {
+    size_t at = 0;
+    void *panels = kd_cpu_at(scratch, kd_cpu_region(&at, kd_matmul_panels_bytes(m)));
+    kd_matmul_rows_avx512(m, NULL, c, a, rows, panels, kd_cpu_at(scratch, at));
+}
+
+const kd_matmul_kind kd_matmul_avx512 = {matmul_bytes, matmul_pack, matmul_rows};
+
+const kd_matmul_kind *kd_matmul_here(kd_dtype type) {
+    if (kd_dnn_instructions() == KD_DNN_AVX512 && (type == KD_F32 || __builtin_cpu_supports("avx512bf16")))
+        return &kd_matmul_avx512;
+    return type == KD_F32 && kd_cpu_f32_here() ? &kd_matmul_avx2 : NULL;
+}
