@@ -1,4 +1,4 @@
-/* What the AVX-512 files share: targets, masks, bf16, functions on sixteen lanes by its own instructions. simd.h is for every processor, and gcc 12 makes two to three times as many instructions of it. Inside the files of kernels/cpu named _avx512 only. */
+/* What the AVX-512 files share: targets, masks, bf16, functions on sixteen lanes by its own instructions. Inside kernels/cpu only, in files whose name ends in _avx512 and in simd.h for them. */
 #ifndef KD_KERNELS_CPU_AVX512_H
 #define KD_KERNELS_CPU_AVX512_H
 
@@ -6,7 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KD_AVX512 "avx512f,avx512bw,avx512vl,avx512dq"
+#define KD_AVX512 "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma"
 #define KD_AVX512_BF16 KD_AVX512 ",avx512bf16"
 #define KD_WIDE __attribute__((target(KD_AVX512)))
 #define KD_WIDE_BF16 __attribute__((target(KD_AVX512_BF16)))

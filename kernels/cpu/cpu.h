@@ -31,6 +31,8 @@ extern const kd_cpu_kind kd_cpu_normalize, kd_cpu_act, kd_cpu_silu_gate, kd_cpu_
 extern const kd_cpu_kind kd_cpu_max_pool, kd_cpu_mean_tokens, kd_cpu_tokens, kd_cpu_token_slice, kd_cpu_rope, kd_cpu_resize_bilinear;
 extern const kd_cpu_kind kd_cpu_concat, kd_cpu_channel_slice, kd_cpu_channel_gate, kd_cpu_row_scale, kd_cpu_qkv_by_head;
 extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, kd_cpu_kl_logits, kd_cpu_kl_queue, kd_cpu_kl_intra, kd_cpu_gram, kd_cpu_koleo;
+/* The same ops, compiled for AVX-512 (simd.h). */
+extern const kd_cpu_kind kd_cpu_batch_norm_avx512, kd_cpu_layer_norm_avx512, kd_cpu_max_pool_avx512, kd_cpu_resize_bilinear_avx512;
 
 /* Whether the functions of f32.h take the place of oneDNN's f32 products here: where oneDNN uses AVX2. */
 int kd_cpu_f32_here(void);

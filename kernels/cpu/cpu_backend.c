@@ -46,7 +46,15 @@ static const kd_cpu_kind *kind_of(const kd_op_desc *d) {
         [KD_OP_GRAM] = &kd_cpu_gram,
         [KD_OP_KOLEO] = &kd_cpu_koleo,
     };
+    static const kd_cpu_kind *const wide_kinds[KD_OP_KINDS] = {
+        [KD_OP_BATCH_NORM] = &kd_cpu_batch_norm_avx512,
+        [KD_OP_LAYER_NORM] = &kd_cpu_layer_norm_avx512,
+        [KD_OP_MAX_POOL] = &kd_cpu_max_pool_avx512,
+        [KD_OP_RESIZE_BILINEAR] = &kd_cpu_resize_bilinear_avx512,
+    };
     KD_ASSERT((unsigned)d->kind < KD_OP_KINDS);
+    if (wide_kinds[d->kind] && kd_dnn_instructions() == KD_DNN_AVX512)
+        return wide_kinds[d->kind];
     const kd_cpu_kind *f32 = kd_cpu_f32_kind(d), *wide = kd_cpu_wide_linear(d);
     return f32 ? f32 : wide ? wide : kinds[d->kind];
 }

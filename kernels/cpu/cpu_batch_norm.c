@@ -99,7 +99,7 @@ KD_LANE void fold(double *sum, const kd_carried *v, size_t n) {
 KD_LANE void stats_block(const norm_ctx *c, kd_dtype type, double *sum, size_t r0, size_t r1, size_t i, int n) {
     const void *x = c->p->x[0];
     kd_vf shift = kd_load(x, type, i, n);
-    kd_carried s = {{0}, {0}}, q = {{0}, {0}};
+    kd_carried s = KD_NO_SUM, q = KD_NO_SUM;
     for (size_t r = r0; r < r1; r++) {
         kd_vf v = kd_load(x, type, r * c->width + i, n) - shift;
         kd_carry(&s, v);
@@ -230,7 +230,7 @@ KD_LANE kd_vf gradient_before(const norm_ctx *c, variant k, kd_vf x, size_t at, 
 /* Sums of g and g * (x0 - mean) over a block of rows for n channels from i on; dx1 = g on the way. */
 KD_LANE void reduce_block(const norm_ctx *c, variant k, double *sum, size_t r0, size_t r1, size_t i, int n) {
     kd_vf mean = kd_load_f32(c->mean + i, n);
-    kd_carried s = {{0}, {0}}, q = {{0}, {0}};
+    kd_carried s = KD_NO_SUM, q = KD_NO_SUM;
     int dx1 = (c->d->need_dx & 2) != 0, add1 = (c->d->add_dx & 2) != 0;
     for (size_t r = r0; r < r1; r++) {
         size_t at = r * c->width + i;

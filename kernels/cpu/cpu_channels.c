@@ -154,9 +154,9 @@ enum { FOLD = 64 }; /* positions summed before they join the sum of sums, as in 
 /* dx1 of one image for n channels from i on. */
 KD_LANE void gate_ds(const op_ctx *c, kd_dtype x_type, kd_dtype y_type, size_t image, size_t i, int n) {
     size_t width = kd_cpu_width(&c->d->y);
-    kd_carried total = {{0}, {0}};
+    kd_carried total = KD_NO_SUM;
     for (size_t p0 = 0; p0 < c->positions; p0 += FOLD) {
-        kd_carried sum = {{0}, {0}};
+        kd_carried sum = KD_NO_SUM;
         for (size_t k = p0; k < c->positions && k < p0 + FOLD; k++) {
             size_t at = (image * c->positions + k) * width + i;
             kd_carry(&sum, kd_load(c->p->dy, y_type, at, n) * kd_load(c->p->x[0], x_type, at, n));

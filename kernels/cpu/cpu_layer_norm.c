@@ -36,7 +36,7 @@ KD_LANE void forward_rows(const norm_ctx *ctx, kd_dtype tx, kd_dtype ty, int who
     float *saved = c.d->train ? p.saved : NULL, count = (float)c.width;
     for (size_t r = begin; r < end; r++) {
         size_t row = r * c.width;
-        kd_carried s = {{0}, {0}}, q = {{0}, {0}};
+        kd_carried s = KD_NO_SUM, q = KD_NO_SUM;
         for (size_t i = 0; i < c.width; i += KD_VF)
             kd_carry(&s, kd_load(p.x[0], tx, row + i, whole ? KD_VF : kd_lanes(c.width - i)));
         float mean = kd_sum(kd_carried_sum(&s)) / count;
@@ -85,7 +85,7 @@ typedef struct row_sums {
 } row_sums;
 
 KD_LANE row_sums reduce_row(const norm_ctx *c, const kd_op_args *p, kd_dtype tx, kd_dtype ty, int whole, float *part, size_t row, float mean, float rstd) {
-    kd_carried sum = {{0}, {0}}, dot = {{0}, {0}};
+    kd_carried sum = KD_NO_SUM, dot = KD_NO_SUM;
     for (size_t i = 0; i < c->width; i += KD_VF) {
         int n = whole ? KD_VF : kd_lanes(c->width - i);
         kd_vf xhat = (kd_load(p->x[0], tx, row + i, n) - mean) * rstd, dy = kd_load(p->dy, ty, row + i, n);

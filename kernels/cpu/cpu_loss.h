@@ -96,7 +96,7 @@ KD_LANE double kd_kl_row(kd_softmax_row *of_s, kd_softmax_row *of_t, const float
     float shift_s = kd_max_lane(top_s), shift_t = kd_max_lane(top_t);
     for (size_t at = 0; at < n; at += FOLD) {
         size_t stop = n - at < FOLD ? n : at + FOLD;
-        kd_carried sum_s = {{0}, {0}}, sum_t = sum_s, sum_d = sum_s;
+        kd_carried sum_s = KD_NO_SUM, sum_t = sum_s, sum_d = sum_s;
         for (size_t i = at; i < stop; i += KD_VF) {
             int lanes = kd_lanes(stop - i);
             kd_vi there = kd_first(lanes);

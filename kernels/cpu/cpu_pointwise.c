@@ -254,7 +254,7 @@ KD_HOT static void mse_range(const void *ctx, int slice, size_t begin, size_t en
         double total = 0;
         for (size_t at = first; at < last; at += FOLD) {
             size_t stop = last - at < FOLD ? last : at + FOLD;
-            kd_carried sum = {{0}, {0}};
+            kd_carried sum = KD_NO_SUM;
             for (size_t i = at; i < stop; i += KD_VF) {
                 int n = kd_lanes(stop - i);
                 kd_vf e = kd_load_f32(c.a + i, n) - kd_load_f32(c.b + i, n);

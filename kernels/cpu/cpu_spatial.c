@@ -33,10 +33,44 @@ KD_LANE span span_of(int64_t out, int64_t size, const kd_op_desc *d) {
     return (span){origin, origin < 0 ? -origin : 0, size - origin < d->kernel ? size - origin : d->kernel};
 }
 
+/* What the loops are made of: eight lanes, or with AVX-512 sixteen. */
+#ifdef KD_FOR_AVX512
+enum { POOL_LANES = KD_VF };
+typedef kd_vf pool_vf;
+typedef kd_vi pool_vi;
+
+KD_LANE void store_winner(uint8_t *p, pool_vi winner, int n) {
+    _mm_mask_storeu_epi8(p, kd_first16((size_t)n), _mm512_cvtepi32_epi8((__m512i)winner));
+}
+
+KD_LANE pool_vi load_winner(const uint8_t *p, int n) {
+    return (pool_vi)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(kd_first16((size_t)n), p));
+}
+
+KD_LANE pool_vf pool_load(const void *p, kd_dtype t, size_t i, int n) {
+    return kd_load(p, t, i, n);
+}
+
+KD_LANE void pool_store(void *p, kd_dtype t, size_t i, pool_vf v, int n) {
+    kd_store(p, t, i, v, n);
+}
+
+KD_LANE pool_vi pool_less(pool_vf a, pool_vf b) {
+    return kd_negative(a - b);
+}
+
+KD_LANE pool_vf pool_select(pool_vi mask, pool_vf a, pool_vf b) {
+    return kd_select(mask, a, b);
+}
+#else
+enum { POOL_LANES = KD_V8 };
+typedef kd_vf8 pool_vf;
+typedef kd_vi8 pool_vi;
+
 /* Winners by way of 16 bits: gcc 12 takes a direct conversion between 32 and 8 bits apart, lane by lane. */
 typedef uint8_t kd_vb8 __attribute__((vector_size(8)));
 
-KD_LANE void store_winner(uint8_t *p, kd_vi8 winner, int n) {
+KD_LANE void store_winner(uint8_t *p, pool_vi winner, int n) {
     kd_vb8 v = __builtin_convertvector(__builtin_convertvector(winner, kd_vh8), kd_vb8);
     if (n == KD_V8) {
         memcpy(p, &v, sizeof v);
@@ -48,7 +82,7 @@ KD_LANE void store_winner(uint8_t *p, kd_vi8 winner, int n) {
         p[i] = part[i];
 }
 
-KD_LANE kd_vi8 load_winner(const uint8_t *p, int n) {
+KD_LANE pool_vi load_winner(const uint8_t *p, int n) {
     kd_vb8 v;
     if (n == KD_V8) {
         memcpy(&v, p, sizeof v);
@@ -58,18 +92,34 @@ KD_LANE kd_vi8 load_winner(const uint8_t *p, int n) {
             part[i] = p[i];
         memcpy(&v, part, sizeof v);
     }
-    return __builtin_convertvector(__builtin_convertvector(v, kd_vh8), kd_vi8);
+    return __builtin_convertvector(__builtin_convertvector(v, kd_vh8), pool_vi);
 }
 
-KD_LANE void store_any8(void *p, kd_dtype t, size_t i, kd_vf8 v, int n) {
-    if (t == KD_F32) {
+KD_LANE pool_vf pool_load(const void *p, kd_dtype t, size_t i, int n) {
+    return kd_load8(p, t, i, n);
+}
+
+KD_LANE void pool_store(void *p, kd_dtype t, size_t i, pool_vf v, int n) {
+    if (t == KD_F32)
         kd_store8((float *)p + i, v, n);
-        return;
-    }
-    kd_store8_bf16((uint16_t *)p + i, v, n);
+    else
+        kd_store8_bf16((uint16_t *)p + i, v, n);
 }
 
-/* Output pixels begin .. end-1. `whole`: the channels are a multiple of KD_V8. Types and that come as constants (simd.h). */
+KD_LANE pool_vi pool_less(pool_vf a, pool_vf b) {
+    return kd_less8(a, b);
+}
+
+KD_LANE pool_vf pool_select(pool_vi mask, pool_vf a, pool_vf b) {
+    return kd_select8(mask, a, b);
+}
+#endif
+
+KD_LANE int pool_lanes(size_t left) {
+    return left < POOL_LANES ? (int)left : POOL_LANES;
+}
+
+/* Output pixels begin .. end-1. `whole`: the channels are a multiple of POOL_LANES. Types and that come as constants (simd.h). */
 KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole, size_t begin, size_t end) {
     const kd_op_desc d = *ctx->d;
     const kd_op_args p = *ctx->p;
@@ -79,19 +129,19 @@ KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole,
         int64_t ox = (int64_t)r % ys[2], oy = (int64_t)r / ys[2] % ys[1], image = (int64_t)r / (ys[2] * ys[1]);
         span sy = span_of(oy, xs[1], &d), sx = span_of(ox, xs[2], &d);
         size_t origin = (size_t)((image * xs[1] + sy.origin) * xs[2] + sx.origin) * width, line = (size_t)xs[2] * width; /* may lie before the map: wraps, and back */
-        for (size_t i = 0; i < width; i += KD_V8) {
-            int n = whole ? KD_V8 : kd_lanes8(width - i);
-            kd_vf8 best = kd_load8(p.x[0], tx, origin + (size_t)sy.low * line + (size_t)sx.low * width + i, n), zero = best - best;
-            kd_vi8 winner = (kd_vi8){0} + (int32_t)(sy.low * d.kernel + sx.low);
+        for (size_t i = 0; i < width; i += POOL_LANES) {
+            int n = whole ? POOL_LANES : pool_lanes(width - i);
+            pool_vf best = pool_load(p.x[0], tx, origin + (size_t)sy.low * line + (size_t)sx.low * width + i, n), zero = best - best;
+            pool_vi winner = (pool_vi){0} + (int32_t)(sy.low * d.kernel + sx.low);
             for (int64_t ky = sy.low; ky < sy.high; ky++)
                 for (int64_t kx = sx.low; kx < sx.high; kx++) {
-                    kd_vf8 v = kd_load8(p.x[0], tx, origin + (size_t)ky * line + (size_t)kx * width + i, n);
-                    kd_vi8 better = kd_less8(best, v);
-                    best = kd_select8(better, v, best);
+                    pool_vf v = pool_load(p.x[0], tx, origin + (size_t)ky * line + (size_t)kx * width + i, n);
+                    pool_vi better = pool_less(best, v);
+                    best = pool_select(better, v, best);
                     winner = (better & (int32_t)(ky * d.kernel + kx)) | (~better & winner);
                     zero += v - v; /* NaN when one of the values isn't finite: it must show in y */
                 }
-            store_any8(p.y, ty, r * width + i, best + zero, n);
+            pool_store(p.y, ty, r * width + i, best + zero, n);
             if (d.train)
                 store_winner((uint8_t *)p.saved + r * width + i, winner, n);
         }
@@ -101,7 +151,7 @@ KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole,
 KD_HOT static void pool_range(const void *ctx, int slice, size_t begin, size_t end) {
     const op_ctx *c = ctx;
     kd_dtype tx = c->d->x[0].dtype, ty = c->d->y.dtype;
-    int whole = c->d->y.shape[3] % KD_V8 == 0;
+    int whole = c->d->y.shape[3] % POOL_LANES == 0;
     (void)slice;
     if (whole && tx == KD_F32 && ty == KD_F32)
         pool_pixels(c, KD_F32, KD_F32, 1, begin, end);
@@ -127,19 +177,19 @@ KD_LANE void pool_grad_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int w
     for (size_t r = begin; r < end; r++) {
         int64_t ix = (int64_t)r % xs[2], iy = (int64_t)r / xs[2] % xs[1], image = (int64_t)r / (xs[2] * xs[1]);
         span wy = windows_of(iy, ys[1], &d), wx = windows_of(ix, ys[2], &d);
-        for (size_t i = 0; i < width; i += KD_V8) {
-            int n = whole ? KD_V8 : kd_lanes8(width - i);
-            kd_vf8 sum = {0};
+        for (size_t i = 0; i < width; i += POOL_LANES) {
+            int n = whole ? POOL_LANES : pool_lanes(width - i);
+            pool_vf sum = {0};
             for (int64_t oy = wy.low; oy < wy.high; oy++)
                 for (int64_t ox = wx.low; ox < wx.high; ox++) {
                     int32_t position = (int32_t)((iy + d.pad - oy * d.stride) * d.kernel + ix + d.pad - ox * d.stride);
                     size_t at = (size_t)((image * ys[1] + oy) * ys[2] + ox) * width + i;
-                    kd_vi8 other = load_winner((const uint8_t *)p.saved + at, n) ^ position; /* 0 where this pixel won; small numbers */
-                    sum += (kd_vf8)((other - 1) >> 31 & (kd_vi8)kd_load8(p.dy, ty, at, n));
+                    pool_vi other = load_winner((const uint8_t *)p.saved + at, n) ^ position; /* 0 where this pixel won; small numbers */
+                    sum += (pool_vf)((other - 1) >> 31 & (pool_vi)pool_load(p.dy, ty, at, n));
                 }
             if (add)
-                sum += kd_load8(p.dx[0], tx, r * width + i, n);
-            store_any8(p.dx[0], tx, r * width + i, sum, n);
+                sum += pool_load(p.dx[0], tx, r * width + i, n);
+            pool_store(p.dx[0], tx, r * width + i, sum, n);
         }
     }
 }
@@ -147,7 +197,7 @@ KD_LANE void pool_grad_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int w
 KD_HOT static void pool_grad_range(const void *ctx, int slice, size_t begin, size_t end) {
     const op_ctx *c = ctx;
     kd_dtype tx = c->d->x[0].dtype, ty = c->d->y.dtype;
-    int whole = c->d->y.shape[3] % KD_V8 == 0;
+    int whole = c->d->y.shape[3] % POOL_LANES == 0;
     (void)slice;
     if (whole && tx == KD_F32 && ty == KD_F32)
         pool_grad_pixels(c, KD_F32, KD_F32, 1, begin, end);

@@ -13,6 +13,9 @@
  * machine has AVX-512, which costs more than the arithmetic. So hot loops are always-inlined functions to which types, lanes and activation come as constants; rare combinations share a slow one.
  * For the same reason whole vectors are stored, carried and summed as halves.
  *
+ * With AVX-512 all of that costs instructions, and gcc 12 takes conversions of sixteen bf16 apart. A file whose loops aren't bound by memory alone is therefore compiled a second time with KD_FOR_AVX512, by a file
+ * FILE_avx512.c of three lines: KD_HOT is then one function for AVX-512, and loads, stores and sums below are its own instructions. So are e^x and the quotients of sigmoid and GELU, whose last bit may differ; everything else has the same bits.
+ *
  * Vectors are passed by value between always-inlined functions only, so the calling convention doesn't matter (-Wno-psabi). */
 #ifndef KD_KERNELS_CPU_SIMD_H
 #define KD_KERNELS_CPU_SIMD_H
@@ -23,12 +26,18 @@
 
 #include "common/tensor/dtype.h"
 
+#ifdef KD_FOR_AVX512
+#include "kernels/cpu/avx512.h"
+#define KD_HOT KD_WIDE
+#define KD_LANE KD_WIDE_LANE
+#else
 #if defined(__clang__) || __GNUC__ < 12
 #define KD_HOT __attribute__((target_clones("avx512f", "avx2", "default")))
 #else
 #define KD_HOT __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #endif
 #define KD_LANE static inline __attribute__((always_inline, unused))
+#endif
 
 enum { KD_VF = 16 };
 typedef float kd_vf __attribute__((vector_size(64)));
@@ -123,6 +132,9 @@ KD_LANE kd_vf kd_relu_grad(kd_vf d, kd_vf y) {
 
 /* The rare incomplete vector goes through its own buffer, so that the usual one stays in a register. */
 KD_LANE kd_vf kd_load_f32(const float *p, int n) {
+#ifdef KD_FOR_AVX512
+    return (kd_vf)(n == KD_VF ? _mm512_loadu_ps(p) : _mm512_maskz_loadu_ps(kd_first16((size_t)n), p));
+#else
     kd_vf v;
     if (n == KD_VF) {
         memcpy(&v, p, sizeof v);
@@ -133,9 +145,16 @@ KD_LANE kd_vf kd_load_f32(const float *p, int n) {
         part[i] = p[i];
     memcpy(&v, part, sizeof v);
     return v;
+#endif
 }
 
 KD_LANE void kd_store_f32(float *p, kd_vf v, int n) {
+#ifdef KD_FOR_AVX512
+    if (n == KD_VF)
+        _mm512_storeu_ps(p, (__m512)v);
+    else
+        _mm512_mask_storeu_ps(p, kd_first16((size_t)n), (__m512)v);
+#else
     if (n == KD_VF) {
         kd_halves h = kd_halve(v);
         memcpy(p, &h.low, sizeof h.low);
@@ -146,6 +165,7 @@ KD_LANE void kd_store_f32(float *p, kd_vf v, int n) {
     memcpy(part, &v, sizeof v);
     for (int i = 0; i < n; i++)
         p[i] = part[i];
+#endif
 }
 
 KD_LANE kd_vf kd_widen_bf16(kd_vh h) {
@@ -153,6 +173,9 @@ KD_LANE kd_vf kd_widen_bf16(kd_vh h) {
 }
 
 KD_LANE kd_vf kd_load_bf16(const uint16_t *p, int n) {
+#ifdef KD_FOR_AVX512
+    return (kd_vf)kd_widen16(kd_first16((size_t)n), p);
+#else
     kd_vh h;
     if (n == KD_VF) {
         memcpy(&h, p, sizeof h);
@@ -163,6 +186,7 @@ KD_LANE kd_vf kd_load_bf16(const uint16_t *p, int n) {
         part[i] = p[i];
     memcpy(&h, part, sizeof h);
     return kd_widen_bf16(h);
+#endif
 }
 
 /* Round to nearest even as kd_f32_to_bf16: subnormals exact, NaN quiet. */
@@ -170,7 +194,11 @@ KD_LANE void kd_store_bf16(uint16_t *p, kd_vf v, int n) {
     kd_vu u = (kd_vu)v;
     kd_vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
     kd_vu nan = (kd_vu)((0x7f800000 - (kd_vi)(u & 0x7fffffff)) >> 31);
-    kd_vh h = __builtin_convertvector((nan & quiet) | (~nan & rounded), kd_vh);
+    kd_vu both = (nan & quiet) | (~nan & rounded);
+#ifdef KD_FOR_AVX512
+    _mm256_mask_storeu_epi16(p, kd_first16((size_t)n), _mm512_cvtepi32_epi16((__m512i)both));
+#else
+    kd_vh h = __builtin_convertvector(both, kd_vh);
     if (n == KD_VF) {
         memcpy(p, &h, sizeof h);
         return;
@@ -179,6 +207,7 @@ KD_LANE void kd_store_bf16(uint16_t *p, kd_vf v, int n) {
     memcpy(part, &h, sizeof h);
     for (int i = 0; i < n; i++)
         p[i] = part[i];
+#endif
 }
 
 KD_LANE kd_vf kd_load(const void *p, kd_dtype t, size_t i, int n) {
@@ -281,8 +310,23 @@ KD_LANE void kd_store8_bf16(uint16_t *p, kd_vf8 v, int n) {
         p[k] = part[k];
 }
 
-/* A sum of sixteen lanes that a loop carries. */
+/* A sum of sixteen lanes that a loop carries; it begins with KD_NO_SUM. */
+#ifdef KD_FOR_AVX512
+typedef struct kd_carried {
+    kd_vf all;
+} kd_carried;
+#define KD_NO_SUM {{0}}
+
+KD_LANE void kd_carry(kd_carried *sum, kd_vf v) {
+    sum->all += v;
+}
+
+KD_LANE kd_vf kd_carried_sum(const kd_carried *sum) {
+    return sum->all;
+}
+#else
 typedef kd_halves kd_carried;
+#define KD_NO_SUM {{0}, {0}}
 
 KD_LANE void kd_carry(kd_carried *sum, kd_vf v) {
     kd_halves h = kd_halve(v);
@@ -293,6 +337,7 @@ KD_LANE void kd_carry(kd_carried *sum, kd_vf v) {
 KD_LANE kd_vf kd_carried_sum(const kd_carried *sum) {
     return kd_join(*sum);
 }
+#endif
 
 /* ---- four doubles, for sums that f32 is too short for. No wider: gcc keeps vectors that the machine doesn't have in memory ---- */
 
@@ -329,6 +374,16 @@ KD_LANE double kd_sum_of_squares(const float *x, size_t n) {
 /* ---- functions. Coefficients: Lawson-weighted least squares fits for the smallest relative error. Polynomials in halves that are computed side by side: a processor would wait in a single chain ---- */
 
 /* e^x for x <= 0, to about 1.5e-7 relative; 0 below -87.3. NaN stays; -infinity gives NaN. */
+#ifdef KD_FOR_AVX512
+/* The same approximation with fused multiply-adds, which round less often; below -87.3 it goes on to the smallest f32. */
+KD_LANE kd_vf kd_exp_negative(kd_vf v) {
+    __m512 x = (__m512)v, k = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = _mm512_fmadd_ps(k, _mm512_set1_ps(2.12194440e-4f), _mm512_fnmadd_ps(k, _mm512_set1_ps(0.693359375f), x)), r2 = _mm512_mul_ps(r, r);
+    __m512 high = _mm512_fmadd_ps(_mm512_set1_ps(1.3813153e-3f), r, _mm512_set1_ps(8.3694216e-3f)), low = _mm512_fmadd_ps(_mm512_set1_ps(4.1668456e-2f), r, _mm512_set1_ps(0.16666515f));
+    __m512 g = _mm512_fmadd_ps(_mm512_fmadd_ps(high, r2, low), r, _mm512_set1_ps(0.49999994f));
+    return (kd_vf)_mm512_scalef_ps(_mm512_add_ps(_mm512_fmadd_ps(r2, g, r), _mm512_set1_ps(1)), k);
+}
+#else
 KD_LANE kd_vf kd_exp_negative(kd_vf x) {
     const float low = -87.3f, round = 12582912.0f; /* 1.5 * 2^23: adding it leaves the nearest integer in the low bits */
     kd_vi below = kd_negative(x - low);
@@ -339,6 +394,17 @@ KD_LANE kd_vf kd_exp_negative(kd_vf x) {
     kd_vi power = ((kd_vi)shifted - 0x4b400000 + 127) << 23; /* the bits of 2^k */
     return (kd_vf)((kd_vi)(e * (kd_vf)power) & ~below) + (x - x);
 }
+#endif
+
+/* a / b for b >= 1; with AVX-512 to about 1e-7, by an estimate and one step of Newton's, because a division takes as long as all the rest of a sigmoid. */
+KD_LANE kd_vf kd_quotient(kd_vf a, kd_vf b) {
+#ifdef KD_FOR_AVX512
+    __m512 t = _mm512_rcp14_ps((__m512)b);
+    return a * (kd_vf)_mm512_mul_ps(t, _mm512_fnmadd_ps((__m512)b, t, _mm512_set1_ps(2)));
+#else
+    return a / b;
+#endif
+}
 
 /* The normal distribution at x: density phi and cumulative Phi, each to about 4e-7. Phi(-|x|) = e^(-x^2/2) q(|x|), where q (Mills' ratio) is smooth. */
 typedef struct kd_normal {
@@ -346,7 +412,7 @@ typedef struct kd_normal {
 } kd_normal;
 
 KD_LANE kd_normal kd_normal_at(kd_vf x) {
-    kd_vf a = kd_abs(x), t = 1 / (a + 3);
+    kd_vf a = kd_abs(x), t = kd_quotient(kd_splat(1), a + 3);
     kd_vf t2 = t * t, t4 = t2 * t2;
     kd_vf high = (840.27014f * t - 586.61383f) * t2 + (157.16585f * t - 12.427953f);
     kd_vf low = (9.639978f * t + 3.0411937f) * t2 + (1.2019169f * t + 0.39886937f);
@@ -367,7 +433,7 @@ KD_LANE kd_vf kd_gelu_derivative(kd_vf x) {
 /* 1 / (1 + e^-x); for negative x as e^x / (1 + e^x), so that nothing overflows. */
 KD_LANE kd_vf kd_sigmoid(kd_vf x) {
     kd_vf e = kd_exp_negative(-kd_abs(x));
-    return kd_select(kd_negative(x), e, kd_splat(1)) / (1 + e);
+    return kd_quotient(kd_select(kd_negative(x), e, kd_splat(1)), 1 + e);
 }
 
 #endif

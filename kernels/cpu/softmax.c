@@ -25,7 +25,7 @@ KD_HOT void kd_softmax(const kd_softmax_rows *ctx) {
         for (size_t k = t; k < (size_t)c.ld; k++)
             score[k] = LOWEST; /* the padding of the row: its exponential is 0 */
         float shift = largest(score, (size_t)c.ld) * c.scale;
-        kd_carried total = {{0}, {0}};
+        kd_carried total = KD_NO_SUM;
         for (size_t i = 0; i < t; i += KD_VF) {
             kd_vf e = kd_exp_negative(kd_load_f32(score + i, KD_VF) * c.scale - shift);
             kd_store_f32(score + i, e, KD_VF);
@@ -45,7 +45,7 @@ KD_LANE void softmax_backward_rows(const kd_softmax_rows *ctx, kd_dtype type) {
         float *dp = c.score + r * (size_t)c.ld;
         for (size_t k = t; k < (size_t)c.ld; k++)
             dp[k] = 0; /* as p there */
-        kd_carried total = {{0}, {0}};
+        kd_carried total = KD_NO_SUM;
         for (size_t i = 0; i < t; i += KD_VF)
             kd_carry(&total, kd_load(c.p, type, r * (size_t)c.ld + i, KD_VF) * kd_load_f32(dp + i, KD_VF));
         float dot = kd_sum(kd_carried_sum(&total));

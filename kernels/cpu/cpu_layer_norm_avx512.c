@@ -1,0 +1,4 @@
+/* layer_norm with AVX-512's own instructions (simd.h). */
+#define KD_FOR_AVX512
+#define kd_cpu_layer_norm kd_cpu_layer_norm_avx512
+#include "kernels/cpu/cpu_layer_norm.c"
