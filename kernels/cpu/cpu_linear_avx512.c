@@ -11,6 +11,7 @@ enum {
     BLOCK_BYTES = 256 * 1024, /* of panels, at most (or a single one): a quarter of a usual second-level cache */
     ROWS_BYTES = 4 << 20,     /* of a block's rows, at most (or one tile's): every panel passes by them once. Measured: an eighth of it takes a tenth longer where the weights fill the last-level cache */
     TILE_ROWS = 12,
+    BLOCKS = 8                /* for each of several threads, so that none waits long for the last one's; down to blocks of four tiles */
 };
 
 typedef struct wide_linear {
@@ -25,6 +26,14 @@ static int64_t multiple(int64_t n, int64_t unit) {
     return n > unit ? n / unit * unit : unit;
 }
 
+static size_t row_blocks(const wide_linear *l) {
+    return (size_t)((l->m.rows + l->block_rows - 1) / l->block_rows);
+}
+
+static size_t column_blocks(const wide_linear *l) {
+    return (size_t)((l->m.columns + l->block_columns - 1) / l->block_columns);
+}
+
 static kd_status wide_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
     const kd_op_desc *d = &op->desc;
     wide_linear *l = NULL;
@@ -35,6 +44,8 @@ static kd_status wide_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *e
     int64_t row_bytes = in * (int64_t)kd_dtype_size(l->m.type);
     l->block_columns = multiple(BLOCK_BYTES / row_bytes, KD_MATMUL_COLUMNS);
     l->block_rows = multiple(ROWS_BYTES / row_bytes, TILE_ROWS);
+    while (b->base.threads > 1 && row_blocks(l) * column_blocks(l) < (size_t)(BLOCKS * b->base.threads) && l->block_rows > 4 * TILE_ROWS)
+        l->block_rows = multiple(l->block_rows / 2, TILE_ROWS);
     needs->consumed = 1u;
     needs->packed = kd_matmul_panels_bytes(&l->m);
     kd_cpu_region(&l->strip_bytes, kd_matmul_strip_bytes(&l->m));
@@ -83,14 +94,6 @@ static kd_status wide_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *er
     size_t panels = (size_t)((l->m.columns + KD_MATMUL_COLUMNS - 1) / KD_MATMUL_COLUMNS);
     kd_cpu_parallel(b->base.threads, panels, (size_t)(KD_MATMUL_COLUMNS * l->m.depth), pack_range, &(wide_ctx){l, &op->desc, a});
     return KD_OK;
-}
-
-static size_t row_blocks(const wide_linear *l) {
-    return (size_t)((l->m.rows + l->block_rows - 1) / l->block_rows);
-}
-
-static size_t column_blocks(const wide_linear *l) {
-    return (size_t)((l->m.columns + l->block_columns - 1) / l->block_columns);
 }
 
 /* Blocks begin .. end-1; those of the same rows one after the other: panels lie in one piece, which a processor fetches ahead more easily than twelve rows. */
