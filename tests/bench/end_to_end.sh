@@ -5,6 +5,7 @@
 #     KD_TEST_DATA=DIR  holds caltech101.tar (required)    PYTHON=python3 with torch, torchvision, timm and Pillow (required), lightly-train
 #     TURNS=3           of both parts; about 20 minutes on two quiet cores of 90 GFLOP/s    DEFAULT_TURNS=1   of LightlyTrain's defaults beside ours; 5 minutes more each; 0: none
 #     TEACHERS="t s b"  ViT/14 of width 192, 384, 768 with generated weights          LIMIT=900         seconds that one command may take
+#     OUT=FILE          another table
 #     STEPS=4           that are timed of each training, after 2 that aren't          IMAGES=64         that are precomputed by ViT-S; twice as many by ViT-T
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -14,7 +15,7 @@ read -r -a teachers <<<"${TEACHERS:-t s b}"
 batch=32 skip=2 cores=$(($(nproc) > 1 ? 2 : 1))
 work=$(mktemp -d "${TMPDIR:-/tmp}/kd-bench.XXXXXX")
 trap 'chmod -R u+w "$work"; rm -rf "$work"' EXIT
-out=tests/bench/results/end_to_end.md
+out=${OUT:-tests/bench/results/end_to_end.md}
 mkdir -p tests/bench/results
 # Pools that don't spin: loaders and compute share the processors. HOME: peers leave caches there.
 export GOMP_SPINCOUNT=1000 OMP_WAIT_POLICY=passive HOME="$work"
