@@ -37,7 +37,7 @@ extern const kd_cpu_kind kd_cpu_batch_norm_avx512, kd_cpu_layer_norm_avx512, kd_
 
 /* Whether the functions of f32.h take the place of oneDNN's f32 products here: where oneDNN uses AVX2. */
 int kd_cpu_f32_here(void);
-/* What does d in place of the table's kind (cpu_f32.c): f32 products on CPUs with AVX2 and without AVX-512. NULL: nothing. */
+/* What does d in place of the table's kind (cpu_f32.c): f32 products on CPUs with AVX2 and without AVX-512, convolutions with one output channel on both. NULL: nothing. */
 const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d);
 /* Likewise (cpu_linear_avx512.c): linear layers outside training on CPUs with AVX-512. */
 const kd_cpu_kind *kd_cpu_wide_linear(const kd_op_desc *d);

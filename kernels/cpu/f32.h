@@ -1,5 +1,5 @@
-/* Convolutions and linear layers in f32 for CPUs with AVX2 and FMA but without AVX-512. On channels-last maps oneDNN reaches a third (gradients of weights) to two thirds (forward) of what such a core can do, 3.2 little
- * more than 2.6; these reach 65 to 90 %. With AVX-512 oneDNN reaches 85 and more, so there it stays (but for attention: matmul.h). Inside kernels/cpu only; cpu_f32.c makes ops of these functions.
+/* Convolutions and linear layers in f32 for CPUs with AVX2 and FMA but without AVX-512 (with it, of one output channel only: cpu_f32.c). On channels-last maps oneDNN reaches a third (gradients of weights) to two thirds (forward) of what such a core can do, 3.2 little
+ * more than 2.6; these reach 65 to 90 %. With AVX-512 oneDNN reaches 90 and more forward and 70 to 85 backward, so there it stays. Inside kernels/cpu only; cpu_f32.c makes ops of these functions.
  *
  * Everything is one of two small matrix products whose sums stay in registers:
  *

@@ -1,4 +1,4 @@
-/* Products of strided matrices on the calling thread: attention's (cpu_attention.c), which are too small for oneDNN to reach more than half of a core's peak with, and need its softmax in between; with AVX-512 also those of
+/* Products of strided matrices on the calling thread: attention's (cpu_attention.c), which need its softmax in between; with AVX-512 also those of
  * linear layers in inference (cpu_linear_avx512.c), so that what follows the product is done while it lies in the first-level cache.
  *
  * Two kinds, of the same meaning: matmul_avx2.c (f32, 6 x 16 of the result in registers) and matmul_avx512.c (f32, and bf16 with its dot products; 12 x 32). Either copies b into panels, which stay in the second-level

@@ -1,5 +1,5 @@
 /* Softmax over rows of attention's scores, forward and backward (cpu_attention.c), on the calling thread. kd_softmax runs everywhere; kd_softmax_avx512 with AVX-512, for bf16 operands with AVX512-BF16, where it takes a third
- * of the time: that of the products is so short there that half of attention was softmax. Their bits differ. A row with a NaN, or with nothing but minus infinities, becomes NaN. Inside kernels/cpu only. */
+ * of the time: the products are so fast there that the other took two fifths of a bf16 attention. Their bits differ. A row with a NaN, or with nothing but minus infinities, becomes NaN. Inside kernels/cpu only. */
 #ifndef KD_KERNELS_CPU_SOFTMAX_H
 #define KD_KERNELS_CPU_SOFTMAX_H
 
