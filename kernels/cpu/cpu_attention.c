@@ -225,7 +225,7 @@ static kd_status attention_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_e
     s->heads = d->heads, s->head = s->width / d->heads;
     s->ld = (s->t + KD_VF - 1) / KD_VF * KD_VF;
     s->type = d->x[0].dtype;
-    s->own = s->head % 2 == 0 ? kd_matmul_here(s->type) : NULL; /* bf16 is multiplied in pairs */
+    s->own = s->type == KD_F32 || s->head % 2 == 0 ? kd_matmul_here(s->type) : NULL; /* bf16 is multiplied in pairs */
     s->softmax = s->own == &kd_matmul_avx512 ? kd_softmax_avx512 : kd_softmax;
     s->softmax_backward = s->own == &kd_matmul_avx512 ? kd_softmax_backward_avx512 : kd_softmax_backward;
     s->rounds_y = s->type == KD_F32 && d->y.dtype == KD_BF16;
