@@ -30,6 +30,37 @@ KD_WIDE_BF16_LANE void kd_narrow16(uint16_t *p, __mmask16 here, __m512 v) {
     _mm256_mask_storeu_epi16(p, here, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
+/* Sixteen rows of sixteen become columns: as 4 x 4 blocks of 4 x 4. */
+KD_WIDE_LANE void kd_turn16(__m512i to[KD_LANES16], const __m512i from[KD_LANES16]) {
+    __m512i pair[KD_LANES16], four[KD_LANES16], half[KD_LANES16];
+#pragma GCC unroll 8
+    for (int i = 0; i < KD_LANES16; i += 2) {
+        pair[i] = _mm512_unpacklo_epi32(from[i], from[i + 1]);
+        pair[i + 1] = _mm512_unpackhi_epi32(from[i], from[i + 1]);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < KD_LANES16; i += 4) { /* four[i + s]: columns s, s + 4, s + 8, s + 12 of rows i .. i + 3 */
+        four[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
+        four[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
+        four[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
+        four[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; s++) {
+        half[s] = _mm512_shuffle_i32x4(four[s], four[4 + s], 0x88);
+        half[4 + s] = _mm512_shuffle_i32x4(four[s], four[4 + s], 0xdd);
+        half[8 + s] = _mm512_shuffle_i32x4(four[8 + s], four[12 + s], 0x88);
+        half[12 + s] = _mm512_shuffle_i32x4(four[8 + s], four[12 + s], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; s++) { /* columns 4 .. 7 and 12 .. 15 are in the second halves */
+        to[s] = _mm512_shuffle_i32x4(half[s], half[8 + s], 0x88);
+        to[4 + s] = _mm512_shuffle_i32x4(half[4 + s], half[12 + s], 0x88);
+        to[8 + s] = _mm512_shuffle_i32x4(half[s], half[8 + s], 0xdd);
+        to[12 + s] = _mm512_shuffle_i32x4(half[4 + s], half[12 + s], 0xdd);
+    }
+}
+
 /* 2^x, to about 1.2e-7 relative; 0 where it is below the smallest f32. The polynomial: weighted least squares for the smallest relative error of 2^f on [-1/2, 1/2]. */
 KD_WIDE_LANE __m512 kd_power_of_two(__m512 x) {
     __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole), f2 = _mm512_mul_ps(f, f);

@@ -1,6 +1,6 @@
 /* The cpu backend's inside: what its files share. One file per family of ops, each giving a kd_cpu_kind; cpu_backend.c is the table over them.
- * Matrix products and convolutions are oneDNN's (dnn.h), but for f32 on CPUs with AVX2 and without AVX-512 (f32.h), and with AVX-512 for attention and for linear layers outside training (matmul.h),
- * where ours are faster; everything that is bound by memory is written here with simd.h. */
+ * Matrix products and convolutions are oneDNN's (dnn.h), but for f32 on CPUs with AVX2 and without AVX-512 (f32.h), with AVX-512 for attention and for linear layers outside training (matmul.h), and on both for the gradients of
+ * convolutions' weights (outer.h), where ours are faster; everything that is bound by memory is written here with simd.h. */
 #ifndef KD_KERNELS_CPU_CPU_H
 #define KD_KERNELS_CPU_CPU_H
 

@@ -1,7 +1,8 @@
 /* conv2d by oneDNN (f32 with AVX2: cpu_f32.c): its direct convolutions on channels-last maps. Weights are packed once per change, in one layout for the forward pass and one for the gradient of x.
  *
- * The gradient of the weights (of depthwise convolutions: cpu_depthwise.c) is computed in parts, each by one thread over its share of the batch, and summed in a fixed order. oneDNN would do the same inside one call, but
- * its threads wait for each other in a spinning barrier: when decoding threads take a processor away, that costs whole time slices (a step took three times as long).
+ * The gradient of the weights is outer.h's, that of depthwise convolutions cpu_depthwise.c's. oneDNN's is left where outer.h has no instructions (no AVX2; bf16 without its dot products) and for groups. It is computed in parts then,
+ * each by one thread over its share of the batch, and summed in a fixed order. oneDNN would do the same inside one call, but its threads wait for each other in a spinning barrier: when decoding threads take a processor away,
+ * that costs whole time slices (a step took three times as long).
  *
  * Forward passes have the same bits for every number of threads (tried up to 16 with patch embeddings, a ResNet's stem and its 3x3). In the fallback that oneDNN takes for a single output channel they don't: in f32 such a
  * layer is cpu_f32.c's wherever that runs. */
@@ -9,6 +10,7 @@
 
 #include "common/base/mem.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/outer.h"
 #include "kernels/cpu/simd.h"
 
 typedef struct conv {
@@ -19,7 +21,7 @@ typedef struct conv {
     kd_dnn *unpack_dw;
     size_t packed_dx;               /* offset in args->packed */
     size_t y32, g, dx_part, work;   /* offsets in args->scratch */
-    size_t depthwise;               /* likewise, of kd_cpu_depthwise_dw */
+    size_t own_dw;                  /* likewise, of kd_cpu_depthwise_dw or kd_outer_dw */
     size_t dw_blocked, dw_bytes;    /* parts' results, dw_bytes apart */
     size_t dw_work, dw_work_bytes;  /* parts' own scratch, dw_work_bytes apart */
     kd_dtype type;                  /* of the operands */
@@ -117,6 +119,24 @@ static kd_status create_dw(kd_cpu *b, conv *c, const kd_op_desc *d, kd_err *err)
     return kd_dnn_unpack_add(&c->unpack_dw, c->dw[0], &plain, d->name, err);
 }
 
+/* Whether outer.h computes the gradient of the weights. */
+static int is_outer(const kd_op_desc *d) {
+    return kd_op_groups(d) == 1 && kd_outer_takes(d->x[0].dtype);
+}
+
+static kd_f32_shape shape_of(const kd_op_desc *d) {
+    const int64_t *x = d->x[0].shape, *y = d->y.shape;
+    return (kd_f32_shape){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
+}
+
+/* Scratch of a gradient of the weights that isn't oneDNN's. */
+static size_t own_dw_bytes(const conv *c, const kd_op_desc *d, int threads) {
+    if (!d->train || !d->need_dparam || c->dw)
+        return 0;
+    kd_f32_shape s = shape_of(d);
+    return kd_cpu_is_depthwise(d) ? kd_cpu_depthwise_bytes(d, threads) : kd_outer_dw_bytes(&s, c->type, threads);
+}
+
 static kd_status create_backward(kd_cpu *b, conv *c, const kd_op_desc *d, kd_err *err) {
     kd_dnn_conv_desc g = gradient_desc(c, d);
     kd_dnn_tensor plain = plain_weights(d);
@@ -127,7 +147,7 @@ static kd_status create_backward(kd_cpu *b, conv *c, const kd_op_desc *d, kd_err
         if (!kd_dnn_same_weights(c->dx, c->forward))
             KD_TRY(kd_dnn_pack(&c->pack_dx, c->dx, &plain, d->name, err));
     }
-    return d->need_dparam && !kd_cpu_is_depthwise(d) ? create_dw(b, c, d, err) : KD_OK;
+    return d->need_dparam && !kd_cpu_is_depthwise(d) && !is_outer(d) ? create_dw(b, c, d, err) : KD_OK;
 }
 
 static size_t largest(size_t a, size_t b) {
@@ -147,7 +167,7 @@ static void plan(conv *c, const kd_op_desc *d, int threads, kd_op_needs *needs) 
     c->y32 = kd_cpu_region(&needs->scratch, c->rounds_y ? rows_y * sizeof(float) : 0);
     c->g = kd_cpu_region(&needs->scratch, c->own_g ? rows_y * kd_dtype_size(c->type) : 0);
     c->dx_part = kd_cpu_region(&needs->scratch, c->dx && (d->add_dx & 1) ? kd_tdesc_bytes(&d->x[0]) : 0);
-    c->depthwise = kd_cpu_region(&needs->scratch, d->need_dparam && kd_cpu_is_depthwise(d) ? kd_cpu_depthwise_bytes(d, threads) : 0);
+    c->own_dw = kd_cpu_region(&needs->scratch, own_dw_bytes(c, d, threads));
     if (!c->dw)
         return;
     kd_cpu_region(&c->dw_bytes, kd_dnn_weights_bytes(c->dw[0]));
@@ -274,6 +294,15 @@ static void add_bias_gradient(int threads, const conv *c, const kd_op_desc *d, c
     kd_cpu_add_columns(threads, &columns);
 }
 
+static void own_dw(int threads, const conv *c, const kd_op_desc *d, const kd_op_args *a, const void *g) {
+    void *scratch = kd_cpu_at(a->scratch, c->own_dw);
+    kd_f32_shape s = shape_of(d);
+    if (kd_cpu_is_depthwise(d))
+        kd_cpu_depthwise_dw(threads, d, a->dparam[0], a->x[0], g, c->type, scratch);
+    else
+        kd_outer_dw(threads, &s, c->type, a->dparam[0], a->x[0], g, scratch);
+}
+
 static kd_status conv_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const conv *c = op->impl;
     const kd_op_desc *d = &op->desc;
@@ -287,7 +316,7 @@ static kd_status conv_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err
     if (c->dw)
         KD_TRY(backward_dw(threads, c, d, a, g, err));
     else if (d->need_dparam)
-        kd_cpu_depthwise_dw(threads, d, a->dparam[0], a->x[0], g, c->type, kd_cpu_at(a->scratch, c->depthwise));
+        own_dw(threads, c, d, a, g);
     if (d->need_dparam && d->bias)
         add_bias_gradient(threads, c, d, a, g);
     return c->dx ? backward_dx(b, c, d, a, g, err) : KD_OK;

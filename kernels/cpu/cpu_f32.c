@@ -5,6 +5,7 @@
 
 #include "common/base/mem.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/outer.h"
 
 typedef struct f32_op {
     kd_f32_shape shape;
@@ -47,7 +48,7 @@ static kd_status f32_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *er
     if (f->packs_itself)
         kd_cpu_region(&at, packed);
     f->work = kd_cpu_region(&at, work);
-    at = larger(at, d->train && d->need_dparam ? kd_f32_dw_bytes(&f->shape, threads) : 0);
+    at = larger(at, d->train && d->need_dparam ? kd_outer_dw_bytes(&f->shape, KD_F32, threads) : 0);
     kd_cpu_region(&needs->scratch, at);
     f->g = kd_cpu_region(&needs->scratch, f->own_g ? outputs : 0);
     return KD_OK;
@@ -90,7 +91,7 @@ static kd_status f32_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err 
     }
     if (d->need_dparam) {
         size_t width = kd_cpu_width(&d->y);
-        kd_f32_dw(threads, &f->shape, a->dparam[0], a->x[0], g, a->scratch);
+        kd_outer_dw(threads, &f->shape, KD_F32, a->dparam[0], a->x[0], g, a->scratch);
         if (d->bias)
             kd_cpu_add_columns(threads, &(kd_cpu_columns){.out = a->dparam[1], .g = g, .g_type = KD_F32, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width});
     }

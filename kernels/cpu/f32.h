@@ -1,15 +1,11 @@
-/* Convolutions and linear layers in f32 for CPUs with AVX2 and FMA but without AVX-512 (with it, of one output channel only: cpu_f32.c). On channels-last maps oneDNN reaches a third (gradients of weights) to two thirds (forward) of what such a core can do, 3.2 little
- * more than 2.6; these reach 65 to 90 %. With AVX-512 oneDNN reaches 90 and more forward and 70 to 85 backward, so there it stays. Inside kernels/cpu only; cpu_f32.c makes ops of these functions.
+/* Convolutions and linear layers in f32 for CPUs with AVX2 and FMA but without AVX-512 (with it, of one output channel only: cpu_f32.c): forward passes and gradients of x (f32_product.c). On channels-last maps oneDNN reaches
+ * half to two thirds of what such a core can do, 3.2 little more than 2.6; these reach 65 to 90 %. With AVX-512 oneDNN reaches 90 and more, so there it stays. Gradients of weights are outer.h's on both. Inside kernels/cpu only;
+ * cpu_f32.c makes ops of these functions.
  *
- * Everything is one of two small matrix products whose sums stay in registers:
+ * Everything is a small matrix product whose sums, 6 pixels x 16 channels, stay in registers: for every tap of the window and every channel of the source, 6 values of x times 16 weights. The rows of x are used where they lie: a tap is
+ * six addresses, of a row of zeros beyond the border. Attention's products (matmul_avx2.c) are made of the same tiles (f32_tile.h).
  *
- *     forward, gradient of x (f32_product.c)   6 pixels x 16 channels: for every tap of the window and every channel of the source, 6 values of x times 16 weights.
- *                                              The rows of x are used where they lie: a tap is six addresses, of a row of zeros beyond the border
- *     gradient of the weights (f32_outer.c)    6 input x 16 output channels of one tap: for every pixel, 6 values of x times 16 of the gradient, both copied into panels first
- *     attention's products (matmul_avx2.c)     6 x 16 of the result, as the first, or for a transposed left side as the second
- *
- * Forward and the gradient of x: the order of every sum follows from the shape alone, so neither threads nor the other images of a batch change a bit. Gradient of the weights: a share of the pixels per thread, summed
- * in a fixed order: the same bits for the same number of threads. (With few pixels and many weights a share of the output channels instead.)
+ * The order of every sum follows from the shape alone, so neither threads nor the other images of a batch change a bit.
  *
  * A linear layer over `rows` rows is the shape {1, 1, rows, in, 1, rows, out, 1, 1, 0}. All tensors are dense f32 (NHWC); scratch and packed are 64-byte aligned and the caller's. Thread rule: as the backend. */
 #ifndef KD_KERNELS_CPU_F32_H
@@ -49,10 +45,6 @@ void kd_f32_forward(int threads, const kd_f32_shape *s, float *y, const float *x
 /* dx [images,h,w,in] = or += the gradient from g [images,ho,wo,out]; packed: of kd_f32_pack_dx. */
 size_t kd_f32_dx_bytes(const kd_f32_shape *s, int threads);
 void kd_f32_dx(int threads, const kd_f32_shape *s, float *dx, const float *g, const float *packed, int add, void *scratch);
-
-/* dw [out,in,kernel,kernel] += the gradient from x and g. */
-size_t kd_f32_dw_bytes(const kd_f32_shape *s, int threads);
-void kd_f32_dw(int threads, const kd_f32_shape *s, float *dw, const float *x, const float *g, void *scratch);
 
 /* ---- shared by the files ---- */
 

@@ -1,10 +1,11 @@
-/* The two products of f32.h whose 6 x 16 sums stay in registers: twelve sums, two vectors and one value fill the sixteen of AVX2. Inside kernels/cpu/f32_*.c only. Nothing else there knows instructions. */
+/* The two products of f32.h and outer.h whose 6 x 16 sums stay in registers: twelve sums, two vectors and one value fill the sixteen of AVX2. Inside kernels/cpu only. */
 #ifndef KD_KERNELS_CPU_F32_TILE_H
 #define KD_KERNELS_CPU_F32_TILE_H
 
 #include <immintrin.h>
 
 #include "kernels/cpu/f32.h"
+#include "kernels/cpu/outer.h"
 
 #define KD_AVX2 __attribute__((target("avx2,fma")))
 
@@ -60,15 +61,16 @@ KD_AVX2 static inline void kd_f32_tile_sum(float *out, size_t ld, const kd_f32_t
     }
 }
 
-/* sums[6][16] = or += sum over lines and their pixels of x[line[l] + step pixel + m] * g[16 pixel + column]; the lines' pixels of g lie one after the other. */
-KD_AVX2 static inline void kd_f32_tile_outer(float *sums, int add, const size_t *line, size_t lines, size_t pixels, size_t step, const float *x, const float *g) {
+/* sums[6][16] = or += sum over a tap's lines and steps of x[m] * g[column] (outer.h). */
+KD_AVX2 static inline void kd_f32_tile_outer(float *sums, int add, const kd_outer_tap *t, const float *x, const float *gradient) {
     __m256 sum[KD_F32_ROWS][2];
+    size_t step = t->step / sizeof *x;
 #pragma GCC unroll 6
     for (int m = 0; m < KD_F32_ROWS; m++)
         sum[m][0] = sum[m][1] = _mm256_setzero_ps();
-    for (size_t l = 0; l < lines; l++) {
-        const float *at = x + line[l];
-        for (size_t i = 0; i < pixels; i++, at += step, g += KD_F32_COLUMNS) {
+    for (size_t l = 0; l < t->lines; l++) {
+        const float *at = x + t->run[l].source / sizeof *x, *g = gradient + t->run[l].gradient / sizeof *g;
+        for (size_t i = 0; i < t->steps; i++, at += step, g += KD_F32_COLUMNS) {
             __m256 g0 = _mm256_load_ps(g), g1 = _mm256_load_ps(g + 8);
             KD_F32_ROW(0, at, g0, g1);
             KD_F32_ROW(1, at + 1, g0, g1);

@@ -96,7 +96,6 @@ KD_AVX2 static void store(const kd_matmul *m, float *c, const float *sum, int64_
 
 /* The strip times one panel, into c. */
 KD_AVX2 static void tile(const kd_matmul *m, float *c, const strip *s, const float *panel, int64_t rows, int64_t columns) {
-    static const size_t start = 0;
     _Alignas(64) float sum[KD_F32_TILE];
     if (m->a_column == 1 && rows == ROWS && (columns == COLUMNS || m->pads) && !m->add) {
         kd_f32_tile_sum(c, (size_t)m->c_row, &s->rows, 1, (size_t)m->depth, panel);
@@ -105,7 +104,7 @@ KD_AVX2 static void tile(const kd_matmul *m, float *c, const strip *s, const flo
     if (m->a_column == 1)
         kd_f32_tile_sum(sum, COLUMNS, &s->rows, 1, (size_t)m->depth, panel);
     else
-        kd_f32_tile_outer(sum, 0, &start, 1, (size_t)m->depth, s->step, s->columns, panel);
+        kd_f32_tile_outer(sum, 0, &(kd_outer_tap){&(kd_outer_run){0, 0}, 1, (size_t)m->depth, s->step * sizeof(float)}, s->columns, panel);
     store(m, c, sum, rows, m->pads ? COLUMNS : columns);
 }
 

@@ -61,48 +61,18 @@ KD_WIDE static void copy_columns(const kd_matmul *m, char *to, size_t to_step, c
     }
 }
 
-/* Sixteen rows of sixteen steps become columns, to_step bytes apart: as 4 x 4 blocks of 4 x 4. */
-KD_WIDE static void turn(char *to, size_t to_step, const __m512i from[LANES], int steps) {
-    __m512i pair[LANES], four[LANES], half[LANES];
-#pragma GCC unroll 8
-    for (int i = 0; i < LANES; i += 2) {
-        pair[i] = _mm512_unpacklo_epi32(from[i], from[i + 1]);
-        pair[i + 1] = _mm512_unpackhi_epi32(from[i], from[i + 1]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < LANES; i += 4) { /* four[i + s]: steps s, s + 4, s + 8, s + 12 of rows i .. i + 3 */
-        four[i] = _mm512_unpacklo_epi64(pair[i], pair[i + 2]);
-        four[i + 1] = _mm512_unpackhi_epi64(pair[i], pair[i + 2]);
-        four[i + 2] = _mm512_unpacklo_epi64(pair[i + 1], pair[i + 3]);
-        four[i + 3] = _mm512_unpackhi_epi64(pair[i + 1], pair[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int s = 0; s < 4; s++) {
-        half[s] = _mm512_shuffle_i32x4(four[s], four[4 + s], 0x88);
-        half[4 + s] = _mm512_shuffle_i32x4(four[s], four[4 + s], 0xdd);
-        half[8 + s] = _mm512_shuffle_i32x4(four[8 + s], four[12 + s], 0x88);
-        half[12 + s] = _mm512_shuffle_i32x4(four[8 + s], four[12 + s], 0xdd);
-    }
-#pragma GCC unroll 16
-    for (int s = 0; s < LANES; s++) {
-        if (s >= steps)
-            break;
-        int part = s / 4, which = s % 4; /* parts 0 and 2 are in the first halves, 1 and 3 in the second */
-        __m512i low = half[(part & 1) * 4 + which], high = half[8 + (part & 1) * 4 + which];
-        _mm512_store_si512(to + (size_t)s * to_step, part < 2 ? _mm512_shuffle_i32x4(low, high, 0x88) : _mm512_shuffle_i32x4(low, high, 0xdd));
-    }
-}
-
 /* As copy_columns of n columns whose depth lies side by side; `column` bytes from one to the next. */
 KD_WIDE static void turn_columns(const kd_matmul *m, char *to, size_t to_step, const char *from, size_t column, int64_t n) {
     int left = (int)steps_of(m);
     for (; left > 0; left -= LANES, from += LANES * STEP, to += LANES * to_step) {
         __mmask16 mask = kd_first16((size_t)left);
-        __m512i rows[LANES];
+        __m512i rows[LANES], columns[LANES];
 #pragma GCC unroll 16
         for (int i = 0; i < LANES; i++)
             rows[i] = i < n ? _mm512_maskz_loadu_epi32(mask, from + (size_t)i * column) : _mm512_setzero_si512();
-        turn(to, to_step, rows, left < LANES ? left : LANES);
+        kd_turn16(columns, rows);
+        for (int i = 0; i < left && i < LANES; i++)
+            _mm512_store_si512(to + (size_t)i * to_step, columns[i]);
     }
 }
 

@@ -193,6 +193,9 @@ static void conv2d_cases(void) {
         {2, 29, 18, 5, 16, 4, 3, 2, 0, KD_ACT_NONE, 1},
         {3, 15, 16, 19, 35, 1, 1, 0, 1, KD_ACT_NONE, 1},
         {9, 7, 7, 32, 16, 3, 1, 1, 0, KD_ACT_NONE, 1},
+        {3, 9, 8, 200, 168, 3, 1, 1, 0, KD_ACT_NONE, 1}, /* more weights than the second-level cache has room for */
+        {3, 1, 1, 5, 6, 3, 1, 1, 0, KD_ACT_NONE, 1},     /* taps that see nothing */
+        {1, 5, 4, 14, 40, 1, 3, 0, 0, KD_ACT_NONE, 1},
         {2, 9, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE, 17},  /* depthwise */
         {1, 11, 12, 33, 33, 5, 2, 2, 1, KD_ACT_NONE, 33},
         {2, 14, 14, 48, 48, 7, 1, 3, 1, KD_ACT_NONE, 48},
