@@ -30,6 +30,13 @@ KD_WIDE_BF16_LANE void kd_narrow16(uint16_t *p, __mmask16 here, __m512 v) {
     _mm256_mask_storeu_epi16(p, here, (__m256i)_mm512_cvtneps_pbh(v));
 }
 
+/* sum += value b; bf16: of pairs. By their names, because gcc 12 moves sums between registers, and to memory, in order to use the other forms of the first. */
+#define KD_MADD_F32(sum, value, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
+#define KD_MADD_BF16(sum, value, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
+
+/* An f32 or a pair of bf16, which may lie at an odd one. */
+typedef int32_t kd_any32 __attribute__((may_alias, aligned(2)));
+
 /* Sixteen rows of sixteen become columns: as 4 x 4 blocks of 4 x 4. */
 KD_WIDE_LANE void kd_turn16(__m512i to[KD_LANES16], const __m512i from[KD_LANES16]) {
     __m512i pair[KD_LANES16], four[KD_LANES16], half[KD_LANES16];

@@ -1,6 +1,6 @@
 /* The cpu backend's inside: what its files share. One file per family of ops, each giving a kd_cpu_kind; cpu_backend.c is the table over them.
- * Matrix products and convolutions are oneDNN's (dnn.h), but for f32 on CPUs with AVX2 and without AVX-512 (f32.h), with AVX-512 for attention and for linear layers outside training (matmul.h), and on both for the gradients of
- * convolutions' weights (outer.h), where ours are faster; everything that is bound by memory is written here with simd.h. */
+ * Convolutions are our own (product.h, outer.h), as are linear layers of f32 on CPUs with AVX2 and without AVX-512, and with AVX-512 attention and linear layers outside training (matmul.h): there they are faster than oneDNN's (dnn.h),
+ * which has the rest: training's linear layers with AVX-512, windows over a photo's three channels there, groups, and CPUs without AVX2. Everything that is bound by memory is written here with simd.h. */
 #ifndef KD_KERNELS_CPU_CPU_H
 #define KD_KERNELS_CPU_CPU_H
 
@@ -35,10 +35,10 @@ extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, k
 /* The same ops, compiled for AVX-512 (simd.h). */
 extern const kd_cpu_kind kd_cpu_batch_norm_avx512, kd_cpu_layer_norm_avx512, kd_cpu_max_pool_avx512, kd_cpu_resize_bilinear_avx512;
 
-/* Whether the functions of f32.h take the place of oneDNN's f32 products here: where oneDNN uses AVX2. */
+/* Whether products of f32 are our own because oneDNN uses AVX2. */
 int kd_cpu_f32_here(void);
-/* What does d in place of the table's kind (cpu_f32.c): f32 products on CPUs with AVX2 and without AVX-512, convolutions with one output channel on both. NULL: nothing. */
-const kd_cpu_kind *kd_cpu_f32_kind(const kd_op_desc *d);
+/* What does d in place of the table's kind (cpu_product.c): convolutions without groups, on CPUs with AVX2 and without AVX-512 only those of f32, and there linear layers of f32. NULL: nothing. */
+const kd_cpu_kind *kd_cpu_product_kind(const kd_op_desc *d);
 /* Likewise (cpu_linear_avx512.c): linear layers outside training on CPUs with AVX-512. */
 const kd_cpu_kind *kd_cpu_wide_linear(const kd_op_desc *d);
 

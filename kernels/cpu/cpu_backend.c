@@ -55,8 +55,8 @@ static const kd_cpu_kind *kind_of(const kd_op_desc *d) {
     KD_ASSERT((unsigned)d->kind < KD_OP_KINDS);
     if (wide_kinds[d->kind] && kd_dnn_instructions() == KD_DNN_AVX512)
         return wide_kinds[d->kind];
-    const kd_cpu_kind *f32 = kd_cpu_f32_kind(d), *wide = kd_cpu_wide_linear(d);
-    return f32 ? f32 : wide ? wide : kinds[d->kind];
+    const kd_cpu_kind *product = kd_cpu_product_kind(d), *wide = kd_cpu_wide_linear(d);
+    return product ? product : wide ? wide : kinds[d->kind];
 }
 
 /* OpenMP's thread count is a property of the calling thread; a backend may have been opened on another one. */

@@ -1,11 +1,12 @@
-/* conv2d by oneDNN (f32 with AVX2: cpu_f32.c): its direct convolutions on channels-last maps. Weights are packed once per change, in one layout for the forward pass and one for the gradient of x.
+/* conv2d by oneDNN, where cpu_product.c has nothing faster: CPUs without AVX2, groups and, with AVX-512, windows of few values or over a photo's three channels. Its direct convolutions on channels-last maps; weights are packed once per
+ * change, in one layout for the forward pass and one for the gradient of x.
  *
  * The gradient of the weights is outer.h's, that of depthwise convolutions cpu_depthwise.c's. oneDNN's is left where outer.h has no instructions (no AVX2; bf16 without its dot products) and for groups. It is computed in parts then,
  * each by one thread over its share of the batch, and summed in a fixed order. oneDNN would do the same inside one call, but its threads wait for each other in a spinning barrier: when decoding threads take a processor away,
  * that costs whole time slices (a step took three times as long).
  *
  * Forward passes have the same bits for every number of threads (tried up to 16 with patch embeddings, a ResNet's stem and its 3x3). In the fallback that oneDNN takes for a single output channel they don't: in f32 such a
- * layer is cpu_f32.c's wherever that runs. */
+ * layer is cpu_product.c's wherever that runs. */
 #include <omp.h>
 
 #include "common/base/mem.h"
@@ -121,19 +122,19 @@ static kd_status create_dw(kd_cpu *b, conv *c, const kd_op_desc *d, kd_err *err)
 
 /* Whether outer.h computes the gradient of the weights. */
 static int is_outer(const kd_op_desc *d) {
-    return kd_op_groups(d) == 1 && kd_outer_takes(d->x[0].dtype);
+    return kd_op_groups(d) == 1 && kd_product_runs_here(d->x[0].dtype);
 }
 
-static kd_f32_shape shape_of(const kd_op_desc *d) {
+static kd_window shape_of(const kd_op_desc *d) {
     const int64_t *x = d->x[0].shape, *y = d->y.shape;
-    return (kd_f32_shape){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
+    return (kd_window){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
 }
 
 /* Scratch of a gradient of the weights that isn't oneDNN's. */
 static size_t own_dw_bytes(const conv *c, const kd_op_desc *d, int threads) {
     if (!d->train || !d->need_dparam || c->dw)
         return 0;
-    kd_f32_shape s = shape_of(d);
+    kd_window s = shape_of(d);
     return kd_cpu_is_depthwise(d) ? kd_cpu_depthwise_bytes(d, threads) : kd_outer_dw_bytes(&s, c->type, threads);
 }
 
@@ -296,7 +297,7 @@ static void add_bias_gradient(int threads, const conv *c, const kd_op_desc *d, c
 
 static void own_dw(int threads, const conv *c, const kd_op_desc *d, const kd_op_args *a, const void *g) {
     void *scratch = kd_cpu_at(a->scratch, c->own_dw);
-    kd_f32_shape s = shape_of(d);
+    kd_window s = shape_of(d);
     if (kd_cpu_is_depthwise(d))
         kd_cpu_depthwise_dw(threads, d, a->dparam[0], a->x[0], g, c->type, scratch);
     else

@@ -1,19 +1,15 @@
-/* The two products of f32.h and outer.h whose 6 x 16 sums stay in registers: twelve sums, two vectors and one value fill the sixteen of AVX2. Inside kernels/cpu only. */
+/* The products of product.h and outer.h with AVX2, whose 6 x 16 sums stay in registers: twelve sums, two vectors and one value fill the sixteen. Inside kernels/cpu only. */
 #ifndef KD_KERNELS_CPU_F32_TILE_H
 #define KD_KERNELS_CPU_F32_TILE_H
 
 #include <immintrin.h>
 
-#include "kernels/cpu/f32.h"
 #include "kernels/cpu/outer.h"
+#include "kernels/cpu/product.h"
 
 #define KD_AVX2 __attribute__((target("avx2,fma")))
 
-/* One tap for six pixels: where each pixel's source row begins, and where the tap's weights lie in a panel (floats). */
-typedef struct kd_f32_tap {
-    const float *row[KD_F32_ROWS];
-    size_t at;
-} kd_f32_tap;
+enum { KD_F32_ROWS = 6, KD_F32_COLUMNS = 16, KD_F32_TILE = KD_F32_ROWS * KD_F32_COLUMNS };
 
 /* Eight unrolled turns of the first product's loop and a rest of single ones save a tenth of its time where another machine's work shares the core; in the second they save nothing. */
 enum { KD_F32_UNROLL = 8 };
@@ -26,15 +22,16 @@ enum { KD_F32_UNROLL = 8 };
         sum[m][1] = _mm256_fmadd_ps(kd_value, b1, sum[m][1]); \
     } while (0)
 
-/* out[ld m + column], six rows of 16 = sum over taps and k < depth of row[m][k] * panel[at + 16 k + column]. */
-KD_AVX2 static inline void kd_f32_tile_sum(float *out, size_t ld, const kd_f32_tap *t, size_t taps, size_t depth, const float *panel) {
+/* out[ld m + column], six rows of 16 = sum over taps and k < depth of row[m][k] * panel[at][16 k + column]. */
+KD_AVX2 static inline void kd_f32_tile_sum(float *out, size_t ld, const kd_product_tap *t, size_t taps, size_t depth, const char *panel) {
     __m256 sum[KD_F32_ROWS][2];
 #pragma GCC unroll 6
     for (int m = 0; m < KD_F32_ROWS; m++)
         sum[m][0] = sum[m][1] = _mm256_setzero_ps();
     for (size_t i = 0; i < taps; i++) {
-        const float *b = panel + t[i].at;
-        const float *const row0 = t[i].row[0], *const row1 = t[i].row[1], *const row2 = t[i].row[2], *const row3 = t[i].row[3], *const row4 = t[i].row[4], *const row5 = t[i].row[5];
+        const float *b = (const void *)(panel + t[i].at);
+        const float *const row0 = (const void *)t[i].row[0], *const row1 = (const void *)t[i].row[1], *const row2 = (const void *)t[i].row[2];
+        const float *const row3 = (const void *)t[i].row[3], *const row4 = (const void *)t[i].row[4], *const row5 = (const void *)t[i].row[5];
 #define TURN(k, b) \
     do { \
         __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps((b) + 8); \

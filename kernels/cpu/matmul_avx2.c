@@ -1,8 +1,7 @@
-/* matmul.h with AVX2 and FMA, f32: on the tiles of f32.h. */
+/* matmul.h with AVX2 and FMA, f32: on the tiles of f32_tile.h. */
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
-#include "kernels/cpu/f32.h"
 #include "kernels/cpu/f32_tile.h"
 #include "kernels/cpu/matmul.h"
 
@@ -64,7 +63,7 @@ static void matmul_pack(const kd_matmul *m, const void *from_b, void *scratch) {
 
 /* Six rows of a, as addresses of rows or (transposed) as columns that lie side by side. */
 typedef struct strip {
-    kd_f32_tap rows;
+    kd_product_tap rows;
     const float *columns;
     size_t step;
 } strip;
@@ -73,7 +72,7 @@ typedef struct strip {
 static strip strip_of(const kd_matmul *m, const float *a, int64_t first, int64_t n, float *copy) {
     strip s = {.columns = a + first, .step = (size_t)m->a_column};
     for (int64_t i = 0; i < ROWS; i++)
-        s.rows.row[i] = a + (first + (i < n ? i : n - 1)) * m->a_row;
+        s.rows.row[i] = (const char *)(a + (first + (i < n ? i : n - 1)) * m->a_row);
     if (m->a_column == 1 || n == ROWS)
         return s;
     memset(copy, 0, (size_t)m->depth * ROWS * sizeof *copy);
@@ -98,11 +97,11 @@ KD_AVX2 static void store(const kd_matmul *m, float *c, const float *sum, int64_
 KD_AVX2 static void tile(const kd_matmul *m, float *c, const strip *s, const float *panel, int64_t rows, int64_t columns) {
     _Alignas(64) float sum[KD_F32_TILE];
     if (m->a_column == 1 && rows == ROWS && (columns == COLUMNS || m->pads) && !m->add) {
-        kd_f32_tile_sum(c, (size_t)m->c_row, &s->rows, 1, (size_t)m->depth, panel);
+        kd_f32_tile_sum(c, (size_t)m->c_row, &s->rows, 1, (size_t)m->depth, (const char *)panel);
         return;
     }
     if (m->a_column == 1)
-        kd_f32_tile_sum(sum, COLUMNS, &s->rows, 1, (size_t)m->depth, panel);
+        kd_f32_tile_sum(sum, COLUMNS, &s->rows, 1, (size_t)m->depth, (const char *)panel);
     else
         kd_f32_tile_outer(sum, 0, &(kd_outer_tap){&(kd_outer_run){0, 0}, 1, (size_t)m->depth, s->step * sizeof(float)}, s->columns, panel);
     store(m, c, sum, rows, m->pads ? COLUMNS : columns);

@@ -98,10 +98,6 @@ typedef struct strip {
     int turned; /* a [step][16]: row is STEP, step is STRIP_STEP; else step is STEP */
 } strip;
 
-/* sum += value b. By their names, because gcc 12 moves sums between registers, and to memory, in order to use the other forms of the first. */
-#define MADD_F32(sum, value, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
-#define MADD_BF16(sum, value, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
-
 #define ROW(madd, m, at) \
     do { \
         __m512i value_ = _mm512_set1_epi32(*(const kd_any32 *)(at)); \
@@ -135,7 +131,6 @@ typedef struct strip {
         _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) ROW(madd, m_, a + (k) * STRIP_STEP + m_ * STEP); \
     } while (0)
 
-typedef int32_t kd_any32 __attribute__((may_alias, aligned(2)));
 enum { UNROLL = 4 };
 
 /* sum[12][vectors] of sixteen = the strip times a panel. */
@@ -159,8 +154,8 @@ enum { UNROLL = 4 };
                 TURN_ROWS(madd, 0); \
         } \
     }
-SUMS(sums_f32, KD_AVX512, MADD_F32)
-SUMS(sums_bf16, KD_AVX512_BF16, MADD_BF16)
+SUMS(sums_f32, KD_AVX512, KD_MADD_F32)
+SUMS(sums_bf16, KD_AVX512_BF16, KD_MADD_BF16)
 
 /* ---- what becomes of the sums ---- */
 

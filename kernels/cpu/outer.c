@@ -58,12 +58,12 @@ static size_t equal_part(size_t n, size_t most) {
 }
 
 /* Rows of the source under the lines of a part, at most: an image's first line needs all of its window, every other one only what is new. */
-static size_t source_rows(const kd_f32_shape *s, size_t lines) {
+static size_t source_rows(const kd_window *s, size_t lines) {
     size_t k = (size_t)s->kernel, fresh = smaller(k, (size_t)s->stride), images = lines / (size_t)s->ho + 2;
     return lines * fresh + images * (k - fresh);
 }
 
-static size_t most_steps(const geometry *g, const kd_f32_shape *s) {
+static size_t most_steps(const geometry *g, const kd_window *s) {
     size_t pixels = (size_t)(s->stride * s->stride) / (g->skip * g->skip), panels = pixels * (g->merged ? (size_t)s->in : g->rows * g->in_blocks), next = pixels * (size_t)s->in + (size_t)s->out;
     size_t steps = PART_BYTES / ((panels + next) * STEP);
     if (g->sums > NEAR_SUMS)
@@ -71,7 +71,7 @@ static size_t most_steps(const geometry *g, const kd_f32_shape *s) {
     return steps < LEAST_STEPS ? LEAST_STEPS : smaller(steps, PART_STEPS);
 }
 
-static void cut_lines(geometry *g, const kd_f32_shape *s, size_t threads) {
+static void cut_lines(geometry *g, const kd_window *s, size_t threads) {
     size_t most = most_steps(g, s);
     if (g->flat) {
         g->pixels = equal_part(divided(g->all, threads), most);
@@ -88,14 +88,8 @@ static const kd_outer_kind *kind_here(void) {
     return kd_dnn_instructions() == KD_DNN_AVX512 ? &kd_outer_avx512 : &kd_outer_avx2;
 }
 
-int kd_outer_takes(kd_dtype type) {
-    if (kd_dnn_instructions() == KD_DNN_AVX512)
-        return type == KD_F32 || __builtin_cpu_supports("avx512bf16");
-    return type == KD_F32 && kd_f32_runs_here();
-}
-
-static geometry geometry_of(const kd_f32_shape *s, kd_dtype type, int threads) {
-    geometry g = {.kind = kind_here(), .at_once = STEP / kd_dtype_size(type), .flat = s->kernel == 1 && s->stride == 1, .merged = kd_f32_merges(s)};
+static geometry geometry_of(const kd_window *s, kd_dtype type, int threads) {
+    geometry g = {.kind = kind_here(), .at_once = STEP / kd_dtype_size(type), .flat = s->kernel == 1 && s->stride == 1, .merged = kd_product_merges(s)};
     size_t k = (size_t)s->kernel, t = (size_t)threads, map = (size_t)(s->ho * s->wo), images = (size_t)s->images;
     g.groups = g.flat ? 1 : divided(images, g.at_once);
     g.all = g.flat ? divided(images * map, g.at_once) : g.groups * map;
@@ -143,7 +137,7 @@ static layout layout_of(const geometry *g) {
     return l;
 }
 
-size_t kd_outer_dw_bytes(const kd_f32_shape *s, kd_dtype type, int threads) {
+size_t kd_outer_dw_bytes(const kd_window *s, kd_dtype type, int threads) {
     geometry g = geometry_of(s, type, threads);
     layout l = layout_of(&g);
     return l.sums + g.copies * l.copy;
@@ -152,7 +146,7 @@ size_t kd_outer_dw_bytes(const kd_f32_shape *s, kd_dtype type, int threads) {
 /* ---- a part: some lines of one thread ---- */
 
 typedef struct dw_ctx {
-    const kd_f32_shape *s;
+    const kd_window *s;
     geometry g;
     layout l;
     kd_dtype type;
@@ -200,7 +194,7 @@ static void add_ranges(const dw_ctx *c, ahead *a, const char *tensor, size_t row
 
 /* The part after p, which ends before line `end`. */
 static void look_ahead(const dw_ctx *c, part *p, size_t end) {
-    const kd_f32_shape *s = c->s;
+    const kd_window *s = c->s;
     const geometry *g = &c->g;
     size_t first = p->first + p->lines, last = smaller(first + g->lines_per_part, end) - 1, x = (size_t)s->in * c->element, y = (size_t)s->out * c->element;
     p->ahead.ranges = p->ahead.at = p->ahead.done = 0;
@@ -274,7 +268,7 @@ static void copy_gradient(const dw_ctx *c, const part *p, size_t block) {
 
 /* Row y of group n of the source into row `at` of the panels; merged: as one run of values between its padding. */
 static void copy_source_row(const dw_ctx *c, const part *p, size_t at, size_t n, size_t y) {
-    const kd_f32_shape *s = c->s;
+    const kd_window *s = c->s;
     size_t in = (size_t)s->in, w = (size_t)s->w, pad = c->g.merged ? (size_t)s->pad * c->g.pixel : 0;
     kd_outer_copy copy = {.to = p->source + at * c->g.row, .panel = c->g.panel, .rows = c->g.rows, .from = c->x, .channels = in};
     if (!c->g.merged) {
@@ -290,7 +284,7 @@ static void copy_source_row(const dw_ctx *c, const part *p, size_t at, size_t n,
 
 /* Pixels of a line that tap column tx sees inside of the map: the first, and how many. */
 static size_t first_inside(const dw_ctx *c, int64_t tx, size_t *count) {
-    const kd_f32_shape *s = c->s;
+    const kd_window *s = c->s;
     int64_t left = s->pad - tx, last = s->w - 1 + left, first = left > 0 ? (left + s->stride - 1) / s->stride : 0;
     last = last < 0 ? -1 : last / s->stride < s->wo ? last / s->stride : s->wo - 1;
     *count = last >= first ? (size_t)(last - first + 1) : 0;
@@ -299,7 +293,7 @@ static size_t first_inside(const dw_ctx *c, int64_t tx, size_t *count) {
 
 /* Line number i of the part, of row y of the result, for every tap whose row is inside of the map; row r of its image is row r + shift of the panels. */
 static void add_line(const dw_ctx *c, const part *p, size_t i, int64_t y, int64_t shift) {
-    const kd_f32_shape *s = c->s;
+    const kd_window *s = c->s;
     for (size_t t = 0; t < c->g.taps; t++) {
         int64_t row = y * s->stride + (int64_t)(t / c->g.taps_x) - s->pad, tx = (int64_t)(t % c->g.taps_x);
         kd_outer_tap *tap = &p->taps[t];
@@ -322,7 +316,7 @@ static void begin_taps(const dw_ctx *c, const part *p) {
 
 /* The rows of the source under the part's lines, those of an image once, and what the taps see of them. */
 static void copy_source(const dw_ctx *c, const part *p) {
-    const kd_f32_shape *s = c->s;
+    const kd_window *s = c->s;
     int64_t rows = 0, next = 0, shift = 0; /* next: the image's first row that isn't there yet */
     size_t group = SIZE_MAX, ho = (size_t)s->ho;
     for (size_t i = 0; i < p->lines; i++) {
@@ -440,7 +434,7 @@ static void gather_range(const void *ctx, int slice, size_t begin, size_t end) {
     }
 }
 
-void kd_outer_dw(int threads, const kd_f32_shape *s, kd_dtype type, float *dw, const void *x, const void *g, void *scratch) {
+void kd_outer_dw(int threads, const kd_window *s, kd_dtype type, float *dw, const void *x, const void *g, void *scratch) {
     dw_ctx c = {.s = s, .g = geometry_of(s, type, threads), .type = type, .element = kd_dtype_size(type), .x = x, .gradient = g, .dw = dw, .scratch = scratch};
     c.l = layout_of(&c.g);
     /* Always in parallel: the bits follow from the number of threads alone. */

@@ -15,13 +15,11 @@
 
 #include <stddef.h>
 
-#include "kernels/cpu/f32.h"
+#include "kernels/cpu/product.h"
 
-/* Whether kd_outer_dw takes operands of `type` on this processor, as far as ONEDNN_MAX_CPU_ISA allows: f32 with AVX2 and FMA; bf16 with AVX512-BF16. */
-int kd_outer_takes(kd_dtype type);
-/* dw [out,in,kernel,kernel] += the gradient from x [images,h,w,in] and g [images,ho,wo,out], both of `type`. scratch: kd_outer_dw_bytes, 64-byte aligned. */
-size_t kd_outer_dw_bytes(const kd_f32_shape *s, kd_dtype type, int threads);
-void kd_outer_dw(int threads, const kd_f32_shape *s, kd_dtype type, float *dw, const void *x, const void *g, void *scratch);
+/* dw [out,in,kernel,kernel] += the gradient from x [images,h,w,in] and g [images,ho,wo,out], both of `type`, for which kd_product_runs_here. scratch: kd_outer_dw_bytes, 64-byte aligned. */
+size_t kd_outer_dw_bytes(const kd_window *s, kd_dtype type, int threads);
+void kd_outer_dw(int threads, const kd_window *s, kd_dtype type, float *dw, const void *x, const void *g, void *scratch);
 
 /* ---- what the files share ---- */
 

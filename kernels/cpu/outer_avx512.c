@@ -55,12 +55,6 @@ KD_WIDE static void copy(kd_dtype type, const kd_outer_copy *c) {
 
 /* ---- tiles ---- */
 
-/* sum += value b. By their names, because gcc 12 moves sums between registers, and to memory, in order to use the other forms of the first. */
-#define MADD_F32(sum, value, b) __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
-#define MADD_BF16(sum, value, b) __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(value), "v"(b))
-
-typedef int32_t kd_any32 __attribute__((may_alias));
-
 #define TILE(name, isa, madd) \
     __attribute__((target(isa), always_inline)) static inline void name(float *sums, int add, const kd_outer_tap *t, const char *source, const char *gradient, const int rows, const int vectors) { \
         __m512 sum[MOST_ROWS][2]; \
@@ -83,8 +77,8 @@ typedef int32_t kd_any32 __attribute__((may_alias));
             _mm512_store_ps(to, add ? _mm512_add_ps(_mm512_load_ps(to), sum[m][v]) : sum[m][v]); \
         } \
     }
-TILE(tile_f32, KD_AVX512, MADD_F32)
-TILE(tile_bf16, KD_AVX512_BF16, MADD_BF16)
+TILE(tile_f32, KD_AVX512, KD_MADD_F32)
+TILE(tile_bf16, KD_AVX512_BF16, KD_MADD_BF16)
 
 #define ROWS(tile, n) \
     case n: \

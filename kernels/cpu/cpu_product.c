@@ -1,0 +1,140 @@
+/* conv2d and linear by our own products (product.h, outer.h) instead of oneDNN's: kd_cpu_product_kind says which ops.
+ *
+ * Weights that never change are packed once. Where they do, in training and validation, each pass packs them in scratch just before it multiplies: in training as often as when they were kept, without further copies of the network. */
+#include "common/base/mem.h"
+#include "kernels/cpu/cpu.h"
+#include "kernels/cpu/outer.h"
+#include "kernels/cpu/product.h"
+
+typedef struct product_op {
+    kd_window window;
+    kd_dtype type;         /* of the operands */
+    int packs_itself;      /* in every pass, at the beginning of scratch. dw packs nothing: its work begins there */
+    size_t g, work;        /* offsets in args->scratch */
+    int own_g;             /* dy isn't the product's gradient yet: it lies behind an activation, or has another type */
+    int saves_input_of_act;
+} product_op;
+
+static kd_window window_of(const kd_op_desc *d) {
+    const int64_t *x = d->x[0].shape, *y = d->y.shape;
+    if (d->kind == KD_OP_CONV2D)
+        return (kd_window){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
+    int64_t rows = (int64_t)kd_cpu_rows(&d->y);
+    return (kd_window){1, 1, rows, (int64_t)kd_cpu_width(&d->x[0]), 1, rows, (int64_t)kd_cpu_width(&d->y), 1, 1, 0};
+}
+
+static size_t larger(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+static kd_status product_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *err) {
+    const kd_op_desc *d = &op->desc;
+    int threads = b->base.threads;
+    product_op *p = NULL;
+    KD_TRY(kd_alloc_array(&p, 1, sizeof *p, err));
+    op->impl = p;
+    p->window = window_of(d);
+    p->type = d->x[0].dtype;
+    p->packs_itself = d->train || d->changing;
+    p->own_g = d->train && (d->act != KD_ACT_NONE || d->y.dtype != p->type);
+    p->saves_input_of_act = d->train && d->act == KD_ACT_GELU;
+    size_t outputs = kd_tdesc_numel(&d->y) * kd_dtype_size(p->type), packed = kd_product_packed_bytes(&p->window, p->type), work = kd_product_forward_bytes(&p->window, p->type, threads), at = 0;
+    needs->consumed = p->packs_itself ? 0 : 1u;
+    needs->packed = p->packs_itself ? 0 : packed;
+    needs->saved = p->saves_input_of_act ? outputs : 0;
+    if (d->train && (d->need_dx & 1)) {
+        packed = larger(packed, kd_product_packed_dx_bytes(&p->window, p->type));
+        work = larger(work, kd_product_dx_bytes(&p->window, p->type, threads));
+    }
+    if (p->packs_itself)
+        kd_cpu_region(&at, packed);
+    p->work = kd_cpu_region(&at, work);
+    at = larger(at, d->train && d->need_dparam ? kd_outer_dw_bytes(&p->window, p->type, threads) : 0);
+    kd_cpu_region(&needs->scratch, at);
+    p->g = kd_cpu_region(&needs->scratch, p->own_g ? outputs : 0);
+    return KD_OK;
+}
+
+static void product_destroy(void *impl) {
+    kd_free(impl);
+}
+
+static kd_status product_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const product_op *p = op->impl;
+    (void)err;
+    if (!p->packs_itself)
+        kd_product_pack(b->base.threads, &p->window, p->type, a->param[0], a->packed);
+    return KD_OK;
+}
+
+static kd_status product_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const product_op *p = op->impl;
+    const kd_op_desc *d = &op->desc;
+    void *packed = p->packs_itself ? a->scratch : a->packed;
+    (void)err;
+    if (p->packs_itself)
+        kd_product_pack(b->base.threads, &p->window, p->type, a->param[0], packed);
+    kd_product_finish finish = {.bias = d->bias ? a->param[1] : NULL, .residual = d->residual ? a->x[1] : NULL, .gamma = d->residual ? a->param[2] : NULL, .before_act = p->saves_input_of_act ? a->saved : NULL, .act = d->act};
+    kd_product_forward(b->base.threads, &p->window, p->type, d->y.dtype, a->y, a->x[0], packed, &finish, kd_cpu_at(a->scratch, p->work));
+    return KD_OK;
+}
+
+/* Sums of the unrounded gradient where there is one: without an activation that is dy itself. */
+static void add_bias_gradient(int threads, const product_op *p, const kd_op_desc *d, const kd_op_args *a, const void *g) {
+    size_t width = kd_cpu_width(&d->y);
+    kd_cpu_columns columns = {.out = a->dparam[1], .g = g, .g_type = p->type, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width};
+    if (d->act == KD_ACT_NONE)
+        columns.g = a->dy, columns.g_type = d->y.dtype;
+    kd_cpu_add_columns(threads, &columns);
+}
+
+static kd_status product_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
+    const product_op *p = op->impl;
+    const kd_op_desc *d = &op->desc;
+    int threads = b->base.threads;
+    const void *g = a->dy;
+    (void)err;
+    if (p->own_g) {
+        kd_dtype at_type = p->saves_input_of_act ? p->type : d->y.dtype;
+        kd_cpu_act_grad grad = {.g = kd_cpu_at(a->scratch, p->g), .dy = a->dy, .at = p->saves_input_of_act ? a->saved : a->y, .g_type = p->type, .dy_type = d->y.dtype, .at_type = at_type, .act = d->act};
+        kd_cpu_act_backward(threads, &grad, kd_tdesc_numel(&d->y));
+        g = grad.g;
+    }
+    if (d->need_dparam) {
+        kd_outer_dw(threads, &p->window, p->type, a->dparam[0], a->x[0], g, a->scratch);
+        if (d->bias)
+            add_bias_gradient(threads, p, d, a, g);
+    }
+    if (d->need_dx & 1) {
+        kd_product_pack_dx(threads, &p->window, p->type, a->param[0], a->scratch);
+        kd_product_dx(threads, &p->window, p->type, a->dx[0], g, a->scratch, (d->add_dx & 1) != 0, kd_cpu_at(a->scratch, p->work));
+    }
+    return KD_OK;
+}
+
+static const kd_cpu_kind product_kind = {product_create, product_destroy, product_pack, product_forward, product_backward};
+
+int kd_cpu_f32_here(void) {
+    return kd_dnn_instructions() == KD_DNN_AVX2 && kd_product_runs_here(KD_F32);
+}
+
+/* Values that one of the result, or of the gradient of x, is a sum of: with fewer, what surrounds a tile's products takes as long as they. */
+enum { LEAST_VALUES = 64 };
+
+/* Linear layers with AVX-512 are other files'. oneDNN keeps windows of few values there, and merged ones, a ResNet's stem and patch embeddings, whose taps are short. But of one output channel in f32 it falls back to products whose
+ * bits follow the number of threads. */
+static int faster_here(const kd_op_desc *d, const kd_window *w) {
+    int64_t taps = w->kernel * w->kernel, least = w->in < w->out / (w->stride * w->stride) ? w->in : w->out / (w->stride * w->stride);
+    if (kd_cpu_f32_here())
+        return 1;
+    return d->kind == KD_OP_CONV2D && ((!kd_product_merges(w) && taps * least >= LEAST_VALUES) || (w->out == 1 && d->x[0].dtype == KD_F32));
+}
+
+const kd_cpu_kind *kd_cpu_product_kind(const kd_op_desc *d) {
+    if ((d->kind != KD_OP_CONV2D && d->kind != KD_OP_LINEAR) || kd_op_groups(d) > 1 || (d->residual && d->x[1].dtype != KD_F32))
+        return NULL;
+    kd_window w = window_of(d);
+    kd_dtype type = d->x[0].dtype;
+    int taken = faster_here(d, &w) && kd_product_takes(&w, type, d->y.dtype) && (!d->train || !(d->need_dx & 1) || kd_product_takes_dx(&w, type));
+    return taken ? &product_kind : NULL;
+}
