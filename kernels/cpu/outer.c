@@ -11,11 +11,10 @@
 
 enum {
     STEP = 4,
-    NEAR_SUMS = 1 << 20,      /* bytes of sums that stay in the second-level cache from part to part */
-    LEAST_STEPS = 128,        /* of a part then, */
-    PART_STEPS = 512,         /* and at most; in between */
-    PART_BYTES = 448 << 10,   /* of its source in panels and of what the next part will copy, which is fetched meanwhile */
-    FAR_PART_STEPS = 2048,    /* where they don't: each part reads and writes all of them */
+    PART_STEPS = 512,         /* at most */
+    NEAR_SUMS = 1 << 20,      /* bytes of sums that stay in the second-level cache from part to part. Then a part is also */
+    PART_BYTES = 448 << 10,   /* of its source in panels and of what the next part will copy, which is fetched meanwhile; but */
+    LEAST_STEPS = 128,        /* at least */
     LINE = 64,
     MOST_COLUMNS = 32
 };
@@ -67,7 +66,7 @@ static size_t most_steps(const geometry *g, const kd_window *s) {
     size_t pixels = (size_t)(s->stride * s->stride) / (g->skip * g->skip), panels = pixels * (g->merged ? (size_t)s->in : g->rows * g->in_blocks), next = pixels * (size_t)s->in + (size_t)s->out;
     size_t steps = PART_BYTES / ((panels + next) * STEP);
     if (g->sums > NEAR_SUMS)
-        return FAR_PART_STEPS;
+        return PART_STEPS;
     return steps < LEAST_STEPS ? LEAST_STEPS : smaller(steps, PART_STEPS);
 }
 
