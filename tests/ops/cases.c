@@ -195,6 +195,10 @@ static void conv2d_cases(void) {
         {9, 7, 7, 32, 16, 3, 1, 1, 0, KD_ACT_NONE, 1},
         {3, 9, 8, 200, 168, 3, 1, 1, 0, KD_ACT_NONE, 1}, /* more weights than the second-level cache has room for */
         {3, 1, 1, 5, 6, 3, 1, 1, 0, KD_ACT_NONE, 1},     /* taps that see nothing */
+        {2, 10, 9, 12, 24, 5, 1, 2, 0, KD_ACT_NONE, 1},
+        {3, 9, 7, 20, 38, 3, 1, 0, 1, KD_ACT_RELU, 1},
+        {13, 6, 5, 34, 70, 3, 1, 1, 0, KD_ACT_NONE, 1},  /* more images than a tile has rows */
+        {1, 5, 5, 600, 72, 1, 1, 0, 0, KD_ACT_NONE, 1},
         {1, 5, 4, 14, 40, 1, 3, 0, 0, KD_ACT_NONE, 1},
         {2, 9, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE, 17},  /* depthwise */
         {1, 11, 12, 33, 33, 5, 2, 2, 1, KD_ACT_NONE, 33},
