@@ -1,6 +1,6 @@
 /* The cpu backend's inside: what its files share. One file per family of ops, each giving a kd_cpu_kind; cpu_backend.c is the table over them.
- * Convolutions are our own (product.h, outer.h), as are linear layers of f32 on CPUs with AVX2 and without AVX-512, and with AVX-512 attention and linear layers outside training (matmul.h): there they are faster than oneDNN's (dnn.h),
- * which has the rest: training's linear layers with AVX-512, windows over a photo's three channels there, groups, and CPUs without AVX2. Everything that is bound by memory is written here with simd.h. */
+ * Convolutions are our own (product.h, outer.h), as are linear layers of f32 on CPUs with AVX2 and without AVX-512, and with AVX-512 attention and linear layers (matmul.h; in training product.h and outer.h): there they are as fast as
+ * oneDNN's (dnn.h) or faster and keep no packed copies of weights. oneDNN has the rest: with AVX-512 windows over a photo's three channels and layers of few values, groups, and CPUs without AVX2. Everything that is bound by memory is written here with simd.h. */
 #ifndef KD_KERNELS_CPU_CPU_H
 #define KD_KERNELS_CPU_CPU_H
 
@@ -37,7 +37,7 @@ extern const kd_cpu_kind kd_cpu_batch_norm_avx512, kd_cpu_layer_norm_avx512, kd_
 
 /* Whether products of f32 are our own because oneDNN uses AVX2. */
 int kd_cpu_f32_here(void);
-/* What does d in place of the table's kind (cpu_product.c): convolutions without groups, on CPUs with AVX2 and without AVX-512 only those of f32, and there linear layers of f32. NULL: nothing. */
+/* What does d in place of the table's kind (cpu_product.c): convolutions without groups and linear layers, on CPUs with AVX2 and without AVX-512 those of f32, with AVX-512 of linear layers those in training. NULL: nothing. */
 const kd_cpu_kind *kd_cpu_product_kind(const kd_op_desc *d);
 /* Likewise (cpu_linear_avx512.c): linear layers outside training on CPUs with AVX-512. */
 const kd_cpu_kind *kd_cpu_wide_linear(const kd_op_desc *d);

@@ -1,4 +1,4 @@
-/* linear by oneDNN (f32 with AVX2: cpu_product.c; outside training with AVX-512: cpu_linear_avx512.c): matrix products with packed weights; bias and (in inference) the activation ride on the product. The residual join is an own pass over the product:
+/* linear by oneDNN, where cpu_product.c and cpu_linear_avx512.c have nothing faster: matrix products with packed weights; bias and (in inference) the activation ride on the product. The residual join is an own pass over the product:
  * oneDNN's binary post operations took four times as long.
  *
  * In inference the bits mustn't depend on the number of threads. Those of oneDNN's brgemm (AVX-512) don't. Its older products ("gemm:jit", all that 2.x has

@@ -13,6 +13,7 @@ typedef struct product_op {
     size_t g, work;        /* offsets in args->scratch */
     int own_g;             /* dy isn't the product's gradient yet: it lies behind an activation, or has another type */
     int saves_input_of_act;
+    int act_apart;         /* a pass of its own, from what was saved */
 } product_op;
 
 static kd_window window_of(const kd_op_desc *d) {
@@ -38,6 +39,7 @@ static kd_status product_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err
     p->packs_itself = d->train || d->changing;
     p->own_g = d->train && (d->act != KD_ACT_NONE || d->y.dtype != p->type);
     p->saves_input_of_act = d->train && d->act == KD_ACT_GELU;
+    p->act_apart = p->saves_input_of_act && !kd_cpu_f32_here();
     size_t outputs = kd_tdesc_numel(&d->y) * kd_dtype_size(p->type), packed = kd_product_packed_bytes(&p->window, p->type), work = kd_product_forward_bytes(&p->window, p->type, threads), at = 0;
     needs->consumed = p->packs_itself ? 0 : 1u;
     needs->packed = p->packs_itself ? 0 : packed;
@@ -74,8 +76,12 @@ static kd_status product_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_e
     (void)err;
     if (p->packs_itself)
         kd_product_pack(b->base.threads, &p->window, p->type, a->param[0], packed);
-    kd_product_finish finish = {.bias = d->bias ? a->param[1] : NULL, .residual = d->residual ? a->x[1] : NULL, .gamma = d->residual ? a->param[2] : NULL, .before_act = p->saves_input_of_act ? a->saved : NULL, .act = d->act};
-    kd_product_forward(b->base.threads, &p->window, p->type, d->y.dtype, a->y, a->x[0], packed, &finish, kd_cpu_at(a->scratch, p->work));
+    kd_product_finish finish = {.bias = d->bias ? a->param[1] : NULL, .residual = d->residual ? a->x[1] : NULL, .gamma = d->residual ? a->param[2] : NULL};
+    finish.act = p->act_apart ? KD_ACT_NONE : d->act;
+    finish.before_act = p->saves_input_of_act && !p->act_apart ? a->saved : NULL;
+    kd_product_forward(b->base.threads, &p->window, p->type, p->act_apart ? p->type : d->y.dtype, p->act_apart ? a->saved : a->y, a->x[0], packed, &finish, kd_cpu_at(a->scratch, p->work));
+    if (p->act_apart)
+        kd_cpu_act_forward(b->base.threads, a->y, d->y.dtype, a->saved, p->type, d->act, kd_tdesc_numel(&d->y));
     return KD_OK;
 }
 
@@ -121,13 +127,15 @@ int kd_cpu_f32_here(void) {
 /* Values that one of the result, or of the gradient of x, is a sum of: with fewer, what surrounds a tile's products takes as long as they. */
 enum { LEAST_VALUES = 64 };
 
-/* Linear layers with AVX-512 are other files'. oneDNN keeps windows of few values there, and merged ones, a ResNet's stem and patch embeddings, whose taps are short. But of one output channel in f32 it falls back to products whose
+/* Linear layers outside training with AVX-512 are cpu_linear_avx512.c's. oneDNN keeps windows and layers of few values there, and merged ones, a ResNet's stem and patch embeddings, whose taps are short. But of one output channel in f32 it falls back to products whose
  * bits follow the number of threads. */
 static int faster_here(const kd_op_desc *d, const kd_window *w) {
     int64_t taps = w->kernel * w->kernel, least = w->in < w->out / (w->stride * w->stride) ? w->in : w->out / (w->stride * w->stride);
     if (kd_cpu_f32_here())
         return 1;
-    return d->kind == KD_OP_CONV2D && ((!kd_product_merges(w) && taps * least >= LEAST_VALUES) || (w->out == 1 && d->x[0].dtype == KD_F32));
+    if (d->kind == KD_OP_LINEAR)
+        return d->train && least >= LEAST_VALUES;
+    return (!kd_product_merges(w) && taps * least >= LEAST_VALUES) || (w->out == 1 && d->x[0].dtype == KD_F32);
 }
 
 const kd_cpu_kind *kd_cpu_product_kind(const kd_op_desc *d) {

@@ -1,4 +1,4 @@
-/* Products of gathered rows, whose sums stay in registers: forward passes and gradients of x of convolutions, and of linear layers on CPUs without AVX-512. (Gradients of weights: outer.h.)
+/* Products of gathered rows, whose sums stay in registers: forward passes and gradients of x of convolutions, and of linear layers; with AVX-512 only in training (else matmul.h). (Gradients of weights: outer.h.)
  *
  *     product.c            what is multiplied and by whom: the taps of every pixel, blocks of pixels, the order of packed weights. No instructions
  *     product_avx2.c       tiles of 6 pixels x 16 channels of f32
