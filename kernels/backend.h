@@ -1,6 +1,6 @@
 /* Backend: one opened device and the table of functions that every implementation fills in.
  *
- * Three implementations of one contract: `ref` (plain C, the oracle, always linked in), `cpu` (oneDNN, lib/libkd_cpu.so) and `cuda`
+ * Three implementations of one contract: `ref` (plain C, the oracle, always linked in), `cpu` (own products and oneDNN, lib/libkd_cpu.so) and `cuda`
  * (lib/libkd_cuda.so), the last two loaded at run time, so that one binary starts anywhere. Asking for a device that isn't there is
  * KD_ENODEVICE, never a fallback.
  *

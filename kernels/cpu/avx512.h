@@ -37,6 +37,15 @@ KD_WIDE_BF16_LANE void kd_narrow16(uint16_t *p, __mmask16 here, __m512 v) {
 /* An f32 or a pair of bf16, which may lie at an odd one. */
 typedef int32_t kd_any32 __attribute__((may_alias, aligned(2)));
 
+/* Row m of a tile, sum[m][vectors] += the value at `at` times b0 and, of two vectors, b1: names of the caller's. */
+#define KD_ROW(madd, m, at) \
+    do { \
+        __m512i value_ = _mm512_set1_epi32(*(const kd_any32 *)(at)); \
+        madd(sum[m][0], value_, b0); \
+        if (vectors > 1) \
+            madd(sum[m][1], value_, b1); \
+    } while (0)
+
 /* Sixteen rows of sixteen become columns: as 4 x 4 blocks of 4 x 4. */
 KD_WIDE_LANE void kd_turn16(__m512i to[KD_LANES16], const __m512i from[KD_LANES16]) {
     __m512i pair[KD_LANES16], four[KD_LANES16], half[KD_LANES16];

@@ -35,7 +35,7 @@ extern const kd_cpu_kind kd_cpu_l2_normalize, kd_cpu_cosine, kd_cpu_smooth_l1, k
 /* The same ops, compiled for AVX-512 (simd.h). */
 extern const kd_cpu_kind kd_cpu_batch_norm_avx512, kd_cpu_layer_norm_avx512, kd_cpu_max_pool_avx512, kd_cpu_resize_bilinear_avx512;
 
-/* Whether products of f32 are our own because oneDNN uses AVX2. */
+/* Whether every product of f32 is our own: AVX2 without AVX-512. */
 int kd_cpu_f32_here(void);
 /* What does d in place of the table's kind (cpu_product.c): convolutions without groups and linear layers, on CPUs with AVX2 and without AVX-512 those of f32, with AVX-512 of linear layers those in training. NULL: nothing. */
 const kd_cpu_kind *kd_cpu_product_kind(const kd_op_desc *d);
@@ -89,6 +89,8 @@ typedef struct kd_cpu_columns {
     size_t rows, stride, width;
 } kd_cpu_columns;
 void kd_cpu_add_columns(int threads, const kd_cpu_columns *c);
+/* db[out] += the sums of the gradient of d's product (conv2d, linear): of g, which has x's type, or without an activation of dy itself, which isn't rounded. */
+void kd_cpu_add_bias_gradient(int threads, const kd_op_desc *d, float *db, const void *dy, const void *g);
 /* g = dy * act' at `at`, the activation's input; for RELU y serves as well. NONE only converts. */
 typedef struct kd_cpu_act_grad {
     void *g;

@@ -125,16 +125,11 @@ static int is_outer(const kd_op_desc *d) {
     return kd_op_groups(d) == 1 && kd_product_runs_here(d->x[0].dtype);
 }
 
-static kd_window shape_of(const kd_op_desc *d) {
-    const int64_t *x = d->x[0].shape, *y = d->y.shape;
-    return (kd_window){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
-}
-
 /* Scratch of a gradient of the weights that isn't oneDNN's. */
 static size_t own_dw_bytes(const conv *c, const kd_op_desc *d, int threads) {
     if (!d->train || !d->need_dparam || c->dw)
         return 0;
-    kd_window s = shape_of(d);
+    kd_window s = kd_product_window(d);
     return kd_cpu_is_depthwise(d) ? kd_cpu_depthwise_bytes(d, threads) : kd_outer_dw_bytes(&s, c->type, threads);
 }
 
@@ -286,18 +281,9 @@ static kd_status backward_dw(int threads, const conv *c, const kd_op_desc *d, co
     return kd_dnn_run(c->unpack_dw, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = dw, [KD_DNN_DST] = a->dparam[0], [KD_DNN_SCRATCH] = kd_cpu_at(a->scratch, c->work)}, err);
 }
 
-/* Sums of the unrounded gradient where there is one: without an activation that is dy itself. */
-static void add_bias_gradient(int threads, const conv *c, const kd_op_desc *d, const kd_op_args *a, const void *g) {
-    size_t width = kd_cpu_width(&d->y);
-    kd_cpu_columns columns = {.out = a->dparam[1], .g = g, .g_type = c->type, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width};
-    if (d->act == KD_ACT_NONE)
-        columns.g = a->dy, columns.g_type = d->y.dtype;
-    kd_cpu_add_columns(threads, &columns);
-}
-
 static void own_dw(int threads, const conv *c, const kd_op_desc *d, const kd_op_args *a, const void *g) {
     void *scratch = kd_cpu_at(a->scratch, c->own_dw);
-    kd_window s = shape_of(d);
+    kd_window s = kd_product_window(d);
     if (kd_cpu_is_depthwise(d))
         kd_cpu_depthwise_dw(threads, d, a->dparam[0], a->x[0], g, c->type, scratch);
     else
@@ -319,7 +305,7 @@ static kd_status conv_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err
     else if (d->need_dparam)
         own_dw(threads, c, d, a, g);
     if (d->need_dparam && d->bias)
-        add_bias_gradient(threads, c, d, a, g);
+        kd_cpu_add_bias_gradient(threads, d, a->dparam[1], a->dy, g);
     return c->dx ? backward_dx(b, c, d, a, g, err) : KD_OK;
 }
 

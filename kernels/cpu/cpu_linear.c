@@ -258,15 +258,6 @@ static kd_status linear_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_er
     return KD_OK;
 }
 
-/* Sums of the unrounded gradient where there is one: without an activation that is dy itself. */
-static void add_bias_gradient(int threads, const linear *l, const kd_op_desc *d, const kd_op_args *a, const void *g) {
-    size_t width = kd_cpu_width(&d->y);
-    kd_cpu_columns columns = {.out = a->dparam[1], .g = g, .g_type = l->type, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width};
-    if (d->act == KD_ACT_NONE)
-        columns.g = a->dy, columns.g_type = d->y.dtype;
-    kd_cpu_add_columns(threads, &columns);
-}
-
 static kd_status linear_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const linear *l = op->impl;
     const kd_op_desc *d = &op->desc;
@@ -282,7 +273,7 @@ static kd_status linear_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_e
     if (l->dw) {
         KD_TRY(kd_dnn_run(l->dw, (void *[KD_DNN_ARGS]){[KD_DNN_SRC] = g, [KD_DNN_WEIGHTS] = (void *)a->x[0], [KD_DNN_DST] = a->dparam[0], [KD_DNN_SCRATCH] = work}, err));
         if (d->bias)
-            add_bias_gradient(threads, l, d, a, g);
+            kd_cpu_add_bias_gradient(threads, d, a->dparam[1], a->dy, g);
     }
     if (!l->dx)
         return KD_OK;

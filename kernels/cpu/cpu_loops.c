@@ -56,6 +56,12 @@ void kd_cpu_add_columns(int threads, const kd_cpu_columns *c) {
     kd_cpu_parallel(threads, (c->width + KD_CPU_TASK_COLUMNS - 1) / KD_CPU_TASK_COLUMNS, c->rows * KD_CPU_TASK_COLUMNS, streams()->columns, c);
 }
 
+void kd_cpu_add_bias_gradient(int threads, const kd_op_desc *d, float *db, const void *dy, const void *g) {
+    size_t width = kd_cpu_width(&d->y);
+    int plain = d->act == KD_ACT_NONE;
+    kd_cpu_add_columns(threads, &(kd_cpu_columns){.out = db, .g = plain ? dy : g, .g_type = plain ? d->y.dtype : d->x[0].dtype, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width});
+}
+
 void kd_cpu_act_backward(int threads, const kd_cpu_act_grad *c, size_t n) {
     kd_cpu_parallel(threads, n, 1, streams()->act_grad, c);
 }

@@ -16,14 +16,6 @@ typedef struct product_op {
     int act_apart;         /* a pass of its own, from what was saved */
 } product_op;
 
-static kd_window window_of(const kd_op_desc *d) {
-    const int64_t *x = d->x[0].shape, *y = d->y.shape;
-    if (d->kind == KD_OP_CONV2D)
-        return (kd_window){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
-    int64_t rows = (int64_t)kd_cpu_rows(&d->y);
-    return (kd_window){1, 1, rows, (int64_t)kd_cpu_width(&d->x[0]), 1, rows, (int64_t)kd_cpu_width(&d->y), 1, 1, 0};
-}
-
 static size_t larger(size_t a, size_t b) {
     return a > b ? a : b;
 }
@@ -34,7 +26,7 @@ static kd_status product_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err
     product_op *p = NULL;
     KD_TRY(kd_alloc_array(&p, 1, sizeof *p, err));
     op->impl = p;
-    p->window = window_of(d);
+    p->window = kd_product_window(d);
     p->type = d->x[0].dtype;
     p->packs_itself = d->train || d->changing;
     p->own_g = d->train && (d->act != KD_ACT_NONE || d->y.dtype != p->type);
@@ -85,15 +77,6 @@ static kd_status product_forward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_e
     return KD_OK;
 }
 
-/* Sums of the unrounded gradient where there is one: without an activation that is dy itself. */
-static void add_bias_gradient(int threads, const product_op *p, const kd_op_desc *d, const kd_op_args *a, const void *g) {
-    size_t width = kd_cpu_width(&d->y);
-    kd_cpu_columns columns = {.out = a->dparam[1], .g = g, .g_type = p->type, .rows = kd_cpu_rows(&d->y), .stride = width, .width = width};
-    if (d->act == KD_ACT_NONE)
-        columns.g = a->dy, columns.g_type = d->y.dtype;
-    kd_cpu_add_columns(threads, &columns);
-}
-
 static kd_status product_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *err) {
     const product_op *p = op->impl;
     const kd_op_desc *d = &op->desc;
@@ -109,7 +92,7 @@ static kd_status product_backward(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_
     if (d->need_dparam) {
         kd_outer_dw(threads, &p->window, p->type, a->dparam[0], a->x[0], g, a->scratch);
         if (d->bias)
-            add_bias_gradient(threads, p, d, a, g);
+            kd_cpu_add_bias_gradient(threads, d, a->dparam[1], a->dy, g);
     }
     if (d->need_dx & 1) {
         kd_product_pack_dx(threads, &p->window, p->type, a->param[0], a->scratch);
@@ -141,7 +124,7 @@ static int faster_here(const kd_op_desc *d, const kd_window *w) {
 const kd_cpu_kind *kd_cpu_product_kind(const kd_op_desc *d) {
     if ((d->kind != KD_OP_CONV2D && d->kind != KD_OP_LINEAR) || kd_op_groups(d) > 1 || (d->residual && d->x[1].dtype != KD_F32))
         return NULL;
-    kd_window w = window_of(d);
+    kd_window w = kd_product_window(d);
     kd_dtype type = d->x[0].dtype;
     int taken = faster_here(d, &w) && kd_product_takes(&w, type, d->y.dtype) && (!d->train || !(d->need_dx & 1) || kd_product_takes_dx(&w, type));
     return taken ? &product_kind : NULL;

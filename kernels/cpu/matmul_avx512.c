@@ -98,37 +98,29 @@ typedef struct strip {
     int turned; /* a [step][16]: row is STEP, step is STRIP_STEP; else step is STEP */
 } strip;
 
-#define ROW(madd, m, at) \
-    do { \
-        __m512i value_ = _mm512_set1_epi32(*(const kd_any32 *)(at)); \
-        madd(sum[m][0], value_, b0); \
-        if (vectors > 1) \
-            madd(sum[m][1], value_, b1); \
-    } while (0)
-
 /* Addresses that the processor adds up itself, from six registers. */
 #define TURN_ROWS(madd, k) \
     do { \
         const char *p_ = a + (k) * STEP; \
         __m512i b0 = _mm512_load_si512(panel + (k) * PANEL_STEP), b1 = vectors > 1 ? _mm512_load_si512(panel + (k) * PANEL_STEP + LANES * STEP) : b0; \
-        ROW(madd, 0, p_); \
-        ROW(madd, 1, p_ + row); \
-        ROW(madd, 2, p_ + 2 * row); \
-        ROW(madd, 3, p_ + row3); \
-        ROW(madd, 4, p_ + 4 * row); \
-        ROW(madd, 5, p_ + row5); \
-        ROW(madd, 6, p_ + 2 * row3); \
-        ROW(madd, 7, p_ + row7); \
-        ROW(madd, 8, p_ + 8 * row); \
-        ROW(madd, 9, p_ + row9); \
-        ROW(madd, 10, p_ + 2 * row5); \
-        ROW(madd, 11, p_ + row11); \
+        KD_ROW(madd, 0, p_); \
+        KD_ROW(madd, 1, p_ + row); \
+        KD_ROW(madd, 2, p_ + 2 * row); \
+        KD_ROW(madd, 3, p_ + row3); \
+        KD_ROW(madd, 4, p_ + 4 * row); \
+        KD_ROW(madd, 5, p_ + row5); \
+        KD_ROW(madd, 6, p_ + 2 * row3); \
+        KD_ROW(madd, 7, p_ + row7); \
+        KD_ROW(madd, 8, p_ + 8 * row); \
+        KD_ROW(madd, 9, p_ + row9); \
+        KD_ROW(madd, 10, p_ + 2 * row5); \
+        KD_ROW(madd, 11, p_ + row11); \
     } while (0)
 
 #define TURN_STRIP(madd, k) \
     do { \
         __m512i b0 = _mm512_load_si512(panel + (k) * PANEL_STEP), b1 = vectors > 1 ? _mm512_load_si512(panel + (k) * PANEL_STEP + LANES * STEP) : b0; \
-        _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) ROW(madd, m_, a + (k) * STRIP_STEP + m_ * STEP); \
+        _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) KD_ROW(madd, m_, a + (k) * STRIP_STEP + m_ * STEP); \
     } while (0)
 
 enum { UNROLL = 4 };

@@ -5,7 +5,7 @@
  *     outer_avx2.c       tiles of 6 x 16 of f32
  *     outer_avx512.c     tiles of up to 13 x 32 of f32, and of bf16 with AVX512-BF16's dot products
  *
- * oneDNN's jit kernels reach a third (AVX2) to three quarters (AVX-512) of what such a core can do, these 70 to 95 %; and what lies outside of the map costs nothing here, which in a 3x3 window over 7x7 pixels is 18 %.
+ * With AVX2 oneDNN reaches a third of what such a core can do, with AVX-512 half to nine tenths, these 65 to 95 %; and what lies outside of the map costs nothing here, which in a 3x3 window over 7x7 pixels is 18 %.
  *
  * Everything is counted in steps of four bytes: an f32, or two bf16 that a dot product sums up: the same pixel of two images, so that all taps see the same pairs; in a window of one pixel two neighbours.
  *

@@ -1,7 +1,5 @@
 /* outer.h with AVX-512: tiles of up to 13 x 32, 26 sums in registers; for a step two vectors of the gradient and 13 values of x, each spread over a vector. A processor does two such multiply-adds a cycle. Thirteen, because the usual
  * numbers of channels, powers of two and multiples of 48, divide into blocks of 12 or 13 with 2 % left over. */
-#include <string.h>
-
 #include "kernels/cpu/avx512.h"
 #include "kernels/cpu/outer.h"
 
@@ -64,12 +62,7 @@ KD_WIDE static void copy(kd_dtype type, const kd_outer_copy *c) {
             const char *a = source + t->run[l].source, *b = gradient + t->run[l].gradient; \
             for (size_t i = 0; i < steps; i++, a += step, b += PANEL_STEP) { \
                 __m512i b0 = _mm512_load_si512(b), b1 = vectors > 1 ? _mm512_load_si512(b + LANES * STEP) : b0; \
-                _Pragma("GCC unroll 13") for (int m = 0; m < rows; m++) { \
-                    __m512i value = _mm512_set1_epi32(*(const kd_any32 *)(a + m * STEP)); \
-                    madd(sum[m][0], value, b0); \
-                    if (vectors > 1) \
-                        madd(sum[m][1], value, b1); \
-                } \
+                _Pragma("GCC unroll 13") for (int m = 0; m < rows; m++) KD_ROW(madd, m, a + m * STEP); \
             } \
         } \
         _Pragma("GCC unroll 13") for (int m = 0; m < rows; m++) _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) { \

@@ -26,6 +26,14 @@ static const kd_product_kind *kind_here(void) {
     return kd_dnn_instructions() == KD_DNN_AVX512 ? &kd_product_avx512 : &kd_product_avx2;
 }
 
+kd_window kd_product_window(const kd_op_desc *d) {
+    const int64_t *x = d->x[0].shape, *y = d->y.shape;
+    if (d->kind == KD_OP_CONV2D)
+        return (kd_window){x[0], x[1], x[2], x[3], y[1], y[2], y[3], d->kernel, d->stride, d->pad};
+    int64_t rows = (int64_t)kd_cpu_rows(&d->y);
+    return (kd_window){1, 1, rows, (int64_t)kd_cpu_width(&d->x[0]), 1, rows, (int64_t)kd_cpu_width(&d->y), 1, 1, 0};
+}
+
 int kd_product_merges(const kd_window *s) {
     return s->in < MERGED_IN && s->kernel > 1;
 }

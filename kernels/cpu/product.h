@@ -23,6 +23,9 @@ typedef struct kd_window {
     int64_t images, h, w, in, ho, wo, out, kernel, stride, pad;
 } kd_window;
 
+/* Of a conv2d or linear op. */
+kd_window kd_product_window(const kd_op_desc *d);
+
 /* What happens to a finished sum s of forward: y = act(s + bias), or y = residual + gamma (s + bias) with act NONE. Absent ones are NULL. before_act, if given, gets s + bias (act GELU).
  * With AVX-512 bias and act NONE or RELU only. */
 typedef struct kd_product_finish {

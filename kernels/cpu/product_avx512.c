@@ -1,6 +1,4 @@
 /* product.h with AVX-512: tiles of 12 x 32, 24 sums in registers; for a step two vectors of weights and twelve values of the source, each spread over a vector. A processor does two such multiply-adds a cycle. */
-#include <string.h>
-
 #include "kernels/cpu/avx512.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
@@ -9,29 +7,21 @@ enum { ROWS = KD_PRODUCT_MOST_ROWS, LANES = KD_LANES16, COLUMNS = 2 * LANES, STE
 
 /* ---- sums ---- */
 
-#define ROW(madd, m, at) \
-    do { \
-        __m512i value_ = _mm512_set1_epi32(*(const kd_any32 *)(at)); \
-        madd(sum[m][0], value_, b0); \
-        if (vectors > 1) \
-            madd(sum[m][1], value_, b1); \
-    } while (0)
-
 #define TURN(madd, u) \
     do { \
         __m512i b0 = _mm512_load_si512(b + (u) * PANEL_STEP), b1 = vectors > 1 ? _mm512_load_si512(b + (u) * PANEL_STEP + LANES * STEP) : b0; \
-        ROW(madd, 0, r0 + k + (u) * STEP); \
-        ROW(madd, 1, r1 + k + (u) * STEP); \
-        ROW(madd, 2, r2 + k + (u) * STEP); \
-        ROW(madd, 3, r3 + k + (u) * STEP); \
-        ROW(madd, 4, r4 + k + (u) * STEP); \
-        ROW(madd, 5, r5 + k + (u) * STEP); \
-        ROW(madd, 6, r6 + k + (u) * STEP); \
-        ROW(madd, 7, r7 + k + (u) * STEP); \
-        ROW(madd, 8, r8 + k + (u) * STEP); \
-        ROW(madd, 9, r9 + k + (u) * STEP); \
-        ROW(madd, 10, r10 + k + (u) * STEP); \
-        ROW(madd, 11, r11 + k + (u) * STEP); \
+        KD_ROW(madd, 0, r0 + k + (u) * STEP); \
+        KD_ROW(madd, 1, r1 + k + (u) * STEP); \
+        KD_ROW(madd, 2, r2 + k + (u) * STEP); \
+        KD_ROW(madd, 3, r3 + k + (u) * STEP); \
+        KD_ROW(madd, 4, r4 + k + (u) * STEP); \
+        KD_ROW(madd, 5, r5 + k + (u) * STEP); \
+        KD_ROW(madd, 6, r6 + k + (u) * STEP); \
+        KD_ROW(madd, 7, r7 + k + (u) * STEP); \
+        KD_ROW(madd, 8, r8 + k + (u) * STEP); \
+        KD_ROW(madd, 9, r9 + k + (u) * STEP); \
+        KD_ROW(madd, 10, r10 + k + (u) * STEP); \
+        KD_ROW(madd, 11, r11 + k + (u) * STEP); \
     } while (0)
 
 enum { UNROLL = 4 };
