@@ -99,51 +99,40 @@ typedef struct strip {
 } strip;
 
 /* Addresses that the processor adds up itself, from six registers. */
-#define TURN_ROWS(madd, k) \
+#define TURN_ROWS(madd) \
     do { \
-        const char *p_ = a + (k) * STEP; \
-        __m512i b0 = _mm512_load_si512(panel + (k) * PANEL_STEP), b1 = vectors > 1 ? _mm512_load_si512(panel + (k) * PANEL_STEP + LANES * STEP) : b0; \
-        KD_ROW(madd, 0, p_); \
-        KD_ROW(madd, 1, p_ + row); \
-        KD_ROW(madd, 2, p_ + 2 * row); \
-        KD_ROW(madd, 3, p_ + row3); \
-        KD_ROW(madd, 4, p_ + 4 * row); \
-        KD_ROW(madd, 5, p_ + row5); \
-        KD_ROW(madd, 6, p_ + 2 * row3); \
-        KD_ROW(madd, 7, p_ + row7); \
-        KD_ROW(madd, 8, p_ + 8 * row); \
-        KD_ROW(madd, 9, p_ + row9); \
-        KD_ROW(madd, 10, p_ + 2 * row5); \
-        KD_ROW(madd, 11, p_ + row11); \
+        KD_ROW(madd, 0, a); \
+        KD_ROW(madd, 1, a + row); \
+        KD_ROW(madd, 2, a + 2 * row); \
+        KD_ROW(madd, 3, a + row3); \
+        KD_ROW(madd, 4, a + 4 * row); \
+        KD_ROW(madd, 5, a + row5); \
+        KD_ROW(madd, 6, a + 2 * row3); \
+        KD_ROW(madd, 7, a + row7); \
+        KD_ROW(madd, 8, a + 8 * row); \
+        KD_ROW(madd, 9, a + row9); \
+        KD_ROW(madd, 10, a + 2 * row5); \
+        KD_ROW(madd, 11, a + row11); \
     } while (0)
 
-#define TURN_STRIP(madd, k) \
+#define TURN_STRIP(madd) \
     do { \
-        __m512i b0 = _mm512_load_si512(panel + (k) * PANEL_STEP), b1 = vectors > 1 ? _mm512_load_si512(panel + (k) * PANEL_STEP + LANES * STEP) : b0; \
-        _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) KD_ROW(madd, m_, a + (k) * STRIP_STEP + m_ * STEP); \
+        _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) KD_ROW(madd, m_, a + m_ * STEP); \
     } while (0)
 
-enum { UNROLL = 4 };
-
-/* sum[12][vectors] of sixteen = the strip times a panel. */
+/* sum[12][vectors] of sixteen = first[vectors] + the strip times a panel. */
 #define SUMS(name, isa, madd) \
-    __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][2], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
+    __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][2], const __m512 first[2], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
         const char *a = s->a; \
-        size_t row = s->row, row3 = 3 * row, row5 = 5 * row, row7 = 7 * row, row9 = 9 * row, row11 = 11 * row, k = 0; \
+        size_t row = s->row, row3 = 3 * row, row5 = 5 * row, row7 = 7 * row, row9 = 9 * row, row11 = 11 * row; \
         __asm__("" : "+r"(row), "+r"(row3), "+r"(row5), "+r"(row7), "+r"(row9), "+r"(row11)); \
-        _Pragma("GCC unroll 12") for (int m = 0; m < ROWS; m++) sum[m][0] = sum[m][1] = _mm512_setzero_ps(); \
-        for (; k + UNROLL <= steps; k += UNROLL, panel += UNROLL * PANEL_STEP, a += UNROLL * (turned ? STRIP_STEP : STEP)) \
-            _Pragma("GCC unroll 4") for (size_t u = 0; u < UNROLL; u++) { \
-                if (turned) \
-                    TURN_STRIP(madd, u); \
-                else \
-                    TURN_ROWS(madd, u); \
-            } \
-        for (; k < steps; k++, panel += PANEL_STEP, a += turned ? STRIP_STEP : STEP) { \
+        _Pragma("GCC unroll 12") for (int m = 0; m < ROWS; m++) sum[m][0] = first[0], sum[m][1] = first[1]; \
+        for (size_t k = 0; k < steps; k++, panel += PANEL_STEP, a += turned ? STRIP_STEP : STEP) { \
+            __m512i b0 = _mm512_load_si512(panel), b1 = vectors > 1 ? _mm512_load_si512(panel + LANES * STEP) : b0; \
             if (turned) \
-                TURN_STRIP(madd, 0); \
+                TURN_STRIP(madd); \
             else \
-                TURN_ROWS(madd, 0); \
+                TURN_ROWS(madd); \
         } \
     }
 SUMS(sums_f32, KD_AVX512, KD_MADD_F32)
@@ -187,71 +176,92 @@ typedef struct place {
     kd_matmul_finish f;   /* of the tile's first column and element */
 } place;
 
+/* Asks for a tile of the residual, so that it comes while the tile is summed. Asking for c, or for a's next rows, costs more than it saves. */
+KD_WIDE_LANE void fetch(const float *residual, size_t row) {
+#pragma GCC unroll 12
+    for (size_t r = 0; r < ROWS; r++) {
+        __builtin_prefetch(residual + r * row);
+        __builtin_prefetch(residual + r * row + LANES);
+    }
+}
+
+/* Lanes i .. of p, or, where there is none, `otherwise` in each. */
+KD_WIDE_LANE __m512 lanes_or(const float *p, size_t i, int64_t columns, float otherwise) {
+    return p ? _mm512_maskz_loadu_ps(kd_first16((size_t)columns > i ? (size_t)columns - i : 0), p + i) : _mm512_set1_ps(otherwise);
+}
+
 KD_WIDE_LANE __m512 load_any(const void *p, kd_dtype type, size_t i, __mmask16 here) {
     return type == KD_F32 ? _mm512_maskz_loadu_ps(here, (const float *)p + i) : kd_widen16(here, (const uint16_t *)p + i);
 }
 
-/* The finished values of a vector of sums; i: its place in the rows of c. */
-KD_WIDE_LANE __m512 finished(const place *o, kd_act act, __m512 v, size_t i, size_t column, __mmask16 here) {
-    if (o->f.bias)
-        v = _mm512_add_ps(v, _mm512_maskz_loadu_ps(here, o->f.bias + column));
-    if (act == KD_ACT_RELU) {
-        v = _mm512_max_ps(_mm512_setzero_ps(), v); /* in this order: of a NaN and a zero the second */
-    } else if (act == KD_ACT_GELU) {
-        v = gelu(v);
-    } else if (o->f.residual) {
-        __m512 x = load_any(o->f.residual, o->f.residual_type, i, here);
-        v = o->f.gamma ? _mm512_fmadd_ps(v, _mm512_maskz_loadu_ps(here, o->f.gamma + column), x) : _mm512_add_ps(v, x);
-    }
-    return o->add ? _mm512_add_ps(v, load_any(o->c, o->type, i, here)) : v;
+KD_WIDE_LANE __m512 activated(kd_act act, __m512 v) {
+    if (act == KD_ACT_RELU)
+        return _mm512_max_ps(_mm512_setzero_ps(), v); /* in this order: of a NaN and a zero the second */
+    return act == KD_ACT_GELU ? gelu(v) : v;
 }
 
-#define STORE_F32(i, here, v) _mm512_mask_storeu_ps((float *)o->c + (i), here, v)
-#define STORE_BF16(i, here, v) kd_narrow16((uint16_t *)o->c + (i), here, v)
+#define STORE_F32(i, here, v) _mm512_mask_storeu_ps((float *)c + (i), here, v)
+#define STORE_BF16(i, here, v) kd_narrow16((uint16_t *)c + (i), here, v)
 
-/* A whole tile out of registers, and one whose rows or columns are fewer, or which is added to c, by way of memory: for a type of operands, and one of c, whose instructions the other may not have. */
+/* For a type of operands, and one of c, whose instructions the other may not have. A whole tile goes out of registers, and what becomes of its sums is known here: a processor that holds the end of one tile and the
+ * beginning of the next at once, some hundred instructions, has no gap between them. Other tiles, which are few, go by way of memory; the arithmetic is the same. */
 #define TILE(name, isa, sums, store) \
-    __attribute__((target(isa), always_inline)) static inline void name##_whole(const place *to, kd_act act, const strip *s, const char *panel, size_t steps, const int turned) { \
-        const place copy = *to, *o = &copy; /* that no store can change */ \
+    __attribute__((target(isa), always_inline)) static inline void name##_whole(const place *o, kd_act act, const int join, const strip *s, const char *panel, size_t steps, const int turned) { \
+        const float *x = o->f.residual; \
+        void *c = o->c; \
+        const size_t row = o->row; \
+        const __m512 first[2] = {lanes_or(o->f.bias, 0, COLUMNS, 0), lanes_or(o->f.bias, LANES, COLUMNS, 0)}, gamma[2] = {lanes_or(o->f.gamma, 0, COLUMNS, 1), lanes_or(o->f.gamma, LANES, COLUMNS, 1)}; \
         __m512 sum[ROWS][2]; \
-        sums(sum, s, panel, steps, 2, turned); \
-        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) \
-            sum[r][v] = finished(o, act, sum[r][v], r * o->row + v * LANES, v * LANES, 0xffff); \
-        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) \
-            store(r * o->row + v * LANES, 0xffff, sum[r][v]); \
+        if (join) \
+            fetch(x, row); \
+        sums(sum, first, s, panel, steps, 2, turned); \
+        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) { \
+            size_t i = r * row + v * LANES; \
+            __m512 y = join ? _mm512_fmadd_ps(sum[r][v], gamma[v], _mm512_loadu_ps(x + i)) : activated(act, sum[r][v]); \
+            store(i, 0xffff, y); \
+        } \
     } \
-    __attribute__((target(isa), always_inline)) static inline void name##_sums(float *out, const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
+    __attribute__((target(isa), always_inline)) static inline void name##_sums(float *out, const __m512 first[2], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
         __m512 sum[ROWS][2]; \
-        sums(sum, s, panel, steps, vectors, turned); \
+        sums(sum, first, s, panel, steps, vectors, turned); \
         _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) _mm512_store_ps(out + r * COLUMNS + v * LANES, sum[r][v]); \
     } \
     __attribute__((target(isa), noinline)) static void name##_part(const place *o, const strip *s, const char *panel, size_t steps) { \
         _Alignas(64) float sum[ROWS * COLUMNS]; \
+        const __m512 first[2] = {lanes_or(o->f.bias, 0, o->columns, 0), lanes_or(o->f.bias, LANES, o->columns, 0)}; \
+        void *c = o->c; \
         if (s->turned && o->columns > LANES) \
-            name##_sums(sum, s, panel, steps, 2, 1); \
+            name##_sums(sum, first, s, panel, steps, 2, 1); \
         else if (s->turned) \
-            name##_sums(sum, s, panel, steps, 1, 1); \
+            name##_sums(sum, first, s, panel, steps, 1, 1); \
         else if (o->columns > LANES) \
-            name##_sums(sum, s, panel, steps, 2, 0); \
+            name##_sums(sum, first, s, panel, steps, 2, 0); \
         else \
-            name##_sums(sum, s, panel, steps, 1, 0); \
+            name##_sums(sum, first, s, panel, steps, 1, 0); \
         for (size_t r = 0; r < (size_t)o->rows; r++) \
             for (size_t j = 0; j < (size_t)o->columns; j += LANES) { \
                 __mmask16 here = kd_first16((size_t)o->columns - j); \
-                store(r * o->row + j, here, finished(o, o->f.act, _mm512_load_ps(sum + r * COLUMNS + j), r * o->row + j, j, here)); \
+                size_t i = r * o->row + j; \
+                __m512 y = activated(o->f.act, _mm512_load_ps(sum + r * COLUMNS + j)); \
+                if (o->f.residual) \
+                    y = _mm512_fmadd_ps(y, lanes_or(o->f.gamma, j, o->columns, 1), load_any(o->f.residual, o->f.residual_type, i, here)); \
+                store(i, here, o->add ? _mm512_add_ps(y, load_any(c, o->type, i, here)) : y); \
             } \
     } \
     __attribute__((target(isa))) static void name(const place *o, const strip *s, const char *panel, size_t steps) { \
-        if (o->rows < ROWS || o->columns < COLUMNS || o->add || (s->turned && o->f.act != KD_ACT_NONE)) \
+        int join = o->f.residual != NULL; \
+        if (o->rows < ROWS || o->columns < COLUMNS || o->add || (s->turned && (o->f.act != KD_ACT_NONE || join)) || (join && o->f.residual_type != KD_F32)) \
             name##_part(o, s, panel, steps); \
         else if (s->turned) \
-            name##_whole(o, KD_ACT_NONE, s, panel, steps, 1); \
+            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 1); \
+        else if (join) \
+            name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 0); \
         else if (o->f.act == KD_ACT_GELU) \
-            name##_whole(o, KD_ACT_GELU, s, panel, steps, 0); \
+            name##_whole(o, KD_ACT_GELU, 0, s, panel, steps, 0); \
         else if (o->f.act == KD_ACT_RELU) \
-            name##_whole(o, KD_ACT_RELU, s, panel, steps, 0); \
+            name##_whole(o, KD_ACT_RELU, 0, s, panel, steps, 0); \
         else \
-            name##_whole(o, KD_ACT_NONE, s, panel, steps, 0); \
+            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 0); \
     }
 TILE(f32_to_f32, KD_AVX512, sums_f32, STORE_F32)
 TILE(f32_to_bf16, KD_AVX512_BF16, sums_f32, STORE_BF16)
@@ -275,21 +285,8 @@ static strip strip_of(const kd_matmul *m, const char *a, int64_t n, char *copy) 
     return (strip){copy, used, 0};
 }
 
-enum { LINE = 64 };
-
 static size_t size_of(kd_dtype type) {
     return type == KD_F32 ? sizeof(float) : sizeof(uint16_t);
-}
-
-/* Lines of c and of the residual are on their way while the tile is summed. */
-__attribute__((target("prfchw"))) static void fetch_ahead(const place *o) {
-    size_t element_bytes = size_of(o->type), other_bytes = size_of(o->f.residual_type), n = (size_t)o->columns;
-    for (size_t r = 0; r < (size_t)o->rows; r++) {
-        for (size_t j = 0; j < n * element_bytes; j += LINE)
-            __builtin_prefetch((char *)o->c + r * o->row * element_bytes + j, 1);
-        for (size_t j = 0; o->f.residual && j < n * other_bytes; j += LINE)
-            __builtin_prefetch((const char *)o->f.residual + r * o->row * other_bytes + j);
-    }
 }
 
 typedef void tile_fn(const place *o, const strip *s, const char *panel, size_t steps);
@@ -308,7 +305,6 @@ static void tiles(const kd_matmul *m, place o, const strip *s, const char *panel
         o.columns = left < COLUMNS ? left : COLUMNS;
         if (m->pads)
             o.columns = (o.columns + LANES - 1) / LANES * LANES;
-        fetch_ahead(&o);
         tile(&o, s, panel, steps);
         o.c = (char *)o.c + c_bytes;
         o.f.bias += o.f.bias ? COLUMNS : 0;
