@@ -77,14 +77,18 @@ KD_WIDE_LANE void kd_turn16(__m512i to[KD_LANES16], const __m512i from[KD_LANES1
     }
 }
 
-/* 2^x, to about 1.2e-7 relative; 0 where it is below the smallest f32. The polynomial: weighted least squares for the smallest relative error of 2^f on [-1/2, 1/2]. */
+/* 2^x for |x| < 2^22, to about 1.2e-7 relative; 0 where it is below the smallest f32. The polynomial: least squares, reweighted for the smallest relative error of 2^f on [-1/2, 1/2] (2e-9); one after the other its
+ * terms keep the units for multiplications the least busy. */
 KD_WIDE_LANE __m512 kd_power_of_two(__m512 x) {
-    __m512 whole = _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), f = _mm512_sub_ps(x, whole), f2 = _mm512_mul_ps(f, f);
-    __m512 high = _mm512_fmadd_ps(_mm512_set1_ps(1.5353362e-4f), f, _mm512_set1_ps(1.3398874e-3f));
-    __m512 middle = _mm512_fmadd_ps(_mm512_set1_ps(9.618437e-3f), f, _mm512_set1_ps(5.5503324e-2f));
-    __m512 low = _mm512_fmadd_ps(_mm512_set1_ps(0.24022648f), f, _mm512_set1_ps(0.6931472f));
-    __m512 p = _mm512_fmadd_ps(_mm512_fmadd_ps(high, f2, middle), f2, low);
-    return _mm512_scalef_ps(_mm512_fmadd_ps(p, f, _mm512_set1_ps(1)), whole);
+    const __m512 round = _mm512_set1_ps(12582912.0f); /* 1.5 2^23: adding it leaves no room for a fraction */
+    __m512 whole = _mm512_sub_ps(_mm512_add_ps(x, round), round), f = _mm512_sub_ps(x, whole);
+    __m512 p = _mm512_fmadd_ps(_mm512_set1_ps(1.53533621e-4f), f, _mm512_set1_ps(1.33988746e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.61843736e-3f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.55033247e-2f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.240226479f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(0.693147203f));
+    p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1));
+    return _mm512_scalef_ps(p, whole);
 }
 
 #endif

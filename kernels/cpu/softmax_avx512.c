@@ -18,8 +18,8 @@ KD_WIDE_LANE float largest(const float *x, size_t t) {
 }
 
 /* score = 2^(factor (score - top)); the sum of the row. */
-KD_WIDE_LANE float exponentials(float *x, size_t t, float factor) {
-    __m512 scale = _mm512_set1_ps(factor), shift = _mm512_set1_ps(largest(x, t) * factor), a = _mm512_setzero_ps(), b = a;
+KD_WIDE_LANE float exponentials(float *x, size_t t, float top, float factor) {
+    __m512 scale = _mm512_set1_ps(factor), shift = _mm512_set1_ps(top * factor), a = _mm512_setzero_ps(), b = a;
     size_t i = 0;
     for (; i + 2 * LANES <= t; i += 2 * LANES) {
         __m512 e = kd_power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(x + i), scale, shift)), f = kd_power_of_two(_mm512_fmsub_ps(_mm512_loadu_ps(x + i + LANES), scale, shift));
@@ -39,26 +39,30 @@ KD_WIDE_LANE float exponentials(float *x, size_t t, float factor) {
 
 static const float LOG2_E = 1.44269504f;
 
-KD_WIDE static void forward_f32(const kd_softmax_rows *c) {
-    size_t t = (size_t)c->t;
-    for (size_t r = 0; r < c->rows; r++) {
-        float *x = c->score + r * (size_t)c->ld, *to = (float *)c->operand + r * (size_t)c->operand_ld;
-        __m512 inverse = _mm512_set1_ps(1 / exponentials(x, t, c->scale * LOG2_E));
-        for (size_t i = 0; i < t; i += LANES)
-            _mm512_storeu_ps(to + i, _mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
-    }
-}
+enum { TOGETHER = 12 }; /* rows whose steps, each of which ends in one number, are done one after the other: no row waits for its own */
 
-KD_WIDE_BF16 static void forward_bf16(const kd_softmax_rows *c) {
-    size_t t = (size_t)c->t;
-    for (size_t r = 0; r < c->rows; r++) {
-        float *x = c->score + r * (size_t)c->ld;
-        uint16_t *to = (uint16_t *)c->operand + r * (size_t)c->operand_ld;
-        __m512 inverse = _mm512_set1_ps(1 / exponentials(x, t, c->scale * LOG2_E));
-        for (size_t i = 0; i < t; i += LANES)
-            kd_narrow16(to + i, 0xffff, _mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
+#define FORWARD(name, isa, element, store) \
+    __attribute__((target(isa))) static void name(const kd_softmax_rows *c) { \
+        size_t t = (size_t)c->t, ld = (size_t)c->ld; \
+        for (size_t first = 0; first < c->rows; first += TOGETHER) { \
+            size_t n = c->rows - first < TOGETHER ? c->rows - first : TOGETHER; \
+            float top[TOGETHER], sum[TOGETHER], *x = c->score + first * ld; \
+            for (size_t r = 0; r < n; r++) \
+                top[r] = largest(x + r * ld, t); \
+            for (size_t r = 0; r < n; r++) \
+                sum[r] = exponentials(x + r * ld, t, top[r], c->scale * LOG2_E); \
+            for (size_t r = 0; r < n; r++) { \
+                __m512 inverse = _mm512_set1_ps(1 / sum[r]); \
+                element *to = (element *)c->operand + (first + r) * (size_t)c->operand_ld; \
+                for (size_t i = 0; i < t; i += LANES) \
+                    store(to + i, _mm512_mul_ps(_mm512_loadu_ps(x + r * ld + i), inverse)); \
+            } \
+        } \
     }
-}
+#define STORE_F32(to, v) _mm512_storeu_ps(to, v)
+#define STORE_BF16(to, v) kd_narrow16(to, 0xffff, v)
+FORWARD(forward_f32, KD_AVX512, float, STORE_F32)
+FORWARD(forward_bf16, KD_AVX512_BF16, uint16_t, STORE_BF16)
 
 void kd_softmax_avx512(const kd_softmax_rows *c) {
     if (c->type == KD_F32)
