@@ -76,6 +76,12 @@ def look_at_roof(*kinds):
                 peaks[kind, threads] = max(peaks.get((kind, threads), 0), found.get("gflops", found.get("gb_s")))
 
 
+def peak_now(precision, threads):
+    """GFLOP/s. A processor's clock changes by a tenth within minutes: a share of the peak is one of what it could do at that time."""
+    found = run_ours("bench_peak", threads, precision, threads)
+    return found["gflops"] if found else None
+
+
 # ---- the peer ----
 
 class Peer:
@@ -196,6 +202,7 @@ class Row:
     def __init__(self, model, batch, mode, precision, threads):
         self.model, self.batch, self.mode, self.precision, self.threads = model, batch, mode, precision, threads
         self.ours, self.theirs = [], []  # of each turn: bench_model's JSON; milliseconds
+        self.ours_peak, self.theirs_peak = [], []  # of each turn: the higher of the peaks before and after it
         self.failed = self.peer_failed = self.way = ""
         self.peer_mib = None
 
@@ -221,9 +228,13 @@ class Row:
         try:
             rounds = rounds_for(self.turn_of_ours(1)["ms"])
             for turn in range(TURNS):
+                before = peak_now(self.precision, self.threads)
                 self.ours.append(self.turn_of_ours(rounds))
+                after = peak_now(self.precision, self.threads)
+                self.ours_peak.append(max(before or 0, after or 0))
                 if peer:
                     self.theirs.append(peer.ask(peer.rounds)["ms"])
+                    self.theirs_peak.append(max(after or 0, peak_now(self.precision, self.threads) or 0))
                 say("  turn %d: %.0f ms, PyTorch %s" % (turn + 1, self.ours[-1]["ms"], "%.0f ms" % self.theirs[-1] if self.theirs else "-"))
         except Failed as e:
             if peer and len(self.ours) > len(self.theirs):
@@ -242,9 +253,10 @@ class Row:
     def of_ours(self, what):
         return statistics.median(o[what] for o in self.ours)
 
-    def of_peak(self, gflops):
-        peak = peaks.get((self.precision, self.threads))
-        return "%.0f %%" % (100 * gflops / peak) if peak else "-"
+    def of_peak(self, gflop, ms, peaks_then):
+        """gflop: of a pass or step; of each turn milliseconds and peak."""
+        shares = [gflop / t * 1e3 / p for t, p in zip(ms, peaks_then) if p]
+        return "%.0f %%" % (100 * statistics.median(shares)) if shares else "-"
 
     def ratio(self):
         if not self.theirs or not self.ours:
@@ -261,13 +273,14 @@ class Row:
         ok = self.ours and not self.failed
         cells = [self.model, self.precision, str(self.threads), *(self.ratio() if ok and not self.peer_failed else ("-", "-"))]
         if self.mode == "infer":
-            theirs = self.of_peak(self.gflop() / statistics.median(self.theirs) * 1e3) if ok and self.theirs else "-"
-            return cells + [self.of_peak(self.of_ours("gflops")) if ok else "-", theirs, speed, peer, str(self.batch), self.way or "-"]
+            ours = self.of_peak(self.gflop(), [o["ms"] for o in self.ours], self.ours_peak) if ok else "-"
+            theirs = self.of_peak(self.gflop(), self.theirs, self.theirs_peak) if ok else "-"
+            return cells + [ours, theirs, speed, peer, str(self.batch), self.way or "-"]
         if not ok:
             return cells + ["-", speed, peer] + ["-"] * 7 + [self.way or "-"]
         over = statistics.median(o["mean_ms"] / o["floor_ms"] for o in self.ours)
         parts = [self.of_ours("ms"), self.of_ours("floor_ms"), statistics.median(o["ops_ms"] - o["floor_ms"] for o in self.ours), statistics.median(o["mean_ms"] - o["ops_ms"] for o in self.ours)]
-        return cells + ["%.2f" % over, speed, peer, *("%.0f" % p for p in parts), self.of_peak(self.gflop() / self.of_ours("floor_ms") * 1e3),
+        return cells + ["%.2f" % over, speed, peer, *("%.0f" % p for p in parts), self.of_peak(self.gflop(), [o["floor_ms"] for o in self.ours], self.ours_peak),
                         "%.0f" % self.of_ours("device_mib"), "%.0f" % self.peer_mib if self.peer_mib else "-", self.way or "-"]
 
 
