@@ -24,7 +24,7 @@ OUT = os.environ.get("OUT") or os.path.join(HERE, "results", "models.md")
 CORES = os.environ.get("CORES") or ",".join(str(c) for c in sorted(os.sched_getaffinity(0))[:2])
 TURN_SECONDS = 3  # a side's measured part of a turn, at least a round
 # Model, batch, and GFLOP of an image for the estimate of the whole run.
-TEACHERS = [("dinov2_vits14", 8, 12), ("dinov2_vitb14", 8, 46), ("dinov2_vitl14", 4, 162)]
+TEACHERS = [("dinov2_vits14", 4, 12), ("dinov2_vitb14", 4, 46), ("dinov2_vitl14", 4, 162)]
 STUDENTS = [("resnet18", 16, 11), ("resnet50", 16, 25), ("vit_small_patch16_224", 16, 28), ("yolov8n", 16, 2)]
 SIZE = 224
 # Settings of the peer's process. "heap kept": freed memory stays with the process (glibc) and large tensors are on huge pages.
@@ -80,6 +80,10 @@ def peak_now(precision, threads):
     """GFLOP/s. A processor's clock changes by a tenth within minutes: a share of the peak is one of what it could do at that time."""
     found = run_ours("bench_peak", threads, precision, threads)
     return found["gflops"] if found else None
+
+
+def mean_of(before, after):
+    return (before + after) / 2 if before and after else None
 
 
 # ---- the peer ----
@@ -202,7 +206,7 @@ class Row:
     def __init__(self, model, batch, mode, precision, threads):
         self.model, self.batch, self.mode, self.precision, self.threads = model, batch, mode, precision, threads
         self.ours, self.theirs = [], []  # of each turn: bench_model's JSON; milliseconds
-        self.ours_peak, self.theirs_peak = [], []  # of each turn: the higher of the peaks before and after it
+        self.ours_peak, self.theirs_peak = [], []  # of each turn: the mean of the peaks before and after it
         self.failed = self.peer_failed = self.way = ""
         self.peer_mib = None
 
@@ -231,10 +235,10 @@ class Row:
                 before = peak_now(self.precision, self.threads)
                 self.ours.append(self.turn_of_ours(rounds))
                 after = peak_now(self.precision, self.threads)
-                self.ours_peak.append(max(before or 0, after or 0))
+                self.ours_peak.append(mean_of(before, after))
                 if peer:
                     self.theirs.append(peer.ask(peer.rounds)["ms"])
-                    self.theirs_peak.append(max(after or 0, peak_now(self.precision, self.threads) or 0))
+                    self.theirs_peak.append(mean_of(after, peak_now(self.precision, self.threads)))
                 say("  turn %d: %.0f ms, PyTorch %s" % (turn + 1, self.ours[-1]["ms"], "%.0f ms" % self.theirs[-1] if self.theirs else "-"))
         except Failed as e:
             if peer and len(self.ours) > len(self.theirs):
