@@ -120,7 +120,7 @@ typedef struct strip {
         _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) KD_ROW(madd, m_, a + m_ * STEP); \
     } while (0)
 
-/* sum[12][vectors] of sixteen = first[vectors] + the strip times a panel. */
+/* sum[12][vectors] of sixteen = first[vectors] + the strip times a panel. One step a turn: the multiplications wait for nothing else, and a second loop for what four at a time leave over would move every sum. */
 #define SUMS(name, isa, madd) \
     __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][2], const __m512 first[2], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
         const char *a = s->a; \
