@@ -239,6 +239,8 @@ static size_t locate(const product *p, kd_product_tap *taps, size_t *out, place 
         locate_out(p, &g, out);
         m = g.end;
     }
+    for (size_t m = pixels; m < rows; m++)
+        out[m] = out[pixels - 1];
     for (size_t i = 0; i < l->taps; i++) {
         if (seen[i] == 0)
             continue;
