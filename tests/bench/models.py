@@ -63,7 +63,7 @@ peaks = {}  # (f32|bf16|triad, threads): the best seen so far, GFLOP/s or GB/s
 
 
 def look_at_roof(*kinds):
-    """Between the measurements again and again: on a machine that others use too, the best counts."""
+    """For the facts above the tables. Between the measurements again and again: on a machine that others use too, the best counts."""
     for kind in kinds:
         for threads in THREADS:
             try:
