@@ -7,7 +7,7 @@
  *     scores   [images, heads, queries, ld] f32     ld = T rounded up, so that rows are aligned
  *     probs    the same memory read as [.., queries, 2 ld] bf16, or in training a second one of [.., queries, ld]
  *
- * With matmul.h's products a forward pass needs the scores of twelve queries at a time: they stay in the first-level cache between the products, and k and v are packed once for all queries of a head.
+ * With matmul.h's products a forward pass needs the scores of sixteen queries at a time: they stay in the first-level cache between the products, and k and v are packed once for all queries of a head.
  *
  * Probabilities aren't saved for the backward pass, which makes them again, bit for bit: for one product and a softmax more, a training program of ViT-S is an eighth smaller. */
 #include <math.h>
@@ -55,7 +55,7 @@ typedef struct attention {
 
 enum {
     PRODUCTS = sizeof(products) / sizeof(product),
-    QUERIES_AT_ONCE = 12,    /* matmul.h, forward: one tile's or two's */
+    QUERIES_AT_ONCE = 16,    /* matmul.h, forward: two tiles' or three's */
     QUERIES_OF_BLOCK = 1024  /* at most, matmul.h, forward: the packing of k and v takes a twenty-fifth of that */
 };
 

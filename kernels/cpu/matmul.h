@@ -1,7 +1,7 @@
 /* Products of strided matrices on the calling thread: attention's (cpu_attention.c), which need its softmax in between; with AVX-512 also those of
  * linear layers in inference (cpu_linear_avx512.c), so that what follows the product is done while it lies in the first-level cache.
  *
- * Two kinds, of the same meaning: matmul_avx2.c (f32, 6 x 16 of the result in registers) and matmul_avx512.c (f32, and bf16 with its dot products; 12 x 32). Either copies b into panels, which stay in the second-level
+ * Two kinds, of the same meaning: matmul_avx2.c (f32, 6 x 16 of the result in registers) and matmul_avx512.c (f32, and bf16 with its dot products; 8 x 48). Either copies b into panels, which stay in the second-level
  * cache, and reads a where it lies. The order of every sum follows from the depth alone. Inside kernels/cpu only. */
 #ifndef KD_KERNELS_CPU_MATMUL_H
 #define KD_KERNELS_CPU_MATMUL_H
@@ -31,7 +31,7 @@ extern const kd_matmul_kind kd_matmul_avx2, kd_matmul_avx512;
 
 /* ---- matmul_avx512.c, for threads that share b's panels ---- */
 
-enum { KD_MATMUL_COLUMNS = 32 }; /* of a panel */
+enum { KD_MATMUL_ROWS = 8, KD_MATMUL_COLUMNS = 48 }; /* of a tile: a product of fewer, or of other than their multiples, wastes some of its last tiles */
 
 /* What becomes of a finished sum s: c = act(s + bias), or c = residual + gamma (s + bias) with act NONE. Absent ones are NULL. c may be the residual's memory. */
 typedef struct kd_matmul_finish {
@@ -41,7 +41,7 @@ typedef struct kd_matmul_finish {
     kd_act act;                /* NONE, RELU, GELU */
 } kd_matmul_finish;
 
-size_t kd_matmul_panels_bytes(const kd_matmul *m); /* what pack writes: panel after panel */
+size_t kd_matmul_panels_bytes(const kd_matmul *m); /* what pack writes; products of other columns of the same b are packed apart */
 size_t kd_matmul_strip_bytes(const kd_matmul *m);  /* of `strip`, 64-byte aligned */
 /* As rows, from panels that nobody changes; strip: the calling thread's. finish may be NULL. bf16 on either side of c needs AVX512-BF16. */
 void kd_matmul_rows_avx512(const kd_matmul *m, const kd_matmul_finish *finish, void *c, const void *a, int64_t rows, const void *panels, void *strip);

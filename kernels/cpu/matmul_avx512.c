@@ -1,9 +1,13 @@
 /* matmul.h with AVX-512: f32, and bf16 with AVX512-BF16's dot products.
  *
- * Everything is counted in steps of four bytes: one f32, or a pair of bf16 that lie one after the other in depth. A panel of b is [step][32 columns] of them, and a tile of the result is 12 x 32:
- * 24 sums in registers, for a step two vectors of the panel and twelve values of a, each spread over a vector. A processor does two such multiply-adds a cycle and needs up to six cycles for one: twelve sums would do.
+ * Everything is counted in steps of four bytes: one f32, or a pair of bf16 that lie one after the other in depth. A panel of b is [step][48 columns] of them, and a tile of the result is 8 x 48:
+ * 24 sums in registers, for a step three vectors of the panel and eight values of a, each spread over a vector. A processor does one or two such multiply-adds a cycle and needs up to six cycles for one: twelve sums would do.
+ * Eight rows, because a first-level cache has eight ways or more: rows whose distance is a multiple of 4 KiB (1,024 or 4,096 columns are common) compete for one set of it. Twelve rows of 32 columns, which need as many
+ * registers, took 7 % longer there, and no less elsewhere.
  *
- * a's rows are read where they lie. If a is transposed, twelve of its columns (and a few more) are copied into a strip [step][16] first; if fewer than twelve rows are left, they are copied, too, so that nothing
+ * The columns that are left over have a narrower panel, of one or two vectors; 64 are two of two, since eight sums are too few to keep the processor busy.
+ *
+ * a's rows are read where they lie. If a is transposed, eight of its columns (and as many more) are copied into a strip [step][16] first; if fewer than eight rows are left, they are copied, too, so that nothing
  * behind them is read. */
 #include <string.h>
 
@@ -11,8 +15,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/matmul.h"
 
-enum { ROWS = 12, LANES = KD_LANES16, COLUMNS = KD_MATMUL_COLUMNS, STEP = 4, PANEL_STEP = COLUMNS * STEP, STRIP_STEP = LANES * STEP };
-_Static_assert(COLUMNS == 2 * LANES, "a panel is two vectors wide");
+enum { ROWS = KD_MATMUL_ROWS, LANES = KD_LANES16, VECTORS = 3, COLUMNS = KD_MATMUL_COLUMNS, STEP = 4, VECTOR = LANES * STEP };
+_Static_assert(COLUMNS == VECTORS * LANES, "a panel is three vectors wide");
 
 static size_t element(const kd_matmul *m) {
     return kd_dtype_size(m->type);
@@ -23,17 +27,24 @@ static size_t steps_of(const kd_matmul *m) {
     return ((size_t)m->depth + at_once - 1) / at_once;
 }
 
-static size_t panel_bytes(const kd_matmul *m) {
-    return steps_of(m) * PANEL_STEP;
+/* Of the panel that begins where `left` columns are left. */
+static int64_t panel_columns(int64_t left) {
+    if (left > COLUMNS && left <= 4 * LANES)
+        return 2 * LANES;
+    return left < COLUMNS ? left : COLUMNS;
+}
+
+static size_t vectors_of(int64_t columns) {
+    return (size_t)(columns + LANES - 1) / LANES;
 }
 
 size_t kd_matmul_panels_bytes(const kd_matmul *m) {
-    return (size_t)((m->columns + COLUMNS - 1) / COLUMNS) * panel_bytes(m);
+    return vectors_of(m->columns) * steps_of(m) * VECTOR;
 }
 
-/* Twelve rows of a, as a strip or one after the other. */
+/* Eight rows of a, as a strip or one after the other. */
 size_t kd_matmul_strip_bytes(const kd_matmul *m) {
-    return steps_of(m) * STRIP_STEP;
+    return steps_of(m) * VECTOR;
 }
 
 static size_t matmul_bytes(const kd_matmul *m) {
@@ -78,57 +89,65 @@ KD_WIDE static void turn_columns(const kd_matmul *m, char *to, size_t to_step, c
 
 static void matmul_pack(const kd_matmul *m, const void *b, void *scratch) {
     char *panel = scratch;
-    for (int64_t first = 0; first < m->columns; first += COLUMNS, panel += panel_bytes(m))
-        for (int64_t j = 0; j < COLUMNS; j += LANES) {
-            int64_t left = m->columns - first - j, n = left < 0 ? 0 : left < LANES ? left : LANES;
-            const char *from = (const char *)b + (size_t)((first + (n ? j : 0)) * m->b_column) * element(m); /* n = 0: read nothing, from anywhere */
+    for (int64_t first = 0, columns; first < m->columns; first += columns) {
+        columns = panel_columns(m->columns - first);
+        size_t panel_step = vectors_of(columns) * VECTOR;
+        for (int64_t j = 0; j < columns; j += LANES) {
+            int64_t n = columns - j < LANES ? columns - j : LANES;
+            const char *from = (const char *)b + (size_t)((first + j) * m->b_column) * element(m);
             if (m->b_column == 1)
-                copy_columns(m, panel + j * STEP, PANEL_STEP, from, (size_t)m->b_row * element(m), n);
+                copy_columns(m, panel + j * STEP, panel_step, from, (size_t)m->b_row * element(m), n);
             else
-                turn_columns(m, panel + j * STEP, PANEL_STEP, from, (size_t)m->b_column * element(m), n);
+                turn_columns(m, panel + j * STEP, panel_step, from, (size_t)m->b_column * element(m), n);
         }
+        panel += steps_of(m) * panel_step;
+    }
 }
 
 /* ---- tiles ---- */
 
-/* Twelve rows of a: row m of step k begins at a + m row + k step (bytes). */
+/* Eight rows of a: row m of step k begins at a + m row + k step (bytes). */
 typedef struct strip {
     const char *a;
     size_t row;
-    int turned; /* a [step][16]: row is STEP, step is STRIP_STEP; else step is STEP */
+    int turned; /* a [step][16]: row is STEP, step is VECTOR; else step is STEP */
 } strip;
 
-/* Addresses that the processor adds up itself, from six registers. */
+/* Row m of a tile += the value at `at` times b. */
+#define ROW(madd, m, at) \
+    do { \
+        __m512i value_ = _mm512_set1_epi32(*(const kd_any32 *)(at)); \
+        _Pragma("GCC unroll 3") for (int v_ = 0; v_ < vectors; v_++) madd(sum[m][v_], value_, b[v_]); \
+    } while (0)
+
+/* Addresses that the processor adds up itself, from four registers. */
 #define TURN_ROWS(madd) \
     do { \
-        KD_ROW(madd, 0, a); \
-        KD_ROW(madd, 1, a + row); \
-        KD_ROW(madd, 2, a + 2 * row); \
-        KD_ROW(madd, 3, a + row3); \
-        KD_ROW(madd, 4, a + 4 * row); \
-        KD_ROW(madd, 5, a + row5); \
-        KD_ROW(madd, 6, a + 2 * row3); \
-        KD_ROW(madd, 7, a + row7); \
-        KD_ROW(madd, 8, a + 8 * row); \
-        KD_ROW(madd, 9, a + row9); \
-        KD_ROW(madd, 10, a + 2 * row5); \
-        KD_ROW(madd, 11, a + row11); \
+        ROW(madd, 0, a); \
+        ROW(madd, 1, a + row); \
+        ROW(madd, 2, a + 2 * row); \
+        ROW(madd, 3, a + row3); \
+        ROW(madd, 4, a + 4 * row); \
+        ROW(madd, 5, a + row5); \
+        ROW(madd, 6, a + 2 * row3); \
+        ROW(madd, 7, a + row7); \
     } while (0)
 
 #define TURN_STRIP(madd) \
     do { \
-        _Pragma("GCC unroll 12") for (int m_ = 0; m_ < ROWS; m_++) KD_ROW(madd, m_, a + m_ * STEP); \
+        _Pragma("GCC unroll 8") for (int m_ = 0; m_ < ROWS; m_++) ROW(madd, m_, a + m_ * STEP); \
     } while (0)
 
-/* sum[12][vectors] of sixteen = first[vectors] + the strip times a panel. One step a turn: the multiplications wait for nothing else, and a second loop for what four at a time leave over would move every sum. */
+/* sum[8][vectors] of sixteen = first[vectors] + the strip times a panel of as many. One step a turn: the multiplications wait for nothing else, and a second loop for what four at a time leave over would move every sum. */
 #define SUMS(name, isa, madd) \
-    __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][2], const __m512 first[2], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
+    __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][VECTORS], const __m512 first[VECTORS], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
         const char *a = s->a; \
-        size_t row = s->row, row3 = 3 * row, row5 = 5 * row, row7 = 7 * row, row9 = 9 * row, row11 = 11 * row; \
-        __asm__("" : "+r"(row), "+r"(row3), "+r"(row5), "+r"(row7), "+r"(row9), "+r"(row11)); \
-        _Pragma("GCC unroll 12") for (int m = 0; m < ROWS; m++) sum[m][0] = first[0], sum[m][1] = first[1]; \
-        for (size_t k = 0; k < steps; k++, panel += PANEL_STEP, a += turned ? STRIP_STEP : STEP) { \
-            __m512i b0 = _mm512_load_si512(panel), b1 = vectors > 1 ? _mm512_load_si512(panel + LANES * STEP) : b0; \
+        size_t row = s->row, row3 = 3 * row, row5 = 5 * row, row7 = 7 * row; \
+        __asm__("" : "+r"(row), "+r"(row3), "+r"(row5), "+r"(row7)); \
+        _Pragma("GCC unroll 8") for (int m = 0; m < ROWS; m++) _Pragma("GCC unroll 3") for (int v = 0; v < vectors; v++) sum[m][v] = first[v]; \
+        for (size_t k = 0; k < steps; k++, panel += vectors * VECTOR, a += turned ? VECTOR : STEP) { \
+            __m512i b[VECTORS]; \
+            _Pragma("GCC unroll 3") for (int v = 0; v < vectors; v++) b[v] = _mm512_load_si512(panel + v * VECTOR); \
             if (turned) \
                 TURN_STRIP(madd); \
             else \
@@ -178,11 +197,11 @@ typedef struct place {
 
 /* Asks for a tile of the residual, so that it comes while the tile is summed. Asking for c, or for a's next rows, costs more than it saves. */
 KD_WIDE_LANE void fetch(const float *residual, size_t row) {
-#pragma GCC unroll 12
-    for (size_t r = 0; r < ROWS; r++) {
-        __builtin_prefetch(residual + r * row);
-        __builtin_prefetch(residual + r * row + LANES);
-    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < ROWS; r++)
+#pragma GCC unroll 3
+        for (size_t v = 0; v < VECTORS; v++)
+            __builtin_prefetch(residual + r * row + v * LANES);
 }
 
 /* Lanes i .. of p, or, where there is none, `otherwise` in each. */
@@ -206,38 +225,39 @@ KD_WIDE_LANE __m512 activated(kd_act act, __m512 v) {
 /* For a type of operands, and one of c, whose instructions the other may not have. A whole tile goes out of registers, and what becomes of its sums is known here: a processor that holds the end of one tile and the
  * beginning of the next at once, some hundred instructions, has no gap between them. Other tiles, which are few, go by way of memory; the arithmetic is the same. */
 #define TILE(name, isa, sums, store) \
-    __attribute__((target(isa), always_inline)) static inline void name##_whole(const place *o, kd_act act, const int join, const strip *s, const char *panel, size_t steps, const int turned) { \
+    __attribute__((target(isa), always_inline)) static inline void name##_whole(const place *o, kd_act act, const int join, const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
         const float *x = o->f.residual; \
         void *c = o->c; \
         const size_t row = o->row; \
-        const __m512 first[2] = {lanes_or(o->f.bias, 0, COLUMNS, 0), lanes_or(o->f.bias, LANES, COLUMNS, 0)}, gamma[2] = {lanes_or(o->f.gamma, 0, COLUMNS, 1), lanes_or(o->f.gamma, LANES, COLUMNS, 1)}; \
-        __m512 sum[ROWS][2]; \
+        __m512 first[VECTORS], gamma[VECTORS], sum[ROWS][VECTORS]; \
+        _Pragma("GCC unroll 3") for (int v = 0; v < vectors; v++) first[v] = lanes_or(o->f.bias, (size_t)v * LANES, COLUMNS, 0), gamma[v] = lanes_or(o->f.gamma, (size_t)v * LANES, COLUMNS, 1); \
         if (join) \
             fetch(x, row); \
-        sums(sum, first, s, panel, steps, 2, turned); \
-        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) { \
+        sums(sum, first, s, panel, steps, vectors, turned); \
+        _Pragma("GCC unroll 8") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 3") for (size_t v = 0; v < (size_t)vectors; v++) { \
             size_t i = r * row + v * LANES; \
             __m512 y = join ? _mm512_fmadd_ps(sum[r][v], gamma[v], _mm512_loadu_ps(x + i)) : activated(act, sum[r][v]); \
             store(i, 0xffff, y); \
         } \
     } \
-    __attribute__((target(isa), always_inline)) static inline void name##_sums(float *out, const __m512 first[2], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
-        __m512 sum[ROWS][2]; \
+    __attribute__((target(isa), always_inline)) static inline void name##_sums(float *out, const __m512 first[VECTORS], const strip *s, const char *panel, size_t steps, const int vectors, const int turned) { \
+        __m512 sum[ROWS][VECTORS]; \
         sums(sum, first, s, panel, steps, vectors, turned); \
-        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (size_t v = 0; v < 2; v++) _mm512_store_ps(out + r * COLUMNS + v * LANES, sum[r][v]); \
+        _Pragma("GCC unroll 8") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 3") for (size_t v = 0; v < (size_t)vectors; v++) _mm512_store_ps(out + r * COLUMNS + v * LANES, sum[r][v]); \
     } \
     __attribute__((target(isa), noinline)) static void name##_part(const place *o, const strip *s, const char *panel, size_t steps) { \
         _Alignas(64) float sum[ROWS * COLUMNS]; \
-        const __m512 first[2] = {lanes_or(o->f.bias, 0, o->columns, 0), lanes_or(o->f.bias, LANES, o->columns, 0)}; \
+        __m512 first[VECTORS]; \
+        _Pragma("GCC unroll 3") for (size_t v = 0; v < VECTORS; v++) first[v] = lanes_or(o->f.bias, v * LANES, o->columns, 0); \
         void *c = o->c; \
-        if (s->turned && o->columns > LANES) \
-            name##_sums(sum, first, s, panel, steps, 2, 1); \
-        else if (s->turned) \
-            name##_sums(sum, first, s, panel, steps, 1, 1); \
-        else if (o->columns > LANES) \
-            name##_sums(sum, first, s, panel, steps, 2, 0); \
-        else \
-            name##_sums(sum, first, s, panel, steps, 1, 0); \
+        switch (2 * (int)vectors_of(o->columns) + s->turned) { \
+        case 2: name##_sums(sum, first, s, panel, steps, 1, 0); break; \
+        case 3: name##_sums(sum, first, s, panel, steps, 1, 1); break; \
+        case 4: name##_sums(sum, first, s, panel, steps, 2, 0); break; \
+        case 5: name##_sums(sum, first, s, panel, steps, 2, 1); break; \
+        case 6: name##_sums(sum, first, s, panel, steps, 3, 0); break; \
+        default: name##_sums(sum, first, s, panel, steps, 3, 1); break; \
+        } \
         for (size_t r = 0; r < (size_t)o->rows; r++) \
             for (size_t j = 0; j < (size_t)o->columns; j += LANES) { \
                 __mmask16 here = kd_first16((size_t)o->columns - j); \
@@ -249,19 +269,25 @@ KD_WIDE_LANE __m512 activated(kd_act act, __m512 v) {
             } \
     } \
     __attribute__((target(isa))) static void name(const place *o, const strip *s, const char *panel, size_t steps) { \
-        int join = o->f.residual != NULL; \
-        if (o->rows < ROWS || o->columns < COLUMNS || o->add || (s->turned && (o->f.act != KD_ACT_NONE || join)) || (join && o->f.residual_type != KD_F32)) \
+        int join = o->f.residual != NULL, plain = o->f.act == KD_ACT_NONE && !join; \
+        if (o->rows < ROWS || o->add || (join && o->f.residual_type != KD_F32)) \
+            name##_part(o, s, panel, steps); \
+        else if (plain && o->columns == 2 * LANES && s->turned) \
+            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 2, 1); \
+        else if (plain && o->columns == 2 * LANES) \
+            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 2, 0); \
+        else if (o->columns < COLUMNS || (s->turned && !plain)) \
             name##_part(o, s, panel, steps); \
         else if (s->turned) \
-            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 1); \
+            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 3, 1); \
         else if (join) \
-            name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 0); \
+            name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 3, 0); \
         else if (o->f.act == KD_ACT_GELU) \
-            name##_whole(o, KD_ACT_GELU, 0, s, panel, steps, 0); \
+            name##_whole(o, KD_ACT_GELU, 0, s, panel, steps, 3, 0); \
         else if (o->f.act == KD_ACT_RELU) \
-            name##_whole(o, KD_ACT_RELU, 0, s, panel, steps, 0); \
+            name##_whole(o, KD_ACT_RELU, 0, s, panel, steps, 3, 0); \
         else \
-            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 0); \
+            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 3, 0); \
     }
 TILE(f32_to_f32, KD_AVX512, sums_f32, STORE_F32)
 TILE(f32_to_bf16, KD_AVX512_BF16, sums_f32, STORE_BF16)
@@ -270,11 +296,11 @@ TILE(bf16_to_bf16, KD_AVX512_BF16, sums_bf16, STORE_BF16)
 
 /* ---- the whole product ---- */
 
-/* The first twelve of a's rows, of which there are n. */
+/* The first eight of a's rows, of which there are n. */
 static strip strip_of(const kd_matmul *m, const char *a, int64_t n, char *copy) {
     size_t row = (size_t)m->a_row * element(m), used = steps_of(m) * STEP;
     if (m->a_column != 1) {
-        copy_columns(m, copy, STRIP_STEP, a, (size_t)m->a_column * element(m), n); /* a strip has room for more than twelve */
+        copy_columns(m, copy, VECTOR, a, (size_t)m->a_column * element(m), n); /* a strip has room for more than eight */
         return (strip){copy, STEP, 1};
     }
     if (n >= ROWS)
@@ -300,16 +326,16 @@ static tile_fn *tile_of(const kd_matmul *m) {
 /* The strip times every panel; o: the place of the first tile. */
 static void tiles(const kd_matmul *m, place o, const strip *s, const char *panel) {
     tile_fn *tile = tile_of(m);
-    size_t steps = steps_of(m), c_bytes = COLUMNS * size_of(o.type), residual_bytes = COLUMNS * size_of(o.f.residual_type);
-    for (int64_t left = m->columns; left > 0; left -= COLUMNS, panel += steps * PANEL_STEP) {
-        o.columns = left < COLUMNS ? left : COLUMNS;
-        if (m->pads)
-            o.columns = (o.columns + LANES - 1) / LANES * LANES;
+    size_t steps = steps_of(m);
+    for (int64_t left = m->columns, columns; left > 0; left -= columns) {
+        columns = panel_columns(left);
+        o.columns = m->pads ? (int64_t)vectors_of(columns) * LANES : columns;
         tile(&o, s, panel, steps);
-        o.c = (char *)o.c + c_bytes;
-        o.f.bias += o.f.bias ? COLUMNS : 0;
-        o.f.gamma += o.f.gamma ? COLUMNS : 0;
-        o.f.residual = o.f.residual ? (const char *)o.f.residual + residual_bytes : NULL;
+        panel += vectors_of(columns) * steps * VECTOR;
+        o.c = (char *)o.c + (size_t)columns * size_of(o.type);
+        o.f.bias += o.f.bias ? columns : 0;
+        o.f.gamma += o.f.gamma ? columns : 0;
+        o.f.residual = o.f.residual ? (const char *)o.f.residual + (size_t)columns * size_of(o.f.residual_type) : NULL;
     }
 }
 
