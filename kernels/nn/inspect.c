@@ -225,7 +225,8 @@ typedef struct timing {
 
 /* Both gradients of a matrix product cost as much as itself. */
 static double flops_of(const kd_pnode *n, int backward) {
-    return kd_op_flops(&n->desc) * (backward ? (n->desc.need_dx != 0) + (n->desc.need_dparam != 0) : 1);
+    int gradients = n->desc.kind == KD_OP_ATTENTION ? 2 : (n->desc.need_dx != 0) + (n->desc.need_dparam != 0); /* attention multiplies activations: either of a product's has a gradient */
+    return kd_op_flops(&n->desc) * (backward ? gradients : 1);
 }
 
 static int longer_first(const void *a, const void *b) {
