@@ -217,6 +217,11 @@ static void conv2d_cases(void) {
         {2, 7, 7, 6, 9, 3, 1, 1, 1, KD_ACT_NONE, 3},
         {1, 8, 8, 32, 64, 3, 2, 1, 0, KD_ACT_RELU, 2},
         {2, 5, 4, 64, 64, 1, 1, 0, 0, KD_ACT_NONE, 4},
+        {1, 1, 1, 16, 16, 3, 1, 1, 1, KD_ACT_NONE, 1},   /* from here on what Winograd's tiles take: a map smaller than a tile */
+        {3, 15, 13, 32, 48, 3, 1, 1, 1, KD_ACT_RELU, 1},
+        {5, 30, 31, 16, 80, 3, 1, 1, 0, KD_ACT_NONE, 1}, /* more tiles than either pass takes at once */
+        {2, 7, 7, 528, 64, 3, 1, 1, 1, KD_ACT_NONE, 1},  /* long sums */
+        {2, 8, 6, 112, 176, 3, 1, 1, 0, KD_ACT_RELU, 1},
     };
     for (size_t i = 0; i < COUNT(list); i++) {
         const window_case *c = &list[i];
@@ -229,8 +234,9 @@ static void conv2d_cases(void) {
     mixed(conv2d(&list[3]), 0, "2x9x9x17->33 k1", KD_F32, KD_F32, KD_BF16);
     mixed(conv2d(&list[7]), 0, "1x29x28x3->17 k14 s14 bias", KD_BF16, KD_F32, KD_F32);
     mixed(conv2d(&list[9]), 0, "2x6x6x64->64 k3", KD_F32, KD_F32, KD_BF16);
-    mixed(conv2d(&list[17]), 0, "2x9x7x17 k3 depthwise", KD_BF16, KD_F32, KD_F32);
-    mixed(conv2d(&list[19]), 0, "2x14x14x48 k7 depthwise", KD_F32, KD_F32, KD_BF16);
+    static const window_case depthwise3 = {2, 9, 7, 17, 17, 3, 1, 1, 0, KD_ACT_NONE, 17}, depthwise7 = {2, 14, 14, 48, 48, 7, 1, 3, 1, KD_ACT_NONE, 48};
+    mixed(conv2d(&depthwise3), 0, "2x9x7x17 k3 depthwise", KD_BF16, KD_F32, KD_F32);
+    mixed(conv2d(&depthwise7), 0, "2x14x14x48 k7 depthwise", KD_F32, KD_F32, KD_BF16);
 }
 
 static void max_pool_cases(void) {
@@ -280,6 +286,8 @@ static void linear_cases(void) {
     variants(residual_linear(shape(3, 2, 50, 64), 64, 1), 1, "2x50x64->64 bias residual");
     inference(linear(shape(2, 3, 1280), 7, 1, KD_ACT_NONE), "3x1280->7 bias");
     inference(linear(shape(2, 2, 4096), 515, 1, KD_ACT_NONE), "2x4096->515 bias");
+    inference(linear(shape(2, 19, 700), 160, 1, KD_ACT_GELU), "19x700->160 bias gelu"); /* blocks of columns, and a last one of two narrow panels */
+    inference(residual_linear(shape(2, 19, 2112), 112, 1), "19x2112->112 bias residual gamma");
     mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_NONE), 0, "2x17x64->33 bias", KD_BF16, KD_F32, KD_F32);
     mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_GELU), 0, "2x17x64->33 bias gelu", KD_BF16, KD_F32, KD_F32);
     mixed(linear(shape(3, 2, 17, 64), 33, 1, KD_ACT_GELU), 0, "2x17x64->33 bias gelu", KD_F32, KD_F32, KD_BF16);
