@@ -43,7 +43,7 @@ typedef struct kd_matmul_finish {
 
 size_t kd_matmul_panels_bytes(const kd_matmul *m); /* what pack writes; products of other columns of the same b are packed apart */
 size_t kd_matmul_strip_bytes(const kd_matmul *m);  /* of `strip`, 64-byte aligned */
-/* As rows, from panels that nobody changes; strip: the calling thread's. finish may be NULL. bf16 on either side of c needs AVX512-BF16. */
+/* As rows, from panels that nobody changes; m->add: c is the residual, and finish has none, nor an activation; strip: the calling thread's. finish may be NULL. bf16 on either side of c needs AVX512-BF16. */
 void kd_matmul_rows_avx512(const kd_matmul *m, const kd_matmul_finish *finish, void *c, const void *a, int64_t rows, const void *panels, void *strip);
 
 /* The kind for operands of `type` on this processor, as far as ONEDNN_MAX_CPU_ISA allows; NULL: none. */

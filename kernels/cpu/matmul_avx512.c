@@ -191,16 +191,15 @@ typedef struct place {
     kd_dtype type;        /* of c */
     size_t row;           /* from row to row of c, in elements */
     int64_t rows, columns;
-    int add;
     kd_matmul_finish f;   /* of the tile's first column and element */
 } place;
 
 /* Asks for a tile of the residual, so that it comes while the tile is summed. Asking for c, or for a's next rows, costs more than it saves. */
-KD_WIDE_LANE void fetch(const float *residual, size_t row) {
+KD_WIDE_LANE void fetch(const float *residual, size_t row, const size_t vectors) {
 #pragma GCC unroll 8
     for (size_t r = 0; r < ROWS; r++)
 #pragma GCC unroll 3
-        for (size_t v = 0; v < VECTORS; v++)
+        for (size_t v = 0; v < vectors; v++)
             __builtin_prefetch(residual + r * row + v * LANES);
 }
 
@@ -232,7 +231,7 @@ KD_WIDE_LANE __m512 activated(kd_act act, __m512 v) {
         __m512 first[VECTORS], gamma[VECTORS], sum[ROWS][VECTORS]; \
         _Pragma("GCC unroll 3") for (int v = 0; v < vectors; v++) first[v] = lanes_or(o->f.bias, (size_t)v * LANES, COLUMNS, 0), gamma[v] = lanes_or(o->f.gamma, (size_t)v * LANES, COLUMNS, 1); \
         if (join) \
-            fetch(x, row); \
+            fetch(x, row, (size_t)vectors); \
         sums(sum, first, s, panel, steps, vectors, turned); \
         _Pragma("GCC unroll 8") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 3") for (size_t v = 0; v < (size_t)vectors; v++) { \
             size_t i = r * row + v * LANES; \
@@ -265,29 +264,28 @@ KD_WIDE_LANE __m512 activated(kd_act act, __m512 v) {
                 __m512 y = activated(o->f.act, _mm512_load_ps(sum + r * COLUMNS + j)); \
                 if (o->f.residual) \
                     y = _mm512_fmadd_ps(y, lanes_or(o->f.gamma, j, o->columns, 1), load_any(o->f.residual, o->f.residual_type, i, here)); \
-                store(i, here, o->add ? _mm512_add_ps(y, load_any(c, o->type, i, here)) : y); \
+                store(i, here, y); \
             } \
     } \
     __attribute__((target(isa))) static void name(const place *o, const strip *s, const char *panel, size_t steps) { \
-        int join = o->f.residual != NULL, plain = o->f.act == KD_ACT_NONE && !join; \
-        if (o->rows < ROWS || o->add || (join && o->f.residual_type != KD_F32)) \
+        int join = o->f.residual != NULL, linear = o->f.act == KD_ACT_NONE; \
+        if (o->rows < ROWS || o->columns < 2 * LANES || o->columns % LANES != 0 || (!linear && (s->turned || o->columns < COLUMNS)) || (join && o->f.residual_type != KD_F32)) \
             name##_part(o, s, panel, steps); \
-        else if (plain && o->columns == 2 * LANES && s->turned) \
-            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 2, 1); \
-        else if (plain && o->columns == 2 * LANES) \
-            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 2, 0); \
-        else if (o->columns < COLUMNS || (s->turned && !plain)) \
-            name##_part(o, s, panel, steps); \
-        else if (s->turned) \
-            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 3, 1); \
-        else if (join) \
-            name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 3, 0); \
         else if (o->f.act == KD_ACT_GELU) \
             name##_whole(o, KD_ACT_GELU, 0, s, panel, steps, 3, 0); \
         else if (o->f.act == KD_ACT_RELU) \
             name##_whole(o, KD_ACT_RELU, 0, s, panel, steps, 3, 0); \
         else \
-            name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 3, 0); \
+            switch (4 * (o->columns == COLUMNS) + 2 * join + s->turned) { \
+            case 0: name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 2, 0); break; \
+            case 1: name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 2, 1); break; \
+            case 2: name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 2, 0); break; \
+            case 3: name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 2, 1); break; \
+            case 4: name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 3, 0); break; \
+            case 5: name##_whole(o, KD_ACT_NONE, 0, s, panel, steps, 3, 1); break; \
+            case 6: name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 3, 0); break; \
+            default: name##_whole(o, KD_ACT_NONE, 1, s, panel, steps, 3, 1); break; \
+            } \
     }
 TILE(f32_to_f32, KD_AVX512, sums_f32, STORE_F32)
 TILE(f32_to_bf16, KD_AVX512_BF16, sums_f32, STORE_BF16)
@@ -340,15 +338,20 @@ static void tiles(const kd_matmul *m, place o, const strip *s, const char *panel
 }
 
 void kd_matmul_rows_avx512(const kd_matmul *m, const kd_matmul_finish *finish, void *c, const void *a, int64_t rows, const void *panels, void *strip_work) {
-    static const kd_matmul_finish nothing;
-    place o = {.type = m->c_type, .row = (size_t)m->c_row, .add = m->add, .f = finish ? *finish : nothing};
+    place o = {.type = m->c_type, .row = (size_t)m->c_row};
+    if (finish)
+        o.f = *finish;
+    if (m->add) {
+        o.f.residual = c;
+        o.f.residual_type = m->c_type;
+    }
+    const char *residual = o.f.residual;
     for (int64_t r = 0; r < rows; r += ROWS) {
         strip s = strip_of(m, (const char *)a + (size_t)(r * m->a_row) * element(m), rows - r, strip_work);
         size_t at = (size_t)(r * m->c_row);
         o.c = (char *)c + at * size_of(o.type);
         o.rows = rows - r < ROWS ? rows - r : ROWS;
-        if (finish && finish->residual)
-            o.f.residual = (const char *)finish->residual + at * size_of(o.f.residual_type);
+        o.f.residual = residual ? residual + at * size_of(o.f.residual_type) : NULL;
         tiles(m, o, &s, panels);
     }
 }
