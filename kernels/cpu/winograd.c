@@ -17,9 +17,8 @@ enum {
     STEP = 2,               /* from tile to tile */
     GAP = 32,               /* floats between the matrices of two points, so that 16 stores don't compete for one set of the first-level cache */
     NEAR_FLOATS = 640 << 8, /* of the matrices of a thread's tiles: 640 KiB; but */
-    LEAST_TILES = 72,       /* at least, because all weights pass by them */
-    SUM_FLOATS = 1 << 20,   /* likewise of tiles whose sums for the weights are added up at once: 4 MiB */
-    LEAST_SUM_TILES = 256,
+    LEAST_TILES = 128,       /* at least, because all weights pass by them */
+    LEAST_SUM_TILES = 128,
     MOST_SUM_TILES = 512
 };
 
@@ -50,7 +49,7 @@ static tiles forward_tiles(const kd_window *s, int threads) {
 }
 
 static tiles sum_tiles(const kd_window *s) {
-    return tiles_of(s, SUM_FLOATS, LEAST_SUM_TILES, MOST_SUM_TILES, 1);
+    return tiles_of(s, POINTS * 2 * s->in * s->out, LEAST_SUM_TILES, MOST_SUM_TILES, 1);
 }
 
 /* Floats from one point's matrix to the next, of `rows` rows. */
