@@ -43,24 +43,24 @@ KD_LANE void store_winner(uint8_t *p, pool_vi winner, int n) {
     _mm_mask_storeu_epi8(p, kd_first16((size_t)n), _mm512_cvtepi32_epi8((__m512i)winner));
 }
 
-KD_LANE pool_vi load_winner(const uint8_t *p, int n) {
-    return (pool_vi)_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(kd_first16((size_t)n), p));
-}
-
 KD_LANE pool_vf pool_load(const void *p, kd_dtype t, size_t i, int n) {
     return kd_load(p, t, i, n);
+}
+
+KD_LANE pool_vf load_won(const uint8_t *winner, int position, const void *p, kd_dtype t, size_t i, int n) {
+    __mmask16 here = kd_first16((size_t)n), won = _mm_mask_cmpeq_epi8_mask(here, _mm_maskz_loadu_epi8(here, winner + i), _mm_set1_epi8((char)position));
+    return (pool_vf)(t == KD_F32 ? _mm512_maskz_loadu_ps(won, (const float *)p + i) : kd_widen16(won, (const uint16_t *)p + i));
 }
 
 KD_LANE void pool_store(void *p, kd_dtype t, size_t i, pool_vf v, int n) {
     kd_store(p, t, i, v, n);
 }
 
-KD_LANE pool_vi pool_less(pool_vf a, pool_vf b) {
-    return kd_negative(a - b);
-}
-
-KD_LANE pool_vf pool_select(pool_vi mask, pool_vf a, pool_vf b) {
-    return kd_select(mask, a, b);
+KD_LANE void take_better(pool_vf *best, pool_vi *winner, pool_vf *zero, pool_vf v, int position) {
+    __mmask16 better = _mm512_cmp_ps_mask((__m512)*best, (__m512)v, _CMP_LT_OQ);
+    *best = (pool_vf)_mm512_mask_mov_ps((__m512)*best, better, (__m512)v);
+    *winner = (pool_vi)_mm512_mask_mov_epi32((__m512i)*winner, better, _mm512_set1_epi32(position));
+    *zero = (pool_vf)_mm512_fmadd_ps((__m512)v, _mm512_setzero_ps(), (__m512)*zero);
 }
 #else
 enum { POOL_LANES = KD_V8 };
@@ -106,12 +106,18 @@ KD_LANE void pool_store(void *p, kd_dtype t, size_t i, pool_vf v, int n) {
         kd_store8_bf16((uint16_t *)p + i, v, n);
 }
 
-KD_LANE pool_vi pool_less(pool_vf a, pool_vf b) {
-    return kd_less8(a, b);
+/* dy's lanes where the window's winner is at `position`, else 0. */
+KD_LANE pool_vf load_won(const uint8_t *winner, int position, const void *p, kd_dtype t, size_t i, int n) {
+    pool_vi other = load_winner(winner + i, n) ^ position; /* 0 where it won; small numbers */
+    return (pool_vf)((other - 1) >> 31 & (pool_vi)pool_load(p, t, i, n));
 }
 
-KD_LANE pool_vf pool_select(pool_vi mask, pool_vf a, pool_vf b) {
-    return kd_select8(mask, a, b);
+/* One more value of the window. zero: 0, or NaN once a value isn't finite, which must show in y. */
+KD_LANE void take_better(pool_vf *best, pool_vi *winner, pool_vf *zero, pool_vf v, int position) {
+    pool_vi better = kd_less8(*best, v);
+    *best = kd_select8(better, v, *best);
+    *winner = (better & position) | (~better & *winner);
+    *zero += v - v;
 }
 #endif
 
@@ -144,13 +150,8 @@ KD_LANE void pool_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int whole,
             pool_vf best = pool_load(p.x[0], tx, origin + (size_t)sy.low * line + (size_t)sx.low * width + i, n), zero = best - best;
             pool_vi winner = (pool_vi){0} + (int32_t)(sy.low * d.kernel + sx.low);
             for (int64_t ky = sy.low; ky < sy.high; ky++)
-                for (int64_t kx = sx.low; kx < sx.high; kx++) {
-                    pool_vf v = pool_load(p.x[0], tx, origin + (size_t)ky * line + (size_t)kx * width + i, n);
-                    pool_vi better = pool_less(best, v);
-                    best = pool_select(better, v, best);
-                    winner = (better & (int32_t)(ky * d.kernel + kx)) | (~better & winner);
-                    zero += v - v; /* NaN when one of the values isn't finite: it must show in y */
-                }
+                for (int64_t kx = sx.low; kx < sx.high; kx++)
+                    take_better(&best, &winner, &zero, pool_load(p.x[0], tx, origin + (size_t)ky * line + (size_t)kx * width + i, n), (int)(ky * d.kernel + kx));
             pool_store(p.y, ty, r * width + i, best + zero, n);
             if (d.train)
                 store_winner((uint8_t *)p.saved + r * width + i, winner, n);
@@ -173,7 +174,7 @@ KD_HOT static void pool_range(const void *ctx, int slice, size_t begin, size_t e
 
 /* Windows [low, high) that contain pixel `in`. */
 KD_LANE span windows_of(int64_t in, int64_t outputs, const kd_op_desc *d) {
-    int64_t first = in + d->pad - d->kernel + 1, last = (in + d->pad) / d->stride;
+    int32_t end = (int32_t)in + d->pad, first = end - d->kernel + 1, last = end / d->stride; /* a division of 64 bits takes twice as long */
     return (span){0, first <= 0 ? 0 : (first + d->stride - 1) / d->stride, last + 1 < outputs ? last + 1 : outputs};
 }
 
@@ -184,22 +185,25 @@ KD_LANE void pool_grad_pixels(const op_ctx *ctx, kd_dtype tx, kd_dtype ty, int w
     const int64_t *xs = d.x[0].shape, *ys = d.y.shape;
     size_t width = (size_t)xs[3];
     int add = (d.add_dx & 1) != 0;
-    for (size_t r = begin; r < end; r++) {
-        int64_t ix = (int64_t)r % xs[2], iy = (int64_t)r / xs[2] % xs[1], image = (int64_t)r / (xs[2] * xs[1]);
-        span wy = windows_of(iy, ys[1], &d), wx = windows_of(ix, ys[2], &d);
-        for (size_t i = 0; i < width; i += POOL_LANES) {
-            int n = whole ? POOL_LANES : pool_lanes(width - i);
-            pool_vf sum = {0};
-            for (int64_t oy = wy.low; oy < wy.high; oy++)
-                for (int64_t ox = wx.low; ox < wx.high; ox++) {
-                    int32_t position = (int32_t)((iy + d.pad - oy * d.stride) * d.kernel + ix + d.pad - ox * d.stride);
-                    size_t at = (size_t)((image * ys[1] + oy) * ys[2] + ox) * width + i;
-                    pool_vi other = load_winner((const uint8_t *)p.saved + at, n) ^ position; /* 0 where this pixel won; small numbers */
-                    sum += (pool_vf)((other - 1) >> 31 & (pool_vi)pool_load(p.dy, ty, at, n));
-                }
-            if (add)
-                sum += pool_load(p.dx[0], tx, r * width + i, n);
-            pool_store(p.dx[0], tx, r * width + i, sum, n);
+    for (size_t r = begin, row_end; r < end; r = row_end) {
+        int64_t left = (int64_t)r % xs[2], iy = (int64_t)r / xs[2] % xs[1], image = (int64_t)r / (xs[2] * xs[1]);
+        span wy = windows_of(iy, ys[1], &d);
+        row_end = r + (size_t)(xs[2] - left) < end ? r + (size_t)(xs[2] - left) : end;
+        for (size_t at = r; at < row_end; at++) {
+            int64_t ix = left + (int64_t)(at - r);
+            span wx = windows_of(ix, ys[2], &d);
+            for (size_t i = 0; i < width; i += POOL_LANES) {
+                int n = whole ? POOL_LANES : pool_lanes(width - i);
+                pool_vf sum = {0};
+                for (int64_t oy = wy.low; oy < wy.high; oy++)
+                    for (int64_t ox = wx.low; ox < wx.high; ox++) {
+                        int position = (int)((iy + d.pad - oy * d.stride) * d.kernel + ix + d.pad - ox * d.stride);
+                        sum += load_won(p.saved, position, p.dy, ty, (size_t)((image * ys[1] + oy) * ys[2] + ox) * width + i, n);
+                    }
+                if (add)
+                    sum += pool_load(p.dx[0], tx, at * width + i, n);
+                pool_store(p.dx[0], tx, at * width + i, sum, n);
+            }
         }
     }
 }
