@@ -83,7 +83,7 @@ static kd_status product_create(product *p, const kd_matmul_kind *own, kd_cpu *b
 }
 
 static size_t product_bytes(const product *p) {
-    return p->kind ? p->kind->bytes(&p->own) : kd_dnn_scratch_bytes(p->dnn);
+    return p->kind ? kd_matmul_work_bytes(p->kind, &p->own) : kd_dnn_scratch_bytes(p->dnn);
 }
 
 /* A matrix of image i and head h of a block. */
@@ -97,7 +97,7 @@ static kd_status product_run(const product *p, void *c, const void *a, const voi
     for (int64_t i = 0; i < p->d.a.dim[0]; i++)
         for (int64_t h = 0; h < p->d.a.dim[1]; h++) {
             p->kind->pack(&p->own, head_at(&p->d.b, b, i, h), work);
-            p->kind->rows(&p->own, head_at(&p->d.c, c, i, h), head_at(&p->d.a, a, i, h), p->own.rows, work);
+            p->kind->rows(&p->own, head_at(&p->d.c, c, i, h), head_at(&p->d.a, a, i, h), p->own.rows, work, kd_cpu_at(work, kd_matmul_strip_offset(p->kind, &p->own)));
         }
     return KD_OK;
 }
@@ -299,17 +299,17 @@ static kd_status find_probs(const call *w, const place *o, const void *q, const 
 /* One head of one image of the block. */
 static void forward_head(const attention *s, const place *o, char *y, const char *q, const void *k, const void *v) {
     const kd_matmul *scores = &o->p->scores[o->last].own, *values = &o->p->values[o->last].own;
-    void *values_work = (char *)o->work + s->values_work;
+    void *values_panels = kd_cpu_at(o->work, s->values_work), *scores_strip = kd_cpu_at(o->work, kd_matmul_strip_offset(s->own, scores)), *values_strip = kd_cpu_at(values_panels, kd_matmul_strip_offset(s->own, values));
     size_t q_row = (size_t)scores->a_row * kd_dtype_size(scores->type), y_row = (size_t)values->c_row * kd_dtype_size(values->c_type);
     kd_softmax_rows c = o->c;
     s->own->pack(scores, k, o->work);
-    s->own->pack(values, v, values_work);
+    s->own->pack(values, v, values_panels);
     for (int64_t r = 0; r < scores->rows; r += QUERIES_AT_ONCE, q += QUERIES_AT_ONCE * q_row, y += QUERIES_AT_ONCE * y_row) {
         int64_t n = scores->rows - r < QUERIES_AT_ONCE ? scores->rows - r : QUERIES_AT_ONCE;
         c.rows = (size_t)n;
-        s->own->rows(scores, c.score, q, n, o->work);
+        s->own->rows(scores, c.score, q, n, o->work, scores_strip);
         s->softmax(&c);
-        s->own->rows(values, y, c.score, n, values_work);
+        s->own->rows(values, y, c.score, n, values_panels, values_strip);
     }
 }
 

@@ -37,7 +37,7 @@ static size_t column_blocks(const wide_linear *l) {
 static kd_matmul columns_of(const wide_linear *l, int64_t column, size_t *panels) {
     kd_matmul m = l->m;
     m.columns = column;
-    *panels = kd_matmul_panels_bytes(&m);
+    *panels = kd_matmul_avx512.panels_bytes(&m);
     m.columns = l->m.columns - column < l->block_columns ? l->m.columns - column : l->block_columns;
     return m;
 }
@@ -55,8 +55,8 @@ static kd_status wide_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *e
     while (b->base.threads > 1 && row_blocks(l) * column_blocks(l) < (size_t)(BLOCKS * b->base.threads) && l->block_rows > 4 * KD_MATMUL_ROWS)
         l->block_rows = multiple(l->block_rows / 2, KD_MATMUL_ROWS);
     needs->consumed = 1u;
-    needs->packed = kd_matmul_panels_bytes(&l->m);
-    kd_cpu_region(&l->strip_bytes, kd_matmul_strip_bytes(&l->m));
+    needs->packed = kd_matmul_avx512.panels_bytes(&l->m);
+    kd_cpu_region(&l->strip_bytes, kd_matmul_avx512.strip_bytes(&l->m));
     kd_cpu_region(&l->rounded_bytes, l->m.type == KD_BF16 ? (size_t)(l->block_columns * in) * sizeof(uint16_t) : 0);
     l->strip = kd_cpu_region(&needs->scratch, (size_t)b->base.threads * l->strip_bytes);
     l->rounded = kd_cpu_region(&needs->scratch, (size_t)b->base.threads * l->rounded_bytes);

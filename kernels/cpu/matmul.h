@@ -21,17 +21,28 @@ typedef struct kd_matmul {
     int add, pads;
 } kd_matmul;
 
+/* Panels of several column ranges of one b may lie one after the other, if all ranges but the last are multiples of KD_MATMUL_COLUMNS. Panels and strips are 64-byte aligned. */
 typedef struct kd_matmul_kind {
-    size_t (*bytes)(const kd_matmul *m);                                                        /* of scratch, which is 64-byte aligned */
-    void (*pack)(const kd_matmul *m, const void *b, void *scratch);                             /* b into scratch */
-    void (*rows)(const kd_matmul *m, void *c, const void *a, int64_t rows, void *scratch);      /* then `rows` rows of a and c from where they begin, as often as wanted; scratch: after pack */
+    size_t (*panels_bytes)(const kd_matmul *m); /* from depth and columns */
+    size_t (*strip_bytes)(const kd_matmul *m);  /* from depth: of the calling thread's scratch */
+    void (*pack)(const kd_matmul *m, const void *b, void *panels);
+    void (*rows)(const kd_matmul *m, void *c, const void *a, int64_t rows, const void *panels, void *strip); /* `rows` rows of a and c from where they begin, as often as wanted and by any number of threads */
 } kd_matmul_kind;
 
 extern const kd_matmul_kind kd_matmul_avx2, kd_matmul_avx512;
 
-/* ---- matmul_avx512.c, for threads that share b's panels ---- */
+/* For who keeps panels and, behind them, a strip in one piece of scratch: its size, and where the strip begins. */
+static inline size_t kd_matmul_strip_offset(const kd_matmul_kind *kind, const kd_matmul *m) {
+    return (kind->panels_bytes(m) + 63) / 64 * 64;
+}
+
+static inline size_t kd_matmul_work_bytes(const kd_matmul_kind *kind, const kd_matmul *m) {
+    return kd_matmul_strip_offset(kind, m) + kind->strip_bytes(m);
+}
 
 enum { KD_MATMUL_ROWS = 8, KD_MATMUL_COLUMNS = 48 }; /* of a tile: a product of fewer, or of other than their multiples, wastes some of its last tiles */
+
+/* ---- with AVX-512 only ---- */
 
 /* What becomes of a finished sum s: c = act(s + bias), or c = residual + gamma (s + bias) with act NONE. Absent ones are NULL. c may be the residual's memory. */
 typedef struct kd_matmul_finish {
@@ -41,9 +52,7 @@ typedef struct kd_matmul_finish {
     kd_act act;                /* NONE, RELU, GELU */
 } kd_matmul_finish;
 
-size_t kd_matmul_panels_bytes(const kd_matmul *m); /* what pack writes; products of other columns of the same b are packed apart */
-size_t kd_matmul_strip_bytes(const kd_matmul *m);  /* of `strip`, 64-byte aligned */
-/* As rows, from panels that nobody changes; m->add: c is the residual, and finish has none, nor an activation; strip: the calling thread's. finish may be NULL. bf16 on either side of c needs AVX512-BF16. */
+/* As rows; m->add: c is the residual, and finish has none, nor an activation; finish may be NULL. bf16 on either side of c needs AVX512-BF16. */
 void kd_matmul_rows_avx512(const kd_matmul *m, const kd_matmul_finish *finish, void *c, const void *a, int64_t rows, const void *panels, void *strip);
 
 /* The kind for operands of `type` on this processor, as far as ONEDNN_MAX_CPU_ISA allows; NULL: none. */

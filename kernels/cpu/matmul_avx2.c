@@ -11,16 +11,13 @@ static size_t panel_floats(const kd_matmul *m) {
     return (size_t)m->depth * COLUMNS;
 }
 
-/* b's panels, and behind them a strip of a that is copied. */
 static size_t panels_bytes(const kd_matmul *m) {
     return (size_t)((m->columns + COLUMNS - 1) / COLUMNS) * panel_floats(m) * sizeof(float);
 }
 
-static size_t matmul_bytes(const kd_matmul *m) {
-    size_t at = 0;
-    kd_cpu_region(&at, panels_bytes(m));
-    kd_cpu_region(&at, (size_t)m->depth * ROWS * sizeof(float));
-    return at;
+/* Of a transposed a's last rows. */
+static size_t strip_bytes(const kd_matmul *m) {
+    return (size_t)m->depth * ROWS * sizeof(float);
 }
 
 /* Values k < depth of n columns, which lie `step` apart. */
@@ -40,9 +37,9 @@ KD_AVX2 static void turn(float *panel, const float *from, size_t step, int64_t d
 }
 
 /* The last panel has columns of zeros. Either of b's distances is 1. */
-static void matmul_pack(const kd_matmul *m, const void *from_b, void *scratch) {
+static void matmul_pack(const kd_matmul *m, const void *from_b, void *panels) {
     const float *b = from_b;
-    float *panel = scratch;
+    float *panel = panels;
     for (int64_t first = 0; first < m->columns; first += COLUMNS, panel += panel_floats(m)) {
         int64_t n = m->columns - first < COLUMNS ? m->columns - first : COLUMNS;
         const float *from = b + first * m->b_column;
@@ -107,18 +104,15 @@ KD_AVX2 static void tile(const kd_matmul *m, float *c, const strip *s, const flo
     store(m, c, sum, rows, m->pads ? COLUMNS : columns);
 }
 
-static void matmul_rows(const kd_matmul *m, void *to_c, const void *from_a, int64_t rows, void *scratch) {
-    const float *a = from_a;
+static void matmul_rows(const kd_matmul *m, void *to_c, const void *from_a, int64_t rows, const void *from_panels, void *strip_work) {
+    const float *a = from_a, *panels = from_panels;
     float *c = to_c;
-    size_t at = 0;
-    const float *panels = kd_cpu_at(scratch, kd_cpu_region(&at, panels_bytes(m)));
-    float *copy = kd_cpu_at(scratch, at);
     for (int64_t r = 0; r < rows; r += ROWS) {
         int64_t n = rows - r < ROWS ? rows - r : ROWS;
-        strip s = strip_of(m, a, r, n, copy);
+        strip s = strip_of(m, a, r, n, strip_work);
         for (int64_t j = 0; j < m->columns; j += COLUMNS)
             tile(m, c + r * m->c_row + j, &s, panels + (size_t)(j / COLUMNS) * panel_floats(m), n, m->columns - j < COLUMNS ? m->columns - j : COLUMNS);
     }
 }
 
-const kd_matmul_kind kd_matmul_avx2 = {matmul_bytes, matmul_pack, matmul_rows};
+const kd_matmul_kind kd_matmul_avx2 = {panels_bytes, strip_bytes, matmul_pack, matmul_rows};

@@ -38,20 +38,13 @@ static size_t vectors_of(int64_t columns) {
     return (size_t)(columns + LANES - 1) / LANES;
 }
 
-size_t kd_matmul_panels_bytes(const kd_matmul *m) {
+static size_t panels_bytes(const kd_matmul *m) {
     return vectors_of(m->columns) * steps_of(m) * VECTOR;
 }
 
 /* Eight rows of a, as a strip or one after the other. */
-size_t kd_matmul_strip_bytes(const kd_matmul *m) {
+static size_t strip_bytes(const kd_matmul *m) {
     return steps_of(m) * VECTOR;
-}
-
-static size_t matmul_bytes(const kd_matmul *m) {
-    size_t at = 0;
-    kd_cpu_region(&at, kd_matmul_panels_bytes(m));
-    kd_cpu_region(&at, kd_matmul_strip_bytes(m));
-    return at;
 }
 
 /* ---- copying ---- */
@@ -87,8 +80,8 @@ KD_WIDE static void turn_columns(const kd_matmul *m, char *to, size_t to_step, c
     }
 }
 
-static void matmul_pack(const kd_matmul *m, const void *b, void *scratch) {
-    char *panel = scratch;
+static void matmul_pack(const kd_matmul *m, const void *b, void *panels) {
+    char *panel = panels;
     for (int64_t first = 0, columns; first < m->columns; first += columns) {
         columns = panel_columns(m->columns - first);
         size_t panel_step = vectors_of(columns) * VECTOR;
@@ -356,13 +349,11 @@ void kd_matmul_rows_avx512(const kd_matmul *m, const kd_matmul_finish *finish, v
     }
 }
 
-static void matmul_rows(const kd_matmul *m, void *c, const void *a, int64_t rows, void *scratch) {
-    size_t at = 0;
-    void *panels = kd_cpu_at(scratch, kd_cpu_region(&at, kd_matmul_panels_bytes(m)));
-    kd_matmul_rows_avx512(m, NULL, c, a, rows, panels, kd_cpu_at(scratch, at));
+static void matmul_rows(const kd_matmul *m, void *c, const void *a, int64_t rows, const void *panels, void *strip_work) {
+    kd_matmul_rows_avx512(m, NULL, c, a, rows, panels, strip_work);
 }
 
-const kd_matmul_kind kd_matmul_avx512 = {matmul_bytes, matmul_pack, matmul_rows};
+const kd_matmul_kind kd_matmul_avx512 = {panels_bytes, strip_bytes, matmul_pack, matmul_rows};
 
 const kd_matmul_kind *kd_matmul_here(kd_dtype type) {
     if (kd_dnn_instructions() == KD_DNN_AVX512 && (type == KD_F32 || __builtin_cpu_supports("avx512bf16")))

@@ -58,7 +58,7 @@ static size_t point_distance(int64_t rows, int64_t width) {
 }
 
 int kd_winograd_takes(const kd_window *s, kd_dtype type, kd_dtype y_type) {
-    return type == KD_F32 && y_type == KD_F32 && s->kernel == 3 && s->stride == 1 && s->pad == 1 && s->in % KD_VF == 0 && s->out % KD_VF == 0 && kd_matmul_here(KD_F32) == &kd_matmul_avx512;
+    return type == KD_F32 && y_type == KD_F32 && s->kernel == 3 && s->stride == 1 && s->pad == 1 && s->in % KD_VF == 0 && s->out % KD_VF == 0 && kd_matmul_here(KD_F32) != NULL;
 }
 
 kd_window kd_winograd_back(const kd_window *s) {
@@ -208,14 +208,14 @@ static int64_t column_blocks(const kd_window *s) {
 static kd_matmul product_of(const kd_window *s, int64_t block, size_t *panels) {
     int64_t width = column_block(s), column = block * width;
     kd_matmul m = {.type = KD_F32, .c_type = KD_F32, .depth = s->in, .columns = column, .a_row = s->in, .a_column = 1, .b_row = width, .b_column = 1, .c_row = s->out};
-    *panels = kd_matmul_panels_bytes(&m);
+    *panels = kd_matmul_here(KD_F32)->panels_bytes(&m);
     m.columns = within(s->out - column, 1, width);
     return m;
 }
 
 static size_t point_bytes(const kd_window *s) {
     kd_matmul m = {.type = KD_F32, .depth = s->in, .columns = s->out};
-    return kd_matmul_panels_bytes(&m);
+    return kd_matmul_here(KD_F32)->panels_bytes(&m);
 }
 
 size_t kd_winograd_packed_bytes(const kd_window *s) {
@@ -264,7 +264,7 @@ static void pack_range(const void *ctx, int slice, size_t begin, size_t end) {
         kd_matmul m = product_of(c->s, (int64_t)b, &panels);
         transform_columns(c, raw, (int64_t)b * column_block(c->s), m.columns);
         for (size_t k = 0; k < POINTS; k++)
-            kd_matmul_avx512.pack(&m, raw + k * raw_distance(c->s), c->packed + k * point_bytes(c->s) + panels);
+            kd_matmul_here(KD_F32)->pack(&m, raw + k * raw_distance(c->s), c->packed + k * point_bytes(c->s) + panels);
     }
 }
 
@@ -287,7 +287,7 @@ static forward_layout forward_layout_of(const kd_window *s, const tiles *t, size
     size_t at = *all;
     l.windows = kd_cpu_region(&at, POINTS * point_distance(t->block, s->in) * sizeof(float));
     l.results = kd_cpu_region(&at, POINTS * point_distance(t->block, s->out) * sizeof(float));
-    l.strip = kd_cpu_region(&at, kd_matmul_strip_bytes(&m));
+    l.strip = kd_cpu_region(&at, kd_matmul_here(KD_F32)->strip_bytes(&m));
     l.thread = at - *all;
     *all += (size_t)threads * l.thread;
     return l;
@@ -356,7 +356,7 @@ static void forward_range(const void *ctx, int slice, size_t begin, size_t end) 
             for (int64_t j = 0; j < column_blocks(s); j++) {
                 size_t panels;
                 kd_matmul m = product_of(s, j, &panels);
-                kd_matmul_rows_avx512(&m, NULL, results + k * to + j * column_block(s), windows + k * from, n, c->packed + k * point_bytes(s) + panels, kd_cpu_at(mine, c->l.strip));
+                kd_matmul_here(KD_F32)->rows(&m, results + k * to + j * column_block(s), windows + k * from, n, c->packed + k * point_bytes(s) + panels, kd_cpu_at(mine, c->l.strip));
             }
         finish_tiles(c, results, first, first + n);
     }
@@ -391,7 +391,7 @@ static dw_layout dw_layout_of(const kd_window *s, const tiles *t, size_t *all, i
     l.windows = kd_cpu_region(all, POINTS * point_distance(t->block, s->in) * sizeof(float));
     l.gradients = kd_cpu_region(all, POINTS * point_distance(t->block, s->out) * sizeof(float));
     l.sums = kd_cpu_region(all, POINTS * point_distance(s->out, s->in) * sizeof(float));
-    kd_cpu_region(&l.work_bytes, kd_matmul_avx512.bytes(&m));
+    kd_cpu_region(&l.work_bytes, kd_matmul_work_bytes(kd_matmul_here(KD_F32), &m));
     l.work = kd_cpu_region(all, (size_t)threads * l.work_bytes);
     return l;
 }
@@ -428,12 +428,13 @@ static void sum_range(const void *ctx, int slice, size_t begin, size_t end) {
     const dw_ctx *c = ctx;
     const kd_window *s = c->s;
     kd_matmul m = sum_product(s, c->n, c->first > 0);
-    void *work = kd_cpu_at(c->scratch, c->l.work + (size_t)slice * c->l.work_bytes);
+    const kd_matmul_kind *kind = kd_matmul_here(KD_F32);
+    void *panels = kd_cpu_at(c->scratch, c->l.work + (size_t)slice * c->l.work_bytes), *strip = kd_cpu_at(panels, kd_matmul_strip_offset(kind, &m));
     const float *windows = kd_cpu_at(c->scratch, c->l.windows), *gradients = kd_cpu_at(c->scratch, c->l.gradients);
     float *sums = kd_cpu_at(c->scratch, c->l.sums);
     for (size_t k = begin; k < end; k++) {
-        kd_matmul_avx512.pack(&m, windows + k * point_distance(c->t.block, s->in), work);
-        kd_matmul_avx512.rows(&m, sums + k * point_distance(s->out, s->in), gradients + k * point_distance(c->t.block, s->out), s->out, work);
+        kind->pack(&m, windows + k * point_distance(c->t.block, s->in), panels);
+        kind->rows(&m, sums + k * point_distance(s->out, s->in), gradients + k * point_distance(c->t.block, s->out), s->out, panels, strip);
     }
 }
 

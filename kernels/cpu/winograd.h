@@ -21,7 +21,7 @@
 
 #include "kernels/cpu/product.h"
 
-/* Whether these functions take operands of `type` and a result of y_type here: f32 with AVX-512, 3x3 of stride 1 and padding 1, channels in multiples of 16. */
+/* Whether these functions take operands of `type` and a result of y_type here: f32 with AVX2 or AVX-512, 3x3 of stride 1 and padding 1, channels in multiples of 16. */
 int kd_winograd_takes(const kd_window *s, kd_dtype type, kd_dtype y_type);
 
 /* The convolution whose forward pass gives the gradient of x: from [h,w,out] to [h,w,in]. */
