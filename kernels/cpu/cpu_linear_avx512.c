@@ -101,7 +101,7 @@ static kd_status wide_pack(kd_cpu *b, kd_op *op, const kd_op_args *a, kd_err *er
     return KD_OK;
 }
 
-/* Blocks begin .. end-1; those of the same rows one after the other: panels lie in one piece, which a processor fetches ahead more easily than twelve rows. */
+/* Blocks begin .. end-1; those of the same rows one after the other: panels lie in one piece, which a processor fetches ahead more easily than eight rows. */
 static void forward_range(const void *ctx, int slice, size_t begin, size_t end) {
     const wide_ctx *w = ctx;
     const wide_linear *l = w->l;

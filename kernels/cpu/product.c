@@ -17,6 +17,7 @@ enum {
     MOST_TILES = BLOCK_PIXELS / 6,
     AHEAD = 2,              /* tiles: memory that one will write is asked for while those before it are summed */
     LINE = 64,
+    SET_DISTANCE = 4096,    /* bytes between addresses of one set of a first-level cache */
     NEAR_WEIGHTS = 3 << 20, /* bytes. Every block reads all weights. Where those stay in the third-level cache, blocks of a quarter are faster by a tenth (vit_small, resnet18): their rows leave room in the second-level cache */
     SMALL_MAP = 14 * 14,    /* pixels, most of which see a border */
     MERGED_IN = 8           /* input channels below which a row of the window is one tap */
@@ -135,6 +136,7 @@ typedef struct product {
     int add;
     const lattice *l;
     int64_t together;                          /* images of which a pixel comes after the other; 1: an image after the other */
+    size_t rows;                               /* of a tile */
     size_t pixels, block, blocks, panels, column_parts;
     kd_product_tap *taps; /* of a thread's block, taps_per_thread apart */
     size_t taps_per_thread;
@@ -227,7 +229,7 @@ static segment next_segment(const product *p, place *at, size_t m, size_t end) {
 /* The taps of the tile of `pixels` pixels from *at on, and where in out they lie; those that lack to a whole tile repeat the last one. Taps that no pixel sees are left out: how many remain. *at: then the place behind the tile. */
 static size_t locate(const product *p, kd_product_tap *taps, size_t *out, place *at, size_t pixels) {
     const lattice *l = p->l;
-    size_t seen[MAX_TAPS], count = 0, rows = p->kind->rows;
+    size_t seen[MAX_TAPS], count = 0, rows = p->rows;
     size_t step = (size_t)(p->together > 1 ? p->source_h * p->source_row * p->source_step : l->stride * p->source_step);
     for (size_t i = 0; i < l->taps; i++)
         seen[i] = 0;
@@ -259,7 +261,7 @@ static void fetch_ahead(const product *p, const kd_product_tap *taps, size_t cou
     const lattice *l = p->l;
     size_t step = (size_t)(l->stride * p->source_step), across = (size_t)(l->high_x - l->low_x + 1);
     for (int64_t q = 1; q <= l->stride && (size_t)q * across <= count; q++)
-        for (size_t m = 0; m < p->kind->rows; m++)
+        for (size_t m = 0; m < p->rows; m++)
             for (size_t b = 0; b < step; b += LINE)
                 __builtin_prefetch(taps[count - (size_t)q * across].row[m] + p->block * step + b, 0, 2);
 }
@@ -267,13 +269,13 @@ static void fetch_ahead(const product *p, const kd_product_tap *taps, size_t cou
 /* Lines of memory that a tile will have filled, asked for before it would wait for them. */
 static void fetch_out(const product *p, const size_t *out, size_t panel) {
     size_t element = kd_dtype_size(p->out_type), columns = p->kind->columns;
-    for (size_t m = 0; m < p->kind->rows; m++)
+    for (size_t m = 0; m < p->rows; m++)
         for (size_t b = 0; b < columns * element; b += LINE)
             __builtin_prefetch((char *)p->out + (out[m] + panel * columns) * element + b, 1);
 }
 
 static void run_block(const product *p, kd_product_tap *taps, size_t first, size_t last, size_t panel, size_t panel_end) {
-    size_t out[MOST_TILES][MOST_ROWS], count[MOST_TILES], rows = p->kind->rows, per_tile = p->l->taps, tiles = (last - first + rows - 1) / rows;
+    size_t out[MOST_TILES][MOST_ROWS], count[MOST_TILES], rows = p->rows, per_tile = p->l->taps, tiles = (last - first + rows - 1) / rows;
     place at = place_of(p, (int64_t)first);
     for (size_t g = 0; g < tiles; g++)
         count[g] = locate(p, taps + g * per_tile, out[g], &at, last - first - g * rows < rows ? last - first - g * rows : rows);
@@ -314,10 +316,12 @@ static void measure_taps(const product *p, lattice *l) {
 
 /* Blocks of at most BLOCK_PIXELS, as many for every thread; where there are fewer than threads, they share the columns too. No choice here changes a bit. */
 static void run_lattice(int threads, product *p, lattice *l) {
-    size_t t = (size_t)threads, rows = p->kind->rows;
+    int together = l->taps > 1 && l->rows * l->cols <= SMALL_MAP;
+    size_t t = (size_t)threads, distance = (size_t)((together ? p->source_h * p->source_row : l->stride) * p->source_step), rows = distance % SET_DISTANCE == 0 ? p->kind->competing_rows : p->kind->rows;
     measure_taps(p, l);
     p->l = l;
-    p->together = l->taps > 1 && l->rows * l->cols <= SMALL_MAP ? (int64_t)rows : 1;
+    p->rows = rows;
+    p->together = together ? (int64_t)rows : 1;
     p->pixels = (size_t)(p->images * l->rows * l->cols);
     p->panels = panels_of((int64_t)p->columns);
     size_t most = p->panels * p->panel_bytes <= NEAR_WEIGHTS ? BLOCK_PIXELS / 4 : BLOCK_PIXELS, fit = BLOCK_BYTES / (size_t)(l->stride * l->stride * p->source_step);

@@ -87,7 +87,8 @@ typedef struct kd_product_weights {
 } kd_product_weights;
 
 typedef struct kd_product_kind {
-    size_t rows, columns; /* R, C */
+    size_t rows, columns;  /* R, C */
+    size_t competing_rows; /* R where the rows of x fall on one set of the first-level cache, which has eight ways or more */
     void (*tile)(kd_dtype type, const kd_product_tile *t);
     void (*pack)(kd_dtype type, void *to, const kd_product_weights *w, size_t begin, size_t end); /* depths begin .. end-1 into to[tap][step][C], with zeros beyond columns; begin: a multiple of KD_PRODUCT_DEPTHS */
 } kd_product_kind;

@@ -83,4 +83,4 @@ KD_AVX2 static void pack(kd_dtype type, void *to, const kd_product_weights *w, s
                 panel[(t * w->depths + d) * COLUMNS + j] = j < w->columns ? w->w[j * w->column + d * w->depth + t] : 0;
 }
 
-const kd_product_kind kd_product_avx2 = {ROWS, COLUMNS, tile, pack};
+const kd_product_kind kd_product_avx2 = {ROWS, COLUMNS, ROWS, tile, pack};

@@ -1,9 +1,9 @@
-/* product.h with AVX-512: tiles of 12 x 32, 24 sums in registers; for a step two vectors of weights and twelve values of the source, each spread over a vector. A processor does two such multiply-adds a cycle. */
+/* product.h with AVX-512: tiles of 12 x 32, 24 sums in registers, or 8 x 32; for a step two vectors of weights and twelve values of the source, each spread over a vector. A processor does two such multiply-adds a cycle. */
 #include "kernels/cpu/avx512.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/product.h"
 
-enum { ROWS = KD_PRODUCT_MOST_ROWS, LANES = KD_LANES16, COLUMNS = 2 * LANES, STEP = 4, PANEL_STEP = COLUMNS * STEP };
+enum { ROWS = KD_PRODUCT_MOST_ROWS, FEW_ROWS = 8, LANES = KD_LANES16, COLUMNS = 2 * LANES, STEP = 4, PANEL_STEP = COLUMNS * STEP };
 
 /* ---- sums ---- */
 
@@ -18,24 +18,27 @@ enum { ROWS = KD_PRODUCT_MOST_ROWS, LANES = KD_LANES16, COLUMNS = 2 * LANES, STE
         KD_ROW(madd, 5, r5 + k + (u) * STEP); \
         KD_ROW(madd, 6, r6 + k + (u) * STEP); \
         KD_ROW(madd, 7, r7 + k + (u) * STEP); \
-        KD_ROW(madd, 8, r8 + k + (u) * STEP); \
-        KD_ROW(madd, 9, r9 + k + (u) * STEP); \
-        KD_ROW(madd, 10, r10 + k + (u) * STEP); \
-        KD_ROW(madd, 11, r11 + k + (u) * STEP); \
+        if (rows > FEW_ROWS) { \
+            KD_ROW(madd, 8, r8 + k + (u) * STEP); \
+            KD_ROW(madd, 9, r9 + k + (u) * STEP); \
+            KD_ROW(madd, 10, r10 + k + (u) * STEP); \
+            KD_ROW(madd, 11, r11 + k + (u) * STEP); \
+        } \
     } while (0)
 
 enum { UNROLL = 4 };
 
-/* sum[12][vectors] of sixteen: twelve addresses and the weights' in registers. */
+/* sum[rows][vectors] of sixteen, rows 12 or 8: as many addresses and the weights' in registers. */
 #define SUMS(name, isa, madd) \
-    __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][2], const kd_product_tile *t, const int vectors) { \
+    __attribute__((target(isa), always_inline)) static inline void name(__m512 sum[ROWS][2], const kd_product_tile *t, const int rows, const int vectors) { \
         size_t bytes = t->steps * STEP; \
-        _Pragma("GCC unroll 12") for (int m = 0; m < ROWS; m++) sum[m][0] = sum[m][1] = _mm512_setzero_ps(); \
+        _Pragma("GCC unroll 12") for (int m = 0; m < rows; m++) sum[m][0] = sum[m][1] = _mm512_setzero_ps(); \
         for (size_t i = 0; i < t->taps; i++) { \
             const kd_product_tap *tap = &t->tap[i]; \
             const char *b = t->panel + tap->at; \
             const char *const r0 = tap->row[0], *const r1 = tap->row[1], *const r2 = tap->row[2], *const r3 = tap->row[3], *const r4 = tap->row[4], *const r5 = tap->row[5]; \
-            const char *const r6 = tap->row[6], *const r7 = tap->row[7], *const r8 = tap->row[8], *const r9 = tap->row[9], *const r10 = tap->row[10], *const r11 = tap->row[11]; \
+            const char *const r6 = tap->row[6], *const r7 = tap->row[7], *const r8 = tap->row[rows > FEW_ROWS ? 8 : 0], *const r9 = tap->row[rows > FEW_ROWS ? 9 : 0], *const r10 = tap->row[rows > FEW_ROWS ? 10 : 0], *const r11 = tap->row[rows > FEW_ROWS ? 11 : 0]; \
+            (void)r8, (void)r9, (void)r10, (void)r11; \
             size_t k = 0; \
             for (; k + UNROLL * STEP <= bytes; k += UNROLL * STEP, b += UNROLL * PANEL_STEP) { \
                 TURN(madd, 0); \
@@ -70,25 +73,27 @@ KD_WIDE_LANE __m512 finished(const kd_product_tile *t, kd_dtype type, int add, _
 
 /* A tile of whole rows and vectors out of registers, any other one by way of memory: for a type of operands, and one of the result, whose instructions the other may not have. */
 #define TILE(name, isa, sums, type_, store) \
-    __attribute__((target(isa), always_inline)) static inline void name##_whole(const kd_product_tile *t, const int vectors, const int add) { \
+    __attribute__((target(isa), always_inline)) static inline void name##_whole(const kd_product_tile *t, const int rows, const int vectors, const int add) { \
         __m512 sum[ROWS][2], bias[2] = {BIAS(0, 0xffff), vectors > 1 ? BIAS(1, 0xffff) : _mm512_setzero_ps()}; \
-        sums(sum, t, vectors); \
-        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) { \
+        sums(sum, t, rows, vectors); \
+        _Pragma("GCC unroll 12") for (size_t r = 0; r < (size_t)rows; r++) _Pragma("GCC unroll 2") for (int v = 0; v < vectors; v++) { \
             size_t at = t->at[r] + t->column + (size_t)v * LANES; \
             store(at, 0xffff, finished(t, type_, add, sum[r][v], bias[v], at, 0xffff)); \
         } \
     } \
-    __attribute__((target(isa), always_inline)) static inline void name##_sums(__m512 out[ROWS][2], const kd_product_tile *t, const int vectors) { \
+    __attribute__((target(isa), always_inline)) static inline void name##_sums(__m512 out[ROWS][2], const kd_product_tile *t, const int rows, const int vectors) { \
         __m512 sum[ROWS][2]; \
-        sums(sum, t, vectors); \
-        _Pragma("GCC unroll 12") for (size_t r = 0; r < ROWS; r++) out[r][0] = sum[r][0], out[r][1] = sum[r][1]; \
+        sums(sum, t, rows, vectors); \
+        _Pragma("GCC unroll 12") for (size_t r = 0; r < (size_t)rows; r++) out[r][0] = sum[r][0], out[r][1] = sum[r][1]; \
     } \
     __attribute__((target(isa), noinline)) static void name##_part(const kd_product_tile *t) { \
         _Alignas(64) __m512 sum[ROWS][2]; \
-        if (t->columns > LANES) \
-            name##_sums(sum, t, 2); \
-        else \
-            name##_sums(sum, t, 1); \
+        switch (2 * (t->rows > FEW_ROWS) + (t->columns > LANES)) { \
+        case 0: name##_sums(sum, t, FEW_ROWS, 1); break; \
+        case 1: name##_sums(sum, t, FEW_ROWS, 2); break; \
+        case 2: name##_sums(sum, t, ROWS, 1); break; \
+        default: name##_sums(sum, t, ROWS, 2); break; \
+        } \
         for (size_t r = 0; r < t->rows; r++) \
             for (size_t j = 0; j < t->columns; j += LANES) { \
                 __mmask16 here = kd_first16(t->columns - j); \
@@ -97,16 +102,21 @@ KD_WIDE_LANE __m512 finished(const kd_product_tile *t, kd_dtype type, int add, _
             } \
     } \
     __attribute__((target(isa))) static void name(const kd_product_tile *t) { \
-        if (t->rows < ROWS || t->columns % LANES) \
+        int few = t->rows == FEW_ROWS; \
+        if ((t->rows < ROWS && !few) || t->columns % LANES) { \
             name##_part(t); \
-        else if (t->columns == COLUMNS && !t->add) \
-            name##_whole(t, 2, 0); \
-        else if (t->columns == COLUMNS) \
-            name##_whole(t, 2, 1); \
-        else if (!t->add) \
-            name##_whole(t, 1, 0); \
-        else \
-            name##_whole(t, 1, 1); \
+            return; \
+        } \
+        switch (4 * few + 2 * (t->columns == COLUMNS) + (t->add != 0)) { \
+        case 0: name##_whole(t, ROWS, 1, 0); break; \
+        case 1: name##_whole(t, ROWS, 1, 1); break; \
+        case 2: name##_whole(t, ROWS, 2, 0); break; \
+        case 3: name##_whole(t, ROWS, 2, 1); break; \
+        case 4: name##_whole(t, FEW_ROWS, 1, 0); break; \
+        case 5: name##_whole(t, FEW_ROWS, 1, 1); break; \
+        case 6: name##_whole(t, FEW_ROWS, 2, 0); break; \
+        default: name##_whole(t, FEW_ROWS, 2, 1); break; \
+        } \
     }
 TILE(f32_to_f32, KD_AVX512, sums_f32, KD_F32, STORE_F32)
 TILE(f32_to_bf16, KD_AVX512_BF16, sums_f32, KD_BF16, STORE_BF16)
@@ -205,4 +215,4 @@ static void pack(kd_dtype type, void *to, const kd_product_weights *w, size_t be
         pack_bf16(to, w, begin, end);
 }
 
-const kd_product_kind kd_product_avx512 = {ROWS, COLUMNS, tile, pack};
+const kd_product_kind kd_product_avx512 = {ROWS, COLUMNS, FEW_ROWS, tile, pack};
