@@ -1,5 +1,5 @@
 /* The cpu backend's inside: what its files share. One file per family of ops, each giving a kd_cpu_kind; cpu_backend.c is the table over them.
- * Convolutions are our own (product.h, outer.h), as are linear layers of f32 on CPUs with AVX2 and without AVX-512, and with AVX-512 attention and linear layers (matmul.h; in training product.h and outer.h): there they are as fast as
+ * Convolutions are our own (product.h, outer.h; 3x3 of f32 winograd.h), as are linear layers of f32 on CPUs with AVX2 and without AVX-512, and with AVX-512 attention and linear layers (matmul.h; in training product.h and outer.h): there they are as fast as
  * oneDNN's (dnn.h) or faster and keep no packed copies of weights. oneDNN has the rest: with AVX-512 windows over a photo's three channels and layers of few values, groups, and CPUs without AVX2. Everything that is bound by memory is written here with simd.h. */
 #ifndef KD_KERNELS_CPU_CPU_H
 #define KD_KERNELS_CPU_CPU_H
