@@ -16,10 +16,9 @@ enum {
     SIDE = 4,               /* of a window */
     STEP = 2,               /* from tile to tile */
     GAP = 32,               /* floats between the matrices of two points, so that 16 stores don't compete for one set of the first-level cache */
-    NEAR_FLOATS = 640 << 8, /* of the matrices of a thread's tiles: 640 KiB; but */
-    LEAST_TILES = 128,       /* at least, because all weights pass by them */
-    LEAST_SUM_TILES = 128,
-    MOST_SUM_TILES = 512
+    NEAR_FLOATS = 640 << 8, /* of the matrices of a thread's tiles, 640 KiB; but */
+    LEAST_TILES = 128,      /* at least, because all weights pass by them; likewise all sums for the weights */
+    MOST_TILES = 512
 };
 
 typedef struct tiles {
@@ -35,21 +34,22 @@ static int64_t within(int64_t n, int64_t least, int64_t most) {
     return n < least ? least : n < most ? n : most;
 }
 
-/* threads: as many blocks at least, where tiles are few. */
-static tiles tiles_of(const kd_window *s, int64_t floats, int64_t least, int64_t most, int threads) {
+/* In blocks of about `floats` floats, and where tiles are few, as many blocks as threads. */
+static tiles tiles_of(const kd_window *s, int64_t floats, int threads) {
     tiles t = {.down = divided(s->h, STEP), .across = divided(s->w, STEP)};
     t.all = s->images * t.down * t.across;
-    t.block = within(floats / (POINTS * (s->in + s->out)), least, most);
+    t.block = within(floats / (POINTS * (s->in + s->out)), LEAST_TILES, MOST_TILES);
     t.block = divided(within(divided(t.all, threads), 1, t.block), 8) * 8;
     return t;
 }
 
 static tiles forward_tiles(const kd_window *s, int threads) {
-    return tiles_of(s, NEAR_FLOATS, LEAST_TILES, MOST_SUM_TILES, threads);
+    return tiles_of(s, NEAR_FLOATS, threads);
 }
 
+/* As many that their matrices are twice as large as the sums, which are read and written once for each block. */
 static tiles sum_tiles(const kd_window *s) {
-    return tiles_of(s, POINTS * 2 * s->in * s->out, LEAST_SUM_TILES, MOST_SUM_TILES, 1);
+    return tiles_of(s, POINTS * 2 * s->in * s->out, 1);
 }
 
 /* Floats from one point's matrix to the next, of `rows` rows. */
