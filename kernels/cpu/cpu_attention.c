@@ -7,7 +7,7 @@
  *     scores   [images, heads, queries, ld] f32     ld = T rounded up, so that rows are aligned
  *     probs    the same memory read as [.., queries, 2 ld] bf16, or in training a second one of [.., queries, ld]
  *
- * With matmul.h's products a forward pass needs the scores of sixteen queries at a time: they stay in the first-level cache between the products, and k and v are packed once for all queries of a head.
+ * With matmul.h's products a forward pass needs the scores of two tiles of queries at a time: they stay in the first-level cache between the products, and k and v are packed once for all queries of a head.
  *
  * Probabilities aren't saved for the backward pass, which makes them again, bit for bit: for one product and a softmax more, a training program of ViT-S is an eighth smaller. */
 #include <math.h>
@@ -55,7 +55,7 @@ typedef struct attention {
 
 enum {
     PRODUCTS = sizeof(products) / sizeof(product),
-    QUERIES_AT_ONCE = 16,    /* matmul.h, forward: two tiles' or three's */
+    TILES_AT_ONCE = 2,       /* of queries, matmul.h, forward */
     QUERIES_OF_BLOCK = 1024  /* at most, matmul.h, forward: the packing of k and v takes a twenty-fifth of that */
 };
 
@@ -194,7 +194,7 @@ static block block_of(const attention *s, int train) {
 
 static void plan(attention *s, const kd_op_desc *d, kd_op_needs *needs) {
     int64_t whole = s->size.images * s->size.heads * s->size.queries;
-    size_t scores = (size_t)((s->own && !d->train ? QUERIES_AT_ONCE : whole) * s->ld), slices = (size_t)s->slices;
+    size_t scores = (size_t)((s->own && !d->train ? TILES_AT_ONCE * s->own->tile_rows : whole) * s->ld), slices = (size_t)s->slices;
     for (int k = 0; k < PRODUCTS; k++) {
         size_t bytes = product_bytes(&((const product *)s->slice)[k]);
         if (bytes > s->work_bytes)
@@ -304,8 +304,9 @@ static void forward_head(const attention *s, const place *o, char *y, const char
     kd_softmax_rows c = o->c;
     s->own->pack(scores, k, o->work);
     s->own->pack(values, v, values_panels);
-    for (int64_t r = 0; r < scores->rows; r += QUERIES_AT_ONCE, q += QUERIES_AT_ONCE * q_row, y += QUERIES_AT_ONCE * y_row) {
-        int64_t n = scores->rows - r < QUERIES_AT_ONCE ? scores->rows - r : QUERIES_AT_ONCE;
+    const int64_t most = TILES_AT_ONCE * s->own->tile_rows;
+    for (int64_t r = 0; r < scores->rows; r += most, q += (size_t)most * q_row, y += (size_t)most * y_row) {
+        int64_t n = scores->rows - r < most ? scores->rows - r : most;
         c.rows = (size_t)n;
         s->own->rows(scores, c.score, q, n, o->work, scores_strip);
         s->softmax(&c);

@@ -47,6 +47,7 @@ KD_LANE pool_vf pool_load(const void *p, kd_dtype t, size_t i, int n) {
     return kd_load(p, t, i, n);
 }
 
+/* dy's lanes where the window's winner is at `position`, else 0. */
 KD_LANE pool_vf load_won(const uint8_t *winner, int position, const void *p, kd_dtype t, size_t i, int n) {
     __mmask16 here = kd_first16((size_t)n), won = _mm_mask_cmpeq_epi8_mask(here, _mm_maskz_loadu_epi8(here, winner + i), _mm_set1_epi8((char)position));
     return (pool_vf)(t == KD_F32 ? _mm512_maskz_loadu_ps(won, (const float *)p + i) : kd_widen16(won, (const uint16_t *)p + i));
@@ -56,6 +57,7 @@ KD_LANE void pool_store(void *p, kd_dtype t, size_t i, pool_vf v, int n) {
     kd_store(p, t, i, v, n);
 }
 
+/* One more value of the window. zero: 0, or NaN once a value isn't finite, which must show in y. */
 KD_LANE void take_better(pool_vf *best, pool_vi *winner, pool_vf *zero, pool_vf v, int position) {
     __mmask16 better = _mm512_cmp_ps_mask((__m512)*best, (__m512)v, _CMP_LT_OQ);
     *best = (pool_vf)_mm512_mask_mov_ps((__m512)*best, better, (__m512)v);
@@ -106,13 +108,11 @@ KD_LANE void pool_store(void *p, kd_dtype t, size_t i, pool_vf v, int n) {
         kd_store8_bf16((uint16_t *)p + i, v, n);
 }
 
-/* dy's lanes where the window's winner is at `position`, else 0. */
 KD_LANE pool_vf load_won(const uint8_t *winner, int position, const void *p, kd_dtype t, size_t i, int n) {
     pool_vi other = load_winner(winner + i, n) ^ position; /* 0 where it won; small numbers */
     return (pool_vf)((other - 1) >> 31 & (pool_vi)pool_load(p, t, i, n));
 }
 
-/* One more value of the window. zero: 0, or NaN once a value isn't finite, which must show in y. */
 KD_LANE void take_better(pool_vf *best, pool_vi *winner, pool_vf *zero, pool_vf v, int position) {
     pool_vi better = kd_less8(*best, v);
     *best = kd_select8(better, v, *best);

@@ -1,4 +1,4 @@
-/* Products of strided matrices on the calling thread: attention's (cpu_attention.c), which need its softmax in between; with AVX-512 also those of
+/* Products of strided matrices on the calling thread: attention's (cpu_attention.c), which need its softmax in between, and those of Winograd's tiles (winograd.c); with AVX-512 also those of
  * linear layers in inference (cpu_linear_avx512.c), so that what follows the product is done while it lies in the first-level cache.
  *
  * Two kinds, of the same meaning: matmul_avx2.c (f32, 6 x 16 of the result in registers) and matmul_avx512.c (f32, and bf16 with its dot products; 8 x 48). Either copies b into panels, which stay in the second-level
@@ -23,6 +23,7 @@ typedef struct kd_matmul {
 
 /* Panels of several column ranges of one b may lie one after the other, if all ranges but the last are multiples of KD_MATMUL_COLUMNS. Panels and strips are 64-byte aligned. */
 typedef struct kd_matmul_kind {
+    int64_t tile_rows;                          /* their multiples waste nothing */
     size_t (*panels_bytes)(const kd_matmul *m); /* from depth and columns */
     size_t (*strip_bytes)(const kd_matmul *m);  /* from depth: of the calling thread's scratch */
     void (*pack)(const kd_matmul *m, const void *b, void *panels);

@@ -115,4 +115,4 @@ static void matmul_rows(const kd_matmul *m, void *to_c, const void *from_a, int6
     }
 }
 
-const kd_matmul_kind kd_matmul_avx2 = {panels_bytes, strip_bytes, matmul_pack, matmul_rows};
+const kd_matmul_kind kd_matmul_avx2 = {ROWS, panels_bytes, strip_bytes, matmul_pack, matmul_rows};

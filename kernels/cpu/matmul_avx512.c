@@ -353,7 +353,7 @@ static void matmul_rows(const kd_matmul *m, void *c, const void *a, int64_t rows
     kd_matmul_rows_avx512(m, NULL, c, a, rows, panels, strip_work);
 }
 
-const kd_matmul_kind kd_matmul_avx512 = {panels_bytes, strip_bytes, matmul_pack, matmul_rows};
+const kd_matmul_kind kd_matmul_avx512 = {ROWS, panels_bytes, strip_bytes, matmul_pack, matmul_rows};
 
 const kd_matmul_kind *kd_matmul_here(kd_dtype type) {
     if (kd_dnn_instructions() == KD_DNN_AVX512 && (type == KD_F32 || __builtin_cpu_supports("avx512bf16")))
