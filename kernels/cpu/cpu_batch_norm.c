@@ -1,6 +1,7 @@
 /* batch_norm on channels-last maps: y = act((x0 - mean) * a + bias [+ x1]), a = rstd * weight.
  *
- * Sums over rows run in blocks of ROWS rows: f32 in registers inside a block, f64 from block to block, one accumulator per slice of rows.
+ * Sums over rows run in blocks of ROWS rows: f32 inside a block, f64 from block to block, one accumulator per slice of rows. All loops pass over memory as it lies: a vector of sums in registers over all rows of a block, which takes
+ * a column of them, costs twice the time where rows have a few hundred bytes.
  *
  * The loops are written for any types, activation and join, and compiled for those of f32 and of bf16 training on their own (WITH_CONSTANTS; why: simd.h). */
 #include <math.h>
@@ -8,7 +9,10 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/cpu_act.h"
 
-enum { ROWS = 32 };
+enum {
+    ROWS = 32,
+    TOGETHER = 2 /* rows that are added to a block's sums at once */
+};
 
 typedef struct norm_ctx {
     const kd_op_desc *d;
@@ -16,6 +20,7 @@ typedef struct norm_ctx {
     const float *mean, *a, *bias;
     const float *k1, *k2;      /* backward: dx0 = a * (g - k1 - (x0 - mean) * k2) */
     double *sums;              /* [slice][2][C] */
+    float *part;               /* [slice][2][C], of a block */
     size_t width;
     const void *kept;          /* backward: dx1 where it is g, the gradient before the activation; NULL: g is computed again */
 } norm_ctx;
@@ -59,15 +64,16 @@ static int all_are(const kd_op_desc *d, kd_dtype type) {
             loop(c, (variant){desc_->x[0].dtype, desc_->x[1].dtype, desc_->y.dtype, desc_->act, join_}, slice, begin, end);                        \
     } while (0)
 
-/* Offsets in args->scratch: sums, then a, k1, k2, and mean (inference). args->saved: mean, rstd. */
+/* Offsets in args->scratch: sums, a block's, then a, k1, k2, and mean (inference). args->saved: mean, rstd. */
 typedef struct layout {
-    size_t sums, a, k1, k2, mean, end;
+    size_t sums, part, a, k1, k2, mean, end;
 } layout;
 
 static layout layout_of(const kd_op_desc *d, int threads) {
     size_t c = kd_cpu_width(&d->y), at = 0;
     layout l;
     l.sums = kd_cpu_region(&at, (size_t)threads * 2 * c * sizeof(double));
+    l.part = kd_cpu_region(&at, (size_t)threads * 2 * c * sizeof(float));
     l.a = kd_cpu_region(&at, c * sizeof(float));
     l.k1 = kd_cpu_region(&at, c * sizeof(float));
     l.k2 = kd_cpu_region(&at, c * sizeof(float));
@@ -84,49 +90,58 @@ static kd_status norm_create(kd_cpu *b, kd_op *op, kd_op_needs *needs, kd_err *e
     return KD_OK;
 }
 
-/* sum[n] += a block's sum. */
-KD_LANE void fold(double *sum, const kd_carried *v, size_t n) {
-    float s[KD_VF];
-    kd_vf all = kd_carried_sum(v);
-    memcpy(s, &all, sizeof s);
-    for (size_t i = 0; i < n; i++)
-        sum[i] += (double)s[i];
+/* sum[n] += a block's, which begin anew. */
+KD_LANE void fold(double *sum, float *part, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        sum[i] += (double)part[i];
+        part[i] = 0;
+    }
 }
 
 /* ---- forward ---- */
 
-/* Sums of x - s and (x - s)^2 over a block of rows for n channels from i on, where s is the channel's first value: close enough to the mean that nothing cancels. */
-KD_LANE void stats_block(const norm_ctx *c, kd_dtype type, double *sum, size_t r0, size_t r1, size_t i, int n) {
+/* Sums of x - s and (x - s)^2 for n channels from i on, where s is the channel's first value: close enough to the mean that nothing cancels. */
+KD_LANE void stats_at(const norm_ctx *c, kd_dtype type, float *part, size_t r, int rows, size_t i, int n) {
     const void *x = c->p->x[0];
-    kd_vf shift = kd_load(x, type, i, n);
-    kd_carried s = KD_NO_SUM, q = KD_NO_SUM;
-    for (size_t r = r0; r < r1; r++) {
-        kd_vf v = kd_load(x, type, r * c->width + i, n) - shift;
-        kd_carry(&s, v);
-        kd_carry(&q, v * v);
+    kd_vf shift = kd_load(x, type, i, n), s = kd_load_f32(part + i, n), q = kd_load_f32(part + c->width + i, n);
+#pragma GCC unroll 2
+    for (int j = 0; j < rows; j++) {
+        kd_vf v = kd_load(x, type, (r + (size_t)j) * c->width + i, n) - shift;
+        s += v;
+        q += v * v;
     }
-    fold(sum + i, &s, (size_t)n);
-    fold(sum + c->width + i, &q, (size_t)n);
+    kd_store_f32(part + i, s, n);
+    kd_store_f32(part + c->width + i, q, n);
 }
 
-KD_LANE void stats_loop(const norm_ctx *c, kd_dtype type, double *sum, size_t begin, size_t end) {
+KD_LANE void stats_rows(const norm_ctx *c, kd_dtype type, float *part, size_t r, int rows) {
     size_t whole = c->width / KD_VF * KD_VF;
-    for (size_t r0 = begin; r0 < end; r0 += ROWS) {
-        size_t r1 = r0 + ROWS < end ? r0 + ROWS : end;
-        for (size_t i = 0; i < whole; i += KD_VF)
-            stats_block(c, type, sum, r0, r1, i, KD_VF);
-        if (whole < c->width)
-            stats_block(c, type, sum, r0, r1, whole, (int)(c->width - whole));
+    for (size_t i = 0; i < whole; i += KD_VF)
+        stats_at(c, type, part, r, rows, i, KD_VF);
+    if (whole < c->width)
+        stats_at(c, type, part, r, rows, whole, (int)(c->width - whole));
+}
+
+KD_LANE void stats_loop(const norm_ctx *c, kd_dtype type, int slice, size_t begin, size_t end) {
+    double *sum = c->sums + (size_t)slice * 2 * c->width;
+    float *part = c->part + (size_t)slice * 2 * c->width;
+    memset(part, 0, 2 * c->width * sizeof *part);
+    for (size_t r = begin; r < end;) {
+        size_t last = r + ROWS < end ? r + ROWS : end;
+        for (; r + TOGETHER <= last; r += TOGETHER)
+            stats_rows(c, type, part, r, TOGETHER);
+        for (; r < last; r++)
+            stats_rows(c, type, part, r, 1);
+        fold(sum, part, 2 * c->width);
     }
 }
 
 KD_HOT static void stats_range(const void *ctx, int slice, size_t begin, size_t end) {
     const norm_ctx c = *(const norm_ctx *)ctx;
-    double *sum = c.sums + (size_t)slice * 2 * c.width;
     if (c.d->x[0].dtype == KD_F32)
-        stats_loop(&c, KD_F32, sum, begin, end);
+        stats_loop(&c, KD_F32, slice, begin, end);
     else
-        stats_loop(&c, KD_BF16, sum, begin, end);
+        stats_loop(&c, KD_BF16, slice, begin, end);
 }
 
 static double over_slices(const norm_ctx *c, int threads, size_t which, size_t i) {
@@ -187,7 +202,7 @@ KD_HOT static void apply_range(const void *ctx, int slice, size_t begin, size_t 
 
 static norm_ctx context_of(const kd_cpu *b, const kd_op *op, const kd_op_args *args, layout *l) {
     *l = layout_of(&op->desc, b->base.threads);
-    return (norm_ctx){.d = &op->desc, .p = args, .bias = args->param[1], .sums = kd_cpu_at(args->scratch, l->sums), .width = kd_cpu_width(&op->desc.y)};
+    return (norm_ctx){.d = &op->desc, .p = args, .bias = args->param[1], .sums = kd_cpu_at(args->scratch, l->sums), .part = kd_cpu_at(args->scratch, l->part), .width = kd_cpu_width(&op->desc.y)};
 }
 
 static void set_factors(float *a, const float *weight, const float *rstd, size_t n) {
@@ -227,32 +242,42 @@ KD_LANE kd_vf gradient_before(const norm_ctx *c, variant k, kd_vf x, size_t at, 
     return kd_act_gradient(k.act, g, pre_activation(c, k, x, at, i, n));
 }
 
-/* Sums of g and g * (x0 - mean) over a block of rows for n channels from i on; dx1 = g on the way. */
-KD_LANE void reduce_block(const norm_ctx *c, variant k, double *sum, size_t r0, size_t r1, size_t i, int n) {
-    kd_vf mean = kd_load_f32(c->mean + i, n);
-    kd_carried s = KD_NO_SUM, q = KD_NO_SUM;
+/* Sums of g and g * (x0 - mean) for n channels from i on; dx1 = g on the way. */
+KD_LANE void reduce_at(const norm_ctx *c, variant k, float *part, size_t r, int rows, size_t i, int n) {
+    kd_vf mean = kd_load_f32(c->mean + i, n), s = kd_load_f32(part + i, n), q = kd_load_f32(part + c->width + i, n);
     int dx1 = (c->d->need_dx & 2) != 0, add1 = (c->d->add_dx & 2) != 0;
-    for (size_t r = r0; r < r1; r++) {
-        size_t at = r * c->width + i;
+#pragma GCC unroll 2
+    for (int j = 0; j < rows; j++) {
+        size_t at = (r + (size_t)j) * c->width + i;
         kd_vf x = kd_load(c->p->x[0], k.x0, at, n), g = gradient_before(c, k, x, at, i, n);
-        kd_carry(&s, g);
-        kd_carry(&q, g * (x - mean));
+        s += g;
+        q += g * (x - mean);
         if (k.join && dx1)
             kd_store_grad(c->p->dx[1], k.x1, at, g, n, add1);
     }
-    fold(sum + i, &s, (size_t)n);
-    fold(sum + c->width + i, &q, (size_t)n);
+    kd_store_f32(part + i, s, n);
+    kd_store_f32(part + c->width + i, q, n);
+}
+
+KD_LANE void reduce_rows(const norm_ctx *c, variant k, float *part, size_t r, int rows) {
+    size_t whole = c->width / KD_VF * KD_VF;
+    for (size_t i = 0; i < whole; i += KD_VF)
+        reduce_at(c, k, part, r, rows, i, KD_VF);
+    if (whole < c->width)
+        reduce_at(c, k, part, r, rows, whole, (int)(c->width - whole));
 }
 
 KD_LANE void reduce_loop(const norm_ctx *c, variant k, int slice, size_t begin, size_t end) {
-    size_t whole = c->width / KD_VF * KD_VF;
     double *sum = c->sums + (size_t)slice * 2 * c->width;
-    for (size_t r0 = begin; r0 < end; r0 += ROWS) {
-        size_t r1 = r0 + ROWS < end ? r0 + ROWS : end;
-        for (size_t i = 0; i < whole; i += KD_VF)
-            reduce_block(c, k, sum, r0, r1, i, KD_VF);
-        if (whole < c->width)
-            reduce_block(c, k, sum, r0, r1, whole, (int)(c->width - whole));
+    float *part = c->part + (size_t)slice * 2 * c->width;
+    memset(part, 0, 2 * c->width * sizeof *part);
+    for (size_t r = begin; r < end;) {
+        size_t last = r + ROWS < end ? r + ROWS : end;
+        for (; r + TOGETHER <= last; r += TOGETHER)
+            reduce_rows(c, k, part, r, TOGETHER);
+        for (; r < last; r++)
+            reduce_rows(c, k, part, r, 1);
+        fold(sum, part, 2 * c->width);
     }
 }
 

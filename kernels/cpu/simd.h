@@ -191,13 +191,16 @@ KD_LANE kd_vf kd_load_bf16(const uint16_t *p, int n) {
 
 /* Round to nearest even as kd_f32_to_bf16: subnormals exact, NaN quiet. */
 KD_LANE void kd_store_bf16(uint16_t *p, kd_vf v, int n) {
+#ifdef KD_FOR_AVX512
+    __m512i u = (__m512i)v, kept = _mm512_srli_epi32(u, 16), rounded = _mm512_add_epi32(u, _mm512_set1_epi32(0x7fff));
+    rounded = _mm512_mask_add_epi32(rounded, _mm512_test_epi32_mask(kept, _mm512_set1_epi32(1)), rounded, _mm512_set1_epi32(1));
+    rounded = _mm512_mask_or_epi32(_mm512_srli_epi32(rounded, 16), _mm512_cmp_ps_mask((__m512)v, (__m512)v, _CMP_UNORD_Q), kept, _mm512_set1_epi32(0x40));
+    _mm256_mask_storeu_epi16(p, kd_first16((size_t)n), _mm512_cvtepi32_epi16(rounded));
+#else
     kd_vu u = (kd_vu)v;
     kd_vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16, quiet = (u >> 16) | 0x40;
     kd_vu nan = (kd_vu)((0x7f800000 - (kd_vi)(u & 0x7fffffff)) >> 31);
     kd_vu both = (nan & quiet) | (~nan & rounded);
-#ifdef KD_FOR_AVX512
-    _mm256_mask_storeu_epi16(p, kd_first16((size_t)n), _mm512_cvtepi32_epi16((__m512i)both));
-#else
     kd_vh h = __builtin_convertvector(both, kd_vh);
     if (n == KD_VF) {
         memcpy(p, &h, sizeof h);

@@ -1,7 +1,10 @@
 /* winograd.h: tiles, their transforms and who does what.
  *
  * A forward pass takes some tiles at a time, all of one thread: their 4 x 4 windows become 16 matrices [tiles, in], those 16 matrices [tiles, out], and those the tiles of y; between, they stay in the second-level cache where channels
- * are few. In the gradient of the weights all threads transform the same tiles, and then each multiplies at some of the points, so that there is only one copy of the sums. */
+ * are few.
+ *
+ * In the gradient of the weights of few channels each thread sums over tiles of its own, because matrices that the others made would have to come from their caches. Where channels are many, so are the sums: there is one copy of them,
+ * all threads transform the same tiles, and then each multiplies at some of the points. */
 #include "kernels/cpu/winograd.h"
 
 #include <string.h>
@@ -18,7 +21,8 @@ enum {
     GAP = 32,               /* floats between the matrices of two points, so that 16 stores don't compete for one set of the first-level cache */
     NEAR_FLOATS = 640 << 8, /* of the matrices of a thread's tiles, 640 KiB; but */
     LEAST_TILES = 128,      /* at least, because all weights pass by them; likewise all sums for the weights */
-    MOST_TILES = 512
+    MOST_TILES = 512,
+    OWN_SUMS = 1 << 17      /* floats: as many sums for the weights, or fewer, a thread has of its own */
 };
 
 typedef struct tiles {
@@ -372,9 +376,10 @@ void kd_winograd_forward(int threads, const kd_window *s, float *y, const float 
 
 /* ---- the gradient of the weights ---- */
 
-/* Byte offsets in scratch; work: the first thread's, and their distance. */
+/* Byte offsets in scratch. A copy: tiles' matrices and sums, of all threads or of one; work: a thread's. */
 typedef struct dw_layout {
-    size_t zeros, windows, gradients, sums, work, work_bytes;
+    int copies;
+    size_t zeros, windows, gradients, sums, copy, work, work_bytes;
 } dw_layout;
 
 /* At a point: sums [out,in] = or += of n tiles' gradients and windows. */
@@ -385,12 +390,16 @@ static kd_matmul sum_product(const kd_window *s, int64_t n, int add) {
 static dw_layout dw_layout_of(const kd_window *s, const tiles *t, size_t *all, int threads) {
     kd_matmul m = sum_product(s, t->block, 0);
     int64_t wider = s->in > s->out ? s->in : s->out;
-    dw_layout l = {0};
+    int apart = POINTS * s->in * s->out <= OWN_SUMS && t->all >= threads * LEAST_TILES;
+    dw_layout l = {.copies = apart ? threads : 1};
     *all = 0;
     l.zeros = kd_cpu_region(all, (size_t)wider * sizeof(float));
-    l.windows = kd_cpu_region(all, POINTS * point_distance(t->block, s->in) * sizeof(float));
-    l.gradients = kd_cpu_region(all, POINTS * point_distance(t->block, s->out) * sizeof(float));
-    l.sums = kd_cpu_region(all, POINTS * point_distance(s->out, s->in) * sizeof(float));
+    size_t at = *all;
+    l.windows = kd_cpu_region(&at, POINTS * point_distance(t->block, s->in) * sizeof(float));
+    l.gradients = kd_cpu_region(&at, POINTS * point_distance(t->block, s->out) * sizeof(float));
+    l.sums = kd_cpu_region(&at, POINTS * point_distance(s->out, s->in) * sizeof(float));
+    l.copy = at - *all;
+    *all += (size_t)l.copies * l.copy;
     kd_cpu_region(&l.work_bytes, kd_matmul_work_bytes(kd_matmul_here(KD_F32), &m));
     l.work = kd_cpu_region(all, (size_t)threads * l.work_bytes);
     return l;
@@ -410,31 +419,64 @@ typedef struct dw_ctx {
     float *dw;
     const float *x, *g;
     char *scratch;
-    int64_t first, n; /* the block's tiles */
+    /* A block: */
+    int copy;
+    int64_t first, n; /* tiles */
+    int add;          /* to the sums of others */
 } dw_ctx;
+
+static void *copy_at(const dw_ctx *c, size_t offset) {
+    return kd_cpu_at(c->scratch, offset + (size_t)c->copy * c->l.copy);
+}
 
 /* Tiles begin .. end-1 of the block. */
 static void transform_range(const void *ctx, int slice, size_t begin, size_t end) {
     const dw_ctx *c = ctx;
     const kd_window *s = c->s;
     const float *zeros = kd_cpu_at(c->scratch, c->l.zeros);
+    int64_t from = c->first + (int64_t)begin, to = c->first + (int64_t)end;
     (void)slice;
-    transform_windows(&(source){s, &c->t, c->x, zeros, s->in, kd_cpu_at(c->scratch, c->l.windows), point_distance(c->t.block, s->in), c->first}, c->first + (int64_t)begin, c->first + (int64_t)end);
-    transform_gradients(&(source){s, &c->t, c->g, zeros, s->out, kd_cpu_at(c->scratch, c->l.gradients), point_distance(c->t.block, s->out), c->first}, c->first + (int64_t)begin, c->first + (int64_t)end);
+    transform_windows(&(source){s, &c->t, c->x, zeros, s->in, copy_at(c, c->l.windows), point_distance(c->t.block, s->in), c->first}, from, to);
+    transform_gradients(&(source){s, &c->t, c->g, zeros, s->out, copy_at(c, c->l.gradients), point_distance(c->t.block, s->out), c->first}, from, to);
 }
 
 /* Points begin .. end-1. */
 static void sum_range(const void *ctx, int slice, size_t begin, size_t end) {
     const dw_ctx *c = ctx;
     const kd_window *s = c->s;
-    kd_matmul m = sum_product(s, c->n, c->first > 0);
+    kd_matmul m = sum_product(s, c->n, c->add);
     const kd_matmul_kind *kind = kd_matmul_here(KD_F32);
     void *panels = kd_cpu_at(c->scratch, c->l.work + (size_t)slice * c->l.work_bytes), *strip = kd_cpu_at(panels, kd_matmul_strip_offset(kind, &m));
-    const float *windows = kd_cpu_at(c->scratch, c->l.windows), *gradients = kd_cpu_at(c->scratch, c->l.gradients);
-    float *sums = kd_cpu_at(c->scratch, c->l.sums);
+    const float *windows = copy_at(c, c->l.windows), *gradients = copy_at(c, c->l.gradients);
+    float *sums = copy_at(c, c->l.sums);
     for (size_t k = begin; k < end; k++) {
         kind->pack(&m, windows + k * point_distance(c->t.block, s->in), panels);
         kind->rows(&m, sums + k * point_distance(s->out, s->in), gradients + k * point_distance(c->t.block, s->out), s->out, panels, strip);
+    }
+}
+
+/* Sums of copies begin .. end-1, each of its share of the tiles. */
+static void copies_range(const void *ctx, int slice, size_t begin, size_t end) {
+    dw_ctx c = *(const dw_ctx *)ctx;
+    for (size_t i = begin; i < end; i++) {
+        int64_t own = c.t.all * (int64_t)i / c.l.copies, last = c.t.all * (int64_t)(i + 1) / c.l.copies;
+        c.copy = (int)i;
+        for (c.first = own; c.first < last; c.first += c.t.block) {
+            c.n = within(last - c.first, 1, c.t.block);
+            c.add = c.first > own;
+            transform_range(&c, slice, 0, (size_t)c.n);
+            sum_range(&c, slice, 0, POINTS);
+        }
+    }
+}
+
+/* All threads at one block after the other. */
+static void sum_together(dw_ctx *c, int threads) {
+    for (c->first = 0; c->first < c->t.all; c->first += c->t.block) {
+        c->n = within(c->t.all - c->first, 1, c->t.block);
+        c->add = c->first > 0;
+        kd_cpu_parallel(threads, (size_t)c->n, (size_t)(POINTS * (c->s->in + c->s->out)), transform_range, c);
+        kd_cpu_share(threads, POINTS, (size_t)1 << 20, sum_range, c);
     }
 }
 
@@ -448,9 +490,11 @@ KD_HOT static void finish_range(const void *ctx, int slice, size_t begin, size_t
             const float *from = (const float *)kd_cpu_at(c->scratch, c->l.sums) + o * in + i;
             float *dw = c->dw + (o * in + i) * TAPS, taps[TAPS][KD_VF];
             kd_vf u[POINTS], g[TAPS];
-#pragma GCC unroll 16
-            for (int k = 0; k < POINTS; k++)
+            for (int k = 0; k < POINTS; k++) {
                 u[k] = kd_load_f32(from + (size_t)k * distance, KD_VF);
+                for (size_t copy = 1; copy < (size_t)c->l.copies; copy++)
+                    u[k] += kd_load_f32((const float *)kd_cpu_at((void *)from, copy * c->l.copy) + (size_t)k * distance, KD_VF);
+            }
             transform_weight_gradient(g, u);
             memcpy(taps, g, sizeof g);
             for (int lane = 0; lane < KD_VF; lane++)
@@ -464,10 +508,9 @@ void kd_winograd_dw(int threads, const kd_window *s, float *dw, const float *x, 
     size_t all;
     c.l = dw_layout_of(s, &c.t, &all, threads);
     memset(kd_cpu_at(scratch, c.l.zeros), 0, c.l.windows - c.l.zeros);
-    for (c.first = 0; c.first < c.t.all; c.first += c.t.block) {
-        c.n = within(c.t.all - c.first, 1, c.t.block);
-        kd_cpu_parallel(threads, (size_t)c.n, (size_t)(POINTS * (s->in + s->out)), transform_range, &c);
-        kd_cpu_share(threads, POINTS, (size_t)1 << 20, sum_range, &c);
-    }
+    if (c.l.copies > 1)
+        kd_cpu_parallel(threads, (size_t)c.l.copies, (size_t)1 << 20, copies_range, &c);
+    else
+        sum_together(&c, threads);
     kd_cpu_parallel(threads, (size_t)s->out, (size_t)(s->in * TAPS), finish_range, &c);
 }

@@ -14,8 +14,8 @@
  *
  * All constants but the halves of G are 0, 1 and -1, so hardly a digit is lost: tests/ops/tolerances.c has what was measured.
  *
- * The order of every sum follows from the shape alone, so neither threads nor the other images of a batch change a bit of y and dx, nor threads one of dw. All tensors are dense (NHWC); scratch and packed are 64-byte aligned and the
- * caller's. Inside kernels/cpu only. */
+ * The order of the sums of y and dx follows from the shape alone, so neither threads nor the other images of a batch change a bit of them; that of dw follows from the number of threads, too. All tensors are dense (NHWC); scratch and
+ * packed are 64-byte aligned and the caller's. Inside kernels/cpu only. */
 #ifndef KD_KERNELS_CPU_WINOGRAD_H
 #define KD_KERNELS_CPU_WINOGRAD_H
 
