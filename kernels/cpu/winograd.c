@@ -22,7 +22,7 @@ enum {
     NEAR_FLOATS = 640 << 8, /* of the matrices of a thread's tiles, 640 KiB; but */
     LEAST_TILES = 128,      /* at least, because all weights pass by them; likewise all sums for the weights */
     MOST_TILES = 512,
-    OWN_SUMS = 1 << 17      /* floats: as many sums for the weights, or fewer, a thread has of its own */
+    OWN_SUMS = 1 << 18      /* floats: as many sums for the weights, or fewer, a thread has of its own */
 };
 
 typedef struct tiles {
