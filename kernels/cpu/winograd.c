@@ -419,10 +419,10 @@ typedef struct dw_ctx {
     float *dw;
     const float *x, *g;
     char *scratch;
-    /* A block: */
-    int copy;
+    /* Of a block of tiles: */
+    int copy;         /* whose matrices and sums */
     int64_t first, n; /* tiles */
-    int add;          /* to the sums of others */
+    int add;          /* to sums of earlier blocks */
 } dw_ctx;
 
 static void *copy_at(const dw_ctx *c, size_t offset) {
@@ -483,7 +483,7 @@ static void sum_together(dw_ctx *c, int threads) {
 /* Output channels begin .. end-1. */
 KD_HOT static void finish_range(const void *ctx, int slice, size_t begin, size_t end) {
     const dw_ctx *c = ctx;
-    size_t in = (size_t)c->s->in, distance = point_distance(c->s->out, c->s->in);
+    size_t in = (size_t)c->s->in, distance = point_distance(c->s->out, c->s->in), copy = c->l.copy / sizeof(float);
     (void)slice;
     for (size_t o = begin; o < end; o++)
         for (size_t i = 0; i < in; i += KD_VF) {
@@ -492,8 +492,8 @@ KD_HOT static void finish_range(const void *ctx, int slice, size_t begin, size_t
             kd_vf u[POINTS], g[TAPS];
             for (int k = 0; k < POINTS; k++) {
                 u[k] = kd_load_f32(from + (size_t)k * distance, KD_VF);
-                for (size_t copy = 1; copy < (size_t)c->l.copies; copy++)
-                    u[k] += kd_load_f32((const float *)kd_cpu_at((void *)from, copy * c->l.copy) + (size_t)k * distance, KD_VF);
+                for (size_t j = 1; j < (size_t)c->l.copies; j++)
+                    u[k] += kd_load_f32(from + j * copy + (size_t)k * distance, KD_VF);
             }
             transform_weight_gradient(g, u);
             memcpy(taps, g, sizeof g);
