@@ -1,7 +1,7 @@
 #!/bin/bash
 # What grows with the number of images: opening a cache, memory, cost per view, from 1,000 views to 1,000,000, on synthetic caches of small records; and kd-train on 1 and 2 processors, quiet and
 # beside another process. The table goes to tests/bench/results/scaling.md. 25 minutes, most of them to make the largest caches; wants 5 GB in FOLDER (default: TMPDIR).
-#     COUNTS="1000 10000 100000 1000000"   views in a shard;   TURNS=3;   STEPS=8 of a kd-train run
+#     COUNTS="1000 10000 100000 1000000"   views in a shard;   TURNS=3;   STEPS=8 of a kd-train run;   OUT=FILE   another table
 #     KD_TEST_DATA=DIR   photos of its caltech101.tar and its small teacher for the second part; without it drawn pictures and the tests' teacher
 set -eu
 cd "$(dirname "$0")/../.."
@@ -12,7 +12,7 @@ work=$(mktemp -d "${FOLDER:-${TMPDIR:-/tmp}}/kd-bench.XXXXXX")
 busy=
 trap '[ -z "$busy" ] || kill "$busy"; chmod -R u+w "$work"; rm -rf "$work"' EXIT
 export XDG_CACHE_HOME=$work/verdicts
-out=tests/bench/results/scaling.md
+out=${OUT:-tests/bench/results/scaling.md}
 mkdir -p tests/bench/results
 . tests/bench/peak.sh
 
