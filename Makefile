@@ -310,6 +310,11 @@ $(OBJ)/libkd_$(1).list: FORCE
 	@echo '$(2)' | cmp -s - $$@ || echo '$(2)' > $$@
 endef
 .PHONY: FORCE
+# What bin/ and lib/ were linked of: another configuration's objects may be older than they are (make ONEDNN_HOME=.., then make).
+CONFIGURED := $(if $(ROOT),$(ROOT),$(BUILD)/)configuration.txt
+$(CONFIGURED): FORCE
+	@mkdir -p $(@D)
+	@echo '$(CONFIG)' | cmp -s - $@ || echo '$(CONFIG)' > $@
 $(eval $(call archive_rule,common,$(COMMON_SRC)))
 $(eval $(call archive_rule,kernels,$(KERNELS_SRC)))
 $(eval $(call archive_rule,cache,$(CACHE_SRC)))
@@ -319,7 +324,7 @@ $(eval $(call archive_rule,train,$(TRAIN_SRC)))
 # -rdynamic: a module uses the program's copy of common/ (memory counters, log level) instead of its own.
 # $(1) program, $(2) main source, $(3) layers, $(4) libraries
 define program_rule
-$(BIN)/$(1): $(call objects,$(2)) $(call archives,$(3))
+$(BIN)/$(1): $(call objects,$(2)) $(call archives,$(3)) $(CONFIGURED)
 	@mkdir -p $$(@D)
 	@$(if $(Q),echo '  link $$@')
 	$(Q)$(CC) $(ALL_LDFLAGS) $(if $(filter kernels,$(3)),-rdynamic) $$(filter %.o,$$^) -Wl$(comma)--start-group $$(filter %.a,$$^) -Wl$(comma)--end-group $(4) -o $$@
@@ -330,7 +335,7 @@ $(eval $(call program_rule,kd-eval,train/kd_eval.c,train cache kernels common,$(
 $(eval $(call program_rule,kd-export,train/kd_export.c,train cache kernels common,$(CACHE_LIBS) $(COMMON_LIBS)))
 $(eval $(call program_rule,kd-cache,cache/kd_cache.c,cache common,$(CACHE_LIBS) $(COMMON_LIBS)))
 
-$(LIB)/libkd_cpu.so: $(call objects,$(CPU_SRC)) $(call archives,common)
+$(LIB)/libkd_cpu.so: $(call objects,$(CPU_SRC)) $(call archives,common) $(CONFIGURED)
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  link $@')
 	$(Q)$(CC) -shared $(ALL_LDFLAGS) -fopenmp $(filter %.o,$^) $(filter %.a,$^) $(DNNL_LIBS) $(COMMON_LIBS) -o $@
@@ -345,7 +350,7 @@ $(OBJ)/kernels/cuda/%.cu.o: kernels/cuda/%.cu
 	$(Q)$(NVCC) $(NVCC_FLAGS) -I. $(CUDA_INCLUDES) -MMD -MP -c $< -o $@
 $(OBJ)/kernels/cuda/%.o: ALL_CFLAGS += $(CUDA_INCLUDES)
 
-$(LIB)/libkd_cuda.so: $(patsubst %.cu,$(OBJ)/%.cu.o,$(filter %.cu,$(CUDA_SOURCES))) $(call objects,$(filter %.c,$(CUDA_SOURCES))) $(call archives,common)
+$(LIB)/libkd_cuda.so: $(patsubst %.cu,$(OBJ)/%.cu.o,$(filter %.cu,$(CUDA_SOURCES))) $(call objects,$(filter %.c,$(CUDA_SOURCES))) $(call archives,common) $(CONFIGURED)
 	@mkdir -p $(@D)
 	@$(if $(Q),echo '  link $@')
 	$(Q)$(NVCC) -shared -Wno-deprecated-gpu-targets -cudart none $(filter %.o,$^) $(filter %.a,$^) $(CUDA_LIBRARIES) $(CUDART) $(foreach l,$(CUDA_LIBRARIES),-Xlinker -rpath=$(dir $(l))) $(COMMON_LIBS) -lrt -lpthread -ldl -o $@
